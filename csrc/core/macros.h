@@ -1,0 +1,22 @@
+// Host/device markers and the namespace every kernel lives in.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define SEWSNN_HD __host__ __device__ __forceinline__
+#else
+#define SEWSNN_HD inline __attribute__((always_inline))
+#endif
+
+// The CPU kernels are compiled once per instruction set. Each copy lives in an inline namespace of its own, so that the
+// linker can never pick, say, the AVX-512 copy of an inline function for the generic kernels.
+#ifndef SEWSNN_ISA
+#define SEWSNN_ISA generic
+#endif
+#define SEWSNN_BEGIN        \
+  namespace sewsnn {        \
+  inline namespace SEWSNN_ISA {
+#define SEWSNN_END \
+  }                \
+  }

@@ -1,0 +1,42 @@
+// LIF and PLIF, with u = v - rest:
+//   decay_input      h = v + (x - u) / tau                                                        (supplement, A.1)
+//   otherwise        h = v - u / tau + x
+// `rest` is v_reset, or 0 for soft reset. Two forms differ in rounding only: LIF divides by tau, PLIF multiplies by its
+// learnt leak = 1/tau. Where 1/tau is exact (tau a power of two) both round alike, and LIF takes the cheaper one.
+#pragma once
+
+#include "core/macros.h"
+
+SEWSNN_BEGIN
+
+template <class S>
+struct LeakyDivide {
+  static constexpr bool has_leak = true;
+  S tau, rest;
+  bool decay_input;
+
+  SEWSNN_HD S charge(S v, S x) const {
+    const S u = v - rest;
+    return decay_input ? v + (x - u) / tau : (v - u / tau) + x;
+  }
+  SEWSNN_HD S grad_x(S gh) const { return decay_input ? gh / tau : gh; }
+  SEWSNN_HD S grad_v(S gh) const { return gh - gh / tau; }
+  SEWSNN_HD S d_leak(S, S) const { return S(0); }  // tau is a constant here
+};
+
+template <class S>
+struct LeakyMultiply {
+  static constexpr bool has_leak = true;
+  S leak, rest;
+  bool decay_input;
+
+  SEWSNN_HD S charge(S v, S x) const {
+    const S u = v - rest;
+    return decay_input ? v + (x - u) * leak : (v - u * leak) + x;
+  }
+  SEWSNN_HD S grad_x(S gh) const { return decay_input ? gh * leak : gh; }
+  SEWSNN_HD S grad_v(S gh) const { return gh - gh * leak; }
+  SEWSNN_HD S d_leak(S v, S x) const { return decay_input ? x - (v - rest) : rest - v; }
+};
+
+SEWSNN_END
