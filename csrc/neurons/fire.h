@@ -5,6 +5,7 @@
 #pragma once
 
 #include "core/macros.h"
+#include "core/params.h"
 
 SEWSNN_BEGIN
 
@@ -12,6 +13,9 @@ template <class S>
 struct FireReset {
   S v_threshold, v_reset;
   bool hard, detach;
+  static SEWSNN_HD FireReset from(const NeuronParams& p) {
+    return {S(p.v_threshold), S(p.v_reset), p.hard_reset, p.detach_reset};
+  }
 
   SEWSNN_HD bool fires(S h) const { return h >= v_threshold; }
 

@@ -2,12 +2,14 @@
 #pragma once
 
 #include "core/macros.h"
+#include "core/params.h"
 
 SEWSNN_BEGIN
 
 template <class S>
 struct IntegrateFire {
   static constexpr bool has_leak = false;
+  static SEWSNN_HD IntegrateFire from(const NeuronParams&, S) { return {}; }
 
   SEWSNN_HD S charge(S v, S x) const { return v + x; }
   SEWSNN_HD S grad_x(S gh) const { return gh; }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "core/macros.h"
+#include "core/params.h"
 
 SEWSNN_BEGIN
 
@@ -14,6 +15,7 @@ struct LeakyDivide {
   static constexpr bool has_leak = true;
   S tau, rest;
   bool decay_input;
+  static SEWSNN_HD LeakyDivide from(const NeuronParams& p, S) { return {S(p.tau), S(p.v_reset), p.decay_input}; }
 
   SEWSNN_HD S charge(S v, S x) const {
     const S u = v - rest;
@@ -29,6 +31,7 @@ struct LeakyMultiply {
   static constexpr bool has_leak = true;
   S leak, rest;
   bool decay_input;
+  static SEWSNN_HD LeakyMultiply from(const NeuronParams& p, S leak) { return {leak, S(p.v_reset), p.decay_input}; }
 
   SEWSNN_HD S charge(S v, S x) const {
     const S u = v - rest;

@@ -1,0 +1,57 @@
+// From run-time values to template arguments.
+#pragma once
+
+#include <cmath>
+
+#include "core/dtype.h"
+#include "neurons/integrate_fire.h"
+#include "neurons/leaky.h"
+
+SEWSNN_BEGIN
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+template <class F>
+auto with_storage(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::Float16: return f(Tag<Half>());
+    case DType::BFloat16: return f(Tag<BFloat16>());
+    case DType::Float64: return f(Tag<double>());
+    case DType::Float32: break;
+  }
+  return f(Tag<float>());
+}
+
+template <bool B>
+struct Bool {
+  static constexpr bool value = B;
+};
+
+template <class F>
+auto with_bool(bool b, F&& f) {
+  return b ? f(Bool<true>()) : f(Bool<false>());
+}
+
+// 1 / tau is exact for a power of two: multiplying by it rounds as dividing by tau does.
+inline bool has_exact_reciprocal(double tau) {
+  int exponent;
+  return frexp(tau, &exponent) == 0.5 && exponent < 100;
+}
+
+template <class S, class F>
+auto with_neuron(const NeuronParams& p, F&& f) {
+  if (p.kind == NeuronKind::IF) return f(Tag<IntegrateFire<S>>());
+  if (p.kind == NeuronKind::LIF && !has_exact_reciprocal(p.tau)) return f(Tag<LeakyDivide<S>>());
+  return f(Tag<LeakyMultiply<S>>());
+}
+
+// The leak of a LIF node that multiplies; PLIF reads its own.
+template <class S>
+S constant_leak(const NeuronParams& p) {
+  return p.kind == NeuronKind::LIF ? S(1 / p.tau) : S(0);
+}
+
+SEWSNN_END

@@ -1,0 +1,32 @@
+// Chooses the instruction set once, when the first kernel runs.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/cpu_kernels.h"
+
+namespace sewsnn {
+namespace {
+
+const CpuKernels& choose() {
+#if defined(__x86_64__)
+  const char* const asked = std::getenv("SEWSNN_CPU");
+  const bool below_512 = asked && std::strcmp(asked, "avx512") != 0 && *asked;
+  const bool generic = asked && std::strcmp(asked, "generic") == 0;
+  __builtin_cpu_init();
+  if (!below_512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    return kAvx512Kernels;
+  if (!generic && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    return kAvx2Kernels;
+#endif
+  return kGenericKernels;
+}
+
+}  // namespace
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace sewsnn

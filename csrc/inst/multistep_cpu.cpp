@@ -1,0 +1,22 @@
+// Compiled once per instruction set, with SEWSNN_ISA and SEWSNN_TABLE naming it (CMakeLists.txt).
+#include "kernels/cpu_kernels.h"
+#include "kernels/multistep_cpu.h"
+
+namespace sewsnn {
+namespace {
+
+void forward(const ForwardParams& p, int64_t first, int64_t last) {
+  with_storage(p.dtype, [&](auto storage) { forward_blocks<typename decltype(storage)::type>(p, first, last); });
+}
+
+void backward(const BackwardParams& p, int64_t first, int64_t last) {
+  with_storage(p.dtype, [&](auto storage) { backward_blocks<typename decltype(storage)::type>(p, first, last); });
+}
+
+}  // namespace
+
+#define SEWSNN_STRING_(x) #x
+#define SEWSNN_STRING(x) SEWSNN_STRING_(x)
+extern const CpuKernels SEWSNN_TABLE = {SEWSNN_STRING(SEWSNN_ISA), kBlock, forward, backward};
+
+}  // namespace sewsnn

@@ -1,0 +1,25 @@
+// The CPU kernels as one table per instruction set. No torch here, and none of the kernels' headers.
+#pragma once
+
+#include "core/params.h"
+
+namespace sewsnn {
+
+struct CpuKernels {
+  const char* isa;
+  int64_t block;  // neurons per block; the functions below run blocks [first, last) of ceil(M / block)
+  void (*forward)(const ForwardParams&, int64_t first, int64_t last);
+  void (*backward)(const BackwardParams&, int64_t first, int64_t last);  // one leak partial per block
+};
+
+// Defined by csrc/inst/multistep_cpu.cpp, compiled once per instruction set.
+extern const CpuKernels kGenericKernels;
+#if defined(__x86_64__)
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
+#endif
+
+// The best table this processor can run; SEWSNN_CPU=generic|avx2|avx512 asks for a lower one.
+const CpuKernels& cpu_kernels();
+
+}  // namespace sewsnn

@@ -1,0 +1,79 @@
+// How [T, ...] tensors are seen by the kernels: T rows of M numbers, in whatever dense order one time-step of x has.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "core/params.h"
+#include "ops/torch.h"
+
+namespace sewsnn {
+
+struct Layout {
+  std::vector<int64_t> sizes, strides;  // of a dense result: T outermost, one time-step ordered as in x
+  int64_t T = 0, M = 1;
+  bool x_in_place = false;  // x can be read where it lies
+
+  explicit Layout(const Tensor& x) {
+    sizes.assign(x.sizes().begin(), x.sizes().end());
+    strides.assign(x.strides().begin(), x.strides().end());
+    T = sizes[0];
+    for (size_t d = 1; d < sizes.size(); ++d) M *= sizes[d];
+    x_in_place = one_step_is_dense();
+    if (!x_in_place) {
+      int64_t stride = 1;
+      for (size_t d = sizes.size() - 1; d > 0; --d) {
+        strides[d] = stride;
+        stride *= std::max<int64_t>(sizes[d], 1);
+      }
+    }
+    strides[0] = std::max<int64_t>(M, 1);
+  }
+
+  // Shape and strides without the time dimension.
+  std::vector<int64_t> step_sizes() const { return {sizes.begin() + 1, sizes.end()}; }
+  std::vector<int64_t> step_strides() const { return {strides.begin() + 1, strides.end()}; }
+
+ private:
+  bool one_step_is_dense() const {
+    if (M == 0) return false;
+    std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
+    for (size_t d = 1; d < sizes.size(); ++d)
+      if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
+    std::sort(dims.begin(), dims.end());
+    int64_t expected = 1;
+    for (const auto& [stride, size] : dims) {
+      if (stride != expected) return false;
+      expected *= size;
+    }
+    return true;
+  }
+};
+
+// A tensor the kernels can read, and its description. `holder` owns the dense copy where one had to be made.
+struct Operand {
+  Tensor holder;
+  Rows rows;
+};
+
+// `t` is [T, ...] (time: its first dimension is time) or one time-step [...]. A stride of 0 over time, or over all
+// neurons, is read as it is (the latter only if `broadcast`); any other order than the layout's is copied, once.
+inline Operand as_operand(const Tensor& t, const Layout& layout, bool time, bool broadcast) {
+  const size_t skip = time ? 1 : 0;
+  bool same = true, scalar = true;
+  for (size_t d = 1; d < layout.sizes.size(); ++d) {
+    if (layout.sizes[d] == 1) continue;
+    const int64_t stride = t.stride(int64_t(d - 1 + skip));
+    same = same && stride == layout.strides[d];
+    scalar = scalar && stride == 0;
+  }
+  if (!same && !(scalar && broadcast)) {
+    Tensor dense = time ? empty_strided(layout.sizes, layout.strides, t.scalar_type(), t)
+                        : empty_strided(layout.step_sizes(), layout.step_strides(), t.scalar_type(), t);
+    torch::stable::copy_(dense, t);
+    return {dense, {dense.const_data_ptr(), layout.M, 1}};
+  }
+  return {t, {t.const_data_ptr(), time ? t.stride(0) : 0, same ? 1 : 0}};
+}
+
+}  // namespace sewsnn

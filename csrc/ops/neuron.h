@@ -1,0 +1,52 @@
+// From tensors to the kernels' params structs and back, shared by the CPU and CUDA sides of the neuron ops.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "ops/layout.h"
+
+namespace sewsnn {
+
+// What the schemas carry besides tensors, in their order.
+struct NeuronOptions {
+  int64_t kind;
+  double tau;
+  bool decay_input;
+  double v_threshold;
+  std::optional<double> v_reset;
+  int64_t surrogate;
+  double alpha;
+  bool detach_reset;
+};
+
+enum class VMode : int64_t { None = 0, Final = 1, Sequence = 2 };
+
+struct ForwardCall {
+  Layout layout;
+  ForwardParams params;
+  Operand x, v0, leak;
+  Tensor s, v, checkpoints;
+
+  ForwardCall(const Tensor& x, const std::optional<Tensor>& v, const std::optional<Tensor>& leak,
+              const NeuronOptions& options, int64_t v_mode, bool needs_grad);
+  bool empty() const { return layout.M == 0; }
+  std::tuple<Tensor, Tensor, Tensor> result() const { return {s, v, checkpoints}; }
+};
+
+struct BackwardCall {
+  Layout layout;
+  BackwardParams params;
+  Operand grad_s, grad_v, x, v0, leak;
+  Tensor checkpoints, grad_x, grad_v0, grad_leak, partials;
+
+  BackwardCall(const std::optional<Tensor>& grad_s, const std::optional<Tensor>& grad_v, const Tensor& x,
+               const std::optional<Tensor>& v, const std::optional<Tensor>& leak, const Tensor& checkpoints,
+               const NeuronOptions& options, int64_t v_mode, bool need_v, bool need_leak);
+  bool empty() const { return layout.M == 0; }
+  bool wants_leak() const { return grad_leak.numel() != 0; }
+  void set_partials(int64_t count);  // allocates room for the leak's partial sums
+  std::tuple<Tensor, Tensor, Tensor> result() const { return {grad_x, grad_v0, grad_leak}; }
+};
+
+}  // namespace sewsnn

@@ -1,0 +1,137 @@
+"""Builds the compiled library with CMake and Ninja; everything declarative is in pyproject.toml.
+
+Environment:
+    SEWSNN_CUDA=auto|0|1     compile the CUDA kernels (auto: if nvcc is found; no GPU and no CUDA build of torch needed)
+    TORCH_CUDA_ARCH_LIST     e.g. "9.0" or "8.0;9.0+PTX"
+    MAX_JOBS                 parallel compilations
+    CUDA_HOME, CXX           where nvcc is, which C++ compiler
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+LIBRARY = "libsewsnn.so"
+# Volta is the oldest architecture nvcc 12 compiles, Turing the oldest of nvcc 13; PTX of the newest serves what comes.
+DEFAULT_ARCHS = {12: "7.5;8.0;8.6;9.0+PTX", 13: "7.5;8.0;8.6;9.0;10.0;12.0+PTX"}
+
+
+def say(message):
+    # pip shows a build's stderr only with -v; a log file beside the library keeps the message findable.
+    print(f"sewsnn: {message}", file=sys.stderr, flush=True)
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [Path(home) / "bin" / "nvcc"] if home else []
+    found = shutil.which("nvcc")
+    candidates += [Path(found)] if found else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    return next((c for c in candidates if c.is_file()), None)
+
+
+def cuda_choice():
+    """(nvcc or None, why), from SEWSNN_CUDA and what is installed."""
+    wanted = os.environ.get("SEWSNN_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"SEWSNN_CUDA must be auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None, "SEWSNN_CUDA=0"
+    nvcc = find_nvcc()
+    if nvcc is None and wanted == "1":
+        raise SystemExit("SEWSNN_CUDA=1, but nvcc was not found: put it on PATH or set CUDA_HOME")
+    return nvcc, "nvcc was not found (put it on PATH or set CUDA_HOME)" if nvcc is None else f"with {nvcc}"
+
+
+def nvcc_major(nvcc):
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"release (\d+)\.", text)
+    if not match:
+        raise SystemExit(f"{nvcc} --version does not name a release:\n{text}")
+    return int(match.group(1))
+
+
+def cmake_architectures(arch_list):
+    """TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") as CMAKE_CUDA_ARCHITECTURES ("80-real;90a")."""
+    out = []
+    for arch in arch_list.replace(" ", ";").replace(",", ";").split(";"):
+        if not arch:
+            continue
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
+        if not match:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: cannot read {arch!r}; expected numbers such as 8.0, 9.0a or 9.0+PTX")
+        out.append("".join(match.group(1, 2, 3)) + ("" if match.group(4) else "-real"))
+    return ";".join(out)
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext):
+        try:
+            import torch
+        except ImportError:
+            raise SystemExit(
+                "torch is needed to build sewsnn (its headers): install torch first, or drop --no-build-isolation"
+            ) from None
+        torch_dir = Path(torch.__file__).parent
+        nvcc, why = cuda_choice()
+        args = [
+            "-GNinja",
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DSEWSNN_TORCH_INCLUDE={torch_dir / 'include'}",
+            f"-DSEWSNN_TORCH_LIB={torch_dir / 'lib'}",
+            f"-DSEWSNN_CUDA={'ON' if nvcc else 'OFF'}",
+        ]
+        ninja = shutil.which("ninja")
+        if ninja is None:
+            raise SystemExit("ninja is needed to build sewsnn: pip install ninja")
+        args.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
+        if nvcc:
+            archs = os.environ.get("TORCH_CUDA_ARCH_LIST")
+            if not archs:
+                major = nvcc_major(nvcc)
+                archs = DEFAULT_ARCHS[min(max(major, min(DEFAULT_ARCHS)), max(DEFAULT_ARCHS))]
+            args += [f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={cmake_architectures(archs)}"]
+            say(f"compiling the CPU and CUDA kernels {why}, architectures {archs}")
+        else:
+            say(f"compiling the CPU kernels only: {why}")
+        if launcher := shutil.which("ccache"):
+            args.append(f"-DCMAKE_CXX_COMPILER_LAUNCHER={launcher}")
+            args += [f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launcher}"] if nvcc else []
+        build_dir = Path(self.build_temp).resolve()
+        build_dir.mkdir(parents=True, exist_ok=True)
+        jobs = os.environ.get("MAX_JOBS")
+        subprocess.run(["cmake", "-S", ROOT, "-B", build_dir, *args], check=True)
+        subprocess.run(["cmake", "--build", build_dir, *(["--parallel", jobs] if jobs else [])], check=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(build_dir / LIBRARY, target)
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split(".")[:-1]) / LIBRARY)
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python: the library does not use Python.h."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+class BinaryDistribution(Distribution):
+    def has_ext_modules(self):
+        return True
+
+
+setup(
+    ext_modules=[Extension("sewsnn._native.libsewsnn", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
+    distclass=BinaryDistribution,
+)

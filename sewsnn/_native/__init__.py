@@ -1,0 +1,1 @@
+"""The compiled library lies in this folder."""
