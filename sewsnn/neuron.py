@@ -1,0 +1,211 @@
+"""Neurons as modules: IF, LIF and parametric LIF. Keyword names are those of SpikingJelly, defaults those of the paper.
+
+Time is explicit: in multi-step mode (``step_mode="m"``) a node takes ``[T, N, ...]`` and starts from rest at every call,
+unless ``keep_state=True``. In single-step mode (``"s"``) it takes ``[N, ...]`` and carries its potential on until
+``reset()``.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sewsnn import functional
+from sewsnn.ops import neuron as native
+from sewsnn.ops.load import BACKENDS
+from sewsnn.surrogate import ATan
+
+__all__ = ["BaseNode", "IFNode", "LIFNode", "ParametricLIFNode"]
+
+
+class BaseNode(nn.Module):
+    """What all nodes share.
+
+    Args:
+        v_threshold: the neuron fires where h >= v_threshold.
+        v_reset: potential after a spike (hard reset); None subtracts v_threshold instead (soft reset).
+        surrogate_function: derivative of the spike in backward (:mod:`sewsnn.surrogate`); None: ``ATan(2.0)``.
+        detach_reset: the spike inside the reset is a constant in backward.
+        step_mode: ``"m"``, input ``[T, N, ...]``, or ``"s"``, input ``[N, ...]``.
+        backend: ``"auto"``, ``"native"`` or ``"torch"``.
+        store_v_seq: keep the potential of every time-step in ``v_seq``.
+        keep_state: start each call from the ``v`` of the last, with its graph. None: True for ``"s"``, False for ``"m"``.
+        store_v: leave the final potential in ``v`` (costs writing it). Needed to keep state.
+
+    Attributes:
+        v: final membrane potential ``[N, ...]`` of the last call, detached unless kept; None at rest.
+        v_seq: ``[T, N, ...]``, detached unless kept, with ``store_v_seq``; else None.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+    """
+
+    kind: int
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function=None,
+        detach_reset: bool = True,
+        step_mode: str = "m",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+        *,
+        keep_state: bool | None = None,
+        store_v: bool = True,
+    ):
+        super().__init__()
+        surrogate_function = ATan(2.0) if surrogate_function is None else surrogate_function
+        functional.check_neuron(v_threshold, v_reset, surrogate_function)
+        if step_mode not in ("m", "s"):
+            raise ValueError(f"step_mode must be 'm' or 's', got {step_mode!r}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        if keep_state and not store_v:
+            raise ValueError("keep_state=True needs store_v=True")
+        self.v_threshold = v_threshold
+        self.v_reset = v_reset
+        self.surrogate_function = surrogate_function
+        self.detach_reset = detach_reset
+        self.step_mode = step_mode
+        self.backend = backend
+        self.store_v_seq = store_v_seq
+        self.keep_state = keep_state
+        self.store_v = store_v
+        self.v: Tensor | None = None
+        self.v_seq: Tensor | None = None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the next call starts where this one ends."""
+        return self.step_mode == "s" if self.keep_state is None else self.keep_state
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes of the shape and dtype of x: ``[T, N, ...]``, or ``[N, ...]`` in single-step mode."""
+        keep = self.keeps_state
+        wanted = keep or (self.store_v and not torch.compiler.is_exporting())
+        if self.store_v_seq and not torch.compiler.is_exporting():
+            v_mode = native.V_SEQUENCE
+        else:
+            v_mode = native.V_FINAL if wanted else native.V_NONE
+        single = self.step_mode == "s"
+        s_seq, v = functional.multistep(
+            x.unsqueeze(0) if single else x,
+            self.v if keep else None,
+            kind=self.kind,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            surrogate_function=self.surrogate_function,
+            detach_reset=self.detach_reset,
+            v_mode=v_mode,
+            backend=self.backend,
+            **self._charge_arguments(),
+        )
+        if v is not None:
+            if not keep:
+                v = v.detach()
+            self.v = v[-1] if v_mode == native.V_SEQUENCE else v
+            self.v_seq = v if v_mode == native.V_SEQUENCE else None
+        return s_seq.squeeze(0) if single else s_seq
+
+    def _charge_arguments(self) -> dict:
+        return {}
+
+    def reset(self) -> None:
+        """Back to rest."""
+        self.v = None
+        self.v_seq = None
+
+    def detach(self) -> None:
+        """Cuts the kept state from the graph of the calls before (truncated back-propagation through time)."""
+        self.v = None if self.v is None else self.v.detach()
+        self.v_seq = None if self.v_seq is None else self.v_seq.detach()
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.v = None if self.v is None else fn(self.v)
+        self.v_seq = None if self.v_seq is None else fn(self.v_seq)
+        return self
+
+    def __getstate__(self):
+        # Copies and pickles carry the state's values; a graph can be neither copied nor pickled.
+        state = self.__dict__.copy()
+        for name in ("v", "v_seq"):
+            state[name] = None if state[name] is None else state[name].detach()
+        return state
+
+    def extra_repr(self) -> str:
+        return (
+            f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, surrogate_function={self.surrogate_function}, "
+            f"detach_reset={self.detach_reset}, step_mode={self.step_mode!r}, backend={self.backend!r}"
+        )
+
+
+class IFNode(BaseNode):
+    """Integrate-and-fire: ``h = v + x``. See :class:`BaseNode`, :func:`sewsnn.functional.if_multistep`."""
+
+    kind = native.IF
+
+
+class LIFNode(BaseNode):
+    """Leaky integrate-and-fire: ``h = v + (x - (v - v_reset)) / tau``; without ``decay_input`` x is not divided by tau.
+
+    Args:
+        tau: membrane time constant, at least 1.
+        decay_input: see above.
+
+    The rest as in :class:`BaseNode`; :func:`sewsnn.functional.lif_multistep` has the formulas.
+    """
+
+    kind = native.LIF
+
+    def __init__(self, tau: float = 2.0, decay_input: bool = True, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        functional.check_tau(tau)
+        self.tau = tau
+        self.decay_input = decay_input
+
+    def _charge_arguments(self):
+        return {"tau": self.tau, "decay_input": self.decay_input}
+
+    def extra_repr(self):
+        return f"tau={self.tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class ParametricLIFNode(BaseNode):
+    """LIF whose tau is learnt: ``1 / tau = sigmoid(w)``, one scalar parameter ``w``.
+
+    Args:
+        init_tau: tau to begin with, above 1; ``w = -log(init_tau - 1)``.
+        decay_input: as in :class:`LIFNode`.
+        tau_grad: ``"full"``, or ``"frozen"`` for no gradient of w: the authors' published PLIF networks were trained
+            with an almost frozen tau (their kernel kept one thread block's share of the gradient).
+
+    The rest as in :class:`BaseNode`; :func:`sewsnn.functional.plif_multistep` has the formulas.
+    """
+
+    kind = native.PLIF
+
+    def __init__(self, init_tau: float = 2.0, decay_input: bool = True, *args, tau_grad: str = "full", **kwargs):
+        super().__init__(*args, **kwargs)
+        functional.check_tau(init_tau, "init_tau")
+        if init_tau == 1:
+            raise ValueError("init_tau must be above 1: sigmoid(w) = 1 needs an infinite w")
+        if tau_grad not in ("full", "frozen"):
+            raise ValueError(f"tau_grad must be 'full' or 'frozen', got {tau_grad!r}")
+        self.decay_input = decay_input
+        self.tau_grad = tau_grad
+        self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1)))
+
+    @property
+    def tau(self) -> float:
+        """The membrane time constant as it is now."""
+        return 1 / float(self.w.detach().sigmoid())
+
+    def _charge_arguments(self):
+        w = self.w if self.tau_grad == "full" else self.w.detach()
+        return {"w": w, "decay_input": self.decay_input}
+
+    def extra_repr(self):
+        return f"tau={self.tau:.4g}, decay_input={self.decay_input}, {super().extra_repr()}"
