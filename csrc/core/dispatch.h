@@ -48,10 +48,4 @@ auto with_neuron(const NeuronParams& p, F&& f) {
   return f(Tag<LeakyMultiply<S>>());
 }
 
-// The leak of a LIF node that multiplies; PLIF reads its own.
-template <class S>
-S constant_leak(const NeuronParams& p) {
-  return p.kind == NeuronKind::LIF ? S(1 / p.tau) : S(0);
-}
-
 SEWSNN_END

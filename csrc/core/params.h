@@ -39,7 +39,8 @@ struct NeuronParams {
   SurrogateKind surrogate = SurrogateKind::ATan;
   double alpha = 2;         // the surrogate's parameter
   double tau = 2;           // LIF
-  const void* leak = nullptr;  // PLIF: 1 / tau, one number in the state's type, where the tensors are
+  double inverse_tau = 0.5;
+  const void* leak = nullptr;  // PLIF: its 1 / tau, one number in the state's type, where the tensors are
   double v_threshold = 1;
   double v_reset = 0;       // 0 for soft reset: the rest level of the leak
   bool hard_reset = true;
@@ -72,7 +73,7 @@ struct BackwardParams {
   bool v_seq = false;
   void* grad_x = nullptr;            // [T, M] storage, dense
   void* grad_v0 = nullptr;           // [M] state or null
-  void* grad_leak_partials = nullptr;// [leak_partials(T, M)] double; null: not wanted. Summed in index order.
+  double* grad_leak_partials = nullptr;  // one per block of neurons, to be summed in index order; null: not wanted
 };
 
 }  // namespace sewsnn

@@ -38,11 +38,6 @@ void initial_v(const NeuronParams& p, const void* v0, const void* checkpoints, i
   for (int64_t i = 0; i < b.size; ++i) out[i] = from ? from[b.begin + i] : S(p.v_reset);
 }
 
-template <class S>
-S leak_of(const NeuronParams& p) {
-  return p.leak ? *static_cast<const S*>(p.leak) : constant_leak<S>(p);
-}
-
 template <class S, bool Spikes>
 ForwardRow<S> select_forward(const NeuronParams& p) {
   return with_neuron<S>(p, [&](auto neuron) {
@@ -159,7 +154,7 @@ void backward_blocks(const BackwardParams& p, int64_t first, int64_t last) {
       }
     }
     if (p.grad_v0) memcpy(static_cast<S*>(p.grad_v0) + b.begin, gv, b.size * sizeof(S));
-    if (p.grad_leak_partials) static_cast<double*>(p.grad_leak_partials)[index] = grad_leak;
+    if (p.grad_leak_partials) p.grad_leak_partials[index] = grad_leak;
   }
 }
 

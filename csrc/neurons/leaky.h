@@ -10,6 +10,12 @@
 
 SEWSNN_BEGIN
 
+// PLIF reads its leak from memory, next to the tensors; LIF's is a constant.
+template <class S>
+SEWSNN_HD S leak_of(const NeuronParams& p) {
+  return p.leak ? *static_cast<const S*>(p.leak) : S(p.inverse_tau);
+}
+
 template <class S>
 struct LeakyDivide {
   static constexpr bool has_leak = true;

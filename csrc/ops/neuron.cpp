@@ -48,6 +48,7 @@ NeuronParams neuron_params(const NeuronOptions& o) {
   p.surrogate = SurrogateKind(o.surrogate);
   p.alpha = o.alpha;
   p.tau = o.tau;
+  p.inverse_tau = 1 / o.tau;
   p.v_threshold = o.v_threshold;
   p.v_reset = o.v_reset.value_or(0);
   p.hard_reset = o.v_reset.has_value();
@@ -147,7 +148,7 @@ BackwardCall::BackwardCall(const std::optional<Tensor>& grad_s_in, const std::op
 
 void BackwardCall::set_partials(int64_t count) {
   partials = sewsnn::empty(count, ScalarType::Double, grad_x);
-  params.grad_leak_partials = partials.mutable_data_ptr();
+  params.grad_leak_partials = static_cast<double*>(partials.mutable_data_ptr());
 }
 
 }  // namespace sewsnn

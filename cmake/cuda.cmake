@@ -1,0 +1,16 @@
+# The CUDA half. nvcc suffices: no GPU, and no CUDA build of torch. The runtime is linked statically, so that the library
+# loads beside any torch.
+enable_language(CUDA)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+
+file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/inst/*.cu)
+target_sources(sewsnn PRIVATE ${cuda_sources} csrc/ops/neuron_cuda.cpp)
+set_target_properties(sewsnn PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+target_include_directories(sewsnn SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+# No contraction, as on the host: a GPU rounds like the reference.
+set(cuda_options --fmad=false)
+if(SEWSNN_WERROR)
+  list(APPEND cuda_options --Werror=all-warnings)
+endif()
+target_compile_options(sewsnn PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>")

@@ -1,0 +1,57 @@
+// The forward kernels, and the choice among the backward kernels instantiated in backward_*.cu.
+#include "kernels/multistep_launch.cuh"
+
+namespace sewsnn {
+
+#define SEWSNN_EXTERN(Storage, K)                                            \
+  extern template int64_t backward_blocks<Storage, K>(const BackwardParams&); \
+  extern template cudaError_t launch_backward<Storage, K>(const BackwardParams&, cudaStream_t);
+SEWSNN_EXTERN(float, 4)
+SEWSNN_EXTERN(float, 16)
+SEWSNN_EXTERN(Half, 4)
+SEWSNN_EXTERN(Half, 16)
+SEWSNN_EXTERN(BFloat16, 4)
+SEWSNN_EXTERN(BFloat16, 16)
+SEWSNN_EXTERN(double, 16)
+#undef SEWSNN_EXTERN
+
+namespace {
+
+// f with the storage type and the chunk length that serve these params.
+template <class F>
+auto with_chunk(const BackwardParams& p, F&& f) {
+  return with_storage(p.dtype, [&](auto storage) {
+    using Storage = typename decltype(storage)::type;
+    if constexpr (sizeof(Storage) < 8) {
+      if (p.T <= 4) return f(storage, std::integral_constant<int, 4>());
+    }
+    return f(storage, std::integral_constant<int, int(kChunk)>());
+  });
+}
+
+}  // namespace
+
+cudaError_t cuda_forward(const ForwardParams& p, cudaStream_t stream) {
+  return with_storage(p.dtype,
+                      [&](auto storage) { return launch_forward<typename decltype(storage)::type>(p, stream); });
+}
+
+int64_t cuda_backward_blocks(const BackwardParams& p) {
+  return with_chunk(p, [&](auto storage, auto chunk) {
+    return backward_blocks<typename decltype(storage)::type, decltype(chunk)::value>(p);
+  });
+}
+
+cudaError_t cuda_backward(const BackwardParams& p, cudaStream_t stream) {
+  return with_chunk(p, [&](auto storage, auto chunk) {
+    return launch_backward<typename decltype(storage)::type, decltype(chunk)::value>(p, stream);
+  });
+}
+
+cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype, void* out, cudaStream_t stream) {
+  if (dtype == DType::Float64) sum_partials_kernel<<<1, kThreads, 0, stream>>>(partials, count, static_cast<double*>(out));
+  else sum_partials_kernel<<<1, kThreads, 0, stream>>>(partials, count, static_cast<float*>(out));
+  return cudaGetLastError();
+}
+
+}  // namespace sewsnn

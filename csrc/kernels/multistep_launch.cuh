@@ -1,0 +1,84 @@
+// Chooses and launches the kernels of multistep.cuh. The templates are instantiated by the short files in csrc/inst.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/dispatch.h"
+#include "kernels/cuda_kernels.h"
+#include "kernels/multistep.cuh"
+
+namespace sewsnn {
+
+// Neurons per thread: 16 bytes of storage, and no more than 64 h in registers.
+template <class Storage, int K>
+constexpr int neurons_per_thread() {
+  const int by_access = 16 / int(sizeof(Storage)), by_registers = 64 / K;
+  return by_access < by_registers ? by_access : by_registers;
+}
+
+inline bool aligned(const void* p, int64_t row_stride_bytes, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(p) % uintptr_t(bytes) == 0 && row_stride_bytes % bytes == 0;
+}
+
+template <class T, int N>
+bool aligned(const Rows& rows, int64_t T_steps) {
+  return !rows.data || rows.step == 0 ||
+         aligned(rows.data, T_steps > 1 ? rows.row_stride * int64_t(sizeof(T)) : 0, int64_t(sizeof(T)) * N);
+}
+
+inline unsigned blocks_for(int64_t M, int neurons) {
+  const int64_t per_block = int64_t(kThreads) * neurons;
+  return unsigned((M + per_block - 1) / per_block);
+}
+
+template <class Storage>
+cudaError_t launch_forward(const ForwardParams& p, cudaStream_t stream) {
+  using S = State<Storage>;
+  constexpr int N = neurons_per_thread<Storage, kAhead>();
+  const bool wide = p.M % N == 0 && aligned<Storage, N>(p.x, p.T) && aligned<Storage, N>({p.s, p.M, 1}, p.T) &&
+                    aligned<S, N>({p.v0, p.M, 1}, 1) && aligned<S, N>({p.v, p.M, 1}, p.T) &&
+                    aligned<S, N>({p.checkpoints, p.M, 1}, p.T);
+  with_neuron<S>(p.neuron, [&](auto tag) {
+    using Neuron = typename decltype(tag)::type;
+    if (wide) forward_kernel<Neuron, Storage, N><<<blocks_for(p.M, N), kThreads, 0, stream>>>(p);
+    else forward_kernel<Neuron, Storage, 1><<<blocks_for(p.M, 1), kThreads, 0, stream>>>(p);
+  });
+  return cudaGetLastError();
+}
+
+template <class Storage, int K>
+bool backward_is_wide(const BackwardParams& p) {
+  using S = State<Storage>;
+  constexpr int N = neurons_per_thread<Storage, K>();
+  return p.M % N == 0 && aligned<Storage, N>(p.x, p.T) && aligned<Storage, N>(p.grad_s, p.T) &&
+         aligned<S, N>(p.grad_v, p.v_seq ? p.T : 1) && aligned<S, N>({p.v0, p.M, 1}, 1) &&
+         aligned<S, N>({p.checkpoints, p.M, 1}, p.T) && aligned<Storage, N>({p.grad_x, p.M, 1}, p.T) &&
+         aligned<S, N>({p.grad_v0, p.M, 1}, 1);
+}
+
+// K = 4 serves T <= 4, K = kChunk any T.
+template <class Storage, int K>
+int64_t backward_blocks(const BackwardParams& p) {
+  return blocks_for(p.M, backward_is_wide<Storage, K>(p) ? neurons_per_thread<Storage, K>() : 1);
+}
+
+template <class Storage, int K>
+cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
+  using S = State<Storage>;
+  constexpr int N = neurons_per_thread<Storage, K>();
+  const bool wide = backward_is_wide<Storage, K>(p);
+  const auto launch = [&](auto neuron, auto leak) {
+    using Neuron = typename decltype(neuron)::type;
+    constexpr bool Leak = decltype(leak)::value;
+    if (wide) backward_kernel<Neuron, Storage, K, N, Leak><<<blocks_for(p.M, N), kThreads, 0, stream>>>(p);
+    else backward_kernel<Neuron, Storage, K, 1, Leak><<<blocks_for(p.M, 1), kThreads, 0, stream>>>(p);
+  };
+  if (p.grad_leak_partials) {
+    launch(Tag<LeakyMultiply<S>>(), Bool<true>());
+  } else {
+    with_neuron<S>(p.neuron, [&](auto neuron) { launch(neuron, Bool<false>()); });
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace sewsnn

@@ -1,0 +1,61 @@
+// The neuron ops on the GPU, on torch's current stream.
+#include "kernels/cuda_kernels.h"
+#include "ops/neuron.h"
+
+// Weak: a CPU-only torch does not have it, and the library must load there all the same.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
+
+namespace sewsnn {
+namespace {
+
+cudaStream_t current_stream(const Tensor& t) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check_launch(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, "sewsnn: ", what, " could not be launched: ", cudaGetErrorString(error));
+}
+
+std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor> v, std::optional<Tensor> leak,
+                                                  int64_t kind, double tau, bool decay_input, double v_threshold,
+                                                  std::optional<double> v_reset, int64_t surrogate, double alpha,
+                                                  bool detach_reset, int64_t v_mode, bool needs_grad) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const ForwardCall call(x, v, leak, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset},
+                         v_mode, needs_grad);
+  if (!call.empty()) check_launch(cuda_forward(call.params, current_stream(x)), "neuron_forward");
+  return call.result();
+}
+
+std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s, std::optional<Tensor> grad_v, Tensor x,
+                                                   std::optional<Tensor> v, std::optional<Tensor> leak,
+                                                   Tensor checkpoints, int64_t kind, double tau, bool decay_input,
+                                                   double v_threshold, std::optional<double> v_reset, int64_t surrogate,
+                                                   double alpha, bool detach_reset, int64_t v_mode, bool need_v,
+                                                   bool need_leak) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  BackwardCall call(grad_s, grad_v, x, v, leak, checkpoints,
+                    {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}, v_mode, need_v,
+                    need_leak);
+  if (call.empty()) return call.result();
+  const cudaStream_t stream = current_stream(x);
+  const int64_t blocks = call.wants_leak() ? cuda_backward_blocks(call.params) : 0;
+  if (blocks) call.set_partials(blocks);
+  check_launch(cuda_backward(call.params, stream), "neuron_backward");
+  if (blocks)
+    check_launch(cuda_sum_partials(call.params.grad_leak_partials, blocks, call.params.dtype,
+                                   call.grad_leak.mutable_data_ptr(), stream),
+                 "neuron_backward");
+  return call.result();
+}
+
+}  // namespace
+}  // namespace sewsnn
+
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) {
+  m.impl("neuron_forward", TORCH_BOX(&sewsnn::neuron_forward));
+  m.impl("neuron_backward", TORCH_BOX(&sewsnn::neuron_backward));
+}
