@@ -1,0 +1,39 @@
+"""Firing rates."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sewsnn.neuron import BaseNode
+
+
+@torch.no_grad()
+def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Mean number of spikes per neuron and time-step of every neuron layer, over all ``batches``, in evaluation mode.
+
+    Returns:
+        ``{module name: rate in [0, 1]}`` in the order of the modules.
+    """
+    spikes: dict[str, Tensor] = {}
+    elements: dict[str, int] = {}
+
+    def counter(name):
+        def hook(module, inputs, s_seq):
+            spikes[name] = spikes.get(name, 0) + s_seq.sum(dtype=torch.float64)
+            elements[name] = elements.get(name, 0) + s_seq.numel()
+
+        return hook
+
+    nodes = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseNode)]
+    hooks = [module.register_forward_hook(counter(name)) for name, module in nodes]
+    training = model.training
+    model.eval()
+    try:
+        for x in batches:
+            model(x)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {name: float(spikes[name]) / elements[name] for name, _ in nodes if elements.get(name)}

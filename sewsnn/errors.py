@@ -1,0 +1,13 @@
+"""Errors a user can mend: the command line prints them without a traceback."""
+
+
+class UserError(Exception):
+    """A configuration, a file or a folder is not as it must be; the message names it and says what was expected."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read, or belongs to another run."""

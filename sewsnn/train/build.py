@@ -1,0 +1,113 @@
+"""From a configuration to the objects of a run."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from sewsnn import data, models, neuron, surrogate
+from sewsnn.errors import ConfigError
+from sewsnn.ops.load import resolve_backend
+from sewsnn.train.config import Config, NeuronConfig
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "not available"
+        raise ConfigError(f"train.device: cannot use {name!r}: {reason}") from None
+    return device
+
+
+def neuron_factory(config: NeuronConfig) -> Callable[[], nn.Module]:
+    """A function that makes one neuron layer; fails here, not later, if the settings make no sense."""
+    known = surrogate.__all__
+    if config.surrogate not in known or config.surrogate == "Surrogate":
+        names = ", ".join(name for name in known if name != "Surrogate")
+        raise ConfigError(f"model.neuron.surrogate must be one of {names}, got {config.surrogate!r}")
+
+    def make() -> nn.Module:
+        shared = {
+            "v_threshold": config.v_threshold,
+            "v_reset": config.v_reset,
+            "surrogate_function": getattr(surrogate, config.surrogate)(config.surrogate_parameter),
+            "detach_reset": config.detach_reset,
+            "backend": config.backend,
+            "store_v": False,
+        }
+        if config.type == "IF":
+            return neuron.IFNode(**shared)
+        if config.type == "LIF":
+            return neuron.LIFNode(config.tau, config.decay_input, **shared)
+        return neuron.ParametricLIFNode(config.tau, config.decay_input, tau_grad=config.tau_grad, **shared)
+
+    try:
+        make()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.neuron: {error}") from None
+    return make
+
+
+def backend_of(config: Config, device: torch.device) -> str:
+    """The backend the neurons will run on, once; an impossible one is an error before training starts."""
+    settings = config.model.neuron
+    node = neuron_factory(settings)()
+    return resolve_backend(settings.backend, device.type, node.surrogate_function)
+
+
+def build_data(config: Config) -> data.DataSource:
+    settings = config.data
+    try:
+        return data.create_data(
+            settings.name, batch_size=settings.batch_size, seed=config.seed, shift=settings.shift
+        )
+    except ValueError as error:
+        raise ConfigError(f"data.name: {error}") from None
+
+
+def build_model(config: Config, source: data.DataSource) -> nn.Module:
+    settings = config.model
+    size = {"blocks": settings.blocks, "widths": settings.widths} if settings.blocks else {}
+    make = neuron_factory(settings.neuron)
+    try:
+        return models.create_model(
+            settings.name,
+            num_classes=source.num_classes,
+            in_channels=source.in_channels,
+            T=settings.T,
+            connect_f=settings.connect_f,
+            neuron=make,
+            stem=settings.stem,
+            zero_init_residual=settings.zero_init_residual,
+            **size,
+        )
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    return torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+
+
+def build_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Stepped once per epoch."""
+    settings = config.schedule
+    if settings.name == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.train.epochs)
+    if settings.name == "step":
+        return torch.optim.lr_scheduler.StepLR(optimizer, settings.step_size, settings.gamma)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
