@@ -1,0 +1,68 @@
+"""Running one neuron on two backends, and comparing what comes out."""
+
+import torch
+
+from sewsnn import functional
+
+# Gradients differ by rounding alone: a few operations per time-step, each to half an ulp; T of them add up.
+EPS = {
+    torch.float64: 2.0**-52,
+    torch.float32: 2.0**-23,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+}
+
+
+def current(shape, dtype=torch.float32, device="cpu", scale=1.5, mean=0.8, seed=0):
+    """Input currents that make neurons fire about every second or third time-step."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + mean).to(dtype).to(device)
+
+
+def run(name, x, backend, v=None, w=None, loss="s", grad_seed=1, **settings):
+    """(s, v, gradients of x, v0, w) of ``functional.<name>_multistep``. ``loss``: which outputs it reads, of "s" and "v".
+
+    With ``store_v_seq`` the loss reads v_seq, else the final v.
+    """
+    x = x.detach().requires_grad_()
+    inputs = [x]
+    if v is not None:
+        v = v.detach().requires_grad_()
+        inputs.append(v)
+    if w is not None:
+        w = w.detach().requires_grad_()
+        inputs.append(w)
+    arguments = (x, w) if w is not None else (x,)
+    s, v_out = getattr(functional, f"{name}_multistep")(*arguments, v=v, backend=backend, **settings)
+    generator = torch.Generator().manual_seed(grad_seed)
+    total = 0
+    for out, letter in ((s, "s"), (v_out, "v")):
+        weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype).to(out.device)
+        if letter in loss:
+            # Weighted in the output's own dtype: both backends get the same incoming gradient.
+            total = total + (out * weight).sum(dtype=torch.float64)
+    return s.detach(), v_out.detach(), torch.autograd.grad(total, inputs)
+
+
+def assert_close(actual, expected, T):
+    """Equal up to the rounding of a recurrence of T time-steps in the state, and once in the storage."""
+    assert actual.dtype == expected.dtype
+    state_eps = EPS[torch.float64] if expected.dtype == torch.float64 else EPS[torch.float32]
+    rounding = 4 * (T + 4) * state_eps + (EPS[expected.dtype] if expected.element_size() == 2 else 0)
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding * max(scale, 1.0))
+
+
+def compare(name, x, T=None, **settings):
+    """native against the reference: spikes and potentials bit for bit, gradients to rounding."""
+    s, v, grads = run(name, x, "native", **settings)
+    s_ref, v_ref, grads_ref = run(name, x, "torch", **settings)
+    torch.testing.assert_close(s, s_ref, rtol=0, atol=0)
+    torch.testing.assert_close(v, v_ref, rtol=0, atol=0, equal_nan=True)
+    for grad, grad_ref in zip(grads[: 1 + (settings.get("v") is not None)], grads_ref, strict=False):
+        assert_close(grad, grad_ref, len(x))
+    if settings.get("w") is not None:
+        # A sum over all elements: the error of the reference's own summation is part of the difference.
+        bound = 64 * EPS[torch.float32 if x.dtype != torch.float64 else x.dtype] * x.numel() ** 0.5
+        torch.testing.assert_close(grads[-1], grads_ref[-1], rtol=bound, atol=bound * float(x.numel()) ** 0.5)
+    return s, v, grads
