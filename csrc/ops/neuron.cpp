@@ -77,6 +77,11 @@ Operand v_operand(const std::optional<Tensor>& v, const Tensor& x, const Layout&
   return as_operand(*v, layout, false, false);
 }
 
+VMode checked_mode(int64_t v_mode) {
+  STD_TORCH_CHECK(v_mode >= 0 && v_mode <= 2, "v_mode must be 0, 1 or 2, got ", v_mode);
+  return VMode(v_mode);
+}
+
 void* data(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
 }  // namespace
@@ -95,8 +100,8 @@ ForwardCall::ForwardCall(const Tensor& x_in, const std::optional<Tensor>& v_in, 
   params.x = x.rows;
   params.v0 = v0.rows.data;
 
+  const VMode mode = checked_mode(v_mode);
   s = empty_strided(layout.sizes, layout.strides, x_in.scalar_type(), x_in);
-  const VMode mode = VMode(v_mode);
   v = mode == VMode::Sequence ? empty_strided(layout.sizes, layout.strides, state, x_in)
       : mode == VMode::Final  ? empty_strided(layout.step_sizes(), layout.step_strides(), state, x_in)
                               : sewsnn::empty(0, state, x_in);
@@ -125,8 +130,9 @@ BackwardCall::BackwardCall(const std::optional<Tensor>& grad_s_in, const std::op
   params.neuron.leak = leak.rows.data;
   params.x = x.rows;
   params.v0 = v0.rows.data;
+  STD_TORCH_CHECK(!need_leak || params.neuron.kind == NeuronKind::PLIF, "only PLIF has a leak to derive by");
   params.checkpoints = checkpoints.numel() ? checkpoints.const_data_ptr() : nullptr;
-  params.v_seq = VMode(v_mode) == VMode::Sequence;
+  params.v_seq = checked_mode(v_mode) == VMode::Sequence;
   if (grad_s_in) {
     check_like("grad_s", *grad_s_in, x_in, x_in.scalar_type(), layout, true);
     grad_s = as_operand(*grad_s_in, layout, true, true);

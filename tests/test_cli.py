@@ -1,0 +1,36 @@
+"""The command line."""
+
+import pytest
+
+from sewsnn.cli import main
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "sewsnn" in text and "backend native: kernels for cpu" in text and "backend cupy: not in" in text
+
+
+def test_wrong_command():
+    with pytest.raises(SystemExit):
+        main(["trian"])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--surrogate", "Atan"], "model.neuron.surrogate must be one of ATan"),
+        (["--tau", "0.5", "--type", "LIF"], "model.neuron: tau must be at least 1"),
+        (["--surrogate_parameter", "-1"], "model.neuron: ATan: alpha must be positive"),
+        (["--data.name", "digit"], "data.name: unknown data set 'digit' \\(nearest: 'digits'\\)"),
+        (["--model.name", "sew_resnet19", "--blocks", "[]", "--widths", "[]"], "unknown model 'sew_resnet19'"),
+        (["--device", "cuda:99"], "train.device: cannot use 'cuda:99'"),
+    ],
+)
+def test_settings_that_make_no_sense(words, message, tmp_path, capsys):
+    import re
+
+    output = tmp_path / "run"
+    assert main(["train", "configs/digits.yaml", "--output", str(output), *words]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not output.exists()

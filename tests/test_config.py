@@ -1,0 +1,91 @@
+"""The configuration: dataclass < YAML < command line."""
+
+from pathlib import Path
+
+import pytest
+
+from sewsnn.cli import parse_overrides
+from sewsnn.errors import ConfigError
+from sewsnn.train.config import Config, differences, from_dict, keys, load_config
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def write(folder, text):
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_order_of_precedence(tmp_path):
+    path = write(tmp_path, "seed: 7\nmodel: {T: 8}\noptimizer: {lr: 1e-3}\n")
+    config = load_config(path, parse_overrides(["--model.T", "16", "--momentum=0.5", "--v_reset", "null", "--seed", "3"]))
+    assert (config.model.T, config.seed, config.optimizer.lr, config.optimizer.momentum) == (16, 3, 0.001, 0.5)
+    assert config.model.neuron.v_reset is None and config.train.epochs == Config().train.epochs
+
+
+def test_round_trip():
+    config = from_dict({"model": {"blocks": [1, 2], "widths": [3, 4], "name": "sew_resnet"}})
+    assert from_dict(config.to_dict()) == config
+    assert differences(config.to_dict(), {**config.to_dict(), "seed": 1}) == ["seed"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_shipped_configurations_load(path):
+    load_config(path)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("optimzer: {lr: 1}", "unknown key 'optimzer'; the nearest is 'optimizer"),
+        ("optimizer: {learning: 1}", "unknown key 'optimizer.learning'"),
+        ("model: {neuron: {tua: 2}}", "unknown key 'model.neuron.tua'; the nearest is 'model.neuron.tau'"),
+        ("lr: 0.1", "unknown key 'lr'; the nearest is 'optimizer.lr'"),
+        ("train: {epochs: ten}", "train.epochs must be int, got 'ten'"),
+        ("train: {epochs: 2.5}", "train.epochs must be int, got 2.5"),
+        ("train: {epochs: true}", "train.epochs must be int, got True"),
+        ("optimizer: {lr: fast}", "optimizer.lr must be float, got 'fast'"),
+        ("optimizer: {lr: null}", "optimizer.lr must be float, got None"),
+        ("model: {blocks: 3}", r"model.blocks must be list of int, got 3"),
+        ("model: {blocks: [1, x]}", r"model.blocks\[1\] must be int, got 'x'"),
+        ("model: {connect_f: OR}", "model.connect_f must be one of 'ADD', 'AND', 'IAND', got 'OR'"),
+        ("model: 3", "model must be a mapping"),
+        ("[1, 2]", "the file must be a mapping"),
+        ("a: [", "is not a YAML file"),
+        ("train: {epochs: 0}", "train.epochs must be at least 1, got 0"),
+        ("optimizer: {lr: .nan}", "optimizer.lr must be at least 0, got nan"),
+        ("model: {name: sew_resnet}", "model.blocks and model.widths are needed"),
+        ("model: {name: sew_resnet, blocks: [1, 1], widths: [4]}", "one entry per stage"),
+    ],
+)
+def test_bad_file(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--optimizer.lrr", "1"], "unknown key 'optimizer.lrr'; the nearest is 'optimizer.lr'"),
+        (["--epochz", "1"], "unknown key 'epochz'; the nearest is 'epochs'"),
+        (["--name", "x", "--batch_size", "big"], "data.batch_size must be int, got 'big'"),
+        (["--T"], "--T needs a value"),
+        (["T", "4"], "expected --key value, got 'T'"),
+    ],
+)
+def test_bad_command_line(tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, ""), parse_overrides(words))
+
+
+def test_ambiguous_key(tmp_path):
+    """`tau` ends one key only, `name` several (and is a key itself)."""
+    assert load_config(write(tmp_path, ""), {"name": "mine"}).name == "mine"
+    assert load_config(write(tmp_path, ""), {"tau": "3"}).model.neuron.tau == 3.0
+    assert len([k for k in keys() if k.endswith(".name")]) > 1
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read the configuration .*nothing.yaml"):
+        load_config(tmp_path / "nothing.yaml")

@@ -1,0 +1,126 @@
+"""SEW ResNets."""
+
+import pytest
+import torch
+from torch import nn
+
+from sewsnn import models, neuron
+from sewsnn.models.sew_resnet import CONNECT, count_parameters
+
+# Parameters and neuron layers of the published networks (torchvision's counts; one neuron layer per convolution).
+PUBLISHED = {
+    "sew_resnet18": (11_689_512, 20),
+    "sew_resnet34": (21_797_672, 36),
+    "sew_resnet50": (25_557_032, 53),
+    "sew_resnet101": (44_549_160, 104),
+    "sew_resnet152": (60_192_808, 155),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes(name):
+    with torch.device("meta"):
+        model = models.create_model(name)
+    layers = sum(isinstance(m, neuron.BaseNode) for m in model.modules())
+    assert (count_parameters(model), layers) == PUBLISHED[name]
+
+
+def test_names_are_torchvisions():
+    with torch.device("meta"):
+        keys = models.create_model("sew_resnet50").state_dict().keys()
+    assert {"conv1.weight", "bn1.running_var", "layer1.0.conv3.weight", "layer4.2.bn2.bias", "fc.bias"} <= keys
+    assert {"layer1.0.downsample.0.weight", "layer2.0.downsample.1.running_mean"} <= keys
+    with torch.device("meta"):
+        plif = models.create_model("sew_resnet18", neuron=neuron.ParametricLIFNode).state_dict().keys()
+    assert {"sn1.w", "layer2.0.sn1.w", "layer2.0.downsample_sn.w"} <= plif
+
+
+def test_connections():
+    """Table 1 of the paper."""
+    a, s = torch.tensor([0.0, 0, 1, 1]), torch.tensor([0.0, 1, 0, 1])
+    assert CONNECT["ADD"](a, s).tolist() == [0, 1, 1, 2]
+    assert CONNECT["AND"](a, s).tolist() == [0, 0, 0, 1]
+    assert CONNECT["IAND"](a, s).tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+@pytest.mark.parametrize("connect_f", CONNECT)
+def test_zero_init_makes_blocks_identities(connect_f, bottleneck):
+    """ADD and IAND with A = 0, AND with A = 1 (section 3.2): the block returns its input."""
+    make = models.Bottleneck if bottleneck else models.BasicBlock
+    net = models.SEWResNet(make, [1], [8], connect_f=connect_f, zero_init_residual=True, stem="small", T=3)
+    block = net.layer1[0]
+    spikes = torch.randint(0, 2, (3, 2, 8 if block.downsample is None else 8, 5, 5)).float()
+    shortcut = spikes if block.downsample is None else block.downsample_sn(
+        block.downsample(spikes.flatten(0, 1)).unflatten(0, (3, 2))
+    )
+    torch.testing.assert_close(block(spikes), shortcut, rtol=0, atol=0)
+
+
+def net(**settings):
+    torch.manual_seed(0)
+    return models.create_model("sew_resnet", blocks=[1, 1], widths=[4, 8], num_classes=5, stem="small", **settings)
+
+
+@pytest.mark.parametrize("connect_f", CONNECT)
+def test_outputs_and_gradients(connect_f, device):
+    model = net(connect_f=connect_f, T=3).to(device)
+    x = torch.rand(2, 3, 8, 8, device=device)
+    logits = model(x)
+    assert logits.shape == (2, 5)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.conv1.weight.grad.abs().sum() > 0
+
+
+def test_a_still_sequence_is_a_static_image(device):
+    model = net(T=4).to(device).eval()
+    x = torch.rand(2, 3, 8, 8, device=device)
+    with torch.no_grad():
+        static, sequence = model(x), model(x.expand(4, *x.shape))
+        steps = model(x, return_seq=True)
+    torch.testing.assert_close(static, sequence, rtol=1e-5, atol=1e-5)
+    assert steps.shape == (4, 2, 5)
+    torch.testing.assert_close(steps.mean(0), static, rtol=1e-5, atol=1e-5)
+
+
+def test_backends_agree(device):
+    x = torch.rand(2, 3, 8, 8, device=device)
+    results = []
+    for backend in ("native", "torch"):
+        model = net(neuron=lambda b=backend: neuron.LIFNode(backend=b)).to(device).double()
+        logits = model(x.double())
+        logits.square().sum().backward()
+        results.append((logits.detach(), model.conv1.weight.grad))
+    torch.testing.assert_close(*(r[0] for r in results))
+    torch.testing.assert_close(*(r[1] for r in results))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"connect_f": "OR"}, "connect_f must be one of 'ADD'"),
+        ({"T": 0}, "T must be at least 1"),
+        ({"stem": "big"}, "stem must be"),
+        ({"blocks": [1]}, "one entry per stage"),
+        ({"blocks": [0, 1]}, "must be positive"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        models.create_model("sew_resnet", **{"blocks": [1, 1], "widths": [4, 8], **settings})
+
+
+def test_unknown_model_names_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown model 'sew_resnet_18' \(nearest: 'sew_resnet18'\)"):
+        models.create_model("sew_resnet_18")
+
+
+def test_bad_input_shape():
+    with pytest.raises(ValueError, match=r"x must be \[N, C, H, W\]"):
+        net()(torch.rand(3, 8, 8))
+
+
+def test_neurons_are_separate():
+    nodes = [m for m in net().modules() if isinstance(m, neuron.BaseNode)]
+    assert len(nodes) == len(set(map(id, nodes))) and isinstance(nodes[0], nn.Module)

@@ -1,0 +1,247 @@
+"""Training runs as users start them: separate processes, killed and resumed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sewsnn.analysis import firing_rates
+from sewsnn.data import create_data
+from sewsnn.models import create_model
+from sewsnn.neuron import BaseNode
+from sewsnn.train import checkpoint
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "digits.yaml"
+SMALL = ["--blocks", "[1, 1]", "--widths", "[8, 16]", "--epochs", "3", "--checkpoint_steps", "4", "--threads", "1"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def command(output, *more):
+    return [sys.executable, "-m", "sewsnn.cli", "train", str(CONFIG), "--output", str(output), *SMALL, *more]
+
+
+def run(output, *more):
+    return subprocess.run(command(output, *more), capture_output=True, text=True, env=ENVIRONMENT)
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_end(a, b):
+    """Weights, optimizer state and metrics (but for times) bit for bit."""
+    x, y = checkpoint.load(a / checkpoint.NAME), checkpoint.load(b / checkpoint.NAME)
+    assert x["epoch"] == y["epoch"] == 3
+    assert x["model"].keys() == y["model"].keys()
+    for key, value in x["model"].items():
+        assert torch.equal(value, y["model"][key]), key
+    for i, state in x["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], y["optimizer"]["state"][i]["momentum_buffer"])
+    for r, s in zip(rows(a), rows(b), strict=True):
+        assert {k: v for k, v in r.items() if "second" not in k} == {k: v for k, v in s.items() if "second" not in k}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_what_a_run_leaves(finished):
+    folder, output = finished
+    result = json.loads((folder / "result.json").read_text())
+    assert f"test accuracy {100 * result['test_accuracy']:.2f} %" in output and " s\n" in output
+    assert len(rows(folder)) == result["epochs"] == 3
+    assert float(rows(folder)[-1]["test_accuracy"]) == result["test_accuracy"] > 0.15  # chance is 0.1
+    assert result["backend"] == "native" and all(0 <= r <= 1 for r in result["firing_rates"].values())
+    for name in ("curves.png", "firing_rates.png"):
+        assert (folder / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert list((folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(folder.glob(".*")), "temporary files are left"
+
+
+def test_quick_start_reaches_98_percent(tmp_path):
+    """configs/digits.yaml as it is, two threads: at least 98 % within two minutes."""
+    folder = tmp_path / "digits"
+    words = [sys.executable, "-m", "sewsnn.cli", "train", str(CONFIG), "--output", str(folder), "--threads", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_accuracy"] >= 0.98 and result["seconds"] < 120, result
+
+
+def wait_for(process, condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended too early: " + process.stderr.read().decode()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def in_mid_epoch(folder, epoch):
+    """Whether the folder's checkpoint lies inside that epoch."""
+    path = folder / checkpoint.NAME
+    if not path.exists():
+        return False
+    saved = checkpoint.load(path)
+    return saved["epoch"] >= epoch and saved["step"] > 0
+
+
+def test_killed_in_mid_epoch_and_resumed(finished, tmp_path):
+    """SIGKILL twice, at whatever instruction it strikes: the end is the same bit for bit."""
+    folder = tmp_path / "killed"
+    for attempt in range(2):
+        process = subprocess.Popen(
+            command(folder, *(["--resume"] if attempt else [])),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
+        wait_for(process, lambda epoch=attempt: in_mid_epoch(folder, epoch))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        saved = checkpoint.load(folder / checkpoint.NAME)
+        assert 0 < saved["step"] < 23
+    done = run(folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed at epoch" in done.stdout
+    assert_same_end(folder, finished[0])
+
+
+def test_interrupted_and_resumed(finished, tmp_path):
+    """SIGTERM saves at the next step and says how to go on."""
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(folder, "--checkpoint_steps", "0"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    wait_for(process, lambda: (folder / "metrics.csv").exists() and len(rows(folder)) == 1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"--resume" in errors
+    done = run(folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(folder, finished[0])
+
+
+def test_a_folder_with_a_run_is_left_alone(finished):
+    folder, _ = finished
+    before = (folder / checkpoint.NAME).read_bytes()
+    done = run(folder)
+    assert done.returncode == 1 and "already holds a run" in done.stderr and "--resume" in done.stderr
+    assert (folder / checkpoint.NAME).read_bytes() == before
+
+
+def test_resume_with_other_settings_is_refused(finished):
+    done = run(finished[0], "--resume", "--lr", "0.2")
+    assert done.returncode == 1 and "other settings (optimizer.lr)" in done.stderr
+
+
+def test_resume_of_nothing(tmp_path):
+    done = run(tmp_path / "none", "--resume")
+    assert done.returncode == 1 and "there is no checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "text", "empty", "other dictionary"])
+def test_damaged_checkpoint(finished, tmp_path, damage):
+    path = tmp_path / checkpoint.NAME
+    whole = (finished[0] / checkpoint.NAME).read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "foreign":
+        torch.save({"model": {"w": torch.zeros(1)}, "epoch": 3}, path)
+    elif damage == "other dictionary":
+        torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION}, path)
+    else:
+        path.write_bytes(b"hello" if damage == "text" else b"")
+    done = run(tmp_path, "--resume")
+    assert done.returncode == 1 and str(path) in done.stderr and "Traceback" not in done.stderr
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    path = tmp_path / checkpoint.NAME
+    torch.save({"format": checkpoint.FORMAT, "x": Evil()}, path)
+    done = run(tmp_path, "--resume")
+    assert done.returncode == 1 and not (tmp_path / "pwned").exists()
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    done = run(blocked / "run")
+    assert done.returncode == 1 and f"cannot write to the output folder {blocked}/run" in done.stderr
+
+
+def test_full_disk_keeps_the_old_checkpoint(finished, tmp_path, monkeypatch):
+    """The write fails half-way: the old file stays whole, the error names it."""
+    from sewsnn.errors import UserError
+    from sewsnn.train.files import write_atomic
+
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes(b"old")
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.room = file, 1000
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            if len(data) > self.room:
+                raise OSError(28, "No space left on device")
+            self.room -= len(data)
+            return self.file.write(data)
+
+    content = checkpoint.load(finished[0] / checkpoint.NAME)
+    with pytest.raises(UserError, match=f"cannot write {path}: .*"):
+        write_atomic(path, lambda file: torch.save(content, Full(file)))
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_digits_are_the_real_ones():
+    data = create_data("digits", batch_size=100, seed=1, shift=1)
+    assert len(data.train_labels) + len(data.test_labels) == 1797
+    assert data.test_labels.bincount().min() >= 34
+    first = [y for _, y in data.train_batches(0)]
+    assert torch.equal(torch.cat(first).sort().values, data.train_labels.sort().values)
+    resumed = list(data.train_batches(0, start=3))
+    for (x, y), (x_again, y_again) in zip(list(data.train_batches(0))[3:], resumed, strict=True):
+        assert torch.equal(x, x_again) and torch.equal(y, y_again)
+    assert not torch.equal(next(iter(data.train_batches(1)))[1], first[0])
+
+
+def test_shift_moves_whole_images():
+    from sewsnn.data.digits import _shifted
+
+    images = torch.rand(3, 1, 8, 8)
+    shifts = torch.tensor([[0, 0], [1, 0], [-1, 1]])
+    moved = _shifted(images, shifts, 1)
+    assert torch.equal(moved[0], images[0])
+    assert torch.equal(moved[1, 0, 1:], images[1, 0, :-1]) and (moved[1, 0, 0] == 0).all()
+    assert torch.equal(moved[2, 0, :-1, 1:], images[2, 0, 1:, :-1])
+
+
+def test_firing_rates_count_spikes():
+    net = create_model("sew_resnet", blocks=[1], widths=[4], num_classes=2, stem="small", T=3)
+    rates = firing_rates(net, [torch.rand(4, 3, 8, 8), torch.rand(2, 3, 8, 8)])
+    names = [name for name, module in net.named_modules() if isinstance(module, BaseNode)]
+    assert list(rates) == names and all(0 <= rate <= 1 for rate in rates.values()) and net.training
+    silent = create_model("sew_resnet", blocks=[1], widths=[4], num_classes=2, stem="small")
+    torch.nn.init.zeros_(silent.bn1.weight)
+    assert firing_rates(silent, [torch.rand(1, 3, 8, 8)])["sn1"] == 0
