@@ -2,8 +2,9 @@
 
 Environment:
     SEWSNN_CUDA=auto|0|1     compile the CUDA kernels (auto: if nvcc is found; no GPU and no CUDA build of torch needed)
-    TORCH_CUDA_ARCH_LIST     e.g. "9.0" or "8.0;9.0+PTX"
+    TORCH_CUDA_ARCH_LIST     e.g. "9.0" or "8.0;9.0+PTX"; unset: those of this machine's GPUs, else all common ones
     MAX_JOBS                 parallel compilations
+    SEWSNN_WERROR=1          compiler warnings are errors
     CUDA_HOME, CXX           where nvcc is, which C++ compiler
 """
 
@@ -20,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 LIBRARY = "libsewsnn.so"
-# Volta is the oldest architecture nvcc 12 compiles, Turing the oldest of nvcc 13; PTX of the newest serves what comes.
+# By nvcc's major version. PTX of the newest serves the GPUs to come.
 DEFAULT_ARCHS = {12: "7.5;8.0;8.6;9.0+PTX", 13: "7.5;8.0;8.6;9.0;10.0;12.0+PTX"}
 
 
@@ -59,6 +60,16 @@ def nvcc_major(nvcc):
     return int(match.group(1))
 
 
+def present_archs():
+    """Architectures of this machine's GPUs, "9.0;12.0"; empty without one."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return ""
+    done = subprocess.run([smi, "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True)
+    found = re.findall(r"^\s*(\d+\.\d)\s*$", done.stdout, re.MULTILINE) if done.returncode == 0 else []
+    return ";".join(sorted(set(found), key=float))
+
+
 def cmake_architectures(arch_list):
     """TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") as CMAKE_CUDA_ARCHITECTURES ("80-real;90a")."""
     out = []
@@ -67,7 +78,9 @@ def cmake_architectures(arch_list):
             continue
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", arch)
         if not match:
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST: cannot read {arch!r}; expected numbers such as 8.0, 9.0a or 9.0+PTX")
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST: cannot read {arch!r}; expected numbers such as 8.0, 9.0a or 9.0+PTX"
+            )
         out.append("".join(match.group(1, 2, 3)) + ("" if match.group(4) else "-real"))
     return ";".join(out)
 
@@ -88,13 +101,14 @@ class CMakeBuild(build_ext):
             f"-DSEWSNN_TORCH_INCLUDE={torch_dir / 'include'}",
             f"-DSEWSNN_TORCH_LIB={torch_dir / 'lib'}",
             f"-DSEWSNN_CUDA={'ON' if nvcc else 'OFF'}",
+            f"-DSEWSNN_WERROR={'ON' if os.environ.get('SEWSNN_WERROR') == '1' else 'OFF'}",
         ]
         ninja = shutil.which("ninja")
         if ninja is None:
             raise SystemExit("ninja is needed to build sewsnn: pip install ninja")
         args.append(f"-DCMAKE_MAKE_PROGRAM={ninja}")
         if nvcc:
-            archs = os.environ.get("TORCH_CUDA_ARCH_LIST")
+            archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or present_archs()
             if not archs:
                 major = nvcc_major(nvcc)
                 archs = DEFAULT_ARCHS[min(max(major, min(DEFAULT_ARCHS)), max(DEFAULT_ARCHS))]

@@ -8,9 +8,9 @@ The rivals, in one run on the same data:
     compile   torch.compile (inductor) of that loop
     native    sewsnn.functional.lif_multistep
 
-Times are medians over repeats that alternate between the rivals; all must give the same spikes. Per neuron and time-step
-native moves 20 bytes: forward reads x and writes s, backward reads x and the gradient of s and writes the gradient of x.
-The last column divides them by its time.
+Times are medians over repeats that alternate between the rivals; all must give the same spikes. Per neuron and
+time-step native moves 20 bytes: forward reads x and writes s, backward reads x and the gradient of s and writes the
+gradient of x. The last column divides them by its time.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 
 from sewsnn import functional, surrogate
 
+_ATAN = surrogate.ATan(2.0)
 TAU, V_THRESHOLD, V_RESET = 2.0, 1.0, 0.0
 
 
@@ -35,7 +36,7 @@ def cpu_name() -> str:
         return platform.machine()
 
 
-def loop(x_seq: torch.Tensor, atan=surrogate.ATan(2.0)) -> torch.Tensor:
+def loop(x_seq: torch.Tensor, atan=_ATAN) -> torch.Tensor:
     """LIF, hard reset, detached, one time-step after the other."""
     v = torch.zeros_like(x_seq[0])
     s_seq = []
@@ -108,8 +109,11 @@ def main() -> None:
     parser.add_argument("--json", help="write the results to this file")
     arguments = parser.parse_args()
     machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(f"LIF forward + backward, {arguments.neurons:,} neurons, fp32, tau = {TAU:g}; " + ", ".join(map(str, machine.values())))
-    print(f"{'T':>4} {'loop ms':>9} {'compile ms':>11} {'native ms':>10} {'loop/native':>12} {'compile/native':>15} {'GB/s':>6}")
+    print(
+        f"LIF forward + backward, {arguments.neurons:,} neurons, fp32, tau = {TAU:g}; "
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
+    )
+    print("   T   loop ms  compile ms  native ms  loop/native  compile/native   GB/s")
     results = []
     for T in arguments.T:
         rivals = {"loop": loop, "native": native}

@@ -1,8 +1,8 @@
 """sewsnn: fused multi-step spiking neurons and SEW ResNets for PyTorch.
 
-    >>> import torch, sewsnn
-    >>> node = sewsnn.neuron.LIFNode(tau=2.0)
-    >>> spikes = node(torch.rand(4, 8, 16))  # [T, N, ...]
+>>> import torch, sewsnn
+>>> node = sewsnn.neuron.LIFNode(tau=2.0)
+>>> spikes = node(torch.rand(4, 8, 16))  # [T, N, ...]
 """
 
 from sewsnn import functional, models, neuron, surrogate

@@ -1,7 +1,7 @@
 """Neurons as modules: IF, LIF and parametric LIF. Keyword names are those of SpikingJelly, defaults those of the paper.
 
-Time is explicit: in multi-step mode (``step_mode="m"``) a node takes ``[T, N, ...]`` and starts from rest at every call,
-unless ``keep_state=True``. In single-step mode (``"s"``) it takes ``[N, ...]`` and carries its potential on until
+Time is explicit: in multi-step mode (``step_mode="m"``) a node takes ``[T, N, ...]`` and starts from rest at every
+call, unless ``keep_state=True``. In single-step mode (``"s"``) it takes ``[N, ...]`` and carries its potential on until
 ``reset()``.
 """
 
@@ -29,7 +29,7 @@ class BaseNode(nn.Module):
         step_mode: ``"m"``, input ``[T, N, ...]``, or ``"s"``, input ``[N, ...]``.
         backend: ``"auto"``, ``"native"`` or ``"torch"``.
         store_v_seq: keep the potential of every time-step in ``v_seq``.
-        keep_state: start each call from the ``v`` of the last, with its graph. None: True for ``"s"``, False for ``"m"``.
+        keep_state: start each call from the ``v`` of the last, with its graph. None: in single-step mode only.
         store_v: leave the final potential in ``v`` (costs writing it). Needed to keep state.
 
     Attributes:

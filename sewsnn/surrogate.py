@@ -2,8 +2,8 @@
 
 Each class is callable (the spike, whose gradient is the surrogate), and has ``gradient(x)``, the surrogate, and
 ``primitive(x)``, a smooth function with that derivative. The compiled kernels hold the same formulas
-(``csrc/neurons/surrogate.h``) under the numbers in ``kind``. The paper's three are :class:`ATan`, :class:`Rectangular` and
-:class:`Constant` (supplement, Table S3 and A.5).
+(``csrc/neurons/surrogate.h``) under the numbers in ``kind``. The paper's three are :class:`ATan`, :class:`Rectangular`
+and :class:`Constant` (supplement, Table S3 and A.5).
 
 To try one of your own, derive from :class:`Surrogate` and write ``gradient``; it runs on the torch backend.
 """

@@ -20,7 +20,7 @@ def current(shape, dtype=torch.float32, device="cpu", scale=1.5, mean=0.8, seed=
 
 
 def run(name, x, backend, v=None, w=None, loss="s", grad_seed=1, **settings):
-    """(s, v, gradients of x, v0, w) of ``functional.<name>_multistep``. ``loss``: which outputs it reads, of "s" and "v".
+    """(s, v, gradients of x, v0, w) of ``functional.<name>_multistep``. ``loss``: which outputs it reads.
 
     With ``store_v_seq`` the loss reads v_seq, else the final v.
     """

@@ -1,8 +1,13 @@
 """The command line."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from sewsnn.cli import main
+
+CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 
 
 def test_info(capsys):
@@ -28,9 +33,7 @@ def test_wrong_command():
     ],
 )
 def test_settings_that_make_no_sense(words, message, tmp_path, capsys):
-    import re
-
     output = tmp_path / "run"
-    assert main(["train", "configs/digits.yaml", "--output", str(output), *words]) == 1
+    assert main(["train", CONFIG, "--output", str(output), *words]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not output.exists()

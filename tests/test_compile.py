@@ -101,4 +101,3 @@ def test_opcheck(device):
         s, v_out, kept = torch.ops.sewsnn.neuron_forward(*detached, *options, v_mode, True)
         arguments = (s, v_out if v_mode else None, *detached, kept, *options, v_mode, v is not None, leak is not None)
         torch.library.opcheck(torch.ops.sewsnn.neuron_backward.default, arguments)
-

@@ -19,7 +19,9 @@ def write(folder, text):
 
 def test_order_of_precedence(tmp_path):
     path = write(tmp_path, "seed: 7\nmodel: {T: 8}\noptimizer: {lr: 1e-3}\n")
-    config = load_config(path, parse_overrides(["--model.T", "16", "--momentum=0.5", "--v_reset", "null", "--seed", "3"]))
+    config = load_config(
+        path, parse_overrides(["--model.T", "16", "--momentum=0.5", "--v_reset", "null", "--seed", "3"])
+    )
     assert (config.model.T, config.seed, config.optimizer.lr, config.optimizer.momentum) == (16, 3, 0.001, 0.5)
     assert config.model.neuron.v_reset is None and config.train.epochs == Config().train.epochs
 
@@ -87,5 +89,5 @@ def test_ambiguous_key(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read the configuration .*nothing.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*nothing\.yaml"):
         load_config(tmp_path / "nothing.yaml")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,7 +137,8 @@ for kind in ("ATan", "Sigmoid", "Erf", "SoftSign"):
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         x = current((18, 1500), dtype)
         w = torch.tensor(0.3)
-        s, v, grads = run("plif", x, "native", w=w, loss="sv", store_v_seq=True, surrogate_function=getattr(surrogate, kind)())
+        settings = {"w": w, "loss": "sv", "store_v_seq": True, "surrogate_function": getattr(surrogate, kind)()}
+        s, v, grads = run("plif", x, "native", **settings)
         for t in (s, v, *grads):
             h.update(t.contiguous().view(torch.uint8).numpy().tobytes() if t.dim() else repr(t.item()).encode())
 print(h.hexdigest())
@@ -147,7 +149,9 @@ def test_instruction_sets_agree_bit_for_bit():
     digests = {}
     for isa in ("generic", "avx2", "avx512"):
         environment = {**os.environ, "SEWSNN_CPU": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run([sys.executable, "-c", _DIGEST], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", _DIGEST], env=environment, cwd=Path(__file__).parent, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         digests[isa] = done.stdout.strip()
     assert len(set(digests.values())) == 1, digests

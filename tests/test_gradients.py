@@ -1,4 +1,4 @@
-"""Derivatives: against autograd through the reference, and against finite differences where there is a true derivative."""
+"""Derivatives: against autograd through the reference, and against finite differences where those exist."""
 
 import pytest
 import torch
@@ -58,7 +58,8 @@ def test_smooth_twin_passes_gradcheck(function, v_reset):
     shared = {"fire": function.primitive, "v_reset": v_reset, "detach_reset": False}
     for decay_input in (True, False):
         assert torch.autograd.gradcheck(
-            lambda x, v, w, d=decay_input: reference.multistep(x, v, leak=w.sigmoid(), decay_input=d, **shared), (x, v, w)
+            lambda x, v, w, d=decay_input: reference.multistep(x, v, leak=w.sigmoid(), decay_input=d, **shared),
+            (x, v, w),
         )
         assert torch.autograd.gradcheck(
             lambda x, v, d=decay_input: reference.multistep(x, v, tau=1.8, decay_input=d, **shared), (x, v)
@@ -74,11 +75,14 @@ def test_native_passes_gradcheck_between_spikes(T, v_reset, device):
     v = current((4,), torch.float64, device, seed=7, scale=0.4).requires_grad_()
     w = torch.tensor(0.3, dtype=torch.float64, device=device, requires_grad=True)
     settings = {"v_reset": v_reset, "store_v_seq": True, "backend": "native"}
-    s, v_seq = functional.plif_multistep(x, w, v, **settings)
+    s, _ = functional.plif_multistep(x, w, v, **settings)
     assert 0 < s.sum() < s.numel()  # some fire, some do not
     for decay_input in (True, False):
         functions = [
-            (lambda x, v, w, d=decay_input: functional.plif_multistep(x, w, v, decay_input=d, **settings)[1], (x, v, w)),
+            (
+                lambda x, v, w, d=decay_input: functional.plif_multistep(x, w, v, decay_input=d, **settings)[1],
+                (x, v, w),
+            ),
             (lambda x, v, d=decay_input: functional.lif_multistep(x, v, tau=3.0, decay_input=d, **settings)[1], (x, v)),
             (lambda x, v: functional.if_multistep(x, v, **settings)[1], (x, v)),
         ]

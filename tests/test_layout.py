@@ -87,7 +87,10 @@ def gradient(grad_of, x, backend):
 GRADIENTS = {
     "one number": (lambda s: torch.ones((), device=s.device).expand_as(s), 0),
     "per time-step": (lambda s: torch.arange(len(s), device=s.device).float().view(-1, 1, 1, 1).expand_as(s), 0),
-    "repeated over T": (lambda s: (torch.arange(s[0].numel(), device=s.device) % 7).float().view_as(s[0]).expand_as(s), 0),
+    "repeated over T": (
+        lambda s: (torch.arange(s[0].numel(), device=s.device) % 7).float().view_as(s[0]).expand_as(s),
+        0,
+    ),
     "pooled": (lambda s: torch.rand(*s.shape[:2], 1, 1, device=s.device).expand_as(s), 1),
     "other order": (lambda s: torch.rand(s.shape[::-1], device=s.device).permute(3, 2, 1, 0), 1),
 }

@@ -50,10 +50,10 @@ def test_zero_init_makes_blocks_identities(connect_f, bottleneck):
     make = models.Bottleneck if bottleneck else models.BasicBlock
     net = models.SEWResNet(make, [1], [8], connect_f=connect_f, zero_init_residual=True, stem="small", T=3)
     block = net.layer1[0]
-    spikes = torch.randint(0, 2, (3, 2, 8 if block.downsample is None else 8, 5, 5)).float()
-    shortcut = spikes if block.downsample is None else block.downsample_sn(
-        block.downsample(spikes.flatten(0, 1)).unflatten(0, (3, 2))
-    )
+    spikes = torch.randint(0, 2, (3, 2, 8, 5, 5)).float()
+    shortcut = spikes
+    if block.downsample is not None:  # the first bottleneck widens
+        shortcut = block.downsample_sn(block.downsample(spikes.flatten(0, 1)).unflatten(0, (3, 2)))
     torch.testing.assert_close(block(spikes), shortcut, rtol=0, atol=0)
 
 

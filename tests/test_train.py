@@ -21,7 +21,8 @@ from sewsnn.train import checkpoint
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "digits.yaml"
 SMALL = ["--blocks", "[1, 1]", "--widths", "[8, 16]", "--epochs", "3", "--checkpoint_steps", "4", "--threads", "1"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+# Python puts the working directory before the installed package: not the checkout's root.
+PROCESS = {"cwd": Path(__file__).parent, "env": {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}
 
 
 def command(output, *more):
@@ -29,7 +30,7 @@ def command(output, *more):
 
 
 def run(output, *more):
-    return subprocess.run(command(output, *more), capture_output=True, text=True, env=ENVIRONMENT)
+    return subprocess.run(command(output, *more), capture_output=True, text=True, **PROCESS)
 
 
 def rows(folder):
@@ -76,7 +77,7 @@ def test_quick_start_reaches_98_percent(tmp_path):
     """configs/digits.yaml as it is, two threads: at least 98 % within two minutes."""
     folder = tmp_path / "digits"
     words = [sys.executable, "-m", "sewsnn.cli", "train", str(CONFIG), "--output", str(folder), "--threads", "2"]
-    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(words, capture_output=True, text=True, **PROCESS)
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "result.json").read_text())
     assert result["test_accuracy"] >= 0.98 and result["seconds"] < 120, result
@@ -107,7 +108,7 @@ def test_killed_in_mid_epoch_and_resumed(finished, tmp_path):
             command(folder, *(["--resume"] if attempt else [])),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
+            **PROCESS,
         )
         wait_for(process, lambda epoch=attempt: in_mid_epoch(folder, epoch))
         process.send_signal(signal.SIGKILL)
@@ -124,7 +125,7 @@ def test_interrupted_and_resumed(finished, tmp_path):
     """SIGTERM saves at the next step and says how to go on."""
     folder = tmp_path / "stopped"
     process = subprocess.Popen(
-        command(folder, "--checkpoint_steps", "0"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT
+        command(folder, "--checkpoint_steps", "0"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **PROCESS
     )
     wait_for(process, lambda: (folder / "metrics.csv").exists() and len(rows(folder)) == 1)
     process.send_signal(signal.SIGTERM)

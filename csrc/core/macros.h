@@ -14,8 +14,8 @@
 #ifndef SEWSNN_ISA
 #define SEWSNN_ISA generic
 #endif
-#define SEWSNN_BEGIN        \
-  namespace sewsnn {        \
+#define SEWSNN_BEGIN \
+  namespace sewsnn { \
   inline namespace SEWSNN_ISA {
 #define SEWSNN_END \
   }                \

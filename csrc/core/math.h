@@ -16,9 +16,9 @@ SEWSNN_HD double abs_(double x) { return fabs(x); }
 
 SEWSNN_HD double exp_(double x) { return exp(x); }
 
-// On the device the library's expf. On the host a form the compiler turns into vector code, which a call to libm stops it
-// from doing: x = n ln2 + r, |r| <= ln2 / 2, e^r by its Taylor polynomial of degree 7, 2^n by the exponent bits.
-// For x <= 0 (all that the surrogates ask) within 2 ulp; below -87.3 the result is 0 (no subnormals); NaN stays NaN.
+// On the device the library's expf. On the host a form the compiler turns into vector code, which a call to libm stops
+// it from doing: x = n ln2 + r, |r| <= ln2 / 2, e^r by its Taylor polynomial of degree 7, 2^n by the exponent bits. For
+// x <= 0 (all that the surrogates ask) within 2 ulp; below -87.3 the result is 0 (no subnormals); NaN stays NaN.
 SEWSNN_HD float exp_(float x) {
 #if defined(__CUDA_ARCH__)
   return expf(x);

@@ -37,12 +37,12 @@ struct Rows {
 struct NeuronParams {
   NeuronKind kind = NeuronKind::IF;
   SurrogateKind surrogate = SurrogateKind::ATan;
-  double alpha = 2;         // the surrogate's parameter
-  double tau = 2;           // LIF
+  double alpha = 2;  // the surrogate's parameter
+  double tau = 2;    // LIF
   double inverse_tau = 0.5;
   const void* leak = nullptr;  // PLIF: its 1 / tau, one number in the state's type, where the tensors are
   double v_threshold = 1;
-  double v_reset = 0;       // 0 for soft reset: the rest level of the leak
+  double v_reset = 0;  // 0 for soft reset: the rest level of the leak
   bool hard_reset = true;
   bool detach_reset = true;
   bool decay_input = true;
@@ -53,26 +53,26 @@ struct ForwardParams {
   NeuronParams neuron;
   DType dtype = DType::Float32;
   int64_t T = 0, M = 0;
-  Rows x;                      // [T, M] storage
-  const void* v0 = nullptr;    // [M]    state; null: rest (v_reset, or 0 for soft reset)
-  void* s = nullptr;           // [T, M] storage, dense
-  void* v = nullptr;           // [M] or [T, M] state; null: not wanted
-  bool v_seq = false;          // v is [T, M]
-  void* checkpoints = nullptr; // [checkpoint_count(T), M] state; null: no backward will follow
+  Rows x;                       // [T, M] storage
+  const void* v0 = nullptr;     // [M]    state; null: rest (v_reset, or 0 for soft reset)
+  void* s = nullptr;            // [T, M] storage, dense
+  void* v = nullptr;            // [M] or [T, M] state; null: not wanted
+  bool v_seq = false;           // v is [T, M]
+  void* checkpoints = nullptr;  // [checkpoint_count(T), M] state; null: no backward will follow
 };
 
 struct BackwardParams {
   NeuronParams neuron;
   DType dtype = DType::Float32;
   int64_t T = 0, M = 0;
-  Rows x;                            // [T, M] storage
-  const void* v0 = nullptr;          // [M] state or null
-  const void* checkpoints = nullptr; // [checkpoint_count(T), M] state
-  Rows grad_s;                       // [T, M] storage; data null: zero
-  Rows grad_v;                       // [1, M] or [T, M] state; data null: zero
+  Rows x;                             // [T, M] storage
+  const void* v0 = nullptr;           // [M] state or null
+  const void* checkpoints = nullptr;  // [checkpoint_count(T), M] state
+  Rows grad_s;                        // [T, M] storage; data null: zero
+  Rows grad_v;                        // [1, M] or [T, M] state; data null: zero
   bool v_seq = false;
-  void* grad_x = nullptr;            // [T, M] storage, dense
-  void* grad_v0 = nullptr;           // [M] state or null
+  void* grad_x = nullptr;                // [T, M] storage, dense
+  void* grad_v0 = nullptr;               // [M] state or null
   double* grad_leak_partials = nullptr;  // one per block of neurons, to be summed in index order; null: not wanted
 };
 

@@ -1,6 +1,6 @@
 // Compiled once per instruction set, with SEWSNN_ISA and SEWSNN_TABLE naming it (CMakeLists.txt).
-#include "kernels/cpu_kernels.h"
 #include "kernels/multistep_cpu.h"
+#include "kernels/cpu_kernels.h"
 
 namespace sewsnn {
 namespace {

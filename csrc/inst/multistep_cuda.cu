@@ -3,7 +3,7 @@
 
 namespace sewsnn {
 
-#define SEWSNN_EXTERN(Storage, K)                                            \
+#define SEWSNN_EXTERN(Storage, K)                                             \
   extern template int64_t backward_blocks<Storage, K>(const BackwardParams&); \
   extern template cudaError_t launch_backward<Storage, K>(const BackwardParams&, cudaStream_t);
 SEWSNN_EXTERN(float, 4)
@@ -49,7 +49,8 @@ cudaError_t cuda_backward(const BackwardParams& p, cudaStream_t stream) {
 }
 
 cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype, void* out, cudaStream_t stream) {
-  if (dtype == DType::Float64) sum_partials_kernel<<<1, kThreads, 0, stream>>>(partials, count, static_cast<double*>(out));
+  if (dtype == DType::Float64)
+    sum_partials_kernel<<<1, kThreads, 0, stream>>>(partials, count, static_cast<double*>(out));
   else sum_partials_kernel<<<1, kThreads, 0, stream>>>(partials, count, static_cast<float*>(out));
   return cudaGetLastError();
 }

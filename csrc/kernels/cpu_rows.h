@@ -1,5 +1,6 @@
-// The inner loops of the CPU kernels: one time-step of a block of neurons, unit stride, no branches, so that the compiler
-// vectorises them for the instruction set this file is compiled for. Template arguments replace every run-time choice.
+// The inner loops of the CPU kernels: one time-step of a block of neurons, unit stride, no branches, so that the
+// compiler vectorises them for the instruction set this file is compiled for. Template arguments replace every run-time
+// choice.
 #pragma once
 
 #if defined(__F16C__)

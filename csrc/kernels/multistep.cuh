@@ -1,6 +1,7 @@
-// Multi-step IF/LIF/PLIF on the GPU. A thread owns N neighbouring neurons (one 16-byte access where the storage allows it)
-// and runs all T time-steps with the state in registers. Loads are issued several time-steps ahead: the recurrence is
-// short, the memory far. Backward replays K time-steps at a time from x, K <= kChunk, and keeps their h in registers.
+// Multi-step IF/LIF/PLIF on the GPU. A thread owns N neighbouring neurons (one 16-byte access where the storage allows
+// it) and runs all T time-steps with the state in registers. Loads are issued several time-steps ahead: the recurrence
+// is short, the memory far. Backward replays K time-steps at a time from x, K <= kChunk, and keeps their h in
+// registers.
 #pragma once
 
 #include "core/dtype.h"

@@ -1,6 +1,6 @@
 // Multi-step IF/LIF/PLIF on the CPU. The neurons are cut into blocks whose rows stay in the cache; a block runs all T
-// time-steps (backward: in chunks of kChunk, replayed from x and the checkpoints), so x, s and the gradients cross memory
-// once. Blocks are independent: any split over threads gives the same result.
+// time-steps (backward: in chunks of kChunk, replayed from x and the checkpoints), so x, s and the gradients cross
+// memory once. Blocks are independent: any split over threads gives the same result.
 #pragma once
 
 #include "core/dispatch.h"
@@ -44,7 +44,7 @@ ForwardRow<S> select_forward(const NeuronParams& p) {
     return with_bool(p.decay_input, [&](auto decay) {
       return with_bool(p.hard_reset, [&](auto hard) -> ForwardRow<S> {
         using N = typename decltype(neuron)::type;
-        return forward_row<S, N, decltype(decay)::value && N::has_leak, decltype(hard)::value, Spikes>;
+        return forward_row < S, N, decltype(decay)::value && N::has_leak, decltype(hard)::value, Spikes > ;
       });
     });
   });
@@ -57,8 +57,8 @@ BackwardRow<S> select_backward(const NeuronParams& p) {
       return with_bool(p.hard_reset, [&](auto hard) {
         return with_bool(p.detach_reset, [&](auto detach) -> BackwardRow<S> {
           using N = typename decltype(neuron)::type;
-          return backward_row<S, N, decltype(decay)::value && N::has_leak, decltype(hard)::value,
-                              decltype(detach)::value>;
+          return backward_row < S, N, decltype(decay)::value && N::has_leak, decltype(hard)::value,
+                 decltype(detach)::value > ;
         });
       });
     });

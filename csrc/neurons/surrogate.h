@@ -1,5 +1,5 @@
-// Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each. sewsnn/surrogate.py holds the same formulas with
-// their primitives; the paper's three are ATan, Rectangular and Constant (supplement, Table S3 and A.5).
+// Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each. sewsnn/surrogate.py holds the same formulas
+// with their primitives; the paper's three are ATan, Rectangular and Constant (supplement, Table S3 and A.5).
 #pragma once
 
 #include "core/math.h"

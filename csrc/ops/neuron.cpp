@@ -144,8 +144,8 @@ BackwardCall::BackwardCall(const std::optional<Tensor>& grad_s_in, const std::op
     params.grad_v = grad_v.rows;
   }
   grad_x = empty_strided(layout.sizes, layout.strides, x_in.scalar_type(), x_in);
-  grad_v0 = need_v ? empty_strided(layout.step_sizes(), layout.step_strides(), state, x_in)
-                   : sewsnn::empty(0, state, x_in);
+  grad_v0 =
+      need_v ? empty_strided(layout.step_sizes(), layout.step_strides(), state, x_in) : sewsnn::empty(0, state, x_in);
   // A zero to begin with: what an empty batch returns.
   grad_leak = need_leak ? torch::stable::new_zeros(leak_in.value(), {}) : sewsnn::empty(0, state, x_in);
   params.grad_x = data(grad_x);
@@ -165,7 +165,8 @@ STABLE_TORCH_LIBRARY(sewsnn, m) {
       "float? v_reset, int surrogate, float alpha, bool detach_reset, int v_mode, bool needs_grad) "
       "-> (Tensor s, Tensor v, Tensor checkpoints)");
   m.def(
-      "neuron_backward(Tensor? grad_s, Tensor? grad_v, Tensor x, Tensor? v, Tensor? leak, Tensor checkpoints, int kind, "
+      "neuron_backward(Tensor? grad_s, Tensor? grad_v, Tensor x, Tensor? v, Tensor? leak, Tensor checkpoints, int "
+      "kind, "
       "float tau, bool decay_input, float v_threshold, float? v_reset, int surrogate, float alpha, bool detach_reset, "
       "int v_mode, bool need_v, bool need_leak) -> (Tensor grad_x, Tensor grad_v, Tensor grad_leak)");
 }

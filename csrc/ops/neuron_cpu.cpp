@@ -9,8 +9,9 @@
 namespace sewsnn {
 namespace {
 
-// A large result is memory the system has yet to hand out. In pages of 2 MiB instead of 4 KiB that costs 512 times fewer
-// page faults, which otherwise take longer than the kernel (docs/kernels.md). Only a hint: refusing it changes nothing.
+// A large result is memory the system has yet to hand out. In pages of 2 MiB instead of 4 KiB that costs 512 times
+// fewer page faults, which otherwise take longer than the kernel (docs/kernels.md). Only a hint: refusing it changes
+// nothing.
 void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t(2) << 20;
@@ -33,9 +34,8 @@ std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor
   if (call.empty()) return call.result();
   prefer_huge_pages(call.s);
   prefer_huge_pages(call.v);
-  torch::stable::parallel_for(0, blocks_of(call.layout.M), 1, [&](int64_t first, int64_t last) {
-    cpu_kernels().forward(call.params, first, last);
-  });
+  torch::stable::parallel_for(0, blocks_of(call.layout.M), 1,
+                              [&](int64_t first, int64_t last) { cpu_kernels().forward(call.params, first, last); });
   return call.result();
 }
 
@@ -52,9 +52,8 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
   const int64_t blocks = blocks_of(call.layout.M);
   if (call.wants_leak()) call.set_partials(blocks);
   prefer_huge_pages(call.grad_x);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-    cpu_kernels().backward(call.params, first, last);
-  });
+  torch::stable::parallel_for(0, blocks, 1,
+                              [&](int64_t first, int64_t last) { cpu_kernels().backward(call.params, first, last); });
   if (call.wants_leak()) {
     const double* const partials = static_cast<const double*>(call.partials.const_data_ptr());
     double sum = 0;

@@ -55,9 +55,7 @@ class Digits:
             yield (_shifted(images, shifts[index], self.shift) if self.shift else images), self.train_labels[index]
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(
-            self.test_images.split(self.batch_size), self.test_labels.split(self.batch_size), strict=True
-        )
+        yield from zip(self.test_images.split(self.batch_size), self.test_labels.split(self.batch_size), strict=True)
 
 
 def _shifted(images: Tensor, shifts: Tensor, most: int) -> Tensor:

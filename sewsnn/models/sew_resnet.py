@@ -127,7 +127,7 @@ class SEWResNet(nn.Module):
         neuron: called once for each neuron layer; None: IF with the paper's settings.
         in_channels: 3 for colour images.
         stem: ``"imagenet"``, 7x7 stride 2 and max-pooling; ``"small"``, 3x3 stride 1, for small images.
-        zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1): blocks start as identities.
+        zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1), the block as identity.
 
     Raises:
         ValueError: an argument is wrong; the message names it.
@@ -216,7 +216,9 @@ def _published(name: str, block, blocks):
         return SEWResNet(block, blocks, **kwargs)
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"SEW ResNet with {block.__name__} x {blocks} (supplement, Table S1); arguments of :class:`SEWResNet`."
+    build.__doc__ = (
+        f"SEW ResNet with {block.__name__} x {blocks} (supplement, Table S1); arguments of :class:`SEWResNet`."
+    )
     return register_model(build)
 
 
@@ -236,4 +238,3 @@ def sew_resnet(blocks: Sequence[int], widths: Sequence[int], bottleneck: bool = 
 def count_parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-

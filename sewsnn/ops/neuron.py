@@ -86,7 +86,9 @@ def _fake_v(x, strides, v_mode):
     return x.new_empty(0, dtype=state)
 
 
-def _forward_fake(x, v, leak, kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach, v_mode, needs_grad):
+def _forward_fake(
+    x, v, leak, kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach, v_mode, needs_grad
+):
     strides = dense_strides(x)
     kept = checkpoint_count(x.shape[0]) * math.prod(x.shape[1:]) if needs_grad else 0
     return (

@@ -67,9 +67,7 @@ def backend_of(config: Config, device: torch.device) -> str:
 def build_data(config: Config) -> data.DataSource:
     settings = config.data
     try:
-        return data.create_data(
-            settings.name, batch_size=settings.batch_size, seed=config.seed, shift=settings.shift
-        )
+        return data.create_data(settings.name, batch_size=settings.batch_size, seed=config.seed, shift=settings.shift)
     except ValueError as error:
         raise ConfigError(f"data.name: {error}") from None
 

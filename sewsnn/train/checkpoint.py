@@ -1,8 +1,8 @@
 """Checkpoints of a training run: one file, written atomically, loaded with ``weights_only=True``.
 
-The file is a dictionary: ``format``, ``version``, ``config``, ``model``, ``optimizer``, ``scheduler``, ``scaler``, ``rng``,
-``epoch`` and ``step`` (the next to run), ``running`` (sums of the epoch so far), ``history`` (one row per epoch) and
-``seconds``. Data order needs nothing more: it follows from the seed, the epoch and the step.
+The file is a dictionary: ``format``, ``version``, ``config``, ``model``, ``optimizer``, ``scheduler``, ``scaler``,
+``rng``, ``epoch`` and ``step`` (the next to run), ``running`` (sums of the epoch so far), ``history`` (a row per epoch)
+and ``seconds``. Data order needs nothing more: it follows from the seed, the epoch and the step.
 """
 
 from pathlib import Path
@@ -47,7 +47,9 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by sewsnn train: it has no format {FORMAT!r}")
     if content.get("version") != VERSION:
-        raise CheckpointError(f"{path} has version {content.get('version')} of the format, this program reads {VERSION}")
+        raise CheckpointError(
+            f"{path} has version {content.get('version')} of the format, this program reads {VERSION}"
+        )
     missing = _KEYS - content.keys()
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")

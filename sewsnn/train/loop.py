@@ -51,7 +51,9 @@ class Trainer:
         if saved:
             self._check_same(saved["config"])
         elif (self.folder / checkpoint.NAME).exists() or (self.folder / "config.yaml").exists():
-            raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --output names another folder")
+            raise UserError(
+                f"{self.folder} already holds a run: --resume goes on with it, --output names another folder"
+            )
         torch.manual_seed(config.seed)
         self.source = build.build_data(config)
         self.model = build.build_model(config, self.source).to(self.device)

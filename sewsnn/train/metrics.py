@@ -29,7 +29,7 @@ def write_csv(path: Path, history: list[dict]) -> None:
 
 
 class TensorBoard:
-    """Scalars per epoch under ``<folder>/tensorboard``; points from ``first_epoch`` on that a killed run left are hidden."""
+    """Scalars per epoch under ``<folder>/tensorboard``; points a killed run left from ``first_epoch`` on are hidden."""
 
     def __init__(self, folder: Path, first_epoch: int):
         try:

@@ -1,0 +1,39 @@
+# Sourced by quickstart.sh and test.sh: a virtual environment in .venv with torch and this checkout, built and installed.
+#   EXTRA   the extra to install: train or test
+#   PYTHON  the Python to use, 3.10 or newer (default python3)
+#   VENV    where the environment goes (an absolute path; default .venv)
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+VENV=${VENV:-$PWD/.venv}
+TORCH=2.13.0
+
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "Python 3.10 or newer is needed; name one with PYTHON=..." >&2
+    exit 1
+}
+[ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV" || {
+    echo "could not make a virtual environment in $VENV (on Debian and Ubuntu: apt install python3-venv)" >&2
+    exit 1
+}
+python() { "$VENV/bin/python" "$@"; }
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+if ! python -c 'import torch' 2>/dev/null; then
+    if nvidia-smi -L >/dev/null 2>&1; then
+        pip install --quiet "torch==$TORCH"
+    else
+        # No GPU: the CPU build of torch, a tenth of the size of the CUDA one. Where the package index does not carry it
+        # under this name, uv knows where it is.
+        echo "no NVIDIA GPU here: installing the CPU build of torch"
+        pip install --quiet "torch==$TORCH+cpu" 2>/dev/null || {
+            pip install --quiet uv
+            python -m uv pip install --quiet --python "$VENV/bin/python" --torch-backend cpu "torch==$TORCH"
+        }
+    fi
+fi
+# Without a GPU one CUDA architecture, if nvcc is here at all, shows that the kernels compile.
+nvidia-smi -L >/dev/null 2>&1 || export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}"
+pip install --quiet "setuptools>=77" wheel ninja "cmake>=3.18"
+echo "building and installing sewsnn"
+PATH="$VENV/bin:$PATH" pip install --quiet --no-build-isolation ".[$EXTRA]"
