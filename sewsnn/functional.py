@@ -239,6 +239,8 @@ def check_input(x_seq) -> None:
         raise TypeError(f"x_seq must be a tensor, got {type(x_seq).__name__}")
     if x_seq.dtype not in _DTYPES:
         raise TypeError(f"x_seq must be float32, float16, bfloat16 or float64, got {x_seq.dtype}")
+    if x_seq.layout != torch.strided:
+        raise TypeError(f"x_seq must be a dense (strided) tensor, got {x_seq.layout}")
     if x_seq.dim() == 0:
         raise ValueError("x_seq must be [T, ...], got a tensor without dimensions")
     if x_seq.shape[0] == 0:

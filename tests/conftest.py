@@ -1,23 +1,18 @@
-"""Shared fixtures. Tests that take ``device`` run on the CPU and, where there is one, on a GPU."""
+"""Every test that takes ``device`` runs on the CPU and, where the compiled library has CUDA kernels, on the GPU."""
 
 import pytest
 import torch
 from hypothesis import settings
-
-from sewsnn.ops import load
+from sewsnn.ops.load import NATIVE_DEVICES
 
 settings.register_profile("sewsnn", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("sewsnn")
 
-HAS_CUDA = torch.cuda.is_available() and "cuda" in load.NATIVE_DEVICES
-_no_cuda = pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or the library was built without CUDA")
+_no_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or "cuda" not in NATIVE_DEVICES, reason="no CUDA device, or no kernels for it"
+)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, _no_cuda])])
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, _no_cuda])])
 def device(request):
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)

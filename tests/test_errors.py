@@ -25,6 +25,7 @@ BAD_CALLS = [
     (lambda: functional.if_multistep(X.long()), TypeError, "x_seq .*int64"),
     (lambda: functional.if_multistep(X.bool()), TypeError, "x_seq .*bool"),
     (lambda: functional.lif_multistep(X.to(torch.complex64)), TypeError, "x_seq .*complex64"),
+    (lambda: functional.if_multistep(X.to_sparse()), TypeError, "x_seq must be a dense"),
     (lambda: functional.if_multistep(torch.tensor(1.0)), ValueError, r"x_seq must be \[T"),
     (lambda: functional.if_multistep(X[:0]), ValueError, "x_seq .* T = 0"),
     (lambda: functional.if_multistep(X, 0.0), TypeError, "v must be a tensor or None"),
