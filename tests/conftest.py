@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import settings
+
 from sewsnn.ops.load import NATIVE_DEVICES
 
 settings.register_profile("sewsnn", deadline=None, derandomize=True, print_blob=True)
