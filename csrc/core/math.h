@@ -1,8 +1,11 @@
-// exp and abs, the same text for host vectors and device threads.
+// Arithmetic written once for a number (device threads) and for a vector of lanes (CPU kernels, core/vector.h). V is
+// either: float, double, or a vector of them.
 #pragma once
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "core/macros.h"
 
@@ -11,38 +14,87 @@ SEWSNN_BEGIN
 constexpr double kPi = 3.14159265358979323846;
 constexpr double kSqrtPi = 1.77245385090551602730;
 
-SEWSNN_HD float abs_(float x) { return fabsf(x); }
-SEWSNN_HD double abs_(double x) { return fabs(x); }
+// The type of one lane, and the unsigned integers with the shape of V.
+template <class V>
+struct LaneOf {
+  using type = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+};
+template <>
+struct LaneOf<float> {
+  using type = float;
+};
+template <>
+struct LaneOf<double> {
+  using type = double;
+};
+template <class V>
+using Lane = typename LaneOf<V>::type;
 
-SEWSNN_HD double exp_(double x) { return exp(x); }
+template <class V>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = uint32_t;
+};
+template <class V>
+using Bits = typename BitsOf<V>::type;
 
-// On the device the library's expf. On the host a form the compiler turns into vector code, which a call to libm stops
-// it from doing: x = n ln2 + r, |r| <= ln2 / 2, e^r by its Taylor polynomial of degree 7, 2^n by the exponent bits. For
-// x <= 0 (all that the surrogates ask) within 2 ulp; below -87.3 the result is 0 (no subnormals); NaN stays NaN.
-SEWSNN_HD float exp_(float x) {
+template <class To, class From>
+SEWSNN_HD To bit_cast_(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// s in every lane.
+template <class V>
+SEWSNN_HD V splat(Lane<V> s) {
+  return s - V{};
+}
+
+// a where the condition holds, else b: lane by lane, without a branch.
+template <class C, class V>
+SEWSNN_HD V select(C condition, V a, V b) {
+  return condition ? a : b;
+}
+
+template <class V>
+SEWSNN_HD V abs_(V x) {
+  return select(x < Lane<V>(0), -x, x);
+}
+
+// On the device the library's expf. On the host a form that has vector code, which a call to libm has not:
+// x = n ln2 + r, |r| <= ln2 / 2, e^r by its Taylor polynomial of degree 7, 2^n by the exponent bits. For x <= 0 (all
+// that the surrogates ask) within 2 ulp; below -87.3 the result is 0 (no subnormals); NaN stays NaN. In double
+// precision (gradient checks) libm's.
+template <class V>
+SEWSNN_HD V exp_(V x) {
+  if constexpr (std::is_same_v<V, double>) {
+    return exp(x);
+  } else if constexpr (std::is_same_v<Lane<V>, double>) {
+    for (unsigned i = 0; i < sizeof(V) / sizeof(double); ++i) x[i] = exp(x[i]);
+    return x;
+  } else {
 #if defined(__CUDA_ARCH__)
-  return expf(x);
+    return expf(x);
 #else
-  const float clamped = x < -87.3f ? -87.3f : x;
-  const float shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln2 in two parts
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  bits = (bits + 127u) << 23;  // the low bits of `shifted` are n in two's complement
-  float power;
-  std::memcpy(&power, &bits, 4);
-  const float y = p * power;
-  return x < -87.3f ? 0.0f : y;
+    const V clamped = select(x < -87.3f, splat<V>(-87.3f), x);
+    const V shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
+    const V n = shifted - 12582912.0f;
+    const V r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln2 in two parts
+    V p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    // The low bits of `shifted` are n in two's complement.
+    const V power = bit_cast_<V>((bit_cast_<Bits<V> >(shifted) + 127u) << 23);
+    return select(x < -87.3f, splat<V>(0), p * power);
 #endif
+  }
 }
 
 SEWSNN_END

@@ -1,161 +1,199 @@
-// Multi-step IF/LIF/PLIF on the CPU. The neurons are cut into blocks whose rows stay in the cache; a block runs all T
-// time-steps (backward: in chunks of kChunk, replayed from x and the checkpoints), so x, s and the gradients cross
-// memory once. Blocks are independent: any split over threads gives the same result.
+// Multi-step IF/LIF/PLIF on the CPU. The neurons are cut into tiles; a tile runs all T time-steps (in chunks of kChunk,
+// which backward replays from x and the checkpoints), so x, s and the gradients cross memory once. Tiles make up
+// blocks, which are independent: any split over threads gives the same result.
 #pragma once
 
 #include "core/dispatch.h"
-#include "kernels/cpu_rows.h"
+#include "kernels/cpu_tiles.h"
 
 SEWSNN_BEGIN
 
-constexpr int64_t kBlock = 1024;  // neurons; backward holds kChunk + 5 rows of them
+constexpr int64_t kBlock = 1024;  // neurons
+static_assert(kBlock % kTile == 0 && kTile % kGroupSize<float> == 0, "tiles fill blocks, vectors fill tiles");
 
-struct Block {
-  int64_t begin, size;
-  Block(int64_t index, int64_t M) : begin(index * kBlock), size(M - begin < kBlock ? M - begin : kBlock) {}
+// Results of this size and more do not stay in any cache until they are used.
+constexpr int64_t kStreamingBytes = int64_t(8) << 20;
+
+// A [T, M] result. It is streamed past the cache if it is large and every vector of it is aligned.
+template <class T>
+Sink<T> sink_of(void* data, int64_t T_steps, int64_t M) {
+  const int64_t row_bytes = M * int64_t(sizeof(T));
+  const bool aligned = (reinterpret_cast<uintptr_t>(data) | uintptr_t(row_bytes)) % kVectorBytes == 0;
+  return {static_cast<T*>(data), M, aligned && T_steps * row_bytes >= kStreamingBytes};
+}
+
+template <class T>
+Sink<T> from(const Sink<T>& sink, int64_t t, int64_t i) {
+  return {sink.data ? sink.data + t * sink.row_stride + i : nullptr, sink.row_stride, sink.streaming};
+}
+
+// The last tile may have fewer than kTile neurons. It is worked on in a copy of its rows, filled up with zeros.
+template <class T>
+struct Padded {
+  alignas(64) T rows[kChunk][kTile];
+
+  Source<T> filled(const Source<T>& from, int64_t steps, int n) {
+    if (!from.data || from.step == 0) return from;
+    memset(rows, 0, sizeof rows);
+    for (int64_t t = 0; t < steps; ++t) memcpy(rows[t], from.data + t * from.row_stride, n * sizeof(T));
+    return {rows[0], kTile, 1};
+  }
+  Sink<T> sink(const Sink<T>& to) { return {to.data ? rows[0] : nullptr, kTile, false}; }
+  void copy_to(const Sink<T>& to, int64_t steps, int n) const {
+    for (int64_t t = 0; to.data && t < steps; ++t) memcpy(to.data + t * to.row_stride, rows[t], n * sizeof(T));
+  }
 };
 
-// Row t of an operand as state values: in place where storage is the state, else converted into `scratch`.
+// v before time-step t, a multiple of kChunk: v0 or a checkpoint; `rest` where there is none.
+template <class S>
+Source<S> v_before(const void* v0, const void* checkpoints, int64_t t, int64_t M, int64_t i, const S* rest) {
+  const S* const row = t == 0 ? static_cast<const S*>(v0) : static_cast<const S*>(checkpoints) + (t / kChunk - 1) * M;
+  return row ? Source<S>{row + i, 0, 1} : Source<S>{rest, 0, 0};
+}
+
+// f(neuron, decay, hard) with the types that stand for p's choices.
+template <class S, class F>
+auto with_dynamics(const NeuronParams& p, F&& f) {
+  return with_neuron<S>(p, [&](auto neuron) {
+    using N = typename decltype(neuron)::type;
+    return with_bool(p.decay_input && N::has_leak, [&](auto decay) {
+      return with_bool(p.hard_reset,
+                       [&](auto hard) { return f(neuron, Bool<decltype(decay)::value && N::has_leak>(), hard); });
+    });
+  });
+}
+
 template <class Storage>
-const State<Storage>* row(const Rows& rows, int64_t t, const Block& b, State<Storage>* scratch) {
-  using S = State<Storage>;
-  const Storage* data = static_cast<const Storage*>(rows.data);
-  if (!data || rows.step == 0) {
-    const S value = data ? load_(data[t * rows.row_stride]) : S(0);
-    for (int64_t i = 0; i < b.size; ++i) scratch[i] = value;
-    return scratch;
-  }
-  data += t * rows.row_stride + b.begin;
-  if constexpr (sizeof(Storage) == sizeof(S)) return data;
-  else return load_row<Storage>(data, scratch, b.size), scratch;
+ForwardFunction<Storage> select_forward(const NeuronParams& p) {
+  return with_dynamics<State<Storage>>(p, [](auto neuron, auto decay, auto hard) -> ForwardFunction<Storage> {
+    return forward_tile<Storage, typename decltype(neuron)::type, decltype(decay)::value, decltype(hard)::value>;
+  });
 }
 
-// v before time-step t (a multiple of kChunk) into `out`.
-template <class S>
-void initial_v(const NeuronParams& p, const void* v0, const void* checkpoints, int64_t t, int64_t M, const Block& b,
-               S* out) {
-  const S* from = t == 0 ? static_cast<const S*>(v0) : static_cast<const S*>(checkpoints) + (t / kChunk - 1) * M;
-  for (int64_t i = 0; i < b.size; ++i) out[i] = from ? from[b.begin + i] : S(p.v_reset);
+template <class Storage>
+BackwardFunction<Storage> select_replay(const NeuronParams& p) {
+  return with_dynamics<State<Storage>>(p, [](auto neuron, auto decay, auto hard) -> BackwardFunction<Storage> {
+    return replay_tile<Storage, typename decltype(neuron)::type, decltype(decay)::value, decltype(hard)::value>;
+  });
 }
 
-template <class S, bool Spikes>
-ForwardRow<S> select_forward(const NeuronParams& p) {
-  return with_neuron<S>(p, [&](auto neuron) {
-    return with_bool(p.decay_input, [&](auto decay) {
-      return with_bool(p.hard_reset, [&](auto hard) -> ForwardRow<S> {
-        using N = typename decltype(neuron)::type;
-        return forward_row < S, N, decltype(decay)::value && N::has_leak, decltype(hard)::value, Spikes > ;
-      });
+template <class Storage>
+BackwardFunction<Storage> select_backward(const NeuronParams& p) {
+  return with_dynamics<State<Storage>>(p, [&](auto neuron, auto decay, auto hard) {
+    return with_bool(p.detach_reset, [&](auto detach) -> BackwardFunction<Storage> {
+      return backward_tile<Storage, typename decltype(neuron)::type, decltype(decay)::value, decltype(hard)::value,
+                           decltype(detach)::value>;
     });
   });
 }
 
 template <class S>
-BackwardRow<S> select_backward(const NeuronParams& p) {
-  return with_neuron<S>(p, [&](auto neuron) {
-    return with_bool(p.decay_input, [&](auto decay) {
-      return with_bool(p.hard_reset, [&](auto hard) {
-        return with_bool(p.detach_reset, [&](auto detach) -> BackwardRow<S> {
-          using N = typename decltype(neuron)::type;
-          return backward_row < S, N, decltype(decay)::value && N::has_leak, decltype(hard)::value,
-                 decltype(detach)::value > ;
-        });
-      });
-    });
-  });
-}
-
-template <class S>
-SurrogateRow<S> select_surrogate(const NeuronParams& p) {
-  return with_surrogate<S>(p.surrogate, p.alpha,
-                           [](auto surrogate) -> SurrogateRow<S> { return surrogate_row<S, decltype(surrogate)>; });
-}
-
-template <class S>
-LeakRow<S> select_leak(const NeuronParams& p, bool from_h) {
-  return with_bool(p.decay_input, [&](auto decay) {
-    return with_bool(p.hard_reset, [&](auto hard) {
-      return with_bool(from_h, [&](auto h) -> LeakRow<S> {
-        return leak_row<S, decltype(decay)::value, decltype(hard)::value, decltype(h)::value>;
-      });
-    });
+SurrogateFunction<S> select_surrogate(const NeuronParams& p) {
+  return with_surrogate<S>(p.surrogate, p.alpha, [](auto surrogate) -> SurrogateFunction<S> {
+    return surrogate_values<S, decltype(surrogate)>;
   });
 }
 
 template <class Storage>
 void forward_blocks(const ForwardParams& p, int64_t first, int64_t last) {
   using S = State<Storage>;
-  const S leak = leak_of<S>(p.neuron);
-  const ForwardRow<S> forward = select_forward<S, true>(p.neuron);
-  alignas(64) S v[kBlock], x_scratch[kBlock], s_scratch[kBlock];
-  for (int64_t index = first; index < last; ++index) {
-    const Block b(index, p.M);
-    initial_v<S>(p.neuron, p.v0, nullptr, 0, p.M, b, v);
-    for (int64_t t = 0; t < p.T; ++t) {
-      if (p.checkpoints && t > 0 && t % kChunk == 0)
-        memcpy(static_cast<S*>(p.checkpoints) + (t / kChunk - 1) * p.M + b.begin, v, b.size * sizeof(S));
-      Storage* const s = static_cast<Storage*>(p.s) + t * p.M + b.begin;
-      const S* const x = row<Storage>(p.x, t, b, x_scratch);
-      if constexpr (sizeof(Storage) == sizeof(S)) {
-        forward(p.neuron, leak, x, v, s, b.size);
+  const S leak = leak_of<S>(p.neuron), rest = S(p.neuron.v_reset);
+  const ForwardFunction<Storage> forward = select_forward<Storage>(p.neuron);
+  const Sink<Storage> s = sink_of<Storage>(p.s, p.T, p.M);
+  const Sink<S> v_seq = sink_of<S>(p.v_seq ? p.v : nullptr, p.T, p.M);
+  S* const checkpoints = static_cast<S*>(p.checkpoints);
+  S* const v_final = p.v_seq ? nullptr : static_cast<S*>(p.v);
+  alignas(64) S v[kTile];
+  Padded<Storage> x_tail, s_tail;
+  Padded<S> v_tail, v_seq_tail;
+
+  const int64_t end = last * kBlock < p.M ? last * kBlock : p.M;
+  for (int64_t i = first * kBlock; i < end; i += kTile) {
+    const int n = int(end - i < kTile ? end - i : kTile);
+    Source<S> before = v_before<S>(p.v0, nullptr, 0, p.M, i, &rest);
+    for (int64_t t = 0; t < p.T; t += kChunk) {
+      const bool ends = t + kChunk >= p.T;
+      const int64_t steps = ends ? p.T - t : kChunk;
+      S* const after = ends ? v_final : checkpoints ? checkpoints + t / kChunk * p.M : nullptr;
+      const Sink<Storage> s_here = from(s, t, i);
+      const Sink<S> v_seq_here = from(v_seq, t, i);
+      ForwardTile<Storage> tile = {steps, Source<Storage>::of(p.x, t, i), before, v, s_here, v_seq_here};
+      if (n == kTile) {
+        if (after) tile.v_after = after + i;
+        forward(p.neuron, leak, tile);
       } else {
-        forward(p.neuron, leak, x, v, s_scratch, b.size);
-        store_row<Storage>(s_scratch, s, b.size);
+        tile.x = x_tail.filled(tile.x, steps, n);
+        tile.v_before = v_tail.filled(before, 1, n);
+        tile.s = s_tail.sink(s_here);
+        tile.v_seq = v_seq_tail.sink(v_seq_here);
+        forward(p.neuron, leak, tile);
+        s_tail.copy_to(s_here, steps, n);
+        v_seq_tail.copy_to(v_seq_here, steps, n);
+        if (after) memcpy(after + i, v, n * sizeof(S));
       }
-      if (p.v && (p.v_seq || t == p.T - 1))
-        memcpy(static_cast<S*>(p.v) + (p.v_seq ? t * p.M : 0) + b.begin, v, b.size * sizeof(S));
+      before = {tile.v_after, 0, 1};
     }
   }
+  if (s.streaming || v_seq.streaming) finish_streaming();
 }
 
 template <class Storage>
 void backward_blocks(const BackwardParams& p, int64_t first, int64_t last) {
   using S = State<Storage>;
-  const S leak = leak_of<S>(p.neuron);
-  const ForwardRow<S> replay = select_forward<S, false>(p.neuron);
-  const SurrogateRow<S> surrogate = select_surrogate<S>(p.neuron);
-  const BackwardRow<S> backward = select_backward<S>(p.neuron);
-  const LeakRow<S> leak_from_v = select_leak<S>(p.neuron, false), leak_from_h = select_leak<S>(p.neuron, true);
-  alignas(64) S h[kChunk][kBlock], v[kBlock], gv[kBlock], g[kBlock], in_scratch[kBlock], out_scratch[kBlock];
+  static constexpr Storage no_grad_s = {};
+  static constexpr S no_grad_v = 0;
+  const S leak = leak_of<S>(p.neuron), rest = S(p.neuron.v_reset);
+  const BackwardFunction<Storage> replay = select_replay<Storage>(p.neuron);
+  const BackwardFunction<Storage> backward = select_backward<Storage>(p.neuron);
+  const SurrogateFunction<S> surrogate = select_surrogate<S>(p.neuron);
+  const Sink<Storage> grad_x = sink_of<Storage>(p.grad_x, p.T, p.M);
+  const Rows grad_s = p.grad_s.data ? p.grad_s : Rows{&no_grad_s, 0, 0};
+  const Rows grad_v = p.grad_v.data && !p.v_seq ? p.grad_v : Rows{&no_grad_v, 0, 0};
+  S* const grad_v0 = static_cast<S*>(p.grad_v0);
+  alignas(64) S gv[kTile], h[kChunk * kTile], g[kChunk * kTile];
+  Padded<Storage> x_tail, grad_s_tail, grad_x_tail;
+  Padded<S> v_tail, grad_v_tail, after_tail;
 
-  for (int64_t index = first; index < last; ++index) {
-    const Block b(index, p.M);
+  for (int64_t block = first; block < last; ++block) {
     double grad_leak = 0;
-    const auto add_grad_v = [&](int64_t t) {
-      const S* const grad = row<S>(p.grad_v, t, b, in_scratch);
-      for (int64_t i = 0; i < b.size; ++i) gv[i] += grad[i];
-    };
-    for (int64_t i = 0; i < b.size; ++i) gv[i] = S(0);
-    if (p.grad_v.data && !p.v_seq) add_grad_v(0);
-
-    for (int64_t start = (p.T - 1) / kChunk * kChunk; start >= 0; start -= kChunk) {
-      const int64_t end = start + kChunk < p.T ? start + kChunk : p.T;
-      initial_v<S>(p.neuron, p.v0, p.checkpoints, start, p.M, b, v);
-      for (int64_t t = start; t < end; ++t)
-        replay(p.neuron, leak, row<Storage>(p.x, t, b, in_scratch), v, h[t - start], b.size);
-
-      for (int64_t t = end - 1; t >= start; --t) {
-        surrogate(p.neuron, h[t - start], g, b.size);
-        if (p.grad_v.data && p.v_seq) add_grad_v(t);
-        Storage* const gx = static_cast<Storage*>(p.grad_x) + t * p.M + b.begin;
-        const S* const gs = row<Storage>(p.grad_s, t, b, in_scratch);
-        if constexpr (sizeof(Storage) == sizeof(S)) {
-          backward(p.neuron, leak, h[t - start], gs, g, gv, gx, b.size);
-        } else {
-          backward(p.neuron, leak, h[t - start], gs, g, gv, out_scratch, b.size);
-          store_row<Storage>(out_scratch, gx, b.size);
+    const int64_t end = (block + 1) * kBlock < p.M ? (block + 1) * kBlock : p.M;
+    for (int64_t i = block * kBlock; i < end; i += kTile) {
+      const int n = int(end - i < kTile ? end - i : kTile);
+      Source<S> after = Source<S>::of(grad_v, 0, i);
+      for (int64_t t = (p.T - 1) / kChunk * kChunk; t >= 0; t -= kChunk) {
+        const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
+        const Sink<Storage> grad_x_here = from(grad_x, t, i);
+        BackwardTile<Storage> tile = {};
+        tile.steps = steps;
+        tile.x = Source<Storage>::of(p.x, t, i);
+        tile.v_before = v_before<S>(p.v0, p.checkpoints, t, p.M, i, &rest);
+        tile.grad_s = Source<Storage>::of(grad_s, t, i);
+        if (p.grad_v.data && p.v_seq) tile.grad_v = Source<S>::of(p.grad_v, t, i);
+        tile.grad_v_after = after;
+        tile.grad_v_before = gv;
+        tile.grad_x = grad_x_here;
+        tile.h = h;
+        tile.g = g;
+        if (n < kTile) {
+          tile.x = x_tail.filled(tile.x, steps, n);
+          tile.v_before = v_tail.filled(tile.v_before, 1, n);
+          tile.grad_s = grad_s_tail.filled(tile.grad_s, steps, n);
+          tile.grad_v = grad_v_tail.filled(tile.grad_v, steps, n);
+          tile.grad_v_after = after_tail.filled(after, 1, n);
+          tile.grad_x = grad_x_tail.sink(grad_x_here);
         }
-        if (p.grad_leak_partials) {
-          const S* const x = row<Storage>(p.x, t, b, in_scratch);
-          if (t == start) initial_v<S>(p.neuron, p.v0, p.checkpoints, start, p.M, b, v);
-          grad_leak += t == start ? leak_from_v(p.neuron, leak, v, x, g, b.size)
-                                  : leak_from_h(p.neuron, leak, h[t - start - 1], x, g, b.size);
-        }
+        replay(p.neuron, leak, tile);
+        surrogate(p.neuron, h, g, steps * kTile);
+        backward(p.neuron, leak, tile);
+        if (n < kTile) grad_x_tail.copy_to(grad_x_here, steps, n);
+        if (p.grad_leak_partials) grad_leak += leak_gradient<Storage>(p.neuron, leak, tile);
+        after = {gv, 0, 1};
       }
+      if (grad_v0) memcpy(grad_v0 + i, gv, n * sizeof(S));
     }
-    if (p.grad_v0) memcpy(static_cast<S*>(p.grad_v0) + b.begin, gv, b.size * sizeof(S));
-    if (p.grad_leak_partials) p.grad_leak_partials[index] = grad_leak;
+    if (p.grad_leak_partials) p.grad_leak_partials[block] = grad_leak;
   }
+  if (grad_x.streaming) finish_streaming();
 }
 
 SEWSNN_END

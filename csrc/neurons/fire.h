@@ -4,11 +4,12 @@
 // NaN compares false: it fires no spike and stays NaN. The selects give v_reset, not 0 * inf, for an overflowed h.
 #pragma once
 
-#include "core/macros.h"
+#include "core/math.h"
 #include "core/params.h"
 
 SEWSNN_BEGIN
 
+// The potentials V are one S, or a vector of them.
 template <class S>
 struct FireReset {
   S v_threshold, v_reset;
@@ -17,18 +18,24 @@ struct FireReset {
     return {S(p.v_threshold), S(p.v_reset), p.hard_reset, p.detach_reset};
   }
 
-  SEWSNN_HD bool fires(S h) const { return h >= v_threshold; }
+  // Whether it fires; of a vector, a mask for select().
+  template <class V>
+  SEWSNN_HD auto fires(V h) const {
+    return h >= v_threshold;
+  }
 
-  SEWSNN_HD S reset(S h) const {
-    if (hard) return fires(h) ? v_reset : h;
-    return h - (fires(h) ? v_threshold : S(0));
+  template <class V>
+  SEWSNN_HD V reset(V h) const {
+    if (hard) return select(fires(h), splat<V>(v_reset), h);
+    return h - select(fires(h), splat<V>(v_threshold), V{});
   }
 
   // dL/dh from gs = dL/ds, gv = dL/dv (v after the reset) and the surrogate sg = sigma'(h - v_threshold).
   // With detach_reset the s inside the reset is a constant.
-  SEWSNN_HD S grad_h(S gs, S gv, S h, S sg) const {
-    if (!detach) gs += gv * (hard ? v_reset - h : -v_threshold);
-    return gs * sg + (hard && fires(h) ? S(0) : gv);
+  template <class V>
+  SEWSNN_HD V grad_h(V gs, V gv, V h, V sg) const {
+    if (!detach) gs += gv * (hard ? v_reset - h : splat<V>(-v_threshold));
+    return gs * sg + (hard ? select(fires(h), V{}, gv) : gv);
   }
 };
 

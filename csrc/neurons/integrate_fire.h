@@ -11,10 +11,22 @@ struct IntegrateFire {
   static constexpr bool has_leak = false;
   static SEWSNN_HD IntegrateFire from(const NeuronParams&, S) { return {}; }
 
-  SEWSNN_HD S charge(S v, S x) const { return v + x; }
-  SEWSNN_HD S grad_x(S gh) const { return gh; }
-  SEWSNN_HD S grad_v(S gh) const { return gh; }
-  SEWSNN_HD S d_leak(S, S) const { return S(0); }  // dh / d leak: there is none
+  template <class V>
+  SEWSNN_HD V charge(V v, V x) const {
+    return v + x;
+  }
+  template <class V>
+  SEWSNN_HD V grad_x(V gh) const {
+    return gh;
+  }
+  template <class V>
+  SEWSNN_HD V grad_v(V gh) const {
+    return gh;
+  }
+  template <class V>
+  SEWSNN_HD V d_leak(V, V) const {  // dh / d leak: there is none
+    return V{};
+  }
 };
 
 SEWSNN_END

@@ -23,13 +23,23 @@ struct LeakyDivide {
   bool decay_input;
   static SEWSNN_HD LeakyDivide from(const NeuronParams& p, S) { return {S(p.tau), S(p.v_reset), p.decay_input}; }
 
-  SEWSNN_HD S charge(S v, S x) const {
-    const S u = v - rest;
+  template <class V>
+  SEWSNN_HD V charge(V v, V x) const {
+    const V u = v - rest;
     return decay_input ? v + (x - u) / tau : (v - u / tau) + x;
   }
-  SEWSNN_HD S grad_x(S gh) const { return decay_input ? gh / tau : gh; }
-  SEWSNN_HD S grad_v(S gh) const { return gh - gh / tau; }
-  SEWSNN_HD S d_leak(S, S) const { return S(0); }  // tau is a constant here
+  template <class V>
+  SEWSNN_HD V grad_x(V gh) const {
+    return decay_input ? gh / tau : gh;
+  }
+  template <class V>
+  SEWSNN_HD V grad_v(V gh) const {
+    return gh - gh / tau;
+  }
+  template <class V>
+  SEWSNN_HD V d_leak(V, V) const {  // tau is a constant here
+    return V{};
+  }
 };
 
 template <class S>
@@ -39,13 +49,23 @@ struct LeakyMultiply {
   bool decay_input;
   static SEWSNN_HD LeakyMultiply from(const NeuronParams& p, S leak) { return {leak, S(p.v_reset), p.decay_input}; }
 
-  SEWSNN_HD S charge(S v, S x) const {
-    const S u = v - rest;
+  template <class V>
+  SEWSNN_HD V charge(V v, V x) const {
+    const V u = v - rest;
     return decay_input ? v + (x - u) * leak : (v - u * leak) + x;
   }
-  SEWSNN_HD S grad_x(S gh) const { return decay_input ? gh * leak : gh; }
-  SEWSNN_HD S grad_v(S gh) const { return gh - gh * leak; }
-  SEWSNN_HD S d_leak(S v, S x) const { return decay_input ? x - (v - rest) : rest - v; }
+  template <class V>
+  SEWSNN_HD V grad_x(V gh) const {
+    return decay_input ? gh * leak : gh;
+  }
+  template <class V>
+  SEWSNN_HD V grad_v(V gh) const {
+    return gh - gh * leak;
+  }
+  template <class V>
+  SEWSNN_HD V d_leak(V v, V x) const {
+    return decay_input ? x - (v - rest) : rest - v;
+  }
 };
 
 SEWSNN_END

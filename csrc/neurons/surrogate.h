@@ -1,5 +1,6 @@
-// Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each. sewsnn/surrogate.py holds the same formulas
-// with their primitives; the paper's three are ATan, Rectangular and Constant (supplement, Table S3 and A.5).
+// Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each; x is one S, or a vector of them.
+// sewsnn/surrogate.py holds the same formulas with their primitives; the paper's three are ATan, Rectangular and
+// Constant (supplement, Table S3 and A.5).
 #pragma once
 
 #include "core/math.h"
@@ -12,8 +13,9 @@ template <class S>
 struct ATan {
   S half_alpha, scale;
   SEWSNN_HD explicit ATan(double a) : half_alpha(S(a / 2)), scale(S(kPi * a / 2)) {}
-  SEWSNN_HD S operator()(S x) const {
-    const S y = scale * x;
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    const V y = scale * x;
     return half_alpha / (S(1) + y * y);
   }
 };
@@ -23,7 +25,10 @@ template <class S>
 struct Rectangular {
   S height, half_width;
   SEWSNN_HD explicit Rectangular(double width) : height(S(1 / width)), half_width(S(width / 2)) {}
-  SEWSNN_HD S operator()(S x) const { return abs_(x) < half_width ? height : S(0); }
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    return select(abs_(x) < half_width, splat<V>(height), V{});
+  }
 };
 
 // value
@@ -31,7 +36,10 @@ template <class S>
 struct Constant {
   S value;
   SEWSNN_HD explicit Constant(double v) : value(S(v)) {}
-  SEWSNN_HD S operator()(S) const { return value; }
+  template <class V>
+  SEWSNN_HD V operator()(V) const {
+    return splat<V>(value);
+  }
 };
 
 // alpha p (1 - p), p = 1 / (1 + e^-(alpha x)); written with e^-|alpha x|, which cannot overflow
@@ -39,9 +47,10 @@ template <class S>
 struct Sigmoid {
   S alpha;
   SEWSNN_HD explicit Sigmoid(double a) : alpha(S(a)) {}
-  SEWSNN_HD S operator()(S x) const {
-    const S e = exp_(-abs_(alpha * x));
-    const S d = S(1) + e;
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    const V e = exp_(-abs_(alpha * x));
+    const V d = S(1) + e;
     return alpha * e / (d * d);
   }
 };
@@ -51,9 +60,10 @@ template <class S>
 struct PiecewiseQuadratic {
   S alpha, alpha2;
   SEWSNN_HD explicit PiecewiseQuadratic(double a) : alpha(S(a)), alpha2(S(a * a)) {}
-  SEWSNN_HD S operator()(S x) const {
-    const S y = alpha - alpha2 * abs_(x);
-    return y < S(0) ? S(0) : y;
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    const V y = alpha - alpha2 * abs_(x);
+    return select(y < S(0), V{}, y);
   }
 };
 
@@ -62,7 +72,10 @@ template <class S>
 struct PiecewiseExp {
   S alpha, half_alpha;
   SEWSNN_HD explicit PiecewiseExp(double a) : alpha(S(a)), half_alpha(S(a / 2)) {}
-  SEWSNN_HD S operator()(S x) const { return half_alpha * exp_(-(alpha * abs_(x))); }
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    return half_alpha * exp_(-(alpha * abs_(x)));
+  }
 };
 
 // 1 / (2 alpha (1 / alpha + |x|)^2)
@@ -70,8 +83,9 @@ template <class S>
 struct SoftSign {
   S inverse, two_alpha;
   SEWSNN_HD explicit SoftSign(double a) : inverse(S(1 / a)), two_alpha(S(2 * a)) {}
-  SEWSNN_HD S operator()(S x) const {
-    const S y = inverse + abs_(x);
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    const V y = inverse + abs_(x);
     return S(1) / (two_alpha * (y * y));
   }
 };
@@ -81,8 +95,9 @@ template <class S>
 struct SuperSpike {
   S alpha;
   SEWSNN_HD explicit SuperSpike(double a) : alpha(S(a)) {}
-  SEWSNN_HD S operator()(S x) const {
-    const S y = S(1) + abs_(x);
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    const V y = S(1) + abs_(x);
     return alpha / (y * y);
   }
 };
@@ -92,8 +107,9 @@ template <class S>
 struct Erf {
   S alpha, height;
   SEWSNN_HD explicit Erf(double a) : alpha(S(a)), height(S(a / kSqrtPi)) {}
-  SEWSNN_HD S operator()(S x) const {
-    const S y = alpha * x;
+  template <class V>
+  SEWSNN_HD V operator()(V x) const {
+    const V y = alpha * x;
     return height * exp_(-(y * y));
   }
 };

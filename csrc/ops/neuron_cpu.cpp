@@ -15,15 +15,21 @@ namespace {
 void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = uintptr_t(2) << 20;
-  if (t.numel() < int64_t(page)) return;  // at least 2 MiB whatever the dtype
-  const int64_t bytes = t.numel() * int64_t(t.element_size());
+  const uintptr_t bytes = uintptr_t(t.numel()) * t.element_size();
+  if (bytes < 2 * page) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + uintptr_t(bytes)) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
-int64_t blocks_of(int64_t M) { return (M + cpu_kernels().block - 1) / cpu_kernels().block; }
+// f(first, last) over blocks of neurons, in parallel where each thread gets enough to be worth waking.
+template <class F>
+void parallel_blocks(const Layout& layout, const F& f) {
+  constexpr int64_t enough = 1 << 15;  // neurons times time-steps: about ten microseconds
+  const int64_t block = cpu_kernels().block, per_block = block * layout.T;
+  torch::stable::parallel_for(0, (layout.M + block - 1) / block, (enough + per_block - 1) / per_block, f);
+}
 
 std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor> v, std::optional<Tensor> leak,
                                                   int64_t kind, double tau, bool decay_input, double v_threshold,
@@ -34,8 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor
   if (call.empty()) return call.result();
   prefer_huge_pages(call.s);
   prefer_huge_pages(call.v);
-  torch::stable::parallel_for(0, blocks_of(call.layout.M), 1,
-                              [&](int64_t first, int64_t last) { cpu_kernels().forward(call.params, first, last); });
+  parallel_blocks(call.layout, [&](int64_t first, int64_t last) { cpu_kernels().forward(call.params, first, last); });
   return call.result();
 }
 
@@ -49,11 +54,10 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
                     {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}, v_mode, need_v,
                     need_leak);
   if (call.empty()) return call.result();
-  const int64_t blocks = blocks_of(call.layout.M);
+  const int64_t blocks = (call.layout.M + cpu_kernels().block - 1) / cpu_kernels().block;
   if (call.wants_leak()) call.set_partials(blocks);
   prefer_huge_pages(call.grad_x);
-  torch::stable::parallel_for(0, blocks, 1,
-                              [&](int64_t first, int64_t last) { cpu_kernels().backward(call.params, first, last); });
+  parallel_blocks(call.layout, [&](int64_t first, int64_t last) { cpu_kernels().backward(call.params, first, last); });
   if (call.wants_leak()) {
     const double* const partials = static_cast<const double*>(call.partials.const_data_ptr());
     double sum = 0;

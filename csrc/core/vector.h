@@ -1,0 +1,122 @@
+// Vectors of the instruction set this file is compiled for, as GCC's and Clang's vector extensions give them, and how
+// they come from and go to memory. CPU only.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/dtype.h"
+
+SEWSNN_BEGIN
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class S>
+struct VectorOf {
+  typedef S type __attribute__((vector_size(kVectorBytes)));
+};
+template <class S>
+using Vector = typename VectorOf<S>::type;
+template <class S>
+constexpr int kLanes = kVectorBytes / int(sizeof(S));
+
+template <>
+struct BitsOf<Vector<float>> {
+  using type = Vector<uint32_t>;
+};
+// As many 16-bit numbers as a vector has floats.
+typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
+
+// ---- vectors as they lie in memory, at any address
+
+template <class R>
+inline R read(const void* p) {
+  R r;
+  memcpy(&r, p, sizeof r);
+  return r;
+}
+
+template <class R>
+inline void write(void* p, R r) {
+  memcpy(p, &r, sizeof r);
+}
+
+// Past the cache: a result too large for it would only drive out what is of use there, and each line of it would be
+// read before it is written. p must be a multiple of the vector's size.
+template <class R>
+inline void stream(void* p, R r) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof r == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), bit_cast_<__m512i>(r));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof r == 32) return _mm256_stream_si256(static_cast<__m256i*>(p), bit_cast_<__m256i>(r));
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof r == 16) return _mm_stream_si128(static_cast<__m128i*>(p), bit_cast_<__m128i>(r));
+  if constexpr (sizeof r == 8) return _mm_stream_si64(static_cast<long long*>(p), bit_cast_<long long>(r));
+#endif
+  write(p, r);
+}
+
+// Streaming writes become visible to other threads in no particular order, unless this comes between.
+inline void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Into the second-level cache; any address may be asked for.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// ---- storage <-> a vector of states
+
+#if defined(__AVX512F__)
+// The masked conversions, with every lane wanted: GCC 12 warns of the undefined lanes its plain ones begin with.
+constexpr __mmask16 kAll = 0xffff;
+inline Vector<float> widen(Half, Narrow r) {
+  return bit_cast_<Vector<float>>(_mm512_maskz_cvtph_ps(kAll, bit_cast_<__m256i>(r)));
+}
+inline Narrow narrow(Half, Vector<float> v) {
+  return bit_cast_<Narrow>(_mm512_maskz_cvtps_ph(kAll, bit_cast_<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__) && defined(__F16C__)
+inline Vector<float> widen(Half, Narrow r) { return bit_cast_<Vector<float>>(_mm256_cvtph_ps(bit_cast_<__m128i>(r))); }
+inline Narrow narrow(Half, Vector<float> v) {
+  return bit_cast_<Narrow>(_mm256_cvtps_ph(bit_cast_<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+template <class Storage>
+inline Vector<float> widen(Storage storage, Narrow r) {
+  return decode<Vector<float>>(storage, __builtin_convertvector(r, Bits<Vector<float>>));
+}
+template <class Storage>
+inline Narrow narrow(Storage storage, Vector<float> v) {
+  return __builtin_convertvector(encode(storage, v), Narrow);
+}
+
+template <class Storage>
+inline Vector<State<Storage>> load_vector(const Storage* p) {
+  if constexpr (std::is_same_v<Storage, State<Storage>>) return read<Vector<Storage>>(p);
+  else return widen(Storage(), read<Narrow>(p));
+}
+
+template <class Storage>
+inline void store_vector(Storage* p, Vector<State<Storage>> v) {
+  if constexpr (std::is_same_v<Storage, State<Storage>>) write(p, v);
+  else write(p, narrow(Storage(), v));
+}
+
+template <class Storage>
+inline void stream_vector(Storage* p, Vector<State<Storage>> v) {
+  if constexpr (std::is_same_v<Storage, State<Storage>>) stream(p, v);
+  else stream(p, narrow(Storage(), v));
+}
+
+SEWSNN_END
