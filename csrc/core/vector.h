@@ -31,6 +31,13 @@ template <>
 struct BitsOf<Vector<float>> {
   using type = Vector<uint32_t>;
 };
+// As many doubles as a vector of S has lanes.
+template <class S>
+struct DoublesOf {
+  typedef double type __attribute__((vector_size(kLanes<S> * 8)));
+};
+template <class S>
+using Doubles = typename DoublesOf<S>::type;
 // As many 16-bit numbers as a vector has floats.
 typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
 

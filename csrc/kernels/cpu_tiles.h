@@ -197,31 +197,29 @@ void backward_tile(const NeuronParams& p, State<Storage> leak, const BackwardTil
   }
 }
 
-// The tile's share of dL/dleak, the sum over time-steps and neurons of dL/dh dh/dleak; comes after backward_tile. In
-// kTile double lanes, one per neuron, added in their order: the same number whatever the vectors are.
+// Adds the tile's share of dL/dleak, the sum over time-steps of dL/dh dh/dleak, to kTile double lanes, one per neuron:
+// the same numbers whatever the vectors are. Comes after backward_tile.
 template <class Storage>
-double leak_gradient(const NeuronParams& p, State<Storage> leak, const BackwardTile<Storage>& tile) {
+void leak_gradient(const NeuronParams& p, State<Storage> leak, const BackwardTile<Storage>& tile, double* lanes) {
   using S = State<Storage>;
   using V = Vector<S>;
   const LeakyMultiply<S> neuron = LeakyMultiply<S>::from(p, leak);
   const FireReset<S> fire = FireReset<S>::from(p);
-  double lanes[kTile] = {};
   for (int i = 0; i < kTile; i += kGroupSize<S>) {
     Group<S> v = tile.v_before.group(0, i);
+    Doubles<S> sums[kGroup];
+    for (int k = 0; k < kGroup; ++k) sums[k] = read<Doubles<S>>(lanes + i + k * kLanes<S>);
     for (int64_t t = 0; t < tile.steps; ++t) {
       const Group<S> x = tile.x.group(t, i), gh = Group<S>::read_from(tile.g + t * kTile + i);
       const Group<S> h = Group<S>::read_from(tile.h + t * kTile + i);
       for (int k = 0; k < kGroup; ++k) {
         const V d = neuron.d_leak(v.at[k], x.at[k]);
-        for (int lane = 0; lane < kLanes<S>; ++lane)
-          lanes[i + k * kLanes<S> + lane] += double(gh.at[k][lane]) * double(d[lane]);
+        sums[k] += __builtin_convertvector(gh.at[k], Doubles<S>) * __builtin_convertvector(d, Doubles<S>);
         v.at[k] = fire.reset(h.at[k]);
       }
     }
+    for (int k = 0; k < kGroup; ++k) write(lanes + i + k * kLanes<S>, sums[k]);
   }
-  double sum = 0;
-  for (double lane : lanes) sum += lane;
-  return sum;
 }
 
 SEWSNN_END

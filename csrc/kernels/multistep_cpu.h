@@ -155,7 +155,7 @@ void backward_blocks(const BackwardParams& p, int64_t first, int64_t last) {
   Padded<S> v_tail, grad_v_tail, after_tail;
 
   for (int64_t block = first; block < last; ++block) {
-    double grad_leak = 0;
+    double grad_leak[kTile] = {};
     const int64_t end = (block + 1) * kBlock < p.M ? (block + 1) * kBlock : p.M;
     for (int64_t i = block * kBlock; i < end; i += kTile) {
       const int n = int(end - i < kTile ? end - i : kTile);
@@ -186,12 +186,16 @@ void backward_blocks(const BackwardParams& p, int64_t first, int64_t last) {
         surrogate(p.neuron, h, g, steps * kTile);
         backward(p.neuron, leak, tile);
         if (n < kTile) grad_x_tail.copy_to(grad_x_here, steps, n);
-        if (p.grad_leak_partials) grad_leak += leak_gradient<Storage>(p.neuron, leak, tile);
+        if (p.grad_leak_partials) leak_gradient(p.neuron, leak, tile, grad_leak);
         after = {gv, 0, 1};
       }
       if (grad_v0) memcpy(grad_v0 + i, gv, n * sizeof(S));
     }
-    if (p.grad_leak_partials) p.grad_leak_partials[block] = grad_leak;
+    if (p.grad_leak_partials) {
+      double sum = 0;
+      for (double lane : grad_leak) sum += lane;
+      p.grad_leak_partials[block] = sum;
+    }
   }
   if (grad_x.streaming) finish_streaming();
 }
