@@ -51,6 +51,15 @@ def test_sizes(M, device):
     compare("plif", current((20, M), device=device), w=torch.tensor([0.1], device=device), loss="sv")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("M", [1_100_000, 1_100_007], ids=["aligned", "unaligned"])
+def test_results_larger_than_the_cache(M, dtype, device):
+    """From 8 MiB on the CPU's results are written past the cache, if every row is aligned."""
+    x = current((4, M), dtype, device)
+    compare("lif", x, tau=2.0, store_v_seq=True, loss="sv")
+    compare("plif", x, w=torch.tensor(0.2, device=device), v=current((M,), reference.state_dtype(dtype), device))
+
+
 def test_thousands_of_time_steps(device):
     compare("lif", current((3000, 9), device=device), tau=2.0, v_reset=None, loss="sv")
     compare("plif", current((2100, 9), torch.float64, device), w=torch.tensor(0.5, device=device), loss="s")
@@ -133,14 +142,22 @@ import hashlib, torch
 from cases import current, run
 from sewsnn import surrogate
 h = hashlib.sha256()
-for kind in ("ATan", "Sigmoid", "Erf", "SoftSign"):
-    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        x = current((18, 1500), dtype)
-        w = torch.tensor(0.3)
-        settings = {"w": w, "loss": "sv", "store_v_seq": True, "surrogate_function": getattr(surrogate, kind)()}
-        s, v, grads = run("plif", x, "native", **settings)
-        for t in (s, v, *grads):
-            h.update(t.contiguous().view(torch.uint8).numpy().tobytes() if t.dim() else repr(t.item()).encode())
+def digest(*arguments, **settings):
+    s, v, grads = run(*arguments, **settings)
+    for t in (s, v, *grads):
+        h.update(t.contiguous().view(torch.uint8).numpy().tobytes() if t.dim() else repr(t.item()).encode())
+for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    x = current((18, 1500), dtype)
+    for kind in surrogate.__all__:
+        if kind != "Surrogate":
+            settings = {"w": torch.tensor(0.3), "surrogate_function": getattr(surrogate, kind)()}
+            digest("plif", x, "native", loss="sv", store_v_seq=True, **settings)
+    for v_reset in (0.0, -0.3, None):
+        for detach_reset in (True, False):
+            settings = {"v_reset": v_reset, "detach_reset": detach_reset, "loss": "sv"}
+            digest("if", x, "native", **settings)
+            digest("lif", x, "native", tau=3.0, decay_input=False, **settings)
+    digest("lif", current((4, 1_100_000), dtype), "native")  # results larger than the cache
 print(h.hexdigest())
 """
 

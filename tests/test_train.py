@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_killed_in_mid_epoch_and_resumed(finished, tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         saved = checkpoint.load(folder / checkpoint.NAME)
-        assert 0 < saved["step"] < 23
+        assert 0 < saved["step"] < 45
     done = run(folder, "--resume")
     assert done.returncode == 0, done.stderr
     assert "resumed at epoch" in done.stdout
@@ -188,30 +189,41 @@ def test_output_that_cannot_be_written(tmp_path):
     assert done.returncode == 1 and f"cannot write to the output folder {blocked}/run" in done.stderr
 
 
-def test_full_disk_keeps_the_old_checkpoint(finished, tmp_path, monkeypatch):
-    """The write fails half-way: the old file stays whole, the error names it."""
+def test_a_disk_that_fills_up_loses_nothing(finished, tmp_path):
+    """The system refuses the next checkpoint (by a limit on the size of files): the last one stays, and goes on."""
+    folder = tmp_path / "full"
+    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **PROCESS)
+    wait_for(process, lambda: in_mid_epoch(folder, 0))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    path = folder / checkpoint.NAME
+    before = path.read_bytes()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    done = subprocess.run(command(folder, "--resume"), capture_output=True, text=True, preexec_fn=limit, **PROCESS)
+    assert done.returncode == 1 and f"cannot write {path}: File too large" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == before and not list(folder.glob(".*"))
+    done = run(folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(folder, finished[0])
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     from sewsnn.errors import UserError
     from sewsnn.train.files import write_atomic
 
-    path = tmp_path / checkpoint.NAME
+    path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    class Full:
-        def __init__(self, file):
-            self.file, self.room = file, 1000
+    def fail(file):
+        file.write(b"half of")
+        raise OSError(28, "No space left on device")
 
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def write(self, data):
-            if len(data) > self.room:
-                raise OSError(28, "No space left on device")
-            self.room -= len(data)
-            return self.file.write(data)
-
-    content = checkpoint.load(finished[0] / checkpoint.NAME)
-    with pytest.raises(UserError, match=f"cannot write {path}: .*"):
-        write_atomic(path, lambda file: torch.save(content, Full(file)))
+    with pytest.raises(UserError, match=f"cannot write {path}: No space left on device"):
+        write_atomic(path, fail)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

@@ -1,5 +1,6 @@
 """Metrics of a run: ``metrics.csv`` and TensorBoard event files."""
 
+import contextlib
 import csv
 import io
 from pathlib import Path
@@ -29,25 +30,41 @@ def write_csv(path: Path, history: list[dict]) -> None:
 
 
 class TensorBoard:
-    """Scalars per epoch under ``<folder>/tensorboard``; points a killed run left from ``first_epoch`` on are hidden."""
+    """Scalars per epoch under ``<folder>/tensorboard``; points a killed run left from ``first_epoch`` on are hidden.
+
+    Raises:
+        UserError: TensorBoard is not installed, or its files cannot be written.
+    """
 
     def __init__(self, folder: Path, first_epoch: int):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("training writes TensorBoard files: pip install 'sewsnn[train]'") from None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
+        self._folder = folder / "tensorboard"
+        with self._writing():
+            self._writer = SummaryWriter(str(self._folder), purge_step=first_epoch)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
     def add(self, row: dict) -> None:
-        for name in COLUMNS[1:]:
-            group, _, rest = name.partition("_")
-            tag = f"{group}/{rest}" if rest else name
-            self._writer.add_scalar(tag, row[name], row["epoch"])
-        self._writer.flush()
+        with self._writing():
+            for name in COLUMNS[1:]:
+                group, _, rest = name.partition("_")
+                tag = f"{group}/{rest}" if rest else name
+                self._writer.add_scalar(tag, row[name], row["epoch"])
+            self._writer.flush()
 
     def add_firing_rates(self, rates: dict[str, float], epoch: int) -> None:
-        for layer, rate in rates.items():
-            self._writer.add_scalar(f"firing_rate/{layer}", rate, epoch)
+        with self._writing():
+            for layer, rate in rates.items():
+                self._writer.add_scalar(f"firing_rate/{layer}", rate, epoch)
 
     def close(self) -> None:
-        self._writer.close()
+        with self._writing():
+            self._writer.close()
