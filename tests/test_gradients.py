@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import compare, current
+from cases import by_reference, compare, current
 
 from sewsnn import functional, surrogate
 from sewsnn.ops import reference
@@ -88,6 +88,23 @@ def test_native_passes_gradcheck_between_spikes(T, v_reset, device):
         ]
         for function, inputs in functions:
             assert torch.autograd.gradcheck(function, inputs, eps=1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("M", [1, 40, 64, 100, 1025])
+def test_leak_gradient_of_a_sum(M, device):
+    """dL/ds is one number for all neurons. On the CPU the last tile is filled up with neurons that are not there."""
+    grads = []
+    for backend in ("native", "reference"):
+        x = current((20, M), torch.float64, device)
+        v = current((M,), torch.float64, device, seed=3).requires_grad_()
+        w = torch.tensor(0.3, dtype=torch.float64, device=device, requires_grad=True)
+        settings = {"v_reset": -0.2, "decay_input": False}
+        if backend == "native":
+            s, v_out = functional.plif_multistep(x, w, v, backend=backend, **settings)
+        else:
+            s, v_out = by_reference("plif", x, v, w, **settings)
+        grads.append([g.cpu() for g in torch.autograd.grad(s.sum() + 3 * v_out.sum(), (v, w))])
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)
 
 
 def test_second_derivative_is_refused(device):

@@ -27,15 +27,17 @@ Sink<T> from(const Sink<T>& sink, int64_t t, int64_t i) {
   return {sink.data ? sink.data + t * sink.row_stride + i : nullptr, sink.row_stride, sink.streaming};
 }
 
-// The last tile may have fewer than kTile neurons. It is worked on in a copy of its rows, filled up with zeros.
+// The last tile may have fewer than kTile neurons. It is worked on in a copy of its rows, filled up with zeros: neurons
+// that get no gradient, and so add nothing to that of the leak.
 template <class T>
 struct Padded {
   alignas(64) T rows[kChunk][kTile];
 
   Source<T> filled(const Source<T>& from, int64_t steps, int n) {
-    if (!from.data || from.step == 0) return from;
+    if (!from.data) return from;
     memset(rows, 0, sizeof rows);
-    for (int64_t t = 0; t < steps; ++t) memcpy(rows[t], from.data + t * from.row_stride, n * sizeof(T));
+    for (int64_t t = 0; t < steps; ++t)
+      for (int i = 0; i < n; ++i) rows[t][i] = from.data[t * from.row_stride + i * from.step];
     return {rows[0], kTile, 1};
   }
   Sink<T> sink(const Sink<T>& to) { return {to.data ? rows[0] : nullptr, kTile, false}; }
