@@ -1,39 +1,43 @@
-"""CPU: LIF forward + backward over all time-steps, sewsnn's kernels beside a loop over time-steps in plain torch.
+"""CPU: LIF forward + backward over all time-steps, sewsnn's kernels beside what else there is.
 
-    python benchmarks/cpu_neuron.py [--neurons 1000000] [--T 4 16] [--json FILE]
+    python benchmarks/cpu_neuron.py [--neurons 1000000] [--T 4 16] [--memory fresh|recycled] [--json FILE]
 
 The rivals, in one run on the same data:
 
-    loop      the per-time-step torch loop everyone writes (one autograd graph per step, surrogate as autograd.Function)
-    compile   torch.compile (inductor) of that loop
-    native    sewsnn.functional.lif_multistep
+    loop           the per-time-step torch loop everyone writes (surrogate as an autograd.Function)
+    compile        torch.compile (inductor) of that loop
+    spikingjelly   its LIFNode in multi-step mode, where spikingjelly is installed
+    native         sewsnn.functional.lif_multistep
 
-Times are medians over repeats that alternate between the rivals; all must give the same spikes. Per neuron and
-time-step native moves 20 bytes: forward reads x and writes s, backward reads x and the gradient of s and writes the
-gradient of x. The last column divides them by its time.
+All must give the same spikes, and gradients within fp32 rounding of the fp64 reference's. Times are quantiles over
+repeats that alternate between the rivals. Per neuron and time-step native moves 20 bytes: forward reads x and writes s,
+backward reads x and the gradient of s and writes the gradient of x; GB/s is those bytes over its median time, beside
+what copying x into an existing tensor reaches (8 bytes) in the same run.
+
+Results of 32 MB and more are fresh memory at every call, and the page faults of that cost more than the arithmetic.
+That is how torch's CPU allocator works, and what --memory fresh (the default) measures. --memory recycled tells glibc
+to keep what is freed, as jemalloc or tcmalloc would.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import torch
 
 from sewsnn import functional, surrogate
 
-_ATAN = surrogate.ATan(2.0)
+ROOT = Path(__file__).parent.parent
+RECYCLE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 TAU, V_THRESHOLD, V_RESET = 2.0, 1.0, 0.0
-
-
-def cpu_name() -> str:
-    """The processor, as the system names it."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
+_ATAN = surrogate.ATan(2.0)
 
 
 def loop(x_seq: torch.Tensor, atan=_ATAN) -> torch.Tensor:
@@ -68,6 +72,22 @@ def compiled_loop():
     return torch.compile(lambda x_seq: loop(x_seq, _Spike.apply), fullgraph=True)
 
 
+def spikingjelly_node():
+    """Its LIFNode with the same settings; None where it is not installed."""
+    try:
+        from spikingjelly.activation_based import neuron
+        from spikingjelly.activation_based import surrogate as theirs
+    except ImportError:
+        return None
+    node = neuron.LIFNode(TAU, True, V_THRESHOLD, V_RESET, theirs.ATan(2.0), detach_reset=True, step_mode="m")
+
+    def run(x_seq):
+        node.reset()
+        return node(x_seq)
+
+    return run
+
+
 def native(x_seq: torch.Tensor) -> torch.Tensor:
     return functional.lif_multistep(x_seq, tau=TAU, backend="native")[0]
 
@@ -80,24 +100,91 @@ def seconds(function, x_seq, grad) -> float:
     return time.perf_counter() - start
 
 
-def measure(T: int, neurons: int, repeats: int, rivals: dict) -> dict[str, float]:
-    """Median seconds of each rival."""
+def copy_seconds(x_seq) -> float:
+    target = torch.empty_like(x_seq)
+    target.copy_(x_seq)
+    start = time.perf_counter()
+    target.copy_(x_seq)
+    return time.perf_counter() - start
+
+
+def check(rivals: dict, x_seq, grad) -> dict[str, float]:
+    """The largest error of each rival's gradient against the fp64 reference; wrong spikes end the program.
+
+    A potential within rounding of the threshold may fire in one precision and not in the other: neurons whose spikes
+    differ from fp64's are left out of the comparison.
+    """
+    exact = x_seq.detach().double().requires_grad_()
+    s_exact, _ = functional.lif_multistep(exact, tau=TAU, backend="torch")
+    s_exact.backward(grad.double())
+    same, errors, spikes = None, {}, None
+    for name, function in rivals.items():
+        seconds(function, x_seq, grad)
+        s = function(x_seq).detach()
+        if spikes is None:
+            spikes, same = s, (s == s_exact).all(0)
+        if not torch.equal(s, spikes):
+            raise SystemExit(f"spikes of {name} differ from the loop's")
+        errors[name] = ((x_seq.grad - exact.grad).abs() * same).max().item()
+    worst = max(errors, key=errors.get)
+    if errors[worst] > 64 * len(x_seq) * torch.finfo(torch.float32).eps:
+        raise SystemExit(f"the gradient of {worst} is off by {errors[worst]:.1e}")
+    return errors
+
+
+def measure(T: int, neurons: int, repeats: int, rivals: dict) -> list[dict]:
+    """A row for each rival."""
     generator = torch.Generator().manual_seed(0)
     x_seq = torch.randn(T, neurons, generator=generator).mul_(1.5).requires_grad_()
     grad = torch.randn(T, neurons, generator=generator)
+    errors = check(rivals, x_seq, grad)
     times = {name: [] for name in rivals}
-    spikes = {}
-    for name, function in rivals.items():  # warm-up, and they must agree
-        seconds(function, x_seq, grad)
-        spikes[name] = function(x_seq).detach()
-    differ = [name for name, s in spikes.items() if not torch.equal(s, spikes["loop"])]
-    if differ:
-        raise SystemExit(f"spikes of {', '.join(differ)} differ from the loop's")
-    del spikes
+    copies = []
     for _ in range(repeats):
         for name, function in rivals.items():
             times[name].append(seconds(function, x_seq, grad))
-    return {name: statistics.median(t) for name, t in times.items()}
+        copies.append(copy_seconds(x_seq.detach()))
+    copied = 8 * T * neurons / statistics.median(copies) / 1e9
+    rows = []
+    for name, values in times.items():
+        p20, p50, p80 = (statistics.quantiles(values, n=10)[i] for i in (1, 4, 7))
+        row = {"case": "lif_forward_backward", "provider": name, "dtype": "float32", "T": T, "neurons": neurons}
+        row |= {"p20_ms": 1e3 * p20, "p50_ms": 1e3 * p50, "p80_ms": 1e3 * p80, "max_error": errors[name]}
+        if name == "native":
+            row |= {"GB_per_s": 20 * T * neurons / p50 / 1e9, "copy_GB_per_s": copied}
+        rows.append(row)
+    return rows
+
+
+def environment(memory: str) -> dict:
+    """What every row carries."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "csrc").rglob("*.*")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found = {
+        "device": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "memory": memory,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": git.stdout.strip(),
+        "csrc": digest.hexdigest()[:12],
+    }
+    if "spikingjelly" in sys.modules:
+        from importlib.metadata import version
+
+        found["spikingjelly"] = version("spikingjelly")
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
 
 
 def main() -> None:
@@ -105,31 +192,40 @@ def main() -> None:
     parser.add_argument("--neurons", type=int, default=1_000_000)
     parser.add_argument("--T", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--memory", choices=("fresh", "recycled"), default="fresh")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (it needs a compiler)")
-    parser.add_argument("--json", help="write the results to this file")
+    parser.add_argument("--json", help="append the rows to this file, one JSON object per line")
     arguments = parser.parse_args()
-    machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(
-        f"LIF forward + backward, {arguments.neurons:,} neurons, fp32, tau = {TAU:g}; "
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
-    )
-    print("   T   loop ms  compile ms  native ms  loop/native  compile/native   GB/s")
-    results = []
+    if arguments.memory == "recycled" and not RECYCLE.items() <= os.environ.items():
+        # glibc reads these when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **RECYCLE})
+
+    rows = []
     for T in arguments.T:
-        rivals = {"loop": loop, "native": native}
+        rivals = {"loop": loop}
         if not arguments.no_compile:
             rivals["compile"] = compiled_loop()
-        t = measure(T, arguments.neurons, arguments.repeats, rivals)
-        compiled = t.get("compile", float("nan"))
-        gigabytes = 20 * T * arguments.neurons / t["native"] / 1e9
+        if node := spikingjelly_node():
+            rivals["spikingjelly"] = node
+        rivals["native"] = native
+        rows += measure(T, arguments.neurons, arguments.repeats, rivals)
+
+    about = environment(arguments.memory)
+    print("LIF forward + backward, fp32, tau = 2; " + ", ".join(f"{k} {v}" for k, v in about.items()))
+    print(
+        f"{'T':>4} {'neurons':>9} {'provider':>13} {'p20 ms':>8} {'p50 ms':>8} {'p80 ms':>8} {'ns/el':>7} {'slower':>7}"
+    )
+    for row in rows:
+        ours = next(r for r in rows if r["T"] == row["T"] and r["provider"] == "native")
+        elements = row["T"] * row["neurons"]
         print(
-            f"{T:>4} {1e3 * t['loop']:>9.1f} {1e3 * compiled:>11.1f} {1e3 * t['native']:>10.1f} "
-            f"{t['loop'] / t['native']:>12.1f} {compiled / t['native']:>15.1f} {gigabytes:>6.1f}"
+            f"{row['T']:>4} {row['neurons']:>9} {row['provider']:>13} {row['p20_ms']:>8.2f} {row['p50_ms']:>8.2f} "
+            f"{row['p80_ms']:>8.2f} {1e6 * row['p50_ms'] / elements:>7.2f} {row['p50_ms'] / ours['p50_ms']:>6.1f}x"
+            + (f"  {row['GB_per_s']:.0f} GB/s (a copy {row['copy_GB_per_s']:.0f})" if row is ours else "")
         )
-        results.append({"T": T, "neurons": arguments.neurons, "seconds": t})
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"machine": machine, "results": results}, file, indent=2)
+        with open(arguments.json, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row | about) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ const CpuKernels& choose() {
   if (!below_512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
     return kAvx512Kernels;
-  if (!generic && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return kAvx2Kernels;
+  // Every processor with AVX2 has F16C, which not every compiler's builtin knows.
+  if (!generic && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
 #endif
   return kGenericKernels;
 }
