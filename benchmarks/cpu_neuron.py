@@ -169,6 +169,7 @@ def environment(memory: str) -> dict:
         "memory": memory,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": git.stdout.strip(),
         "csrc": digest.hexdigest()[:12],
     }
