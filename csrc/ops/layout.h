@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/params.h"
-#include "ops/torch.h"
+#include "ops/memory.h"
 
 namespace sewsnn {
 

@@ -2,26 +2,8 @@
 #include "kernels/cpu_kernels.h"
 #include "ops/neuron.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace sewsnn {
 namespace {
-
-// A large result is memory the system has yet to hand out. In pages of 2 MiB instead of 4 KiB that costs 512 times
-// fewer page faults, which otherwise take longer than the kernel (docs/kernels.md). Only a hint: refusing it changes
-// nothing.
-void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = uintptr_t(2) << 20;
-  const uintptr_t bytes = uintptr_t(t.numel()) * t.element_size();
-  if (bytes < 2 * page) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 // f(first, last) over blocks of neurons, in parallel where each thread gets enough to be worth waking.
 template <class F>
@@ -38,8 +20,6 @@ std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor
   const ForwardCall call(x, v, leak, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset},
                          v_mode, needs_grad);
   if (call.empty()) return call.result();
-  prefer_huge_pages(call.s);
-  prefer_huge_pages(call.v);
   parallel_blocks(call.layout, [&](int64_t first, int64_t last) { cpu_kernels().forward(call.params, first, last); });
   return call.result();
 }
@@ -56,7 +36,6 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
   if (call.empty()) return call.result();
   const int64_t blocks = (call.layout.M + cpu_kernels().block - 1) / cpu_kernels().block;
   if (call.wants_leak()) call.set_partials(blocks);
-  prefer_huge_pages(call.grad_x);
   parallel_blocks(call.layout, [&](int64_t first, int64_t last) { cpu_kernels().backward(call.params, first, last); });
   if (call.wants_leak()) {
     const double* const partials = static_cast<const double*>(call.partials.const_data_ptr());
