@@ -5,8 +5,18 @@
 >>> spikes = node(torch.rand(4, 8, 16))  # [T, N, ...]
 """
 
-from sewsnn import functional, models, neuron, surrogate
+from sewsnn import analysis, data, functional, models, neuron, surrogate
 from sewsnn.ops.load import BackendError, BackendWarning
 
 __version__ = "0.1.0"
-__all__ = ["BackendError", "BackendWarning", "__version__", "functional", "models", "neuron", "surrogate"]
+__all__ = [
+    "BackendError",
+    "BackendWarning",
+    "__version__",
+    "analysis",
+    "data",
+    "functional",
+    "models",
+    "neuron",
+    "surrogate",
+]

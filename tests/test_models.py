@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from sewsnn import models, neuron
 from sewsnn.models.sew_resnet import CONNECT, count_parameters
@@ -121,6 +120,20 @@ def test_bad_input_shape():
         net()(torch.rand(3, 8, 8))
 
 
-def test_neurons_are_separate():
-    nodes = [m for m in net().modules() if isinstance(m, neuron.BaseNode)]
-    assert len(nodes) == len(set(map(id, nodes))) and isinstance(nodes[0], nn.Module)
+@pytest.mark.parametrize(
+    "make",
+    [None, neuron.LIFNode, lambda: neuron.LIFNode(tau=3.0), neuron.ParametricLIFNode(init_tau=3.0)],
+    ids=["default", "class", "function", "node"],
+)
+def test_every_layer_has_a_neuron_of_its_own(make):
+    model = net(neuron=make)
+    nodes = [m for m in model.modules() if isinstance(m, neuron.BaseNode)]
+    assert len(nodes) == len(set(map(id, nodes))) == 6
+    assert len(list(model.parameters())) == len({id(p) for p in model.parameters()})
+    assert len({type(n) for n in nodes}) == 1 and (make is None or nodes[0].tau == pytest.approx(nodes[-1].tau))
+
+
+@pytest.mark.parametrize("settings, message", [({"T": 4.5}, "T must be an int"), ({"neuron": "LIF"}, "neuron must be")])
+def test_bad_types(settings, message):
+    with pytest.raises(TypeError, match=message):
+        net(**settings)

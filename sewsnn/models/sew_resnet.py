@@ -4,6 +4,7 @@ Layout and names follow torchvision's ResNet v1.5 (stride on the 3x3 convolution
 spiking neuron. Source: main paper, section 3.2 and Table 1; supplement, Table S1.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -22,6 +23,17 @@ CONNECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def default_neuron() -> BaseNode:
     """IF with the paper's settings; the final potential is not written, since nothing here reads it."""
     return IFNode(store_v=False)
+
+
+def neuron_maker(neuron: Callable[[], nn.Module] | nn.Module | None) -> Callable[[], nn.Module]:
+    """A function that makes one more neuron layer each time it is called."""
+    if neuron is None:
+        return default_neuron
+    if isinstance(neuron, nn.Module):
+        return lambda: copy.deepcopy(neuron)
+    if not callable(neuron):
+        raise TypeError(f"neuron must be a class, a function or a node, got {type(neuron).__name__}")
+    return neuron
 
 
 def over_time(layers: Callable[[Tensor], Tensor], x_seq: Tensor) -> Tensor:
@@ -124,13 +136,14 @@ class SEWResNet(nn.Module):
         num_classes: outputs.
         T: time-steps a static image is shown for. A sequence brings its own.
         connect_f: ``"ADD"``, ``"AND"`` or ``"IAND"`` (Table 1).
-        neuron: called once for each neuron layer; None: IF with the paper's settings.
+        neuron: what makes a neuron layer, a class of :mod:`sewsnn.neuron` or any function, called once for each; or one
+            node, which is copied for each. None: IF with the paper's settings.
         in_channels: 3 for colour images.
         stem: ``"imagenet"``, 7x7 stride 2 and max-pooling; ``"small"``, 3x3 stride 1, for small images.
         zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1), the block as identity.
 
     Raises:
-        ValueError: an argument is wrong; the message names it.
+        TypeError, ValueError: an argument is wrong; the message names it.
     """
 
     def __init__(
@@ -142,7 +155,7 @@ class SEWResNet(nn.Module):
         num_classes: int = 1000,
         T: int = 4,
         connect_f: str = "ADD",
-        neuron: Callable[[], nn.Module] | None = None,
+        neuron: Callable[[], nn.Module] | nn.Module | None = None,
         in_channels: int = 3,
         stem: str = "imagenet",
         zero_init_residual: bool = False,
@@ -152,12 +165,14 @@ class SEWResNet(nn.Module):
             raise ValueError(f"blocks and widths must have one entry per stage, got {list(blocks)} and {list(widths)}")
         if min(blocks) < 1 or min(widths) < 1:
             raise ValueError(f"blocks and widths must be positive, got {list(blocks)} and {list(widths)}")
+        if not isinstance(T, int):
+            raise TypeError(f"T must be an int, got {type(T).__name__}")
         if T < 1:
             raise ValueError(f"T must be at least 1, got {T}")
         if stem not in ("imagenet", "small"):
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
         _check_connect(connect_f)
-        neuron = neuron or default_neuron
+        neuron = neuron_maker(neuron)
         self.T = T
         channels = widths[0]
         if stem == "imagenet":
