@@ -114,6 +114,7 @@ def test_how_much_is_kept(keep, held, left):
     assert used_again == "True" or keep == "0"
 
 
+@can_keep
 def test_a_wrong_limit_is_an_error():
     code = "import torch\nfrom sewsnn import functional\nfunctional.if_multistep(torch.zeros(2, 1 << 20))"
     environment = {**os.environ, "SEWSNN_CPU_KEEP_MB": "much"}
