@@ -1,4 +1,5 @@
-# Sourced by quickstart.sh and test.sh: a virtual environment in .venv with torch and this checkout, built and installed.
+# Sourced by quickstart.sh and test.sh: a virtual environment in .venv with torch and this checkout, built and installed
+# in place (Python started here imports the source folder: the library must lie in it).
 #   EXTRA   the extra to install: train or test
 #   PYTHON  the Python to use, 3.10 or newer (default python3)
 #   VENV    where the environment goes (an absolute path; default .venv)
@@ -36,4 +37,4 @@ fi
 nvidia-smi -L >/dev/null 2>&1 || export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}"
 pip install --quiet "setuptools>=77" wheel ninja "cmake>=3.18"
 echo "building and installing sewsnn"
-PATH="$VENV/bin:$PATH" pip install --quiet --no-build-isolation ".[$EXTRA]"
+PATH="$VENV/bin:$PATH" pip install --quiet --no-build-isolation -e ".[$EXTRA]"

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ can_keep = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11) or not sys.platform.startswith("linux"),
     reason="torch 2.10 cannot be given memory; the size of a process is read from /proc",
 )
+HERE = Path(__file__).parent  # not the checkout's root, whose sewsnn/ Python would import
 MEGABYTE = 1 << 18  # floats
 
 
@@ -107,7 +109,7 @@ def test_how_much_is_kept(keep, held, left):
     older of which makes room for a result in the second case.
     """
     environment = {**os.environ, "SEWSNN_CPU_KEEP_MB": keep}
-    done = subprocess.run([sys.executable, "-c", _MEASURE], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _MEASURE], env=environment, cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *measured, used_again = done.stdout.split()
     assert [float(m) for m in measured] == pytest.approx([held, left], abs=12)
@@ -118,5 +120,5 @@ def test_how_much_is_kept(keep, held, left):
 def test_a_wrong_limit_is_an_error():
     code = "import torch\nfrom sewsnn import functional\nfunctional.if_multistep(torch.zeros(2, 1 << 20))"
     environment = {**os.environ, "SEWSNN_CPU_KEEP_MB": "much"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=HERE, capture_output=True, text=True)
     assert done.returncode != 0 and "SEWSNN_CPU_KEEP_MB must be a number of megabytes" in done.stderr
