@@ -165,7 +165,7 @@ def environment(memory: str) -> dict:
     found = {
         "device": _cpu_name(),
         "threads": torch.get_num_threads(),
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "isa": os.environ.get("SEWSNN_CPU", torch.backends.cpu.get_cpu_capability()),
         "memory": memory,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -227,6 +227,15 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_tensorboard_that_cannot_be_written(tmp_path):
+    from sewsnn.errors import UserError
+    from sewsnn.train.metrics import TensorBoard
+
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/tensorboard: "):
+        TensorBoard(tmp_path, first_epoch=0)
+
+
 def test_digits_are_the_real_ones():
     data = create_data("digits", batch_size=100, seed=1, shift=1)
     assert len(data.train_labels) + len(data.test_labels) == 1797

@@ -73,6 +73,18 @@ struct Sink {
   }
 };
 
+// The neuron with its run-time choices made template arguments.
+template <class S, class Neuron, bool Decay, bool Hard, bool Detach = true>
+struct Dynamics {
+  Neuron neuron;
+  FireReset<S> fire;
+
+  static Dynamics from(NeuronParams p, S leak) {
+    p.decay_input = Decay, p.hard_reset = Hard, p.detach_reset = Detach;
+    return {Neuron::from(p, leak), FireReset<S>::from(p)};
+  }
+};
+
 // ---- forward
 
 template <class Storage>
@@ -94,10 +106,7 @@ void forward_tile(const NeuronParams& p, State<Storage> leak, const ForwardTile<
   using S = State<Storage>;
   using V = Vector<S>;
   const ForwardTile<Storage> tile = in;  // a copy that no store can touch: it stays in registers
-  NeuronParams q = p;
-  q.decay_input = Decay, q.hard_reset = Hard;
-  const Neuron neuron = Neuron::from(q, leak);
-  const FireReset<S> fire = FireReset<S>::from(q);
+  const auto [neuron, fire] = Dynamics<S, Neuron, Decay, Hard>::from(p, leak);
   for (int i = 0; i < kTile; i += kGroupSize<S>) {
     Group<S> v = tile.v_before.group(0, i), s;
     for (int64_t t = 0; t < tile.steps; ++t) {
@@ -139,10 +148,7 @@ template <class Storage, class Neuron, bool Decay, bool Hard>
 void replay_tile(const NeuronParams& p, State<Storage> leak, const BackwardTile<Storage>& in) {
   using S = State<Storage>;
   const BackwardTile<Storage> tile = in;
-  NeuronParams q = p;
-  q.decay_input = Decay, q.hard_reset = Hard;
-  const Neuron neuron = Neuron::from(q, leak);
-  const FireReset<S> fire = FireReset<S>::from(q);
+  const auto [neuron, fire] = Dynamics<S, Neuron, Decay, Hard>::from(p, leak);
   for (int i = 0; i < kTile; i += kGroupSize<S>) {
     Group<S> v = tile.v_before.group(0, i), h;
     for (int64_t t = 0; t < tile.steps; ++t) {
@@ -172,10 +178,7 @@ template <class Storage, class Neuron, bool Decay, bool Hard, bool Detach>
 void backward_tile(const NeuronParams& p, State<Storage> leak, const BackwardTile<Storage>& in) {
   using S = State<Storage>;
   const BackwardTile<Storage> tile = in;
-  NeuronParams q = p;
-  q.decay_input = Decay, q.hard_reset = Hard, q.detach_reset = Detach;
-  const Neuron neuron = Neuron::from(q, leak);
-  const FireReset<S> fire = FireReset<S>::from(q);
+  const auto [neuron, fire] = Dynamics<S, Neuron, Decay, Hard, Detach>::from(p, leak);
   for (int i = 0; i < kTile; i += kGroupSize<S>) {
     Group<S> gv = tile.grad_v_after.group(0, i), gx;
     for (int64_t t = tile.steps - 1; t >= 0; --t) {
