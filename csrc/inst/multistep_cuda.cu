@@ -50,9 +50,8 @@ cudaError_t cuda_backward(const BackwardParams& p, cudaStream_t stream) {
 
 cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype, void* out, cudaStream_t stream) {
   if (dtype == DType::Float64)
-    sum_partials_kernel<<<1, kThreads, 0, stream>>>(partials, count, static_cast<double*>(out));
-  else sum_partials_kernel<<<1, kThreads, 0, stream>>>(partials, count, static_cast<float*>(out));
-  return cudaGetLastError();
+    return launch(sum_partials_kernel<double>, 1, stream, partials, count, static_cast<double*>(out));
+  return launch(sum_partials_kernel<float>, 1, stream, partials, count, static_cast<float*>(out));
 }
 
 }  // namespace sewsnn

@@ -4,6 +4,7 @@
 // registers.
 #pragma once
 
+#include "core/access.h"
 #include "core/dtype.h"
 #include "neurons/fire.h"
 #include "neurons/surrogate.h"
@@ -13,39 +14,13 @@ SEWSNN_BEGIN
 constexpr int kThreads = 256;
 constexpr int kAhead = 4;  // time-steps loaded before they are used
 
-template <class T, int N>
-struct alignas(sizeof(T) * N) Pack {
-  T at[N];
-};
-
-// N neighbours from index i of row t, as state values.
-template <class Storage, int N>
-__device__ __forceinline__ Pack<Storage, N> load_pack(const Rows& rows, int64_t t, int64_t i) {
-  const Storage* const data = static_cast<const Storage*>(rows.data) + t * rows.row_stride;
-  if (rows.step == 0) {
-    Pack<Storage, N> pack;
-#pragma unroll
-    for (int j = 0; j < N; ++j) pack.at[j] = *data;
-    return pack;
-  }
-  return *reinterpret_cast<const Pack<Storage, N>*>(data + i);
-}
-
-template <class T, int N>
-__device__ __forceinline__ void store_pack(void* out, int64_t index, const Pack<T, N>& pack) {
-  *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(out) + index) = pack;
-}
-
 // v before time-step t, a multiple of kChunk.
 template <class S, int N>
 __device__ __forceinline__ Pack<S, N> initial_v(const NeuronParams& p, const void* v0, const void* checkpoints,
                                                 int64_t t, int64_t M, int64_t i) {
   const void* const from = t == 0 ? v0 : checkpoints;
   if (from) return load_pack<S, N>({from, M, 1}, t == 0 ? 0 : t / kChunk - 1, i);
-  Pack<S, N> v;
-#pragma unroll
-  for (int j = 0; j < N; ++j) v.at[j] = S(p.v_reset);
-  return v;
+  return fill_pack<S, N>(S(p.v_reset));
 }
 
 template <class Neuron, class Storage, int N>
@@ -59,16 +34,16 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardParams p
 
   for (int64_t start = 0; start < p.T; start += kAhead) {
     Pack<Storage, N> x[kAhead];
-#pragma unroll
+    SEWSNN_UNROLL
     for (int k = 0; k < kAhead; ++k)
       if (start + k < p.T) x[k] = load_pack<Storage, N>(p.x, start + k, i);
     if (p.checkpoints && start > 0 && start % kChunk == 0)
       store_pack<S, N>(p.checkpoints, (start / kChunk - 1) * p.M + i, v);
-#pragma unroll
+    SEWSNN_UNROLL
     for (int k = 0; k < kAhead; ++k) {
       if (start + k >= p.T) break;
       Pack<Storage, N> s;
-#pragma unroll
+      SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
         const S h = neuron.charge(v.at[j], load_(x[k].at[j]));
         s.at[j] = store_<Storage>(fire.fires(h) ? S(1) : S(0));
@@ -84,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardParams p
 // Sum over the block, in an order that depends on nothing but the thread number; thread 0 has it.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double warps[kThreads / 32];
-#pragma unroll
+  SEWSNN_UNROLL
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(0xffffffffu, x, offset);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
   __syncthreads();
@@ -101,9 +76,7 @@ __device__ __forceinline__ double backward_neurons(const BackwardParams& p, int6
   const Neuron neuron = Neuron::from(p.neuron, leak_of<S>(p.neuron));
   const FireReset<S> fire = FireReset<S>::from(p.neuron);
   double grad_leak = 0;
-  Pack<S, N> gv;
-#pragma unroll
-  for (int j = 0; j < N; ++j) gv.at[j] = S(0);
+  Pack<S, N> gv = fill_pack<S, N>(S(0));
   if (p.grad_v.data && !p.v_seq) gv = load_pack<S, N>(p.grad_v, 0, i);
 
   for (int64_t start = (p.T - 1) / K * K; start >= 0; start -= K) {
@@ -111,46 +84,44 @@ __device__ __forceinline__ double backward_neurons(const BackwardParams& p, int6
     Pack<Storage, N> x[K];
     const Pack<S, N> v_start = initial_v<S, N>(p.neuron, p.v0, p.checkpoints, start, p.M, i);
     Pack<S, N> v = v_start;
-#pragma unroll
+    SEWSNN_UNROLL
     for (int k = 0; k < K; ++k)
       if (start + k < p.T) x[k] = load_pack<Storage, N>(p.x, start + k, i);
-#pragma unroll
+    SEWSNN_UNROLL
     for (int k = 0; k < K; ++k) {
       if (start + k >= p.T) break;
-#pragma unroll
+      SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
         h[k].at[j] = neuron.charge(v.at[j], load_(x[k].at[j]));
         v.at[j] = fire.reset(h[k].at[j]);
       }
     }
     S leak_sum = S(0);  // of one chunk: K N terms at most
-#pragma unroll
+    SEWSNN_UNROLL
     for (int group = K - kAhead; group >= 0; group -= kAhead) {
       Pack<Storage, N> gs[kAhead];
-#pragma unroll
+      SEWSNN_UNROLL
       for (int k = 0; k < kAhead; ++k) {
-#pragma unroll
-        for (int j = 0; j < N; ++j) gs[k].at[j] = store_<Storage>(S(0));
-        if (start + group + k < p.T && p.grad_s.data) gs[k] = load_pack<Storage, N>(p.grad_s, start + group + k, i);
+        gs[k] = start + group + k < p.T && p.grad_s.data ? load_pack<Storage, N>(p.grad_s, start + group + k, i)
+                                                         : fill_pack<Storage, N>(store_<Storage>(S(0)));
       }
       Pack<S, N> sg[kAhead];  // sigma'(h - v_threshold): one uniform branch for the whole group
       with_surrogate<S>(p.neuron.surrogate, p.neuron.alpha, [&](auto surrogate) {
-#pragma unroll
-        for (int k = 0; k < kAhead; ++k)
-#pragma unroll
-          for (int j = 0; j < N; ++j) sg[k].at[j] = surrogate(h[group + k].at[j] - fire.v_threshold);
+        SEWSNN_UNROLL
+        for (int k = 0; k < kAhead; ++k) SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j) sg[k].at[j] = surrogate(h[group + k].at[j] - fire.v_threshold);
       });
-#pragma unroll
+      SEWSNN_UNROLL
       for (int k = kAhead - 1; k >= 0; --k) {
         const int64_t t = start + group + k;
         if (t >= p.T) continue;
         if (p.grad_v.data && p.v_seq) {
           const Pack<S, N> grad = load_pack<S, N>(p.grad_v, t, i);
-#pragma unroll
+          SEWSNN_UNROLL
           for (int j = 0; j < N; ++j) gv.at[j] += grad.at[j];
         }
         Pack<Storage, N> gx;
-#pragma unroll
+        SEWSNN_UNROLL
         for (int j = 0; j < N; ++j) {
           const S h_t = h[group + k].at[j];
           const S gh = fire.grad_h(load_(gs[k].at[j]), gv.at[j], h_t, sg[k].at[j]);
@@ -178,7 +149,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams
   if (i < p.M) grad_leak = backward_neurons<Neuron, Storage, K, N, Leak>(p, i);
   if (Leak) {
     const double sum = block_sum(grad_leak);
-    if (threadIdx.x == 0) p.grad_leak_partials[blockIdx.x] = sum;
+    if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, sum);
   }
 }
 
@@ -186,9 +157,9 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams
 template <class S>
 __global__ void __launch_bounds__(kThreads) sum_partials_kernel(const double* partials, int64_t count, S* out) {
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += load_global(partials + i);
   sum = block_sum(sum);
-  if (threadIdx.x == 0) *out = S(sum);
+  if (threadIdx.x == 0) store_global(out, S(sum));
 }
 
 SEWSNN_END

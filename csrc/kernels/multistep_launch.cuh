@@ -31,6 +31,16 @@ inline unsigned blocks_for(int64_t M, int neurons) {
   return unsigned((M + per_block - 1) / per_block);
 }
 
+// The runtime's call for what <<<blocks, kThreads, 0, stream>>> means.
+template <class... P, class... Given>
+cudaError_t launch(void (*kernel)(P...), unsigned blocks, cudaStream_t stream, const Given&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 template <class Storage>
 cudaError_t launch_forward(const ForwardParams& p, cudaStream_t stream) {
   using S = State<Storage>;
@@ -38,12 +48,11 @@ cudaError_t launch_forward(const ForwardParams& p, cudaStream_t stream) {
   const bool wide = p.M % N == 0 && aligned<Storage, N>(p.x, p.T) && aligned<Storage, N>({p.s, p.M, 1}, p.T) &&
                     aligned<S, N>({p.v0, p.M, 1}, 1) && aligned<S, N>({p.v, p.M, 1}, p.T) &&
                     aligned<S, N>({p.checkpoints, p.M, 1}, p.T);
-  with_neuron<S>(p.neuron, [&](auto tag) {
+  return with_neuron<S>(p.neuron, [&](auto tag) {
     using Neuron = typename decltype(tag)::type;
-    if (wide) forward_kernel<Neuron, Storage, N><<<blocks_for(p.M, N), kThreads, 0, stream>>>(p);
-    else forward_kernel<Neuron, Storage, 1><<<blocks_for(p.M, 1), kThreads, 0, stream>>>(p);
+    return wide ? launch(forward_kernel<Neuron, Storage, N>, blocks_for(p.M, N), stream, p)
+                : launch(forward_kernel<Neuron, Storage, 1>, blocks_for(p.M, 1), stream, p);
   });
-  return cudaGetLastError();
 }
 
 template <class Storage, int K>
@@ -67,18 +76,14 @@ cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
   using S = State<Storage>;
   constexpr int N = neurons_per_thread<Storage, K>();
   const bool wide = backward_is_wide<Storage, K>(p);
-  const auto launch = [&](auto neuron, auto leak) {
+  const auto go = [&](auto neuron, auto leak) {
     using Neuron = typename decltype(neuron)::type;
     constexpr bool Leak = decltype(leak)::value;
-    if (wide) backward_kernel<Neuron, Storage, K, N, Leak><<<blocks_for(p.M, N), kThreads, 0, stream>>>(p);
-    else backward_kernel<Neuron, Storage, K, 1, Leak><<<blocks_for(p.M, 1), kThreads, 0, stream>>>(p);
+    return wide ? launch(backward_kernel<Neuron, Storage, K, N, Leak>, blocks_for(p.M, N), stream, p)
+                : launch(backward_kernel<Neuron, Storage, K, 1, Leak>, blocks_for(p.M, 1), stream, p);
   };
-  if (p.grad_leak_partials) {
-    launch(Tag<LeakyMultiply<S>>(), Bool<true>());
-  } else {
-    with_neuron<S>(p.neuron, [&](auto neuron) { launch(neuron, Bool<false>()); });
-  }
-  return cudaGetLastError();
+  if (p.grad_leak_partials) return go(Tag<LeakyMultiply<S>>(), Bool<true>());
+  return with_neuron<S>(p.neuron, [&](auto neuron) { return go(neuron, Bool<false>()); });
 }
 
 }  // namespace sewsnn

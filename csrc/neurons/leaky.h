@@ -5,15 +5,14 @@
 // learnt leak = 1/tau. Where 1/tau is exact (tau a power of two) both round alike, and LIF takes the cheaper one.
 #pragma once
 
-#include "core/macros.h"
-#include "core/params.h"
+#include "core/access.h"
 
 SEWSNN_BEGIN
 
 // PLIF reads its leak from memory, next to the tensors; LIF's is a constant.
 template <class S>
 SEWSNN_HD S leak_of(const NeuronParams& p) {
-  return p.leak ? *static_cast<const S*>(p.leak) : S(p.inverse_tau);
+  return p.leak ? load_global(static_cast<const S*>(p.leak)) : S(p.inverse_tau);
 }
 
 template <class S>

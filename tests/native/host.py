@@ -1,0 +1,234 @@
+"""The CUDA kernels on the host: builds the module, calls it on tensors, and makes a neuron of it that autograd knows.
+
+Buffers are exactly as aligned as asked for and lie between guards: outputs between bytes that must stay as they are,
+inputs between NaNs that must not be read.
+"""
+
+import fcntl
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pybind11
+import torch
+
+from sewsnn.ops.neuron import IF, LIF, PLIF, checkpoint_count, dense_strides
+from sewsnn.ops.reference import state_dtype
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent.parent / "build" / "native"
+KINDS = {"if": IF, "lif": LIF, "plif": PLIF}
+GUARD = 256  # bytes on either side of a buffer
+
+
+@contextmanager
+def _locked(folder: Path):
+    """One process at a time builds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build(sanitize: bool = False) -> Path:
+    """The module's file, built with CMake and Ninja where it is not up to date."""
+    folder = BUILD / ("sanitized" if sanitize else "plain")
+    # Where the tools of this environment are, even if it is not activated.
+    env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+    configure = ["cmake", "-GNinja", "-S", str(HERE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=None"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-DSANITIZE={'ON' if sanitize else 'OFF'}"]
+    with _locked(folder):
+        for command in (configure, ["cmake", "--build", str(folder)]):
+            done = subprocess.run(command, capture_output=True, text=True, env=env)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}")
+    (module,) = folder.glob("sewsnn_host.*.so")
+    return module
+
+
+@functools.cache
+def module():
+    """The module; SEWSNN_HOST_MODULE names one that is built already."""
+    path = os.environ.get("SEWSNN_HOST_MODULE") or build()
+    spec = importlib.util.spec_from_file_location("sewsnn_host", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def kernels(path: Path) -> set[str]:
+    """All kernels of a built module, as the linker names them."""
+    text = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+    return {name for name in (line.split()[-1] for line in text.splitlines()) if "_kernel" in name}
+
+
+class Guarded:
+    """A tensor between guards: ``rows`` times ``row`` numbers, rows ``stride`` numbers apart, ``offset`` numbers off
+    a 64-byte boundary."""
+
+    def __init__(self, rows: int, row: int, dtype: torch.dtype, stride: int | None = None, offset: int = 0):
+        stride = row if stride is None else stride
+        size = torch.empty(0, dtype=dtype).element_size()
+        span = ((rows - 1) * stride + row) * size if rows and row else 0
+        self.raw = np.full(2 * GUARD + 64 + offset * size + span, 0xFF, np.uint8)  # 0xff..: NaN in all four dtypes
+        begin = -self.raw.ctypes.data % 64 + GUARD + offset * size
+        self.begin, self.end = begin, begin + span
+        flat = torch.from_numpy(self.raw[begin : begin + span]).view(dtype)
+        self.tensor = flat.as_strided((rows, row), (stride, 1)) if span else torch.empty(rows, row, dtype=dtype)
+
+    def check(self, name: str) -> None:
+        """Raises if a byte of the guards has changed."""
+        if not ((self.raw[: self.begin] == 0xFF).all() and (self.raw[self.end :] == 0xFF).all()):
+            raise AssertionError(f"a kernel wrote beside {name}")
+
+
+def as_array(t: torch.Tensor | None):
+    """The tensor's memory as NumPy sees it; bfloat16 as uint16."""
+    if t is None:
+        return None
+    t = t.detach()
+    return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
+
+
+class Layout:
+    """How operands lie in memory: ``offset`` in numbers off alignment, ``gap`` numbers between the rows of inputs."""
+
+    def __init__(self, offset: int = 0, gap: int = 0):
+        self.offset, self.gap = offset, gap
+
+    def input(self, t: torch.Tensor | None, like: torch.Tensor | None = None):
+        """A guarded copy of ``[rows, M]``; one that is repeated over rows or neurons stays so."""
+        if t is None:
+            return None
+        rows, row = (1 if t.stride(0) == 0 else t.shape[0]), (1 if t.stride(1) == 0 and t.shape[1] > 1 else t.shape[1])
+        # One row, or one number a row, is given its whole stride all the same: it must not matter.
+        guarded = Guarded(rows, row, t.dtype, row + self.gap, self.offset)
+        guarded.tensor.copy_(t[:rows, :row])
+        return guarded.tensor.expand(t.shape) if (rows, row) != tuple(t.shape) else guarded.tensor
+
+    def output(self, rows: int, row: int, dtype: torch.dtype) -> Guarded:
+        return Guarded(rows, row, dtype, None, self.offset)
+
+
+#: what the last calls did: the reports of module().forward and .backward
+reports: list[dict] = []
+
+
+class HostNeuron(torch.autograd.Function):
+    """The op as csrc/ops calls the kernels, on the CPU: same params, same buffers."""
+
+    @staticmethod
+    def forward(ctx, x, v, leak, layout, options, v_mode, needs_grad, schedule):
+        T, shape = len(x), x.shape
+        ctx.strides = dense_strides(x)
+        M = shape[1:].numel()
+        ctx.flat = flat = lambda t: t.as_strided((len(t), M), (t.stride(0), 0 if is_scalar(t) else 1))
+        state = state_dtype(x.dtype)
+        s = layout.output(T, M, x.dtype)
+        v_out = layout.output(T if v_mode == 2 else 1, M, state) if v_mode else None
+        kept = layout.output(checkpoint_count(T), M, state) if needs_grad else None
+        inputs = {"x": layout.input(flat(x)), "v0": None if v is None else layout.input(flat(v[None]))}
+        reports.append(
+            module().forward(
+                **options,
+                **{name: as_array(t) for name, t in inputs.items()},
+                leak=as_array(leak),
+                s=as_array(s.tensor),
+                v=None if v_out is None else as_array(v_out.tensor),
+                v_seq=v_mode == 2,
+                checkpoints=as_array(kept.tensor) if kept is not None and kept.tensor.numel() else None,
+                schedule=schedule,
+            )
+        )
+        for name, out in (("s", s), ("v", v_out), ("checkpoints", kept)):
+            if out is not None:
+                out.check(name)
+        ctx.inputs, ctx.leak, ctx.layout, ctx.options, ctx.v_mode = inputs, leak, layout, options, v_mode
+        ctx.kept, ctx.schedule, ctx.shape = kept, schedule, shape
+        ctx.set_materialize_grads(False)
+        s = s.tensor.as_strided(shape, ctx.strides)
+        if v_mode == 0:
+            return s, None
+        v_shape, v_strides = (shape, ctx.strides) if v_mode == 2 else (shape[1:], ctx.strides[1:])
+        return s, v_out.tensor.as_strided(v_shape, v_strides)
+
+    @staticmethod
+    def backward(ctx, grad_s, grad_v):
+        T, M = len(ctx.inputs["x"]), ctx.inputs["x"].shape[1]
+        layout, state = ctx.layout, state_dtype(ctx.inputs["x"].dtype)
+        need_v, need_leak = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+
+        def rows(grad, strides):
+            if grad is None:
+                return None
+            if not is_scalar(grad) and grad.stride()[1:] != tuple(strides[1:]):
+                grad = torch.empty_strided(grad.shape, strides, dtype=grad.dtype).copy_(grad)
+            return layout.input(ctx.flat(grad))
+
+        v_strides = ctx.strides if ctx.v_mode == 2 else [M, *ctx.strides[1:]]
+        grad_v = grad_v if grad_v is None or ctx.v_mode == 2 else grad_v[None]
+        grad_x = layout.output(T, M, ctx.inputs["x"].dtype)
+        grad_v0 = layout.output(1, M, state) if need_v else None
+        grad_leak = Guarded(1, 1, state) if need_leak else None
+        kept = ctx.kept.tensor if ctx.kept is not None and ctx.kept.tensor.numel() else None
+        reports.append(
+            module().backward(
+                **ctx.options,
+                **{name: as_array(t) for name, t in ctx.inputs.items()},
+                leak=as_array(ctx.leak),
+                checkpoints=as_array(kept),
+                grad_s=as_array(rows(grad_s, ctx.strides)),
+                grad_v=as_array(rows(grad_v, v_strides)),
+                v_seq=ctx.v_mode == 2,
+                grad_x=as_array(grad_x.tensor),
+                grad_v0=None if grad_v0 is None else as_array(grad_v0.tensor),
+                grad_leak=None if grad_leak is None else as_array(grad_leak.tensor),
+                schedule=ctx.schedule,
+            )
+        )
+        for name, out in (("grad_x", grad_x), ("grad_v0", grad_v0), ("grad_leak", grad_leak)):
+            if out is not None:
+                out.check(name)
+        return (
+            grad_x.tensor.as_strided(ctx.shape, ctx.strides),
+            grad_v0.tensor.as_strided(ctx.shape[1:], ctx.strides[1:]) if need_v else None,
+            grad_leak.tensor.reshape(()) if need_leak else None,
+            *(None,) * 5,
+        )
+
+
+def is_scalar(t: torch.Tensor) -> bool:
+    """One number for all neurons, ``[rows, ...]`` with strides of 0."""
+    sized = [stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True) if size > 1]
+    return bool(sized) and not any(sized)
+
+
+def multistep(
+    name: str,
+    x: torch.Tensor,
+    v: torch.Tensor | None = None,
+    w: torch.Tensor | None = None,
+    *,
+    layout: Layout | None = None,
+    schedule: int = 0,
+    tau: float = 2.0,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    detach_reset: bool = True,
+    surrogate_function,
+    v_mode: int = 1,
+):
+    """``functional.<name>_multistep`` by the CUDA kernels on the host. x must be dense in one time-step."""
+    options = {"kind": KINDS[name], "surrogate": surrogate_function.kind, "alpha": surrogate_function.parameter}
+    options |= {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset}
+    options |= {"detach_reset": detach_reset, "decay_input": decay_input}
+    leak = None if w is None else w.to(state_dtype(x.dtype)).reshape(()).sigmoid()
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v, leak))
+    return HostNeuron.apply(x, v, leak, layout or Layout(), options, v_mode, needs_grad, schedule)

@@ -1,0 +1,164 @@
+// The CUDA kernels, compiled for the host, as Python functions over NumPy arrays. float32, float64 and float16 arrays are
+// what they say; uint16 is bfloat16.
+#include <cuda_runtime.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "device.h"
+#include "kernels/cuda_kernels.h"
+
+namespace py = pybind11;
+using namespace sewsnn;
+using Array = std::optional<py::array>;
+
+namespace {
+
+DType dtype_of(const py::array& a) {
+  const char kind = a.dtype().kind();
+  const auto bytes = a.itemsize();
+  if (kind == 'f' && bytes == 4) return DType::Float32;
+  if (kind == 'f' && bytes == 8) return DType::Float64;
+  if (kind == 'f' && bytes == 2) return DType::Float16;
+  if (kind == 'u' && bytes == 2) return DType::BFloat16;
+  throw py::type_error("arrays must be float32, float64, float16 or uint16 (bfloat16)");
+}
+
+// The bytes an array spans, which is what a kernel may touch.
+void expose(const char* name, const py::array& a, bool filled) {
+  py::ssize_t span = a.itemsize();
+  for (py::ssize_t d = 0; d < a.ndim(); ++d) {
+    if (a.shape(d) == 0) return;
+    span += (a.shape(d) - 1) * a.strides(d);
+  }
+  host_device::device().add(name, a.data(), size_t(span), filled);
+}
+
+const void* input(const char* name, const Array& a) {
+  if (!a) return nullptr;
+  expose(name, *a, true);
+  return a->data();
+}
+
+void* output(const char* name, Array& a) {
+  if (!a) return nullptr;
+  expose(name, *a, false);
+  return a->mutable_data();
+}
+
+// [rows, M], with whatever strides; a stride of 0 over M is one number for all neurons.
+Rows rows(const char* name, const Array& a) {
+  if (!a) return {};
+  return {input(name, a), a->strides(0) / a->itemsize(), a->shape(1) > 1 ? a->strides(1) / a->itemsize() : 1};
+}
+
+NeuronParams neuron(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
+                    bool detach_reset, bool decay_input, const Array& leak) {
+  NeuronParams p;
+  p.kind = NeuronKind(kind);
+  p.surrogate = SurrogateKind(surrogate);
+  p.alpha = alpha;
+  p.tau = tau;
+  p.inverse_tau = 1 / tau;
+  p.leak = input("leak", leak);
+  p.v_threshold = v_threshold;
+  p.v_reset = v_reset.value_or(0);
+  p.hard_reset = v_reset.has_value();
+  p.detach_reset = detach_reset;
+  p.decay_input = decay_input;
+  return p;
+}
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+void begin(unsigned schedule) {
+  auto& device = host_device::device();
+  device.buffers.clear();
+  device.launches.clear();
+  device.schedule = schedule;
+}
+
+// What happened: the kernels launched, and for each buffer how often it was accessed in how many bytes.
+py::dict report() {
+  py::list launches;
+  for (const auto& l : host_device::device().launches) launches.append(py::make_tuple(l.kernel, l.grid.x, l.block.x));
+  py::dict loads, stores;
+  for (const auto& b : host_device::device().buffers) {
+    loads[py::str(b.name)] = b.loads;
+    stores[py::str(b.name)] = b.stores;
+    if (!b.filled)
+      for (size_t i = 0; i < b.written.size(); ++i)
+        if (!b.written[i]) throw std::runtime_error("byte " + std::to_string(i) + " of " + b.name + " was never written");
+  }
+  py::dict out;
+  out["launches"] = launches, out["loads"] = loads, out["stores"] = stores;
+  return out;
+}
+
+py::dict forward(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
+                 bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0, Array s, Array v,
+                 bool v_seq, Array checkpoints, unsigned schedule) {
+  begin(schedule);
+  ForwardParams p;
+  p.neuron = neuron(kind, surrogate, alpha, tau, v_threshold, v_reset, detach_reset, decay_input, leak);
+  p.dtype = dtype_of(*x);
+  p.T = x->shape(0), p.M = x->shape(1);
+  p.x = rows("x", x);
+  p.v0 = input("v0", v0);
+  p.s = output("s", s);
+  p.v = output("v", v);
+  p.v_seq = v_seq;
+  p.checkpoints = output("checkpoints", checkpoints);
+  check(cuda_forward(p, nullptr));
+  return report();
+}
+
+py::dict backward(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
+                  bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0,
+                  const Array& checkpoints, const Array& grad_s, const Array& grad_v, bool v_seq, Array grad_x,
+                  Array grad_v0, Array grad_leak, unsigned schedule) {
+  begin(schedule);
+  BackwardParams p;
+  p.neuron = neuron(kind, surrogate, alpha, tau, v_threshold, v_reset, detach_reset, decay_input, leak);
+  p.dtype = dtype_of(*x);
+  p.T = x->shape(0), p.M = x->shape(1);
+  p.x = rows("x", x);
+  p.v0 = input("v0", v0);
+  p.checkpoints = input("checkpoints", checkpoints);
+  p.grad_s = rows("grad_s", grad_s);
+  p.grad_v = rows("grad_v", grad_v);
+  p.v_seq = v_seq;
+  p.grad_x = output("grad_x", grad_x);
+  p.grad_v0 = output("grad_v0", grad_v0);
+  if (grad_leak) {
+    const int64_t blocks = cuda_backward_blocks(p);
+    Array partials = py::array_t<double>(blocks);
+    p.grad_leak_partials = static_cast<double*>(output("partials", partials));
+    void* const sum = output("grad_leak", grad_leak);
+    check(cuda_backward(p, nullptr));
+    check(cuda_sum_partials(p.grad_leak_partials, blocks, p.dtype, sum, nullptr));
+    return report();
+  }
+  check(cuda_backward(p, nullptr));
+  return report();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(sewsnn_host, m) {
+  const auto none = py::none();
+  m.attr("checkpoint_every") = kChunk;
+  m.def("forward", forward, py::kw_only(), py::arg("kind"), py::arg("surrogate"), py::arg("alpha"), py::arg("tau"),
+        py::arg("v_threshold"), py::arg("v_reset"), py::arg("detach_reset"), py::arg("decay_input"),
+        py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("s"), py::arg("v") = none,
+        py::arg("v_seq") = false, py::arg("checkpoints") = none, py::arg("schedule") = 0);
+  m.def("backward", backward, py::kw_only(), py::arg("kind"), py::arg("surrogate"), py::arg("alpha"), py::arg("tau"),
+        py::arg("v_threshold"), py::arg("v_reset"), py::arg("detach_reset"), py::arg("decay_input"),
+        py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("checkpoints") = none,
+        py::arg("grad_s") = none, py::arg("grad_v") = none, py::arg("v_seq") = false, py::arg("grad_x"),
+        py::arg("grad_v0") = none, py::arg("grad_leak") = none, py::arg("schedule") = 0);
+}

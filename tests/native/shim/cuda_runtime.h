@@ -1,0 +1,143 @@
+// The part of CUDA's runtime the kernels use, for the host: blocks run one after the other, the threads of a block as
+// fibers that are switched where they wait for each other (device.cpp). Nothing here copies memory or waits for a
+// device: code that tried to would not compile.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+// One block at a time: its shared memory can be static. As the only thread-local data of its library it lies
+// together, where device.cpp finds it and fills it with rubbish before each block.
+#define __shared__ static thread_local
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+#define SEWSNN_VECTOR(T, name)               \
+  struct alignas(2 * sizeof(T)) name##2 {    \
+    T x, y;                                  \
+  };                                         \
+  struct alignas(4 * sizeof(T)) name##4 {    \
+    T x, y, z, w;                            \
+  };
+SEWSNN_VECTOR(float, float)
+SEWSNN_VECTOR(int, int)
+SEWSNN_VECTOR(unsigned, uint)
+#undef SEWSNN_VECTOR
+struct alignas(16) double2 {
+  double x, y;
+};
+
+constexpr int warpSize = 32;
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace host_device {
+
+// What a thread waits at; all who must meet there have to come to the same one.
+enum class Meeting { Block, Shuffle, Vote, Warp };
+
+void meet_block();
+// Leaves `value` for the other lanes of the mask, waits for theirs, and returns lane i's from `slots`[i].
+struct Slot {
+  unsigned char bytes[16];
+};
+const Slot* meet_warp(Meeting, unsigned mask, const void* value, size_t bytes);
+int lane();
+
+void on_load(const void*, size_t);
+void on_store(const void*, size_t);
+
+// Runs `thread` in every thread of the grid.
+void run(const void* kernel, dim3 grid, dim3 block, size_t dynamic_shared, const std::function<void()>& thread);
+
+template <class T>
+T from_lane(Meeting what, unsigned mask, T value, int source) {
+  static_assert(sizeof(T) <= sizeof(Slot) && std::is_trivially_copyable_v<T>, "what a shuffle can carry");
+  const Slot* const slots = meet_warp(what, mask, &value, sizeof value);
+  T out;
+  memcpy(&out, slots[source].bytes, sizeof out);
+  return out;
+}
+
+// The lane a shuffle reads from: its own where the source lies outside the segment of `width` lanes.
+inline int within(int source, int width) {
+  const int first = lane() / width * width;
+  return source < first || source >= first + width ? lane() : source;
+}
+
+}  // namespace host_device
+
+#define SEWSNN_TRACE_LOAD(p, bytes) ::host_device::on_load(p, bytes)
+#define SEWSNN_TRACE_STORE(p, bytes) ::host_device::on_store(p, bytes)
+
+inline void __syncthreads() { host_device::meet_block(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  host_device::meet_warp(host_device::Meeting::Warp, mask, nullptr, 0);
+}
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize) {
+  const int first = host_device::lane() / width * width;
+  return host_device::from_lane(host_device::Meeting::Shuffle, mask, value, first + (source % width + width) % width);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize) {
+  const int source = host_device::within(host_device::lane() - int(delta), width);
+  return host_device::from_lane(host_device::Meeting::Shuffle, mask, value, source);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize) {
+  const int source = host_device::within(host_device::lane() + int(delta), width);
+  return host_device::from_lane(host_device::Meeting::Shuffle, mask, value, source);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize) {
+  const int source = host_device::within(host_device::lane() ^ bits, width);
+  return host_device::from_lane(host_device::Meeting::Shuffle, mask, value, source);
+}
+unsigned __ballot_sync(unsigned mask, int predicate);
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid configuration argument";
+}
+typedef struct CUstream_st* cudaStream_t;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+  void* attrs = nullptr;
+  unsigned numAttrs = 0;
+};
+
+template <class... P, class... Given>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), Given&&... given) {
+  const dim3 grid = config->gridDim, block = config->blockDim;
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  // The limits of every GPU the library is built for.
+  if (grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535 ||
+      threads == 0 || threads > 1024 || config->dynamicSmemBytes > 48 * 1024)
+    return cudaErrorInvalidConfiguration;
+  // By value, as a launch passes them.
+  [&](P... arguments) {
+    host_device::run(reinterpret_cast<const void*>(kernel), grid, block, config->dynamicSmemBytes,
+                     [&] { kernel(arguments...); });
+  }(std::forward<Given>(given)...);
+  return cudaSuccess;
+}
