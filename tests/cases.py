@@ -42,7 +42,8 @@ def by_reference(name, x, v=None, w=None, *, store_v_seq=False, tau=2.0, surroga
 def run(name, x, backend, v=None, w=None, loss="s", grad_seed=1, **settings):
     """(s, v, gradients of x, v0, w) of ``functional.<name>_multistep``. ``loss``: which outputs it reads.
 
-    With ``store_v_seq`` the loss reads v_seq, else the final v. ``backend="reference"``: :func:`by_reference`.
+    With ``store_v_seq`` the loss reads v_seq, else the final v. ``backend="reference"``: :func:`by_reference`. A
+    function in place of ``backend`` is called as :func:`by_reference` is.
     """
     x = x.detach().requires_grad_()
     inputs = [x]
@@ -52,8 +53,8 @@ def run(name, x, backend, v=None, w=None, loss="s", grad_seed=1, **settings):
     if w is not None:
         w = w.detach().requires_grad_()
         inputs.append(w)
-    if backend == "reference":
-        s, v_out = by_reference(name, x, v, w, **settings)
+    if callable(backend) or backend == "reference":
+        s, v_out = (by_reference if backend == "reference" else backend)(name, x, v, w, **settings)
     else:
         arguments = (x, w) if w is not None else (x,)
         s, v_out = getattr(functional, f"{name}_multistep")(*arguments, v=v, backend=backend, **settings)
@@ -76,9 +77,9 @@ def assert_close(actual, expected, T):
     torch.testing.assert_close(actual, expected, rtol=rounding, atol=rounding * max(scale, 1.0))
 
 
-def compare(name, x, **settings):
-    """native against the reference: spikes and potentials bit for bit, gradients to rounding."""
-    s, v, grads = run(name, x, "native", **settings)
+def compare(name, x, backend="native", **settings):
+    """A backend against the reference: spikes and potentials bit for bit, gradients to rounding."""
+    s, v, grads = run(name, x, backend, **settings)
     s_ref, v_ref, grads_ref = run(name, x, "reference", **settings)
     torch.testing.assert_close(s.cpu(), s_ref, rtol=0, atol=0)
     torch.testing.assert_close(v.cpu(), v_ref, rtol=0, atol=0, equal_nan=True)

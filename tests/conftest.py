@@ -14,6 +14,9 @@ _no_cuda = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, _no_cuda])])
+cuda_param = pytest.param("cuda", marks=[pytest.mark.cuda, _no_cuda])
+
+
+@pytest.fixture(scope="session", params=["cpu", cuda_param])
 def device(request):
     return request.param

@@ -40,7 +40,7 @@ struct Fiber {
   unsigned mask = 0;
   uint3 index = {};
   Slot given = {}, got[32] = {};  // what warp operations exchange
-  void* fake_stack = nullptr;  // AddressSanitizer's
+  void* fake_stack = nullptr;     // AddressSanitizer's
 };
 
 std::string kernel_name;
@@ -215,7 +215,8 @@ Buffer& buffer_at(uintptr_t p, size_t bytes, const char* what) {
 
 void check_alignment(const Buffer& b, uintptr_t p, size_t bytes) {
   const size_t access = std::min<size_t>(bytes, 16);  // wider packs are several accesses
-  if (p % access) fail("an access of " + std::to_string(access) + " bytes to " + b.name + " that is not aligned to them");
+  if (p % access)
+    fail("an access of " + std::to_string(access) + " bytes to " + b.name + " that is not aligned to them");
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 
 from sewsnn.ops.neuron import IF, LIF, PLIF, checkpoint_count, dense_strides
 from sewsnn.ops.reference import state_dtype
+from sewsnn.surrogate import ATan
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent.parent / "build" / "native"
@@ -62,15 +64,20 @@ def module():
     return found
 
 
+def library() -> Path:
+    """The file with the kernels themselves."""
+    return Path(module().__file__).parent / "libsewsnn_host_kernels.so"
+
+
 def kernels(path: Path) -> set[str]:
-    """All kernels of a built module, as the linker names them."""
+    """All kernels of a library, as the linker names them."""
     text = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
     return {name for name in (line.split()[-1] for line in text.splitlines()) if "_kernel" in name}
 
 
 class Guarded:
     """A tensor between guards: ``rows`` times ``row`` numbers, rows ``stride`` numbers apart, ``offset`` numbers off
-    a 64-byte boundary."""
+    a 64-byte boundary. With AddressSanitizer the guards may not be touched at all."""
 
     def __init__(self, rows: int, row: int, dtype: torch.dtype, stride: int | None = None, offset: int = 0):
         stride = row if stride is None else stride
@@ -80,10 +87,16 @@ class Guarded:
         begin = -self.raw.ctypes.data % 64 + GUARD + offset * size
         self.begin, self.end = begin, begin + span
         flat = torch.from_numpy(self.raw[begin : begin + span]).view(dtype)
+        if module().sanitized:
+            module().guard(self.raw, self.begin, self.end)
+            # NumPy uses small blocks again without freeing them.
+            weakref.finalize(self.raw, module().unguard, self.raw.ctypes.data, self.raw.nbytes)
         self.tensor = flat.as_strided((rows, row), (stride, 1)) if span else torch.empty(rows, row, dtype=dtype)
 
     def check(self, name: str) -> None:
         """Raises if a byte of the guards has changed."""
+        if module().sanitized:
+            module().unguard(self.raw.ctypes.data, self.raw.nbytes)
         if not ((self.raw[: self.begin] == 0xFF).all() and (self.raw[self.end :] == 0xFF).all()):
             raise AssertionError(f"a kernel wrote beside {name}")
 
@@ -215,20 +228,23 @@ def multistep(
     v: torch.Tensor | None = None,
     w: torch.Tensor | None = None,
     *,
-    layout: Layout | None = None,
+    layout: Layout = Layout(),  # noqa: B008
     schedule: int = 0,
     tau: float = 2.0,
     v_threshold: float = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     detach_reset: bool = True,
-    surrogate_function,
-    v_mode: int = 1,
+    surrogate_function=ATan(2.0),  # noqa: B008
+    store_v_seq: bool = False,
+    store_v: bool = True,
 ):
     """``functional.<name>_multistep`` by the CUDA kernels on the host. x must be dense in one time-step."""
     options = {"kind": KINDS[name], "surrogate": surrogate_function.kind, "alpha": surrogate_function.parameter}
     options |= {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset}
     options |= {"detach_reset": detach_reset, "decay_input": decay_input}
     leak = None if w is None else w.to(state_dtype(x.dtype)).reshape(()).sigmoid()
+    v = None if v is None else v.to(state_dtype(x.dtype))
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v, leak))
-    return HostNeuron.apply(x, v, leak, layout or Layout(), options, v_mode, needs_grad, schedule)
+    v_mode = 2 if store_v_seq else int(store_v)
+    return HostNeuron.apply(x, v, leak, layout, options, v_mode, needs_grad, schedule)

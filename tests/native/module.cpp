@@ -1,5 +1,5 @@
-// The CUDA kernels, compiled for the host, as Python functions over NumPy arrays. float32, float64 and float16 arrays are
-// what they say; uint16 is bfloat16.
+// The CUDA kernels, compiled for the host, as Python functions over NumPy arrays. float32, float64 and float16 arrays
+// are what they say; uint16 is bfloat16.
 #include <cuda_runtime.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -9,6 +9,14 @@
 
 #include "device.h"
 #include "kernels/cuda_kernels.h"
+#include "samples.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(p, bytes)
+#endif
 
 namespace py = pybind11;
 using namespace sewsnn;
@@ -54,8 +62,8 @@ Rows rows(const char* name, const Array& a) {
   return {input(name, a), a->strides(0) / a->itemsize(), a->shape(1) > 1 ? a->strides(1) / a->itemsize() : 1};
 }
 
-NeuronParams neuron(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
-                    bool detach_reset, bool decay_input, const Array& leak) {
+NeuronParams neuron(int kind, int surrogate, double alpha, double tau, double v_threshold,
+                    std::optional<double> v_reset, bool detach_reset, bool decay_input, const Array& leak) {
   NeuronParams p;
   p.kind = NeuronKind(kind);
   p.surrogate = SurrogateKind(surrogate);
@@ -92,7 +100,8 @@ py::dict report() {
     stores[py::str(b.name)] = b.stores;
     if (!b.filled)
       for (size_t i = 0; i < b.written.size(); ++i)
-        if (!b.written[i]) throw std::runtime_error("byte " + std::to_string(i) + " of " + b.name + " was never written");
+        if (!b.written[i])
+          throw std::runtime_error("byte " + std::to_string(i) + " of " + b.name + " was never written");
   }
   py::dict out;
   out["launches"] = launches, out["loads"] = loads, out["stores"] = stores;
@@ -100,8 +109,8 @@ py::dict report() {
 }
 
 py::dict forward(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
-                 bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0, Array s, Array v,
-                 bool v_seq, Array checkpoints, unsigned schedule) {
+                 bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0, Array s,
+                 Array v, bool v_seq, Array checkpoints, unsigned schedule) {
   begin(schedule);
   ForwardParams p;
   p.neuron = neuron(kind, surrogate, alpha, tau, v_threshold, v_reset, detach_reset, decay_input, leak);
@@ -147,11 +156,37 @@ py::dict backward(int kind, int surrogate, double alpha, double tau, double v_th
   return report();
 }
 
+py::dict sample(const std::string& name, Array in, Array out, unsigned schedule) {
+  begin(schedule);
+  auto* const from = static_cast<float*>(const_cast<void*>(input("in", in)));
+  check(samples::run(name, from, static_cast<float*>(output("out", out))));
+  return report();
+}
+
+// Makes all of a byte array but [begin, end) untouchable, if this is compiled with AddressSanitizer.
+void guard([[maybe_unused]] py::array_t<uint8_t> a, [[maybe_unused]] py::ssize_t begin,
+           [[maybe_unused]] py::ssize_t end) {
+  ASAN_POISON_MEMORY_REGION(a.data(), begin);
+  ASAN_POISON_MEMORY_REGION(a.data() + end, a.nbytes() - end);
+}
+void unguard([[maybe_unused]] uintptr_t address, [[maybe_unused]] size_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(reinterpret_cast<void*>(address), bytes);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(sewsnn_host, m) {
   const auto none = py::none();
   m.attr("checkpoint_every") = kChunk;
+  m.attr("sanitized") =
+#if defined(__SANITIZE_ADDRESS__)
+      true;
+#else
+      false;
+#endif
+  m.def("sample", sample, py::arg("name"), py::arg("in"), py::arg("out"), py::arg("schedule") = 0);
+  m.def("guard", guard);
+  m.def("unguard", unguard);
   m.def("forward", forward, py::kw_only(), py::arg("kind"), py::arg("surrogate"), py::arg("alpha"), py::arg("tau"),
         py::arg("v_threshold"), py::arg("v_reset"), py::arg("detach_reset"), py::arg("decay_input"),
         py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("s"), py::arg("v") = none,

@@ -26,13 +26,9 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-#define SEWSNN_VECTOR(T, name)               \
-  struct alignas(2 * sizeof(T)) name##2 {    \
-    T x, y;                                  \
-  };                                         \
-  struct alignas(4 * sizeof(T)) name##4 {    \
-    T x, y, z, w;                            \
-  };
+#define SEWSNN_VECTOR(T, name)                       \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; }; \
+  struct alignas(4 * sizeof(T)) name##4 { T x, y, z, w; };
 SEWSNN_VECTOR(float, float)
 SEWSNN_VECTOR(int, int)
 SEWSNN_VECTOR(unsigned, uint)
@@ -113,9 +109,11 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "invalid configuration argument";
+  return error == cudaSuccess             ? "no error"
+         : error == cudaErrorInvalidValue ? "invalid argument"
+                                          : "invalid configuration argument";
 }
 typedef struct CUstream_st* cudaStream_t;
 struct cudaLaunchConfig_t {

@@ -1,0 +1,96 @@
+"""What the kernels move, counted: bytes per element and time-step (docs/kernels.md), and in which portions."""
+
+import host
+import pytest
+import torch
+from cases import current
+
+T, M = 4, 4096
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+neurons = pytest.mark.parametrize("name", ("if", "lif", "plif"))
+
+
+def moved(report, leave_out=()):
+    """Bytes by buffer, loads and stores together; without those that are not accessed."""
+    total = {}
+    for accesses in (report["loads"], report["stores"]):
+        for name, by_size in accesses.items():
+            total[name] = total.get(name, 0) + sum(size * count for size, count in by_size.items())
+    return {name: count for name, count in total.items() if count and name not in leave_out}
+
+
+def forward_backward(name, x, learn_leak=True, **settings):
+    """The reports of both, and what is kept in between."""
+    host.reports.clear()
+    x = x.requires_grad_()
+    w = torch.tensor(0.3).requires_grad_(learn_leak) if name == "plif" else None
+    s, _ = host.multistep(name, x, None, w, **settings)
+    s.backward(current(s.shape, s.dtype, seed=3))
+    return host.reports[0], host.reports[1]
+
+
+@neurons
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_budget(name, dtype):
+    """Forward reads x and writes s, backward reads x and grad_s and writes grad_x: 4 and 6 B/el in half precision, 8
+    and 12 in fp32. The final v, asked for, is one row more."""
+    size = dtype.itemsize
+    forward, backward = forward_backward(name, current((T, M), dtype), store_v=False)
+    assert moved(forward, ("leak",)) == {"x": size * T * M, "s": size * T * M}
+    assert moved(backward, ("leak", "partials", "grad_leak")) == dict.fromkeys(("x", "grad_s", "grad_x"), size * T * M)
+    forward, _ = forward_backward(name, current((T, M), dtype))
+    assert moved(forward, ("leak",)) == {"x": size * T * M, "s": size * T * M, "v": 4 * M}
+
+
+@neurons
+def test_reductions_cost_next_to_nothing(name):
+    """PLIF: the leak once per thread, served by the cache; one double per block, written and read."""
+    _, backward = forward_backward(name, current((T, 64 * 1024)))
+    if name == "plif":
+        blocks = backward["launches"][0][1]
+        assert moved(backward)["partials"] == 16 * blocks
+        assert moved(backward)["partials"] < 1e-3 * moved(backward)["x"]
+        assert backward["stores"]["grad_leak"] == {4: 1}
+    else:
+        assert not {"leak", "partials", "grad_leak"} & set(backward["loads"])
+
+
+@neurons
+def test_nothing_is_kept_but_x(name):
+    """No checkpoints up to T = 16; beyond, one row of potentials per 16 time-steps."""
+    for steps, rows in ((4, 0), (16, 0), (17, 1), (33, 2), (500, 31)):
+        forward, backward = forward_backward(name, current((steps, 256)))
+        assert moved(forward).get("checkpoints", 0) == moved(backward).get("checkpoints", 0) == 4 * 256 * rows
+        assert moved(backward)["x"] == 4 * steps * 256
+
+
+@neurons
+def test_inference(name):
+    """4 B/el in half precision, and no checkpoints however long."""
+    for steps in (4, 500):
+        host.reports.clear()
+        with torch.no_grad():
+            w = torch.tensor(0.3) if name == "plif" else None
+            host.multistep(name, current((steps, 512), torch.bfloat16), None, w, store_v=False)
+        assert moved(host.reports[0], ("leak",)) == {"x": 2 * steps * 512, "s": 2 * steps * 512}
+
+
+@neurons
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("steps", (4, 16))
+def test_portions(name, dtype, steps):
+    """Aligned operands move in accesses of 16 bytes; backward over more than four time-steps holds four neurons a
+    thread (registers), 8 bytes in half precision."""
+    forward, backward = forward_backward(name, current((steps, M), dtype), store_v=False)
+    portion = 16 if steps <= 4 else 4 * dtype.itemsize
+    assert forward["loads"]["x"] == forward["stores"]["s"] == {16: steps * M * dtype.itemsize // 16}
+    expected = {portion: steps * M * dtype.itemsize // portion}
+    assert backward["loads"]["x"] == backward["loads"]["grad_s"] == backward["stores"]["grad_x"] == expected
+
+
+def test_repeated_input_is_one_row():
+    """A static image: the accesses are T times those of a row, the memory behind them is one row."""
+    x = current((1, M)).expand(T, M)
+    host.reports.clear()
+    host.multistep("if", x)
+    assert sum(host.reports[0]["loads"]["x"].values()) == T * M // 4
