@@ -10,6 +10,7 @@ Environment:
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,7 @@ class CMakeBuild(build_ext):
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DSEWSNN_TORCH_INCLUDE={torch_dir / 'include'}",
             f"-DSEWSNN_TORCH_LIB={torch_dir / 'lib'}",
+            f"-DSEWSNN_CSRC_HASH={runpy.run_path(str(ROOT / 'cmake' / 'csrc_hash.py'))['csrc_hash']()}",
             f"-DSEWSNN_CUDA={'ON' if nvcc else 'OFF'}",
             f"-DSEWSNN_WERROR={'ON' if os.environ.get('SEWSNN_WERROR') == '1' else 'OFF'}",
         ]

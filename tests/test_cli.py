@@ -1,11 +1,17 @@
 """The command line."""
 
+import os
 import re
+import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sewsnn.cli import main
+from sewsnn.ops.load import LIBRARY, library_hash
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 
@@ -14,6 +20,21 @@ def test_info(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "sewsnn" in text and "backend native: kernels for cpu" in text and "backend cupy: not in" in text
+
+
+def test_library_knows_its_sources():
+    """The library that is tested was built from the sources beside it."""
+    csrc_hash = runpy.run_path(str(Path(__file__).parent.parent / "cmake" / "csrc_hash.py"))["csrc_hash"]
+    assert library_hash() == csrc_hash()
+
+
+def test_another_library(tmp_path):
+    code = "from sewsnn.ops import load; print(load.LIBRARY, load.NATIVE_ERROR, load.NATIVE_DEVICES)"
+    copy = shutil.copy(LIBRARY, tmp_path / "elsewhere.so")
+    for path, expected in ((copy, f"{copy} None ('cpu'"), (tmp_path / "none.so", "none.so, which is not there ()")):
+        env = os.environ | {"SEWSNN_LIBRARY": str(path)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert expected in done.stdout
 
 
 def test_wrong_command():

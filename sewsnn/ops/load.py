@@ -1,6 +1,8 @@
 """Loads the compiled library and answers which backend can run where."""
 
+import ctypes
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import torch
 logger = logging.getLogger("sewsnn")
 
 BACKENDS = ("auto", "native", "cupy", "torch")
-LIBRARY = Path(__file__).parent.parent / "_native" / "libsewsnn.so"
+#: the compiled library; SEWSNN_LIBRARY names another one, built elsewhere for instance
+LIBRARY = Path(os.environ.get("SEWSNN_LIBRARY") or Path(__file__).parent.parent / "_native" / "libsewsnn.so")
 
 
 class BackendError(RuntimeError):
@@ -23,6 +26,8 @@ class BackendWarning(UserWarning):
 def _load() -> str | None:
     """Loads the library; None, or why it could not be."""
     if not LIBRARY.is_file():
+        if os.environ.get("SEWSNN_LIBRARY"):
+            return f"SEWSNN_LIBRARY names {LIBRARY}, which is not there"
         return f"the compiled library is missing ({LIBRARY.name} is not in {LIBRARY.parent}); reinstall sewsnn"
     try:
         torch.ops.load_library(str(LIBRARY))
@@ -39,6 +44,18 @@ NATIVE_DEVICES = tuple(
     if NATIVE_ERROR is None and torch._C._dispatch_has_kernel_for_dispatch_key("sewsnn::neuron_forward", key)
 )
 _announced: set[str] = set()
+
+
+def library_hash() -> str | None:
+    """The hash of the sources the library was built from (cmake/csrc_hash.py); None without a library."""
+    if NATIVE_ERROR is not None:
+        return None
+    library = ctypes.CDLL(str(LIBRARY))
+    try:
+        text = (ctypes.c_char * 13).in_dll(library, "sewsnn_csrc")
+    except ValueError:
+        return None  # older than this
+    return text.value.decode()
 
 
 def why_not_native(device_type: str, surrogate) -> str | None:
@@ -86,5 +103,5 @@ def _announce(reason: str) -> None:
 
 def describe_backends() -> dict[str, str]:
     """One line per backend, for ``sewsnn info``."""
-    native = NATIVE_ERROR or f"kernels for {', '.join(NATIVE_DEVICES)}"
+    native = NATIVE_ERROR or f"kernels for {', '.join(NATIVE_DEVICES)}, built from sources {library_hash()}"
     return {"native": native, "cupy": "not in this version", "torch": "the reference, any device"}

@@ -2,6 +2,10 @@
 
 ``neuron_forward`` returns s, v and the checkpoints backward needs for T > 16; what is not asked for is an empty tensor.
 Backward keeps x and those checkpoints, nothing else, and recomputes h.
+
+Autograd is there twice. The op's registered formula serves whoever traces the op (torch.compile, torch.export) or calls
+it by itself. Called eagerly, a neuron goes through an autograd.Function that calls the op below autograd: the same
+formula at less than half the overhead (docs/kernels.md), and torch.func can differentiate it.
 """
 
 import math
@@ -32,13 +36,7 @@ def multistep(
     v_mode: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Calls the compiled kernels; arguments as checked and completed by ``sewsnn.functional``."""
-    needs_grad = torch.is_grad_enabled() and (
-        x_seq.requires_grad or (v is not None and v.requires_grad) or (leak is not None and leak.requires_grad)
-    )
-    s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward(
-        x_seq,
-        v,
-        leak,
+    options = (
         kind,
         tau,
         decay_input,
@@ -48,8 +46,18 @@ def multistep(
         surrogate.parameter,
         detach_reset,
         v_mode,
-        needs_grad,
     )
+    needs_grad = torch.is_grad_enabled() and (
+        x_seq.requires_grad or (v is not None and v.requires_grad) or (leak is not None and leak.requires_grad)
+    )
+    if torch.compiler.is_compiling():
+        s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward(x_seq, v, leak, *options, needs_grad)
+    elif needs_grad or torch._C._are_functorch_transforms_active():
+        neuron = _FuncNeuron if torch._C._are_functorch_transforms_active() else _Neuron
+        s_seq, v_out, _ = neuron.apply(x_seq, v, leak, options)
+    else:
+        with _BelowAutograd():
+            s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward.default(x_seq, v, leak, *options, False)
     return s_seq, None if v_mode == V_NONE else v_out
 
 
@@ -108,26 +116,67 @@ def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *options):
     )
 
 
-def _setup_context(ctx, inputs, output):
-    x, v, leak, *ctx.options, ctx.v_mode, _ = inputs
-    checkpoints = output[2]
+# Keeps the dispatcher from the op's registered autograd formula, which is Python and costs as much as the op.
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+def _remember(ctx, x, v, leak, checkpoints, options):
+    ctx.options = options
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(checkpoints)
     ctx.save_for_backward(x, v, leak, checkpoints)
 
 
-def _backward(ctx, grad_s, grad_v, _):
-    rest = (None,) * 10
-    if ctx.v_mode == V_NONE:
+def _gradients(ctx, grad_s, grad_v):
+    """Of x, v and leak; None where there is none or none is wanted."""
+    *options, v_mode = ctx.options
+    if v_mode == V_NONE:
         grad_v = None
     if grad_s is None and grad_v is None:
-        return None, None, None, *rest
+        return None, None, None
     x, v, leak, checkpoints = ctx.saved_tensors
-    need_v, need_leak = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-    grad_x, grad_v0, grad_leak = torch.ops.sewsnn.neuron_backward(
-        grad_s, grad_v, x, v, leak, checkpoints, *ctx.options, ctx.v_mode, need_v, need_leak
-    )
-    return grad_x, grad_v0 if need_v else None, grad_leak if need_leak else None, *rest
+    _, need_v, need_leak, *_ = ctx.needs_input_grad
+    arguments = (grad_s, grad_v, x, v, leak, checkpoints, *options, v_mode, need_v, need_leak)
+    if torch.is_grad_enabled():  # create_graph: whoever differentiates this once more gets an error
+        grad_x, grad_v0, grad_leak = _Gradients.apply(*arguments)
+    else:
+        grad_x, grad_v0, grad_leak = _gradients_below_autograd(*arguments)
+    return grad_x, grad_v0 if need_v else None, grad_leak if need_leak else None
+
+
+def _forward_below_autograd(x, v, leak, options):
+    with _BelowAutograd():
+        return torch.ops.sewsnn.neuron_forward.default(x, v, leak, *options, True)
+
+
+def _gradients_below_autograd(*arguments):
+    with _BelowAutograd():
+        return torch.ops.sewsnn.neuron_backward.default(*arguments)
+
+
+class _Neuron(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, v, leak, options):
+        output = _forward_below_autograd(x, v, leak, options)
+        _remember(ctx, x, v, leak, output[2], options)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_s, grad_v, _):
+        return *_gradients(ctx, grad_s, grad_v), None
+
+
+class _FuncNeuron(torch.autograd.Function):
+    """The same in the form torch.func needs, which costs 20 us more."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(_forward_below_autograd)
+    backward = _Neuron.backward
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, options = inputs
+        _remember(ctx, *tensors, output[2], options)
 
 
 def _no_double_backward(ctx, *grads):
@@ -135,6 +184,25 @@ def _no_double_backward(ctx, *grads):
         "sewsnn's compiled neurons have no second derivative (the spike's surrogate has none); "
         "use backend='torch' to differentiate twice"
     )
+
+
+class _Gradients(torch.autograd.Function):
+    generate_vmap_rule = True
+    forward = staticmethod(_gradients_below_autograd)
+    backward = staticmethod(_no_double_backward)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+def _setup_context(ctx, inputs, output):
+    x, v, leak, *options, _ = inputs
+    _remember(ctx, x, v, leak, output[2], options)
+
+
+def _backward(ctx, grad_s, grad_v, _):
+    return *_gradients(ctx, grad_s, grad_v), *(None,) * 10
 
 
 if NATIVE_ERROR is None:
