@@ -1,6 +1,6 @@
 """CPU: LIF forward + backward over all time-steps, sewsnn's kernels beside what else there is.
 
-    python benchmarks/cpu_neuron.py [--neurons 1000000] [--T 4 16] [--memory fresh|recycled] [--json FILE]
+    python -m benchmarks.cpu_neuron [--neurons 1000000] [--T 4 16] [--memory fresh|recycled] [--json FILE]
 
 The rivals, in one run on the same data:
 
@@ -20,21 +20,16 @@ to keep what is freed, as jemalloc or tcmalloc would.
 """
 
 import argparse
-import hashlib
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 
+from benchmarks.common import append_rows, environment, quantiles
 from sewsnn import functional, surrogate
 
-ROOT = Path(__file__).parent.parent
 RECYCLE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 TAU, V_THRESHOLD, V_RESET = 2.0, 1.0, 0.0
 _ATAN = surrogate.ATan(2.0)
@@ -147,45 +142,13 @@ def measure(T: int, neurons: int, repeats: int, rivals: dict) -> list[dict]:
     copied = 8 * T * neurons / statistics.median(copies) / 1e9
     rows = []
     for name, values in times.items():
-        p20, p50, p80 = (statistics.quantiles(values, n=10)[i] for i in (1, 4, 7))
+        p20, p50, p80 = quantiles(values).values()
         row = {"case": "lif_forward_backward", "provider": name, "dtype": "float32", "T": T, "neurons": neurons}
         row |= {"p20_ms": 1e3 * p20, "p50_ms": 1e3 * p50, "p80_ms": 1e3 * p80, "max_error": errors[name]}
         if name == "native":
             row |= {"GB_per_s": 20 * T * neurons / p50 / 1e9, "copy_GB_per_s": copied}
         rows.append(row)
     return rows
-
-
-def environment(memory: str) -> dict:
-    """What every row carries."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "csrc").rglob("*.*")):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    found = {
-        "device": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "isa": os.environ.get("SEWSNN_CPU", torch.backends.cpu.get_cpu_capability()),
-        "memory": memory,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": git.stdout.strip(),
-        "csrc": digest.hexdigest()[:12],
-    }
-    if "spikingjelly" in sys.modules:
-        from importlib.metadata import version
-
-        found["spikingjelly"] = version("spikingjelly")
-    return found
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 def main() -> None:
@@ -199,7 +162,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.memory == "recycled" and not RECYCLE.items() <= os.environ.items():
         # glibc reads these when a process starts.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **RECYCLE})
+        os.execve(
+            sys.executable, [sys.executable, "-m", "benchmarks.cpu_neuron", *sys.argv[1:]], {**os.environ, **RECYCLE}
+        )
 
     rows = []
     for T in arguments.T:
@@ -211,7 +176,7 @@ def main() -> None:
         rivals["native"] = native
         rows += measure(T, arguments.neurons, arguments.repeats, rivals)
 
-    about = environment(arguments.memory)
+    about = environment() | {"memory": arguments.memory}
     print("LIF forward + backward, fp32, tau = 2; " + ", ".join(f"{k} {v}" for k, v in about.items()))
     print(
         f"{'T':>4} {'neurons':>9} {'provider':>13} {'p20 ms':>8} {'p50 ms':>8} {'p80 ms':>8} {'ns/el':>7} {'slower':>7}"
@@ -225,8 +190,7 @@ def main() -> None:
             + (f"  {row['GB_per_s']:.0f} GB/s (a copy {row['copy_GB_per_s']:.0f})" if row is ours else "")
         )
     if arguments.json:
-        with open(arguments.json, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row | about) + "\n" for row in rows)
+        append_rows(arguments.json, [row | about for row in rows])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """Every test that takes ``device`` runs on the CPU and, where the compiled library has CUDA kernels, on the GPU."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
 
 from sewsnn.ops.load import NATIVE_DEVICES
+
+# The benchmarks are no part of the package. Last, so that it is the installed sewsnn that is tested.
+sys.path.append(str(Path(__file__).parent.parent))
 
 settings.register_profile("sewsnn", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("sewsnn")

@@ -1,0 +1,83 @@
+"""LIF, forward + backward as a user calls it: sewsnn beside what else there is, in turns on the same data.
+
+    python -m benchmarks.gpu.rivals [--providers native compile spikingjelly loop] [--device cuda|cpu] [--quick]
+                                    [--json FILE] [--resume]
+
+The rivals are those of benchmarks/cpu_neuron.py. The potential is fp32 for all: torch.compile and the loop convert x
+and the spikes, which the compiler fuses; SpikingJelly's node is used as it is. Each row says how many spikes differ
+from native's. A rival that fails leaves a row with its error.
+"""
+
+import itertools
+
+import torch
+
+from benchmarks import cpu_neuron
+from benchmarks.common import quantiles
+from benchmarks.gpu import clock
+from benchmarks.gpu.cases import DTYPES, Rows, operand, parse
+from sewsnn import functional
+
+CASE = "LIF_forward_backward"
+PROVIDERS = ("native", "compile", "spikingjelly", "loop")
+
+
+def native(x):
+    return functional.lif_multistep(x, tau=2.0, backend="native")[0]
+
+
+def loop(x):
+    return cpu_neuron.loop(x.float(), cpu_neuron._Spike.apply).to(x.dtype)
+
+
+def provider(name: str):
+    """The function of that name; None if it is not installed."""
+    if name == "compile":
+        return torch.compile(loop, fullgraph=True, dynamic=False)
+    return {"native": native, "loop": loop, "spikingjelly": cpu_neuron.spikingjelly_node()}[name]
+
+
+def time_one(function, sets, arguments) -> dict:
+    """Times and peak memory of forward + backward."""
+    calls = [lambda x=x, grad=grad: torch.autograd.grad(function(x), x, grad) for x, grad in sets]
+    cuda = arguments.device == "cuda"
+    for call in calls:
+        call()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times = quantiles(clock.eager_milliseconds(calls, arguments.device, arguments.rounds))
+    peak = {"peak_MiB": torch.cuda.max_memory_allocated() / 2**20} if cuda else {}
+    return {f"{k}_ms": v for k, v in times.items()} | peak
+
+
+def measure(arguments, rows: Rows) -> None:
+    """A row for each provider, shape and dtype; those of one shape and dtype come from one run."""
+    for (place, shape), dtype in itertools.product(arguments.shapes.items(), DTYPES):
+        # Unrolling hundreds of time-steps compiles for minutes; launching them one by one measures launches.
+        names = [n for n in arguments.providers if shape[0] <= 32 or n not in ("compile", "loop")]
+        functions = {name: function for name in names if (function := provider(name))}
+        if all(rows.has(CASE, name, dtype, place) for name in functions):
+            continue
+        sets = [tuple(operand(shape, DTYPES[dtype], arguments.device) for _ in range(2)) for _ in range(2)]
+        spikes = native(sets[0][0])
+        for x, _ in sets:
+            x.requires_grad_()
+        for name, function in functions.items():
+            row = {"case": CASE, "provider": name, "dtype": dtype, "place": place, "shape": shape, "T": shape[0]}
+            try:
+                with torch.no_grad():
+                    row["spikes_differ"] = int((function(sets[0][0]) != spikes).sum())
+                row |= time_one(function, sets, arguments)
+            except Exception as error:
+                row["error"] = f"{type(error).__name__}: {error}"[:300]
+            rows.add(row)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    arguments = parse(__doc__, providers={"nargs": "+", "choices": PROVIDERS, "default": PROVIDERS})
+    measure(arguments, Rows(arguments))
+
+
+if __name__ == "__main__":
+    main()

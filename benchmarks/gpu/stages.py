@@ -1,0 +1,75 @@
+"""The stages of a GPU run, in the order of their worth: if time runs out, what is missing is what matters least."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+
+PYTHON = sys.executable
+PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One subprocess.
+
+    Attributes:
+        command: run in the repository's root; ``{json}`` stands for the file its rows go to.
+        limit_s: it is stopped after that long, and counts as failed.
+        needs: a program without which the stage is skipped.
+        enough_s: not begun with less time left than this.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit_s: int
+    needs: str | None = None
+    enough_s: int = 20
+
+
+def sanitizer(tool: str, *options: str) -> Stage:
+    """compute-sanitizer over every kernel on tiny shapes."""
+    command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *options)
+    return Stage(f"sanitize_{tool}", (*command, PYTHON, "-m", "benchmarks.gpu.tiny"), 400, "compute-sanitizer", 60)
+
+
+def stages(device: str, quick: bool) -> list[Stage]:
+    """All of them. ``device="cpu"`` rehearses: the same stages, small, on a machine without a GPU."""
+    cuda = device == "cuda"
+    marked = ("-m", "cuda" if cuda else "not cuda")
+    alone = "tests/test_cuda.py" if cuda else "tests/test_surrogate.py"
+    chosen = ("tests/native/test_kernels.py",) if cuda else ("tests/test_func.py",)
+    few = ("-k", "test_grad") if quick else ()
+    side_by_side = ("-n", "4") if cuda else ()  # the reference runs on the CPU
+    small = ("--quick",) if quick else ()
+    rows = ("--device", device, "--json", "{json}", "--resume", *small)
+    return [
+        Stage("library", (PYTHON, "-m", "benchmarks.gpu.library", "--device", device), 580, enough_s=5),
+        Stage("smoke", (PYTHON, "-m", "benchmarks.gpu.tiny", "--device", device), 120),
+        Stage("tests_cuda", (*PYTEST, *marked, alone), 200),
+        Stage("tests_kernels", (*PYTEST, *marked, *side_by_side, *chosen, *few), 400, enough_s=90),
+        Stage("time_neurons", (PYTHON, "-m", "benchmarks.gpu.neuron", *rows), 300, enough_s=60),
+        Stage("overhead", (PYTHON, "-m", "benchmarks.overhead", "--device", device, "--json", "{json}"), 60),
+        sanitizer("memcheck"),
+        sanitizer("racecheck"),
+        sanitizer("initcheck"),
+        sanitizer("synccheck"),
+        Stage("time_rivals", (PYTHON, "-m", "benchmarks.gpu.rivals", *rows), 400, enough_s=120),
+        Stage("counters", counters(), 300, "ncu", 60),
+        Stage("tests_all", (*PYTEST, *marked, *side_by_side, "tests", *few), 580, enough_s=200),
+    ]
+
+
+def counters() -> tuple[str, ...]:
+    """Nsight Compute: what the hardware says of bytes, occupancy and stalls."""
+    metrics = (
+        "dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,"
+        "gpu__time_duration.sum,sm__warps_active.avg.pct_of_peak_sustained_active,"
+        "launch__registers_per_thread,smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio"
+    )
+    command = ("ncu", "--clock-control", "none", "--csv", "--page", "raw", "--metrics", metrics)
+    return (*command, "-k", "regex:_kernel", PYTHON, "-m", "benchmarks.gpu.tiny", "--large")
+
+
+def available(stage: Stage) -> bool:
+    """Whether the program it needs is there."""
+    return stage.needs is None or shutil.which(stage.needs) is not None

@@ -1,0 +1,95 @@
+"""Every neuron kernel once, on shapes small enough for compute-sanitizer, and compared with the reference.
+
+    python -m benchmarks.gpu.tiny [--device cuda|cpu] [--large]
+
+Storage types, neurons, short and long T, aligned and odd sizes, with and without the leak's gradient, initial v and
+v_seq. --large: one launch each of the shapes that are timed, for a profiler.
+"""
+
+import argparse
+import itertools
+
+import torch
+
+from sewsnn import functional
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NEURONS = ("if", "lif2", "lif3", "plif")
+
+
+def call(neuron: str, x, v, w, backend: str, store_v_seq: bool):
+    settings = {"v": v, "backend": backend, "store_v_seq": store_v_seq}
+    if neuron == "if":
+        return functional.if_multistep(x, **settings)
+    if neuron == "plif":
+        return functional.plif_multistep(x, w, **settings)
+    return functional.lif_multistep(x, tau=float(neuron[-1]), **settings)
+
+
+def gradients(neuron, x, v, w, backend, store_v_seq):
+    """Spikes and the gradients of x, v and w."""
+    leaves = [t.detach().requires_grad_() for t in (x, v, w)]
+    s, v_out = call(neuron, *leaves, backend, store_v_seq)
+    loss = (s.double() * torch.linspace(-1, 1, s.numel(), device=s.device).view_as(s)).sum() + v_out.double().sum()
+    wanted = leaves if neuron == "plif" else leaves[:2]
+    return s.detach().cpu(), [g.cpu() for g in torch.autograd.grad(loss, wanted)]
+
+
+def check(device: str) -> int:
+    """How many cases; the first that differs from the reference on the CPU ends the program."""
+    count = 0
+    for dtype, neuron, T, M, store_v_seq in itertools.product(DTYPES, NEURONS, (3, 4, 17), (64, 301), (False, True)):
+        generator = torch.Generator().manual_seed(count)
+        state = torch.float64 if dtype == torch.float64 else torch.float32
+        x = (torch.randn(T, M, generator=generator) * 1.5 + 0.5).to(dtype)
+        v = (torch.randn(M, generator=generator) * 0.3).to(state)
+        w = torch.tensor(0.3)
+        # Another sigmoid may differ by a rounding: both get the leak of 1/2, which is exact.
+        w.zero_()
+        s_ref, expected = gradients(neuron, x, v, w, "torch", store_v_seq)
+        s, actual = gradients(neuron, x.to(device), v.to(device), w.to(device), "native", store_v_seq)
+        case = f"{neuron}, {dtype}, T={T}, M={M}, store_v_seq={store_v_seq}"
+        if not torch.equal(s, s_ref):
+            raise SystemExit(f"{case}: {int((s != s_ref).sum())} spikes differ from the reference's")
+        for name, a, b in zip("xvw", actual, expected, strict=False):
+            rounding = 2.0**-7 if a.dtype in (torch.float16, torch.bfloat16) else 1e-4
+            if not torch.allclose(a, b, rtol=rounding, atol=rounding * max(1.0, float(b.abs().max()))):
+                raise SystemExit(f"{case}: the gradient of {name} is off by {float((a - b).abs().max()):.1e}")
+        with torch.no_grad():
+            if not torch.equal(
+                call(neuron, x.to(device), None, w.to(device), "native", False)[0].cpu(),
+                call(neuron, x, None, w, "torch", False)[0],
+            ):
+                raise SystemExit(f"{case}: without gradients the spikes differ")
+        count += 1
+    return count
+
+
+def large() -> None:
+    """Forward and backward of the shapes of SEW-ResNet-18, once each."""
+    for dtype, (C, H) in itertools.product((torch.float32, torch.bfloat16), ((64, 56), (512, 7))):
+        x = torch.randn(4, 32, C, H, H, device="cuda").to(dtype).flatten(0, 1)
+        x = x.contiguous(memory_format=torch.channels_last).unflatten(0, (4, 32)).requires_grad_()
+        for neuron in ("if", "lif2", "plif"):
+            w = torch.tensor(0.3, device="cuda", requires_grad=True)
+            s, _ = call(neuron, x, None, w, "native", False)
+            s.backward(torch.randn_like(s))
+    x = torch.randn(500, 16, 16384, device="cuda").requires_grad_()
+    s, _ = call("lif2", x, None, None, "native", False)
+    s.backward(torch.randn_like(s))
+    torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--large", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.large:
+        large()
+    else:
+        print(f"{check(arguments.device)} cases agree with the reference")
+
+
+if __name__ == "__main__":
+    main()
