@@ -83,7 +83,7 @@ def too_narrow(counts, packs, scalars):
     Where the compiler has written the packs out more than once, it may have done so with the numbers beside them.
     """
     found, needed = moved(counts), moved({8 * size: times for size, times in packs.items()})
-    copies = max(-(-found[width] // needed[width]) for width in needed)
+    copies = max(1, *(-(-found[width] // needed[width]) for width in needed))
     wrong = [f"{found[w]} bytes by {8 * w} bits, {needed[w]} needed" for w in needed if found[w] < needed[w]]
     most = {width: scalars.get(width, 0) * copies for width in found.keys() - needed.keys()}
     wrong += [f"{found[w] // w} of {8 * w} bits, at most {most[w]} needed" for w in most if found[w] > w * most[w]]
