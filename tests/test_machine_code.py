@@ -1,0 +1,199 @@
+"""What the kernels become: nothing in local memory, packs of neurons loaded and stored whole, no contraction."""
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import machine_code  # noqa: E402
+from benchmarks.common import csrc_hash  # noqa: E402
+
+needs_nvcc = pytest.mark.skipif(
+    machine_code.find_nvcc() is None, reason="nvcc was not found (put it on PATH or set CUDA_HOME)"
+)
+SIZE = {"half": 2, "bfloat16": 2, "float": 4, "double": 8}
+AHEAD = 4  # kAhead of multistep.cuh
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """sm_80, sm_90 and the newest; compiled once, whichever process comes first."""
+    return machine_code.measure()
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return [json.loads(line) for line in machine_code.RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def none_of(rows, wrong):
+    """No kernel is wrong; else all that are, and how."""
+    found = [f"sm_{row['arch']} {machine_code.title(row)}: {what}" for row in rows if (what := wrong(row))]
+    if found:
+        pytest.fail(f"{len(found)} of {len(rows)}:\n" + "\n".join(found), pytrace=False)
+
+
+def titles(rows):
+    """The kernels of each architecture."""
+    found = {}
+    for row in rows:
+        found.setdefault(row["arch"], []).append(machine_code.title(row))
+    return found
+
+
+def required(row):
+    """How often the text of a wide kernel loads packs, loads single numbers, stores packs: {bytes of each: times}."""
+    storage, state = SIZE[row["Storage"]], max(4, SIZE[row["Storage"]])
+    loads, scalars, stores = Counter(), Counter(), Counter()
+    if row["kernel"] == "forward_kernel":
+        loads[storage * row["N"]] += AHEAD  # x
+        loads[state * row["N"]] += 1  # v0
+        scalars[storage] += AHEAD  # x of step 0
+        stores[storage * row["N"]] += AHEAD  # s
+        stores[state * row["N"]] += AHEAD + 2  # v_seq, checkpoint, the last v
+    else:
+        loads[storage * row["N"]] += 2 * row["K"]  # x, grad_s
+        loads[state * row["N"]] += row["K"] + 2  # grad_v of v_seq; the potential before the chunk, grad_v of the last
+        scalars[storage] += 2 * row["K"]  # the same, of step 0
+        scalars[state] += row["K"] + 1
+        stores[storage * row["N"]] += row["K"]  # grad_x
+        stores[state * row["N"]] += 1  # grad_v0
+    if row["Neuron"] == "LeakyMultiply":
+        scalars[state] += 1  # PLIF's leak
+    return loads, scalars, stores
+
+
+def moved(counts):
+    """What {bits: times} moves by accesses of {16, 8, ... bytes}; one of 256 bits counts as two of 128."""
+    found = Counter()
+    for bits, times in counts.items():
+        found[min(int(bits) // 8, 16)] += int(bits) // 8 * times
+    return found
+
+
+def too_narrow(counts, packs, scalars):
+    """What is wrong with the accesses of {bits: times}: too few whole packs, or too many of anything narrower.
+
+    Where the compiler has written the packs out more than once, it may have done so with the numbers beside them.
+    """
+    found, needed = moved(counts), moved({8 * size: times for size, times in packs.items()})
+    copies = max(1, *(-(-found[width] // needed[width]) for width in needed))
+    wrong = [f"{found[w]} bytes by {8 * w} bits, {needed[w]} needed" for w in needed if found[w] < needed[w]]
+    most = {width: scalars.get(width, 0) * copies for width in found.keys() - needed.keys()}
+    wrong += [f"{found[w] // w} of {8 * w} bits, at most {most[w]} needed" for w in most if found[w] > w * most[w]]
+    return wrong
+
+
+def together(*counts):
+    total = Counter()
+    for one in counts:
+        total.update(one)
+    return total
+
+
+@needs_nvcc
+def test_every_kernel_on_every_architecture(rows):
+    found = titles(rows)
+    assert {80, 90} <= found.keys() and len(found) == 3
+    for arch, kernels in found.items():
+        assert len(kernels) == len(set(kernels)), arch
+        assert kernels == found[90], arch
+    kinds = Counter(row["kernel"] for row in rows if row["arch"] == 90)
+    assert kinds == {"forward_kernel": 24, "backward_kernel": 56, "sum_partials_kernel": 2}
+    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == 90) == 40
+
+
+@needs_nvcc
+def test_nothing_in_local_memory(rows):
+    def wrong(row):
+        return {name: row[name] for name in ("spill_stores", "spill_loads", "stack", "LDL", "STL") if row[name]}
+
+    none_of(rows, wrong)
+
+
+@needs_nvcc
+def test_accesses_are_to_global_memory(rows):
+    """A generic access (LD, ST) first finds out which memory it means."""
+    none_of(rows, lambda row: {name: row[name] for name in ("LD", "ST") if row[name]})
+
+
+@needs_nvcc
+def test_wide_loads(rows):
+    def wrong(row):
+        packs, scalars, _ = required(row)
+        return too_narrow(together(row["LDG"], row["LD"]), packs, scalars)
+
+    none_of([row for row in rows if row.get("N", 1) > 1], wrong)
+
+
+@needs_nvcc
+def test_wide_stores(rows):
+    def wrong(row):
+        _, _, packs = required(row)
+        return too_narrow(together(row["STG"], row["ST"]), packs, {8: 1} if row.get("Leak") else {})
+
+    none_of([row for row in rows if row.get("N", 1) > 1], wrong)
+
+
+@needs_nvcc
+def test_no_contraction(rows):
+    """Kernels that neither divide nor take an exponential have no fused multiply-add."""
+    plain = [r for r in rows if r["kernel"] == "forward_kernel" and r["Neuron"] != "LeakyDivide"]
+    assert plain
+    none_of(plain, lambda row: {name: row[name] for name in ("FFMA", "DFMA") if row[name]})
+
+
+@needs_nvcc
+def test_one_block_fits(rows):
+    """Of 256 threads, on a multiprocessor's 65536 registers."""
+    none_of(rows, lambda row: row["blocks"] < 1)
+
+
+def test_options_are_the_library_s():
+    """Those that cmake/cuda.cmake and a Release build give."""
+    assert "-DCMAKE_BUILD_TYPE=Release" in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert machine_code.options() == ["-O3", "-DNDEBUG", "-std=c++17", "--fmad=false"]
+
+
+def test_results_are_of_this_source(committed):
+    found = {row["csrc"] for row in committed}
+    assert found == {csrc_hash()}, f"csrc has changed since: {machine_code.COMMAND}"
+
+
+@needs_nvcc
+def test_results_are_reproduced(rows, committed):
+    """All of them by the same nvcc; by another one the same kernels."""
+    again = f"other kernels or numbers now: {machine_code.COMMAND}"
+    assert set(titles(committed).get(90, [])) == set(titles(rows)[90]), again
+    if {row["nvcc"] for row in committed} == {row["nvcc"] for row in rows}:
+        assert [row | {"csrc": ""} for row in committed] == [row | {"csrc": ""} for row in rows], again
+
+
+def test_table_shows_every_row(committed):
+    lines = machine_code.table(committed).splitlines()
+    assert len(lines) == 1 + len(committed)
+    for line, row in zip(lines[1:], committed, strict=True):
+        assert re.match(rf" *{row['arch']} {re.escape(machine_code.title(row))} +{row['registers']} ", line), line
+
+
+@pytest.mark.parametrize(
+    ("opcode", "bits"),
+    [
+        ("LDG.E", 32),
+        ("LDG.E.128", 128),
+        ("LDG.E.64.CONSTANT", 64),
+        ("LDG.E.U16", 16),
+        ("STG.E.U8", 8),
+        ("LDG.E.S8", 8),
+        ("LDG.E.ENL2.256", 256),
+        ("STG.E.128.STRONG.SM", 128),
+    ],
+)
+def test_width_of_an_access(opcode, bits):
+    assert machine_code.bits(opcode) == bits
