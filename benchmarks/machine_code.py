@@ -6,7 +6,7 @@ Every csrc/inst/*.cu is compiled for each architecture with the options of cmake
 the newest this nvcc knows). Registers, spills, stack and shared memory are what ptxas says; the counts of instructions
 come from nvdisasm. What is compiled once is kept in build/machine_code.
 
-Columns: `blocks` is how many blocks of 256 threads the registers leave room for on a multiprocessor; `spill` and
+Columns: `blocks` is how many blocks of 128 threads the registers leave room for on a multiprocessor; `spill` and
 `stack` are bytes; `local` counts LDL and STL, `generic` LD and ST, which do not say which memory they mean. Loads and
 stores are those of global memory, as count x bits. Fused multiply-adds (`fma`, `dfma`) are forbidden by --fmad=false
 except inside the division, the square root and the exponential.
@@ -37,7 +37,7 @@ PARAMETERS = {
     "backward_kernel": ("Neuron", "Storage", "K", "N", "Leak"),
     "sum_partials_kernel": ("Storage",),
 }
-THREADS, REGISTERS_PER_SM = 256, 1 << 16
+THREADS, REGISTERS_PER_SM = 128, 1 << 16  # kThreads of multistep.cuh
 COUNTED = ("LDL", "STL", "LDS", "STS", "BAR", "SHFL", "MUFU", "FFMA", "DFMA", "CALL")
 
 

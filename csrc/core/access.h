@@ -1,9 +1,11 @@
-// How device code reads and writes global memory: every access of every kernel goes through load_global and
-// store_global. The host build of the kernels (tests/native) puts its checks and counts into the two SEWSNN_TRACE
-// marks.
+// How CUDA kernels read and write global memory: every access goes through load_global and store_global. A pack of 16,
+// 8, 4 or 2 bytes moves in one instruction, which is not left to the compiler: it takes structs apart, and stores most
+// of them number by number. The host build of the kernels (tests/native) puts its checks and counts into the
+// SEWSNN_TRACE marks.
 #pragma once
 
 #include "core/macros.h"
+#include "core/math.h"
 #include "core/params.h"
 
 #ifndef SEWSNN_TRACE_LOAD
@@ -13,19 +15,65 @@
 
 SEWSNN_BEGIN
 
+#if defined(__CUDA_ARCH__)
+// What a kernel reads it does not write: the loads need not wait for the stores before them.
+__device__ __forceinline__ uint4 load_word(const uint4* p) { return __ldg(p); }
+__device__ __forceinline__ uint2 load_word(const uint2* p) { return __ldg(p); }
+__device__ __forceinline__ uint32_t load_word(const uint32_t* p) { return __ldg(p); }
+__device__ __forceinline__ uint16_t load_word(const uint16_t* p) { return __ldg(p); }
+
+__device__ __forceinline__ void store_word(uint4* p, uint4 w) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(w.x), "r"(w.y),
+               "r"(w.z), "r"(w.w));
+}
+__device__ __forceinline__ void store_word(uint2* p, uint2 w) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w.x), "r"(w.y));
+}
+__device__ __forceinline__ void store_word(uint32_t* p, uint32_t w) {
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(w));
+}
+__device__ __forceinline__ void store_word(uint16_t* p, uint16_t w) {
+  asm volatile("st.global.b16 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "h"(w));
+}
+
+template <int Bytes>
+using Word = std::conditional_t<
+    Bytes % 16 == 0, uint4,
+    std::conditional_t<Bytes % 8 == 0, uint2, std::conditional_t<Bytes % 4 == 0, uint32_t, uint16_t>>>;
+#endif
+
+// p: a multiple of T's size, or of 16 bytes if T is larger.
 template <class T>
 SEWSNN_HD T load_global(const T* p) {
   SEWSNN_TRACE_LOAD(p, sizeof(T));
+#if defined(__CUDA_ARCH__)
+  using W = Word<int(sizeof(T))>;
+  W words[sizeof(T) / sizeof(W)];
+  SEWSNN_UNROLL
+  for (int i = 0; i < int(sizeof(T) / sizeof(W)); ++i) words[i] = load_word(reinterpret_cast<const W*>(p) + i);
+  T value;
+  memcpy(&value, words, sizeof value);
+  return value;
+#else
   return *p;
+#endif
 }
 
 template <class T>
 SEWSNN_HD void store_global(T* p, const T& value) {
   SEWSNN_TRACE_STORE(p, sizeof(T));
+#if defined(__CUDA_ARCH__)
+  using W = Word<int(sizeof(T))>;
+  W words[sizeof(T) / sizeof(W)];
+  memcpy(words, &value, sizeof value);
+  SEWSNN_UNROLL
+  for (int i = 0; i < int(sizeof(T) / sizeof(W)); ++i) store_word(reinterpret_cast<W*>(p) + i, words[i]);
+#else
   *p = value;
+#endif
 }
 
-// N neighbours, moved in one access where that has at most 16 bytes.
+// N neighbours.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T at[N];
@@ -39,17 +87,32 @@ SEWSNN_HD Pack<T, N> fill_pack(T value) {
   return pack;
 }
 
-// N neighbours from index i of row t.
+// A thread's N columns of [T, M] rows, at one of the rows. It goes from row to row by adding: left to themselves,
+// compilers keep an address for each row of a chunk, and there are not that many registers. May stand beside the rows
+// as long as it is not read or written there.
 template <class T, int N>
-SEWSNN_HD Pack<T, N> load_pack(const Rows& rows, int64_t t, int64_t i) {
-  const T* const data = static_cast<const T*>(rows.data) + t * rows.row_stride;
-  if (rows.step == 0) return fill_pack<T, N>(load_global(data));
-  return load_global(reinterpret_cast<const Pack<T, N>*>(data + i));
-}
+class Cursor {
+ public:
+  // Where step is 0, a row holds kBroadcast equal numbers (core/params.h), which are loaded like any others.
+  SEWSNN_HD Cursor(const Rows& rows, int64_t t, int64_t i)
+      : at_(reinterpret_cast<uintptr_t>(static_cast<const T*>(rows.data) + i * rows.step)),
+        row_bytes_(rows.row_stride * int64_t(sizeof(T))) {
+    move(t);
+  }
+  SEWSNN_HD Cursor(void* out, int64_t M, int64_t t, int64_t i) : Cursor(Rows{out, M, 1}, t, i) {}
 
-template <class T, int N>
-SEWSNN_HD void store_pack(void* out, int64_t index, const Pack<T, N>& pack) {
-  store_global(reinterpret_cast<Pack<T, N>*>(static_cast<T*>(out) + index), pack);
-}
+  SEWSNN_HD Pack<T, N> load() const { return load_global(reinterpret_cast<const Pack<T, N>*>(at_)); }
+  SEWSNN_HD void store(const Pack<T, N>& pack) const { store_global(reinterpret_cast<Pack<T, N>*>(at_), pack); }
+  SEWSNN_HD void move(int64_t rows) {
+    at_ += uintptr_t(rows * row_bytes_);
+#if defined(__CUDA_ARCH__)
+    asm("" : "+l"(at_));
+#endif
+  }
+
+ private:
+  uintptr_t at_;
+  int64_t row_bytes_;
+};
 
 SEWSNN_END

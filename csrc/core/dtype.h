@@ -3,8 +3,7 @@
 // is float or a vector of floats, U = Bits<F> holds the 16 bits in 32.
 #pragma once
 
-#include "core/math.h"
-#include "core/params.h"
+#include "core/access.h"
 
 SEWSNN_BEGIN
 
@@ -96,6 +95,40 @@ SEWSNN_HD Storage store_(State<Storage> x) {
 #endif
     return {uint16_t(encode(Storage(), x))};
   }
+}
+
+// ---- N numbers
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define SEWSNN_PAIRS 1
+__device__ __forceinline__ uint32_t encode_pair(Half, float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+__device__ __forceinline__ uint32_t encode_pair(BFloat16, float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+#else
+#define SEWSNN_PAIRS 0
+#endif
+
+// Two at a time where the device has an instruction for that.
+template <class Storage, int N>
+SEWSNN_HD Pack<Storage, N> store_(const Pack<State<Storage>, N>& x) {
+  Pack<Storage, N> out;
+  if constexpr (SEWSNN_PAIRS && sizeof(Storage) == 2 && N % 2 == 0) {
+    uint32_t words[N / 2];
+    SEWSNN_UNROLL
+    for (int j = 0; j < N / 2; ++j) words[j] = encode_pair(Storage(), x.at[2 * j], x.at[2 * j + 1]);
+    memcpy(&out, words, sizeof out);
+  } else {
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) out.at[j] = store_<Storage>(x.at[j]);
+  }
+  return out;
 }
 
 SEWSNN_END

@@ -27,7 +27,9 @@ constexpr int64_t kChunk = 16;
 inline int64_t checkpoint_count(int64_t T) { return T > kChunk ? (T - 1) / kChunk : 0; }
 
 // A [T, M] operand as it lies in memory: element (t, i) is at data[t * row_stride + i * step].
-// row_stride 0 is an input repeated over time; step 0 a gradient that is one number for all neurons.
+// row_stride 0 is an input repeated over time; step 0 a gradient that is one number for all neurons. The CUDA kernels,
+// whose loads are wide, want that number kBroadcast times in each row then.
+constexpr int64_t kBroadcast = 16;
 struct Rows {
   const void* data = nullptr;
   int64_t row_stride = 0;
@@ -68,7 +70,7 @@ struct BackwardParams {
   Rows x;                             // [T, M] storage
   const void* v0 = nullptr;           // [M] state or null
   const void* checkpoints = nullptr;  // [checkpoint_count(T), M] state
-  Rows grad_s;                        // [T, M] storage; data null: zero
+  Rows grad_s;                        // [T, M] storage; data null: zero (CPU only)
   Rows grad_v;                        // [1, M] or [T, M] state; data null: zero
   bool v_seq = false;
   void* grad_x = nullptr;                // [T, M] storage, dense

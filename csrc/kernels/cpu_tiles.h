@@ -167,11 +167,11 @@ void replay_tile(const NeuronParams& p, State<Storage> leak, const BackwardTile<
 template <class S>
 using SurrogateFunction = void (*)(const NeuronParams&, const S* h, S* out, int64_t n);
 
-template <class S, class Surrogate>
+template <class S, class Sigma>
 void surrogate_values(const NeuronParams& p, const S* h, S* out, int64_t n) {
-  const Surrogate surrogate(p.alpha);
+  const Sigma sigma = Sigma::of(p.alpha);
   const S v_threshold = S(p.v_threshold);
-  for (int64_t i = 0; i < n; i += kLanes<S>) write(out + i, surrogate(read<Vector<S>>(h + i) - v_threshold));
+  for (int64_t i = 0; i < n; i += kLanes<S>) write(out + i, sigma(read<Vector<S>>(h + i) - v_threshold));
 }
 
 template <class Storage, class Neuron, bool Decay, bool Hard, bool Detach>

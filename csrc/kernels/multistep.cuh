@@ -11,34 +11,60 @@
 
 SEWSNN_BEGIN
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kAhead = 4;  // time-steps loaded before they are used
+
+// The neuron in the state's type, made on the host: kernels compute no constants.
+template <class Neuron, class S>
+struct Setup {
+  Neuron neuron;
+  FireReset<S> fire;
+  Surrogate<S> surrogate;
+  const S* leak;  // PLIF's 1 / tau, in memory
+
+  static Setup from(const NeuronParams& p) {
+    return {Neuron::from(p, S(p.inverse_tau)), FireReset<S>::from(p), Surrogate<S>::from(p),
+            static_cast<const S*>(p.leak)};
+  }
+  __device__ Neuron load_neuron() const {
+    Neuron loaded = neuron;
+    if (leak) loaded.set_leak(load_global(leak));
+    return loaded;
+  }
+};
 
 // v before time-step t, a multiple of kChunk.
 template <class S, int N>
-__device__ __forceinline__ Pack<S, N> initial_v(const NeuronParams& p, const void* v0, const void* checkpoints,
-                                                int64_t t, int64_t M, int64_t i) {
+__device__ __forceinline__ Pack<S, N> initial_v(const void* v0, const void* checkpoints, S rest, int64_t t, int64_t M,
+                                                int64_t i) {
   const void* const from = t == 0 ? v0 : checkpoints;
-  if (from) return load_pack<S, N>({from, M, 1}, t == 0 ? 0 : t / kChunk - 1, i);
-  return fill_pack<S, N>(S(p.v_reset));
+  if (!from) return fill_pack<S, N>(rest);
+  return Cursor<S, N>({from, M, 1}, t == 0 ? 0 : t / kChunk - 1, i).load();
 }
 
 template <class Neuron, class Storage, int N>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardParams p) {
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const ForwardParams p, const Setup<Neuron, State<Storage>> o) {
   using S = State<Storage>;
   const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N;
   if (i >= p.M) return;
-  const Neuron neuron = Neuron::from(p.neuron, leak_of<S>(p.neuron));
-  const FireReset<S> fire = FireReset<S>::from(p.neuron);
-  Pack<S, N> v = initial_v<S, N>(p.neuron, p.v0, nullptr, 0, p.M, i);
+  const Neuron neuron = o.load_neuron();
+  const Storage one = store_<Storage>(S(1)), zero = store_<Storage>(S(0));
+  Cursor<Storage, N> x_at(p.x, 0, i), s_at(p.s, p.M, 0, i);
+  Cursor<S, N> v_at(p.v, p.M, 0, i), checkpoint_at(p.checkpoints, p.M, 0, i);
+  Pack<S, N> v = initial_v<S, N>(p.v0, nullptr, o.fire.v_reset, 0, p.M, i);
 
   for (int64_t start = 0; start < p.T; start += kAhead) {
     Pack<Storage, N> x[kAhead];
     SEWSNN_UNROLL
-    for (int k = 0; k < kAhead; ++k)
-      if (start + k < p.T) x[k] = load_pack<Storage, N>(p.x, start + k, i);
-    if (p.checkpoints && start > 0 && start % kChunk == 0)
-      store_pack<S, N>(p.checkpoints, (start / kChunk - 1) * p.M + i, v);
+    for (int k = 0; k < kAhead; ++k) {
+      if (start + k < p.T) x[k] = x_at.load();
+      x_at.move(1);
+    }
+    if (p.checkpoints && start > 0 && start % kChunk == 0) {
+      checkpoint_at.store(v);
+      checkpoint_at.move(1);
+    }
     SEWSNN_UNROLL
     for (int k = 0; k < kAhead; ++k) {
       if (start + k >= p.T) break;
@@ -46,14 +72,18 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const ForwardParams p
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
         const S h = neuron.charge(v.at[j], load_(x[k].at[j]));
-        s.at[j] = store_<Storage>(fire.fires(h) ? S(1) : S(0));
-        v.at[j] = fire.reset(h);
+        s.at[j] = o.fire.fires(h) ? one : zero;
+        v.at[j] = o.fire.reset(h);
       }
-      store_pack<Storage, N>(p.s, (start + k) * p.M + i, s);
-      if (p.v_seq) store_pack<S, N>(p.v, (start + k) * p.M + i, v);
+      s_at.store(s);
+      s_at.move(1);
+      if (p.v_seq) {
+        v_at.store(v);
+        v_at.move(1);
+      }
     }
   }
-  if (p.v && !p.v_seq) store_pack<S, N>(p.v, i, v);
+  if (p.v && !p.v_seq) v_at.store(v);
 }
 
 // Sum over the block, in an order that depends on nothing but the thread number; thread 0 has it.
@@ -71,25 +101,44 @@ __device__ __forceinline__ double block_sum(double x) {
 
 // The N neurons from i: writes grad_x and grad_v0, returns their share of dL/dleak (0 unless Leak).
 template <class Neuron, class Storage, int K, int N, bool Leak>
-__device__ __forceinline__ double backward_neurons(const BackwardParams& p, int64_t i) {
+__device__ __forceinline__ double backward_neurons(const BackwardParams& p, const Setup<Neuron, State<Storage>>& o,
+                                                   int64_t i) {
   using S = State<Storage>;
-  const Neuron neuron = Neuron::from(p.neuron, leak_of<S>(p.neuron));
-  const FireReset<S> fire = FireReset<S>::from(p.neuron);
+  constexpr int G = N < 8 ? kAhead : 2;  // time-steps whose sigma' is in registers at a time
+  const Neuron neuron = o.load_neuron();
+  const FireReset<S>& fire = o.fire;
+  const int64_t first = (p.T - 1) / K * K, last = first + K - 1;  // of the chunk that comes first
+  Cursor<Storage, N> x_at(p.x, first, i), gs_at(p.grad_s, last, i), gx_at(p.grad_x, p.M, last, i);
+  Cursor<S, N> gv_at(p.grad_v, p.v_seq ? last : 0, i);
   double grad_leak = 0;
-  Pack<S, N> gv = fill_pack<S, N>(S(0));
-  if (p.grad_v.data && !p.v_seq) gv = load_pack<S, N>(p.grad_v, 0, i);
+  Pack<S, N> gv = p.grad_v.data && !p.v_seq ? gv_at.load() : fill_pack<S, N>(S(0));
 
-  for (int64_t start = (p.T - 1) / K * K; start >= 0; start -= K) {
-    Pack<S, N> h[K] = {};  // those beyond T stay 0
+  for (int64_t start = first; start >= 0; start -= K) {
     Pack<Storage, N> x[K];
-    const Pack<S, N> v_start = initial_v<S, N>(p.neuron, p.v0, p.checkpoints, start, p.M, i);
-    Pack<S, N> v = v_start;
-    SEWSNN_UNROLL
-    for (int k = 0; k < K; ++k)
-      if (start + k < p.T) x[k] = load_pack<Storage, N>(p.x, start + k, i);
     SEWSNN_UNROLL
     for (int k = 0; k < K; ++k) {
-      if (start + k >= p.T) break;
+      if (start + k < p.T) x[k] = x_at.load();
+      x_at.move(1);
+    }
+    x_at.move(-2 * K);
+    Pack<Storage, N> gs[kAhead];
+    // The kAhead of them up to time-step t, or those that there are.
+    const auto load_gs = [&](int64_t t) {
+      SEWSNN_UNROLL
+      for (int k = kAhead - 1; k >= 0; --k) {
+        if (t - (kAhead - 1) + k < p.T) gs[k] = gs_at.load();
+        gs_at.move(-1);
+      }
+    };
+    load_gs(start + K - 1);
+    const Pack<S, N> v_start = initial_v<S, N>(p.v0, p.checkpoints, fire.v_reset, start, p.M, i);
+    Pack<S, N> v = v_start, h[K];
+    SEWSNN_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (start + k >= p.T) {
+        h[k] = fill_pack<S, N>(S(0));
+        continue;
+      }
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
         h[k].at[j] = neuron.charge(v.at[j], load_(x[k].at[j]));
@@ -98,55 +147,65 @@ __device__ __forceinline__ double backward_neurons(const BackwardParams& p, int6
     }
     S leak_sum = S(0);  // of one chunk: K N terms at most
     SEWSNN_UNROLL
-    for (int group = K - kAhead; group >= 0; group -= kAhead) {
-      Pack<Storage, N> gs[kAhead];
-      SEWSNN_UNROLL
-      for (int k = 0; k < kAhead; ++k) {
-        gs[k] = start + group + k < p.T && p.grad_s.data ? load_pack<Storage, N>(p.grad_s, start + group + k, i)
-                                                         : fill_pack<Storage, N>(store_<Storage>(S(0)));
-      }
-      Pack<S, N> sg[kAhead];  // sigma'(h - v_threshold): one uniform branch for the whole group
-      with_surrogate<S>(p.neuron.surrogate, p.neuron.alpha, [&](auto surrogate) {
+    for (int group = K - G; group >= 0; group -= G) {
+      if ((group + G) % kAhead == 0 && group + G != K) load_gs(start + group + G - 1);
+      Pack<S, N> sg[G];  // sigma'(h - v_threshold): one uniform branch for the whole group
+      o.surrogate.visit([&](auto surrogate) {
         SEWSNN_UNROLL
-        for (int k = 0; k < kAhead; ++k) SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) sg[k].at[j] = surrogate(h[group + k].at[j] - fire.v_threshold);
+        for (int k = 0; k < G; ++k) {
+          SEWSNN_UNROLL
+          for (int j = 0; j < N; ++j) sg[k].at[j] = surrogate(h[group + k].at[j] - fire.v_threshold);
+        }
       });
       SEWSNN_UNROLL
-      for (int k = kAhead - 1; k >= 0; --k) {
+      for (int k = G - 1; k >= 0; --k) {
         const int64_t t = start + group + k;
-        if (t >= p.T) continue;
+        if (t >= p.T) {
+          gx_at.move(-1), gv_at.move(-1);
+          continue;
+        }
         if (p.grad_v.data && p.v_seq) {
-          const Pack<S, N> grad = load_pack<S, N>(p.grad_v, t, i);
+          const Pack<S, N> grad = gv_at.load();
           SEWSNN_UNROLL
           for (int j = 0; j < N; ++j) gv.at[j] += grad.at[j];
         }
-        Pack<Storage, N> gx;
+        gv_at.move(-1);
+        Pack<S, N> gx;
         SEWSNN_UNROLL
         for (int j = 0; j < N; ++j) {
           const S h_t = h[group + k].at[j];
-          const S gh = fire.grad_h(load_(gs[k].at[j]), gv.at[j], h_t, sg[k].at[j]);
-          gx.at[j] = store_<Storage>(neuron.grad_x(gh));
+          const S gh = fire.grad_h(load_(gs[(group + k) % kAhead].at[j]), gv.at[j], h_t, sg[k].at[j]);
+          gx.at[j] = neuron.grad_x(gh);
           gv.at[j] = neuron.grad_v(gh);
           if (Leak) {
             const S before = group + k == 0 ? v_start.at[j] : fire.reset(h[group + k == 0 ? 0 : group + k - 1].at[j]);
             leak_sum += gh * neuron.d_leak(before, load_(x[group + k].at[j]));
           }
         }
-        store_pack<Storage, N>(p.grad_x, t * p.M + i, gx);
+        gx_at.store(store_<Storage>(gx));
+        gx_at.move(-1);
       }
     }
     if (Leak) grad_leak += double(leak_sum);
   }
-  if (p.grad_v0) store_pack<S, N>(p.grad_v0, i, gv);
+  if (p.grad_v0) Cursor<S, N>(p.grad_v0, p.M, 0, i).store(gv);
   return grad_leak;
 }
 
+// How many the registers must leave room for: 128 a thread with short chunks, 168 where x is needed to the end, else
+// what it takes.
+template <int K, int N, bool Leak>
+constexpr int blocks_per_multiprocessor() {
+  return K > kAhead ? 2 : Leak && N >= 8 ? 3 : 4;
+}
+
 template <class Neuron, class Storage, int K, int N, bool Leak>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const BackwardParams p) {
+__global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor<K, N, Leak>())
+    backward_kernel(const BackwardParams p, const Setup<Neuron, State<Storage>> o) {
   static_assert(K % kAhead == 0 && kChunk % K == 0, "chunks begin where checkpoints lie");
   const int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N;
   double grad_leak = 0;
-  if (i < p.M) grad_leak = backward_neurons<Neuron, Storage, K, N, Leak>(p, i);
+  if (i < p.M) grad_leak = backward_neurons<Neuron, Storage, K, N, Leak>(p, o, i);
   if (Leak) {
     const double sum = block_sum(grad_leak);
     if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, sum);

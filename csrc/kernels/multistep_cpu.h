@@ -91,9 +91,8 @@ BackwardFunction<Storage> select_backward(const NeuronParams& p) {
 
 template <class S>
 SurrogateFunction<S> select_surrogate(const NeuronParams& p) {
-  return with_surrogate<S>(p.surrogate, p.alpha, [](auto surrogate) -> SurrogateFunction<S> {
-    return surrogate_values<S, decltype(surrogate)>;
-  });
+  return Surrogate<S>::from(p).visit(
+      [](auto surrogate) -> SurrogateFunction<S> { return surrogate_values<S, decltype(surrogate)>; });
 }
 
 template <class Storage>

@@ -9,10 +9,11 @@
 
 namespace sewsnn {
 
-// Neurons per thread: 16 bytes of storage, and no more than 64 h in registers.
+// Neurons per thread: 16 bytes of storage, and no more than 64 h in registers; of doubles, which take two each, and
+// whose arithmetic takes more besides, 16.
 template <class Storage, int K>
 constexpr int neurons_per_thread() {
-  const int by_access = 16 / int(sizeof(Storage)), by_registers = 64 / K;
+  const int by_access = 16 / int(sizeof(Storage)), by_registers = (sizeof(Storage) == 8 ? 16 : 64) / K;
   return by_access < by_registers ? by_access : by_registers;
 }
 
@@ -22,7 +23,7 @@ inline bool aligned(const void* p, int64_t row_stride_bytes, int64_t bytes) {
 
 template <class T, int N>
 bool aligned(const Rows& rows, int64_t T_steps) {
-  return !rows.data || rows.step == 0 ||
+  return !rows.data ||
          aligned(rows.data, T_steps > 1 ? rows.row_stride * int64_t(sizeof(T)) : 0, int64_t(sizeof(T)) * N);
 }
 
@@ -50,8 +51,9 @@ cudaError_t launch_forward(const ForwardParams& p, cudaStream_t stream) {
                     aligned<S, N>({p.checkpoints, p.M, 1}, p.T);
   return with_neuron<S>(p.neuron, [&](auto tag) {
     using Neuron = typename decltype(tag)::type;
-    return wide ? launch(forward_kernel<Neuron, Storage, N>, blocks_for(p.M, N), stream, p)
-                : launch(forward_kernel<Neuron, Storage, 1>, blocks_for(p.M, 1), stream, p);
+    const auto setup = Setup<Neuron, S>::from(p.neuron);
+    return wide ? launch(forward_kernel<Neuron, Storage, N>, blocks_for(p.M, N), stream, p, setup)
+                : launch(forward_kernel<Neuron, Storage, 1>, blocks_for(p.M, 1), stream, p, setup);
   });
 }
 
@@ -79,8 +81,9 @@ cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
   const auto go = [&](auto neuron, auto leak) {
     using Neuron = typename decltype(neuron)::type;
     constexpr bool Leak = decltype(leak)::value;
-    return wide ? launch(backward_kernel<Neuron, Storage, K, N, Leak>, blocks_for(p.M, N), stream, p)
-                : launch(backward_kernel<Neuron, Storage, K, 1, Leak>, blocks_for(p.M, 1), stream, p);
+    const auto setup = Setup<Neuron, S>::from(p.neuron);
+    return wide ? launch(backward_kernel<Neuron, Storage, K, N, Leak>, blocks_for(p.M, N), stream, p, setup)
+                : launch(backward_kernel<Neuron, Storage, K, 1, Leak>, blocks_for(p.M, 1), stream, p, setup);
   };
   if (p.grad_leak_partials) return go(Tag<LeakyMultiply<S>>(), Bool<true>());
   return with_neuron<S>(p.neuron, [&](auto neuron) { return go(neuron, Bool<false>()); });

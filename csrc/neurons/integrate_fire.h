@@ -10,6 +10,7 @@ template <class S>
 struct IntegrateFire {
   static constexpr bool has_leak = false;
   static SEWSNN_HD IntegrateFire from(const NeuronParams&, S) { return {}; }
+  SEWSNN_HD void set_leak(S) {}
 
   template <class V>
   SEWSNN_HD V charge(V v, V x) const {

@@ -5,14 +5,15 @@
 // learnt leak = 1/tau. Where 1/tau is exact (tau a power of two) both round alike, and LIF takes the cheaper one.
 #pragma once
 
-#include "core/access.h"
+#include "core/macros.h"
+#include "core/params.h"
 
 SEWSNN_BEGIN
 
 // PLIF reads its leak from memory, next to the tensors; LIF's is a constant.
 template <class S>
-SEWSNN_HD S leak_of(const NeuronParams& p) {
-  return p.leak ? load_global(static_cast<const S*>(p.leak)) : S(p.inverse_tau);
+S leak_of(const NeuronParams& p) {
+  return p.leak ? *static_cast<const S*>(p.leak) : S(p.inverse_tau);
 }
 
 template <class S>
@@ -21,6 +22,7 @@ struct LeakyDivide {
   S tau, rest;
   bool decay_input;
   static SEWSNN_HD LeakyDivide from(const NeuronParams& p, S) { return {S(p.tau), S(p.v_reset), p.decay_input}; }
+  SEWSNN_HD void set_leak(S) {}
 
   template <class V>
   SEWSNN_HD V charge(V v, V x) const {
@@ -47,6 +49,7 @@ struct LeakyMultiply {
   S leak, rest;
   bool decay_input;
   static SEWSNN_HD LeakyMultiply from(const NeuronParams& p, S leak) { return {leak, S(p.v_reset), p.decay_input}; }
+  SEWSNN_HD void set_leak(S value) { leak = value; }
 
   template <class V>
   SEWSNN_HD V charge(V v, V x) const {

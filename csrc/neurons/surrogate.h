@@ -1,4 +1,5 @@
-// Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each; x is one S, or a vector of them.
+// Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each; x is one S, or a vector of them. The numbers
+// they keep are made from the parameter once, on the host.
 // sewsnn/surrogate.py holds the same formulas with their primitives; the paper's three are ATan, Rectangular and
 // Constant (supplement, Table S3 and A.5).
 #pragma once
@@ -12,11 +13,11 @@ SEWSNN_BEGIN
 template <class S>
 struct ATan {
   S half_alpha, scale;
-  SEWSNN_HD explicit ATan(double a) : half_alpha(S(a / 2)), scale(S(kPi * a / 2)) {}
+  static ATan of(double a) { return {S(a / 2), S(kPi * a / 2)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = scale * x;
-    return half_alpha / (S(1) + y * y);
+    return divide_(half_alpha, S(1) + y * y);
   }
 };
 
@@ -24,7 +25,7 @@ struct ATan {
 template <class S>
 struct Rectangular {
   S height, half_width;
-  SEWSNN_HD explicit Rectangular(double width) : height(S(1 / width)), half_width(S(width / 2)) {}
+  static Rectangular of(double width) { return {S(1 / width), S(width / 2)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     return select(abs_(x) < half_width, splat<V>(height), V{});
@@ -35,7 +36,7 @@ struct Rectangular {
 template <class S>
 struct Constant {
   S value;
-  SEWSNN_HD explicit Constant(double v) : value(S(v)) {}
+  static Constant of(double v) { return {S(v)}; }
   template <class V>
   SEWSNN_HD V operator()(V) const {
     return splat<V>(value);
@@ -46,12 +47,12 @@ struct Constant {
 template <class S>
 struct Sigmoid {
   S alpha;
-  SEWSNN_HD explicit Sigmoid(double a) : alpha(S(a)) {}
+  static Sigmoid of(double a) { return {S(a)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V e = exp_(-abs_(alpha * x));
     const V d = S(1) + e;
-    return alpha * e / (d * d);
+    return divide_(alpha * e, d * d);
   }
 };
 
@@ -59,7 +60,7 @@ struct Sigmoid {
 template <class S>
 struct PiecewiseQuadratic {
   S alpha, alpha2;
-  SEWSNN_HD explicit PiecewiseQuadratic(double a) : alpha(S(a)), alpha2(S(a * a)) {}
+  static PiecewiseQuadratic of(double a) { return {S(a), S(a * a)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = alpha - alpha2 * abs_(x);
@@ -71,7 +72,7 @@ struct PiecewiseQuadratic {
 template <class S>
 struct PiecewiseExp {
   S alpha, half_alpha;
-  SEWSNN_HD explicit PiecewiseExp(double a) : alpha(S(a)), half_alpha(S(a / 2)) {}
+  static PiecewiseExp of(double a) { return {S(a), S(a / 2)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     return half_alpha * exp_(-(alpha * abs_(x)));
@@ -82,11 +83,11 @@ struct PiecewiseExp {
 template <class S>
 struct SoftSign {
   S inverse, two_alpha;
-  SEWSNN_HD explicit SoftSign(double a) : inverse(S(1 / a)), two_alpha(S(2 * a)) {}
+  static SoftSign of(double a) { return {S(1 / a), S(2 * a)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = inverse + abs_(x);
-    return S(1) / (two_alpha * (y * y));
+    return divide_(S(1), two_alpha * (y * y));
   }
 };
 
@@ -94,11 +95,11 @@ struct SoftSign {
 template <class S>
 struct SuperSpike {
   S alpha;
-  SEWSNN_HD explicit SuperSpike(double a) : alpha(S(a)) {}
+  static SuperSpike of(double a) { return {S(a)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = S(1) + abs_(x);
-    return alpha / (y * y);
+    return divide_(alpha, y * y);
   }
 };
 
@@ -106,7 +107,7 @@ struct SuperSpike {
 template <class S>
 struct Erf {
   S alpha, height;
-  SEWSNN_HD explicit Erf(double a) : alpha(S(a)), height(S(a / kSqrtPi)) {}
+  static Erf of(double a) { return {S(a), S(a / kSqrtPi)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = alpha * x;
@@ -114,24 +115,58 @@ struct Erf {
   }
 };
 
-// Calls f with the surrogate of that kind.
+// One of them, chosen at run time.
+template <class S>
+struct Surrogate {
+  SurrogateKind kind;
+  union {
+    ATan<S> atan;
+    Rectangular<S> rectangular;
+    Constant<S> constant;
+    Sigmoid<S> sigmoid;
+    PiecewiseQuadratic<S> piecewise_quadratic;
+    PiecewiseExp<S> piecewise_exp;
+    SoftSign<S> soft_sign;
+    SuperSpike<S> super_spike;
+    Erf<S> erf;
+  };
+
+  static Surrogate from(const NeuronParams& p) {
+    Surrogate s;
+    s.kind = p.surrogate;
+    switch (p.surrogate) {
+      case SurrogateKind::ATan: s.atan = ATan<S>::of(p.alpha); break;
+      case SurrogateKind::Rectangular: s.rectangular = Rectangular<S>::of(p.alpha); break;
+      case SurrogateKind::Constant: s.constant = Constant<S>::of(p.alpha); break;
+      case SurrogateKind::Sigmoid: s.sigmoid = Sigmoid<S>::of(p.alpha); break;
+      case SurrogateKind::PiecewiseQuadratic: s.piecewise_quadratic = PiecewiseQuadratic<S>::of(p.alpha); break;
+      case SurrogateKind::PiecewiseExp: s.piecewise_exp = PiecewiseExp<S>::of(p.alpha); break;
+      case SurrogateKind::SoftSign: s.soft_sign = SoftSign<S>::of(p.alpha); break;
+      case SurrogateKind::SuperSpike: s.super_spike = SuperSpike<S>::of(p.alpha); break;
+      case SurrogateKind::Erf: s.erf = Erf<S>::of(p.alpha); break;
+    }
+    return s;
+  }
+
+  // f(the one it is)
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif
-template <class S, class F>
-SEWSNN_HD auto with_surrogate(SurrogateKind kind, double alpha, F&& f) {
-  switch (kind) {
-    case SurrogateKind::Rectangular: return f(Rectangular<S>(alpha));
-    case SurrogateKind::Constant: return f(Constant<S>(alpha));
-    case SurrogateKind::Sigmoid: return f(Sigmoid<S>(alpha));
-    case SurrogateKind::PiecewiseQuadratic: return f(PiecewiseQuadratic<S>(alpha));
-    case SurrogateKind::PiecewiseExp: return f(PiecewiseExp<S>(alpha));
-    case SurrogateKind::SoftSign: return f(SoftSign<S>(alpha));
-    case SurrogateKind::SuperSpike: return f(SuperSpike<S>(alpha));
-    case SurrogateKind::Erf: return f(Erf<S>(alpha));
-    case SurrogateKind::ATan: break;
+  template <class F>
+  SEWSNN_HD auto visit(F&& f) const {
+    switch (kind) {
+      case SurrogateKind::Rectangular: return f(rectangular);
+      case SurrogateKind::Constant: return f(constant);
+      case SurrogateKind::Sigmoid: return f(sigmoid);
+      case SurrogateKind::PiecewiseQuadratic: return f(piecewise_quadratic);
+      case SurrogateKind::PiecewiseExp: return f(piecewise_exp);
+      case SurrogateKind::SoftSign: return f(soft_sign);
+      case SurrogateKind::SuperSpike: return f(super_spike);
+      case SurrogateKind::Erf: return f(erf);
+      case SurrogateKind::ATan: break;
+    }
+    return f(atan);
   }
-  return f(ATan<S>(alpha));
-}
+};
 
 SEWSNN_END

@@ -19,6 +19,35 @@ void check_launch(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, "sewsnn: ", what, " could not be launched: ", cudaGetErrorString(error));
 }
 
+// [rows, kBroadcast], each row of one number. `numbers`: where they lie, row_stride apart; the dense copy is as wide as
+// the kernels' loads (core/params.h).
+Operand broadcast(const Operand& numbers, int64_t rows) {
+  if (numbers.rows.row_stride == 0) rows = 1;
+  const int64_t sizes[] = {rows, kBroadcast}, strides[] = {numbers.rows.row_stride, 0};
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(numbers.holder.get(), 2, sizes, strides, 0, &handle));
+  const Tensor view(handle);
+  Tensor dense = empty_strided({rows, kBroadcast}, {kBroadcast, 1}, view.scalar_type(), view);
+  torch::stable::copy_(dense, view);
+  return {dense, {dense.const_data_ptr(), rows > 1 ? kBroadcast : 0, 0}};
+}
+
+// Gradients that are missing, or one number for all neurons, as the kernels read them.
+void widen_gradients(BackwardCall& call) {
+  BackwardParams& p = call.params;
+  if (!p.grad_s.data) {
+    call.grad_s.holder = torch::stable::new_zeros(call.x.holder, {kBroadcast});
+    p.grad_s = {call.grad_s.holder.const_data_ptr(), 0, 0};
+  } else if (p.grad_s.step == 0) {
+    call.grad_s = broadcast(call.grad_s, p.T);
+    p.grad_s = call.grad_s.rows;
+  }
+  if (p.grad_v.data && p.grad_v.step == 0) {
+    call.grad_v = broadcast(call.grad_v, p.v_seq ? p.T : 1);
+    p.grad_v = call.grad_v.rows;
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor> v, std::optional<Tensor> leak,
                                                   int64_t kind, double tau, bool decay_input, double v_threshold,
                                                   std::optional<double> v_reset, int64_t surrogate, double alpha,
@@ -41,6 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
                     {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}, v_mode, need_v,
                     need_leak);
   if (call.empty()) return call.result();
+  widen_gradients(call);
   const cudaStream_t stream = current_stream(x);
   const int64_t blocks = call.wants_leak() ? cuda_backward_blocks(call.params) : 0;
   if (blocks) call.set_partials(blocks);

@@ -37,8 +37,13 @@ def _locked(folder: Path):
         yield
 
 
+_failed: dict[bool, str] = {}
+
+
 def build(sanitize: bool = False) -> Path:
-    """The module's file, built with CMake and Ninja where it is not up to date."""
+    """The module's file, built with CMake and Ninja where it is not up to date; what has failed is not tried again."""
+    if sanitize in _failed:
+        raise RuntimeError(_failed[sanitize])
     folder = BUILD / ("sanitized" if sanitize else "plain")
     # Where the tools of this environment are, even if it is not activated.
     env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
@@ -49,7 +54,8 @@ def build(sanitize: bool = False) -> Path:
         for command in (configure, ["cmake", "--build", str(folder)]):
             done = subprocess.run(command, capture_output=True, text=True, env=env)
             if done.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}")
+                _failed[sanitize] = f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
+                raise RuntimeError(_failed[sanitize])
     (module,) = folder.glob("sewsnn_host.*.so")
     return module
 
@@ -115,15 +121,20 @@ class Layout:
     def __init__(self, offset: int = 0, gap: int = 0):
         self.offset, self.gap = offset, gap
 
-    def input(self, t: torch.Tensor | None, like: torch.Tensor | None = None):
-        """A guarded copy of ``[rows, M]``; one that is repeated over rows or neurons stays so."""
+    def input(self, t: torch.Tensor | None):
+        """A guarded copy of ``[rows, M]``; rows that are repeated stay so."""
         if t is None:
             return None
-        rows, row = (1 if t.stride(0) == 0 else t.shape[0]), (1 if t.stride(1) == 0 and t.shape[1] > 1 else t.shape[1])
-        # One row, or one number a row, is given its whole stride all the same: it must not matter.
-        guarded = Guarded(rows, row, t.dtype, row + self.gap, self.offset)
-        guarded.tensor.copy_(t[:rows, :row])
-        return guarded.tensor.expand(t.shape) if (rows, row) != tuple(t.shape) else guarded.tensor
+        rows = 1 if t.stride(0) == 0 else len(t)
+        guarded = Guarded(rows, t.shape[1], t.dtype, t.shape[1] + self.gap, self.offset)
+        guarded.tensor.copy_(t[:rows])
+        return guarded.tensor.expand(t.shape)
+
+    def gradient(self, t: torch.Tensor):
+        """The same; one number for all neurons as csrc/ops hands it to the kernels. And whether it is that."""
+        if not is_scalar(t):
+            return self.input(t), False
+        return Layout().input(t.as_strided((len(t), module().broadcast), (t.stride(0), 0))), True
 
     def output(self, rows: int, row: int, dtype: torch.dtype) -> Guarded:
         return Guarded(rows, row, dtype, None, self.offset)
@@ -177,15 +188,17 @@ class HostNeuron(torch.autograd.Function):
         layout, state = ctx.layout, state_dtype(ctx.inputs["x"].dtype)
         need_v, need_leak = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
 
-        def rows(grad, strides):
-            if grad is None:
-                return None
+        def operand(grad, strides):
             if not is_scalar(grad) and grad.stride()[1:] != tuple(strides[1:]):
                 grad = torch.empty_strided(grad.shape, strides, dtype=grad.dtype).copy_(grad)
-            return layout.input(ctx.flat(grad))
+            return layout.gradient(ctx.flat(grad))
 
         v_strides = ctx.strides if ctx.v_mode == 2 else [M, *ctx.strides[1:]]
         grad_v = grad_v if grad_v is None or ctx.v_mode == 2 else grad_v[None]
+        if grad_s is None:
+            grad_s = torch.zeros((), dtype=ctx.inputs["x"].dtype).expand(ctx.shape)
+        grad_s, broadcast_s = operand(grad_s, ctx.strides)
+        grad_v, broadcast_v = (None, False) if grad_v is None else operand(grad_v, v_strides)
         grad_x = layout.output(T, M, ctx.inputs["x"].dtype)
         grad_v0 = layout.output(1, M, state) if need_v else None
         grad_leak = Guarded(1, 1, state) if need_leak else None
@@ -196,8 +209,10 @@ class HostNeuron(torch.autograd.Function):
                 **{name: as_array(t) for name, t in ctx.inputs.items()},
                 leak=as_array(ctx.leak),
                 checkpoints=as_array(kept),
-                grad_s=as_array(rows(grad_s, ctx.strides)),
-                grad_v=as_array(rows(grad_v, v_strides)),
+                grad_s=as_array(grad_s),
+                broadcast_s=broadcast_s,
+                grad_v=as_array(grad_v),
+                broadcast_v=broadcast_v,
                 v_seq=ctx.v_mode == 2,
                 grad_x=as_array(grad_x.tensor),
                 grad_v0=None if grad_v0 is None else as_array(grad_v0.tensor),

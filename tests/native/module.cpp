@@ -56,10 +56,10 @@ void* output(const char* name, Array& a) {
   return a->mutable_data();
 }
 
-// [rows, M], with whatever strides; a stride of 0 over M is one number for all neurons.
-Rows rows(const char* name, const Array& a) {
+// [rows, M], rows any number of bytes apart; or [rows, kBroadcast], each row of one number for all neurons.
+Rows rows(const char* name, const Array& a, bool broadcast) {
   if (!a) return {};
-  return {input(name, a), a->strides(0) / a->itemsize(), a->shape(1) > 1 ? a->strides(1) / a->itemsize() : 1};
+  return {input(name, a), a->strides(0) / a->itemsize(), broadcast ? 0 : 1};
 }
 
 NeuronParams neuron(int kind, int surrogate, double alpha, double tau, double v_threshold,
@@ -116,7 +116,7 @@ py::dict forward(int kind, int surrogate, double alpha, double tau, double v_thr
   p.neuron = neuron(kind, surrogate, alpha, tau, v_threshold, v_reset, detach_reset, decay_input, leak);
   p.dtype = dtype_of(*x);
   p.T = x->shape(0), p.M = x->shape(1);
-  p.x = rows("x", x);
+  p.x = rows("x", x, false);
   p.v0 = input("v0", v0);
   p.s = output("s", s);
   p.v = output("v", v);
@@ -128,18 +128,18 @@ py::dict forward(int kind, int surrogate, double alpha, double tau, double v_thr
 
 py::dict backward(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
                   bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0,
-                  const Array& checkpoints, const Array& grad_s, const Array& grad_v, bool v_seq, Array grad_x,
-                  Array grad_v0, Array grad_leak, unsigned schedule) {
+                  const Array& checkpoints, const Array& grad_s, bool broadcast_s, const Array& grad_v,
+                  bool broadcast_v, bool v_seq, Array grad_x, Array grad_v0, Array grad_leak, unsigned schedule) {
   begin(schedule);
   BackwardParams p;
   p.neuron = neuron(kind, surrogate, alpha, tau, v_threshold, v_reset, detach_reset, decay_input, leak);
   p.dtype = dtype_of(*x);
   p.T = x->shape(0), p.M = x->shape(1);
-  p.x = rows("x", x);
+  p.x = rows("x", x, false);
   p.v0 = input("v0", v0);
   p.checkpoints = input("checkpoints", checkpoints);
-  p.grad_s = rows("grad_s", grad_s);
-  p.grad_v = rows("grad_v", grad_v);
+  p.grad_s = rows("grad_s", grad_s, broadcast_s);
+  p.grad_v = rows("grad_v", grad_v, broadcast_v);
   p.v_seq = v_seq;
   p.grad_x = output("grad_x", grad_x);
   p.grad_v0 = output("grad_v0", grad_v0);
@@ -178,6 +178,7 @@ void unguard([[maybe_unused]] uintptr_t address, [[maybe_unused]] size_t bytes) 
 PYBIND11_MODULE(sewsnn_host, m) {
   const auto none = py::none();
   m.attr("checkpoint_every") = kChunk;
+  m.attr("broadcast") = kBroadcast;
   m.attr("sanitized") =
 #if defined(__SANITIZE_ADDRESS__)
       true;
@@ -193,7 +194,7 @@ PYBIND11_MODULE(sewsnn_host, m) {
         py::arg("v_seq") = false, py::arg("checkpoints") = none, py::arg("schedule") = 0);
   m.def("backward", backward, py::kw_only(), py::arg("kind"), py::arg("surrogate"), py::arg("alpha"), py::arg("tau"),
         py::arg("v_threshold"), py::arg("v_reset"), py::arg("detach_reset"), py::arg("decay_input"),
-        py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("checkpoints") = none,
-        py::arg("grad_s") = none, py::arg("grad_v") = none, py::arg("v_seq") = false, py::arg("grad_x"),
-        py::arg("grad_v0") = none, py::arg("grad_leak") = none, py::arg("schedule") = 0);
+        py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("checkpoints") = none, py::arg("grad_s"),
+        py::arg("broadcast_s"), py::arg("grad_v") = none, py::arg("broadcast_v") = false, py::arg("v_seq") = false,
+        py::arg("grad_x"), py::arg("grad_v0") = none, py::arg("grad_leak") = none, py::arg("schedule") = 0);
 }

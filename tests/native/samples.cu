@@ -6,7 +6,7 @@
 namespace samples {
 
 using sewsnn::load_global;
-using sewsnn::load_pack;
+using sewsnn::Pack;
 using sewsnn::store_global;
 
 __global__ void copy_shifted(const float* in, float* out, int from, int to) {
@@ -14,7 +14,7 @@ __global__ void copy_shifted(const float* in, float* out, int from, int to) {
 }
 
 __global__ void wide_read(const float* in, float* out, int from) {
-  store_global(out + threadIdx.x, load_pack<float, 4>({in, 0, 1}, 0, from).at[threadIdx.x % 4]);
+  store_global(out + threadIdx.x, load_global(reinterpret_cast<const Pack<float, 4>*>(in + from)).at[threadIdx.x % 4]);
 }
 
 __global__ void write_input(float* in) { store_global(in + threadIdx.x, 1.f); }

@@ -146,18 +146,15 @@ def test_gradients_of_sums(dtype, T):
             s, v = multistep("lif", leaf)
             (s.sum() + v.sum().to(s.dtype)).backward()
             grads.append(leaf.grad)
-        assert host.reports[-1]["loads"]["grad_s"] == {x.element_size(): T * host_threads(host.reports[-1], M)}
+        portion = x.element_size() * neurons_per_thread(host.reports[-1])
+        # A row of it is as wide as an access, however many neurons there are.
+        assert host.reports[-1]["loads"]["grad_s"] == {portion: T * M * x.element_size() // portion}
         torch.testing.assert_close(grads[0], grads[1], rtol=1e-2 if x.element_size() == 2 else 1e-5, atol=1e-6)
 
 
-def host_threads(report, M):
-    """How many threads the last launch had work for."""
+def neurons_per_thread(report):
+    """N, the last integer among the template arguments of the first kernel."""
     (kernel, _, _), *_ = report["launches"]
-    return M // neurons_per_thread(kernel)
-
-
-def neurons_per_thread(kernel):
-    """N, the last integer among a kernel's template arguments."""
     return int(re.findall(r"Li(\d+)E", kernel)[-1])
 
 
