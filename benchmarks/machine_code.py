@@ -8,8 +8,9 @@ come from nvdisasm. What is compiled once is kept in build/machine_code.
 
 Columns: `blocks` is how many blocks of 128 threads the registers leave room for on a multiprocessor; `spill` and
 `stack` are bytes; `local` counts LDL and STL, `generic` LD and ST, which do not say which memory they mean. Loads and
-stores are those of global memory, as count x bits. Fused multiply-adds (`fma`, `dfma`) are forbidden by --fmad=false
-except inside the division, the square root and the exponential.
+stores are those of global memory, as count x bits; `ahead` is how many loads are under way at most before one of them
+is waited for. Fused multiply-adds (`fma`, `dfma`) are forbidden by --fmad=false except inside the division, the square
+root and the exponential.
 """
 
 import argparse
@@ -169,6 +170,26 @@ def bits(opcode: str) -> int:
     return int(match.group(1)) if match else 32
 
 
+def loads_ahead(body: str) -> int:
+    """The most loads from global memory that are under way when one of them is waited for, read from top to bottom.
+
+    An instruction's control bits, the upper ones of its 128, name the scoreboard it will clear (bits 110 to 112) and
+    those it waits for (a mask, bits 116 to 121).
+    """
+    most, under_way = 0, [0] * 8
+    encoded = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z]\w*).*\n\s*/\* 0x([0-9a-f]{16}) \*/"
+    for opcode, upper in re.findall(encoded, body, re.MULTILINE):
+        control = int(upper, 16) >> 46
+        waits = [board for board in range(6) if control >> 6 >> board & 1]
+        if any(under_way[board] for board in waits):
+            most = max(most, sum(under_way))
+            for board in waits:
+                under_way[board] = 0
+        if opcode == "LDG":
+            under_way[control & 7] += 1
+    return most
+
+
 def instructions(disassembly: str) -> dict[str, dict]:
     """By mangled name, what `nvdisasm` shows."""
     found = {}
@@ -185,6 +206,7 @@ def instructions(disassembly: str) -> dict[str, dict]:
         kinds["FFMA"] += 2 * kinds["FFMA2"]
         found[name] = {kind: {str(b): n for b, n in sorted(row[kind].items(), reverse=True)} for kind in row}
         found[name] |= {kind: kinds[kind] for kind in COUNTED}
+        found[name]["ahead"] = loads_ahead(body)
         found[name] |= {"instructions": len(opcodes) - kinds["NOP"], "code_bytes": 16 * len(opcodes)}
     return found
 
@@ -224,7 +246,7 @@ def _file_rows(nvcc: Path, nvdisasm: Path, source: Path, arch: int, key: str) ->
     kept = cubin.with_suffix(f".{digest(Path(__file__).read_bytes())}.json")
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
-    by_ptxas, by_code = resources(said), instructions(run(nvdisasm, "--print-code", cubin).stdout)
+    by_ptxas, by_code = resources(said), instructions(run(nvdisasm, "--print-code", "-hex", cubin).stdout)
     if by_ptxas.keys() != by_code.keys():
         raise SystemExit(f"{cubin}: ptxas and nvdisasm name different kernels")
     names = sorted(by_code)
@@ -263,13 +285,26 @@ def table(rows: list[dict]) -> str:
     def accesses(counts: dict) -> str:
         return " ".join(f"{n}x{b}" for b, n in counts.items()) or "-"
 
-    head = ["arch", "kernel", "regs", "blocks", "spill", "stack", "local", "generic", "loads", "stores", "shared"]
+    head = [
+        "arch",
+        "kernel",
+        "regs",
+        "blocks",
+        "spill",
+        "stack",
+        "local",
+        "generic",
+        "loads",
+        "ahead",
+        "stores",
+        "shared",
+    ]
     head += ["bar", "shfl", "mufu", "fma", "dfma", "call", "instr", "KB"]
     lines = [head]
     for r in rows:
         line = [r["arch"], title(r), r["registers"], r["blocks"], r["spill_stores"] + r["spill_loads"], r["stack"]]
         line += [r["LDL"] + r["STL"], sum(r["LD"].values()) + sum(r["ST"].values())]
-        line += [accesses(r["LDG"]), accesses(r["STG"]), r["shared"]]
+        line += [accesses(r["LDG"]), r["ahead"], accesses(r["STG"]), r["shared"]]
         line += [r[name] for name in ("BAR", "SHFL", "MUFU", "FFMA", "DFMA", "CALL", "instructions")]
         lines.append([*line, f"{r['code_bytes'] / 1024:.1f}"])
     lines = [[str(cell) for cell in line] for line in lines]
