@@ -1,29 +1,30 @@
 """Puts the measured results into the README: every number there comes from benchmarks/results.
 
-python benchmarks/tables.py
+python -m benchmarks.tables
 """
 
-import json
-from pathlib import Path
+from benchmarks.common import RESULTS, ROOT, csrc_hash, read_rows
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {
     "native": "**sewsnn**",
     "compile": "torch.compile of the loop",
     "loop": "loop over time-steps",
     "spikingjelly": "SpikingJelly {spikingjelly}",
 }
+COMMAND = "python -m benchmarks.tables"
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def age(rows: list[dict], current: str) -> str:
+    """Nothing, or that the sources are newer than these results."""
+    sources = sorted({row["csrc"] for row in rows})
+    if sources == [current]:
+        return ""
+    return f" **Older kernels than these** (sources {', '.join(sources)}): the numbers are out of date."
 
 
-def cpu_table() -> str:
+def cpu_table(rows: list[dict], current: str) -> str:
     """The newest run that all rivals took part in, as Markdown."""
-    rows = [r for r in read_rows(RESULTS / "cpu_neuron.jsonl") if "spikingjelly" in r and r["memory"] == "fresh"]
+    rows = [r for r in rows if "spikingjelly" in r and r["memory"] == "fresh"]
     rows = [r for r in rows if r["commit"] == rows[-1]["commit"]]
     times = sorted({r["T"] for r in rows})
     found = {(r["provider"], r["T"]): r["p50_ms"] for r in rows}
@@ -34,17 +35,93 @@ def cpu_table() -> str:
             cells += [f"{found[provider, T]:.1f} ms", f"{found[provider, T] / found['native', T]:.1f}x"]
         lines.append("| " + " | ".join(cells) + " |")
     about = "{device}, {isa}, {threads} threads, torch {torch}, {date}, commit {commit}.".format(**rows[-1])
-    return "\n".join([*lines, "", about])
+    return "\n".join([*lines, "", about + age(rows, current)])
 
 
-def filled(readme: str) -> str:
-    """The README with its table made anew."""
-    start, end = "<!-- cpu_table -->\n", "\n<!-- end -->"
-    head, _, rest = readme.partition(start)
-    _, found, tail = rest.partition(end)
+def newest(rows: list[dict]) -> list[dict]:
+    """Those of the device and the sources that were measured last; of each case the last."""
+    rows = [r for r in rows if "case" in r and "error" not in r]
+    found = {}
+    for row in rows:
+        if (row["device"], row["csrc"]) == (rows[-1]["device"], rows[-1]["csrc"]):
+            found[row["case"], row["provider"], row.get("dtype"), row.get("place")] = row
+    return list(found.values())
+
+
+def bandwidth_table(rows: list[dict]) -> list[str]:
+    """Share of a copy's bandwidth, the least of IF, LIF and PLIF, for each shape."""
+    shares = {}
+    for row in rows:
+        if "share_of_copy" in row:
+            column = row["dtype"], row["case"].split("_")[-1]
+            shares.setdefault((row["place"], tuple(row["shape"])), {}).setdefault(column, []).append(row)
+    if not shares:
+        return []
+    columns = [(dtype, what) for dtype in ("float32", "bfloat16") for what in ("forward", "backward")]
+    lines = [
+        "| share of a copy's bandwidth | " + " | ".join(" ".join(c) for c in columns) + " |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for (place, shape), found in shares.items():
+        cells = [f"{place} {list(shape)}"]
+        for column in columns:
+            least = min(found.get(column, []), key=lambda r: r["share_of_copy"], default=None)
+            cells.append(f"{least['share_of_copy']:.0%} ({least['GB_per_s']:.0f} GB/s)" if least else "unmeasured")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def rivals_table(rows: list[dict]) -> list[str]:
+    """Forward + backward beside native, for each shape."""
+    found = {}
+    for row in rows:
+        if row["case"] == "LIF_forward_backward":
+            found.setdefault((row["place"], row["dtype"]), {})[row["provider"]] = row
+    found = {key: providers for key, providers in found.items() if "native" in providers}
     if not found:
-        raise SystemExit("README.md lacks the marks the table goes between")
-    return head + start + cpu_table() + end + tail
+        return []
+    names = [n for n in NAMES if any(n in providers for providers in found.values())]
+    about = next((r for r in rows if "spikingjelly" in r), {"spikingjelly": ""})
+    head = [NAMES[n].format(**about) for n in names]
+    lines = ["| LIF, forward + backward | " + " | ".join(head) + " |", "|---|" + "---:|" * len(names)]
+    for (place, dtype), providers in found.items():
+        ours = providers["native"]["p50_ms"]
+        cells = [
+            f"{providers[n]['p50_ms']:.3f} ms ({providers[n]['p50_ms'] / ours:.1f}x)"
+            if n in providers
+            else "unmeasured"
+            for n in names
+        ]
+        lines.append(f"| {place} {dtype} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def gpu_table(rows: list[dict], current: str) -> str:
+    """What a GPU has shown so far, as Markdown."""
+    measured = newest(rows)
+    if not measured:
+        return "**Not yet measured on a GPU**: speed and results there are unknown."
+    about = "{device}, driver {driver}, CUDA {cuda}, torch {torch}, {date}, commit {commit}.".format(**measured[-1])
+    tables = [bandwidth_table(measured), rivals_table(measured)]
+    blocks = ["\n".join(table) for table in tables if table]
+    return "\n\n".join([*blocks, about + age(measured, current)])
+
+
+def filled(readme: str, current: str | None = None) -> str:
+    """The README with its tables made anew."""
+    current = current or csrc_hash()
+    tables = {
+        "cpu_table": cpu_table(read_rows(RESULTS / "cpu_neuron.jsonl"), current),
+        "gpu_table": gpu_table(read_rows(RESULTS / "gpu.jsonl"), current),
+    }
+    for name, table in tables.items():
+        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+        head, _, rest = readme.partition(start)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise SystemExit(f"README.md lacks the marks of {name}")
+        readme = head + start + table + end + tail
+    return readme
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""What must not stand in the sources."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def code(path: Path) -> str:
+    """Without comments."""
+    return re.sub(r"//.*|/\*.*?\*/", "", path.read_text(encoding="utf-8"))
+
+
+def test_kernels_touch_memory_through_the_vocabulary_alone():
+    """Else they would not be counted, nor checked: no pointer is dereferenced in a .cuh."""
+    for path in (ROOT / "csrc").rglob("*.cuh"):
+        found = re.findall(
+            r"[=(,;{]\s*\*\s*(?!\w+\)\()[A-Za-z_(]|__ldg|\basm\b|reinterpret_cast<(?!uintptr_t)", code(path)
+        )
+        assert not found, f"{path.name}: {found}"
+
+
+def test_nobody_waits_for_the_device():
+    """No copy to the host, no synchronisation in csrc; no number is asked of a tensor on the way to the kernels."""
+    waits = r"cuda\w*(Synchronize|Memcpy|Malloc|Free)\w*|aoti_torch_item\w*"
+    for path in (ROOT / "csrc").rglob("*.*"):
+        assert not re.search(waits, code(path)), path
+    for name in ("functional.py", "ops/neuron.py"):
+        text = (ROOT / "sewsnn" / name).read_text(encoding="utf-8")
+        assert not re.search(r"\.item\(\)|\.tolist\(\)|\.cpu\(\)|\.numpy\(\)|synchronize|nonzero", text), name
+
+
+def test_only_ops_knows_torch():
+    for path in (ROOT / "csrc").rglob("*.*"):
+        if path.parent.name != "ops":
+            assert "torch" not in code(path), path
+
+
+def test_dependencies_point_one_way():
+    """core < neurons < kernels < inst, ops. core/dispatch.h names the neurons it dispatches to."""
+    order = {"core": 0, "neurons": 1, "kernels": 2, "inst": 3, "ops": 3}
+    for path in (ROOT / "csrc").rglob("*.*"):
+        for folder in re.findall(r'#include "(\w+)/', path.read_text(encoding="utf-8")):
+            allowed = order[folder] <= order[path.parent.name] or path.name == "dispatch.h"
+            assert allowed, f"{path.parent.name}/{path.name} includes {folder}/"
