@@ -67,7 +67,6 @@ def environment(device: str = "cpu") -> dict:
         raise SystemExit(f"nothing to measure: {NATIVE_ERROR}")
     if library_hash() != csrc_hash():
         raise SystemExit(f"the library was built from sources {library_hash()}, these are {csrc_hash()}: build it anew")
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     found = {"device": _device_name(device)}
     if device == "cpu":
         found |= {
@@ -80,7 +79,7 @@ def environment(device: str = "cpu") -> dict:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "csrc": library_hash(),
     }
     if "spikingjelly" in sys.modules:
@@ -88,6 +87,15 @@ def environment(device: str = "cpu") -> dict:
 
         found["spikingjelly"] = version("spikingjelly")
     return found
+
+
+def _commit() -> str:
+    """Of the checkout; SEWSNN_COMMIT names it where there is no git."""
+    try:
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return os.environ.get("SEWSNN_COMMIT", "unknown")
+    return git.stdout.strip() or os.environ.get("SEWSNN_COMMIT", "unknown")
 
 
 def _device_name(device: str) -> str:

@@ -67,7 +67,7 @@ def compiled_loop():
     return torch.compile(lambda x_seq: loop(x_seq, _Spike.apply), fullgraph=True)
 
 
-def spikingjelly_node():
+def spikingjelly_node(backend: str | None = None):
     """Its LIFNode with the same settings; None where it is not installed."""
     try:
         from spikingjelly.activation_based import neuron
@@ -75,6 +75,8 @@ def spikingjelly_node():
     except ImportError:
         return None
     node = neuron.LIFNode(TAU, True, V_THRESHOLD, V_RESET, theirs.ATan(2.0), detach_reset=True, step_mode="m")
+    if backend:
+        node.backend = backend
 
     def run(x_seq):
         node.reset()

@@ -10,6 +10,7 @@ NAMES = {
     "compile": "torch.compile of the loop",
     "loop": "loop over time-steps",
     "spikingjelly": "SpikingJelly {spikingjelly}",
+    "spikingjelly_cupy": "SpikingJelly {spikingjelly}, cupy",
 }
 COMMAND = "python -m benchmarks.tables"
 
@@ -36,6 +37,17 @@ def cpu_table(rows: list[dict], current: str) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     about = "{device}, {isa}, {threads} threads, torch {torch}, {date}, commit {commit}.".format(**rows[-1])
     return "\n".join([*lines, "", about + age(rows, current)])
+
+
+def overhead(rows: list[dict], current: str) -> str:
+    """What a call costs, of the last run on a CPU."""
+    found = {(r["case"], r["provider"]): r for r in rows if "driver" not in r}
+    forward, both = (found[f"overhead_{c}", "sewsnn.functional.lif_multistep"] for c in ("forward", "forward_backward"))
+    return (
+        f"A call from Python (eight numbers, `python -m benchmarks.overhead`) costs {forward['least_us']:.0f} us "
+        f"without gradients and {both['least_us']:.0f} us forward + backward: {both['device']}, torch {both['torch']}, "
+        f"{both['date']}, commit {both['commit']}." + age([forward, both], current)
+    )
 
 
 def newest(rows: list[dict]) -> list[dict]:
@@ -112,6 +124,7 @@ def filled(readme: str, current: str | None = None) -> str:
     current = current or csrc_hash()
     tables = {
         "cpu_table": cpu_table(read_rows(RESULTS / "cpu_neuron.jsonl"), current),
+        "overhead": overhead(read_rows(RESULTS / "overhead.jsonl"), current),
         "gpu_table": gpu_table(read_rows(RESULTS / "gpu.jsonl"), current),
     }
     for name, table in tables.items():

@@ -12,6 +12,9 @@ from sewsnn.ops.load import NATIVE_DEVICES
 # The benchmarks are no part of the package. Last, so that it is the installed sewsnn that is tested.
 sys.path.append(str(Path(__file__).parent.parent))
 
+# Convolutions in full precision: what is compared is not their rounding.
+torch.backends.cudnn.allow_tf32 = False
+
 settings.register_profile("sewsnn", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("sewsnn")
 

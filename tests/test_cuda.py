@@ -72,6 +72,8 @@ def test_side_stream(name):
     expected = step(x)
     late = torch.zeros_like(x)
     side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step(late)  # what is allocated or loaded for the first time may wait
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
         torch.cuda._sleep(400_000_000)  # a fifth of a second
@@ -113,6 +115,7 @@ def test_nothing_is_kept_but_x(name):
     x.requires_grad_()
     w = [settings.pop("w").requires_grad_()] if "w" in settings else []
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     s, v = getattr(functional, f"{name}_multistep")(x, *w, **settings)
     kept = torch.cuda.memory_allocated() - before - s.nbytes - v.nbytes

@@ -67,9 +67,9 @@ def test_words_that_make_no_sense(words, message):
     assert done.returncode == 2 and message in done.stderr
 
 
-def verdict(command, tmp_path, limit_s=20):
+def verdict(command, tmp_path, limit_s=20, says=()):
     arguments = argparse.Namespace(json=tmp_path / "a.jsonl", log=tmp_path / "log", library=None, again=False)
-    return run(Stage("stage", tuple(command), 100), limit_s, arguments)
+    return run(Stage("stage", tuple(command), 100, says=says), limit_s, arguments)
 
 
 def test_verdicts(tmp_path):
@@ -82,6 +82,8 @@ def test_verdicts(tmp_path):
     (tmp_path / "test_none.py").write_text("import pytest\n@pytest.mark.skip\ndef test_none(): pass\n")
     skipped = verdict([sys.executable, "-m", "pytest", "-q", str(tmp_path / "test_none.py")], tmp_path)
     assert not skipped["ok"] and skipped["exit"] == 0, "tests that were all skipped prove nothing"
+    silent = verdict([sys.executable, "-c", "print('fine')"], tmp_path, says=("SUMMARY",))
+    assert not silent["ok"] and silent["exit"] == 0, "a sanitizer that has seen nothing proves nothing"
 
 
 def test_results_of_other_sources_or_devices_do_not_count():

@@ -39,7 +39,9 @@ def run(stage: Stage, limit_s: float, arguments: argparse.Namespace) -> dict:
     """Runs one stage; its verdict as a row."""
     command = [str(arguments.json.resolve()) if word == "{json}" else word for word in stage.command]
     command = [word for word in command if word != "--resume" or not arguments.again]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    env.setdefault("OMP_NUM_THREADS", "4")  # several processes of tests share the processor
     if arguments.library:
         env["SEWSNN_LIBRARY"] = str(Path(arguments.library).resolve())
     if stage.name.startswith("sanitize"):
@@ -50,7 +52,7 @@ def run(stage: Stage, limit_s: float, arguments: argparse.Namespace) -> dict:
         log.flush()
         begin = log.tell()
         process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp
         )
         try:
             code = process.wait(timeout=limit_s)
@@ -64,8 +66,9 @@ def run(stage: Stage, limit_s: float, arguments: argparse.Namespace) -> dict:
         log.seek(begin)
         lines = [line.strip() for line in log if line.strip()]
     last = lines[-1][:300] if lines else ""
-    # pytest is content when every test was skipped; we are not.
+    # pytest is content when every test was skipped, a sanitizer when there was nothing to see; we are not.
     ok = code == 0 and ("pytest" not in command or " passed" in last)
+    ok = ok and all(any(wanted in line for line in lines) for wanted in stage.says)
     verdict = {"stage": stage.name, "ok": ok, "seconds": round(time.monotonic() - start, 1)}
     return verdict | {"exit": "time limit" if code is None else code, "last": last}
 
@@ -92,7 +95,8 @@ def main() -> None:
             print(f"{stage.name:>20}  at most {stage.limit_s:>3} s  {' '.join(stage.command)}")
         return
     arguments.log.parent.mkdir(parents=True, exist_ok=True)
-    name, start = device_name(arguments.device), time.monotonic()
+    start = time.monotonic()
+    name = device_name(arguments.device)
     done = set() if arguments.again else passed(read_rows(arguments.json), name)
     failed = []
     for stage in chosen:

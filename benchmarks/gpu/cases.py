@@ -56,7 +56,11 @@ class Rows:
         print(", ".join(f"{k} {v}" for k, v in self.about.items()), flush=True)
         rows = read_rows(arguments.json) if arguments.resume else []
         same = ("csrc", "device", "torch")
-        self.known = {self._key(r) for r in rows if "case" in r and all(r.get(n) == self.about[n] for n in same)}
+        self.known = {
+            self._key(r)
+            for r in rows
+            if "case" in r and "error" not in r and all(r.get(n) == self.about[n] for n in same)
+        }
 
     @staticmethod
     def _key(row):

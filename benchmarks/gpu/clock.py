@@ -42,7 +42,7 @@ def captured(calls) -> tuple[torch.cuda.CUDAGraph, list]:
 
 
 def eager_milliseconds(calls, device: str, rounds: int) -> list[float]:
-    """Per call, without a graph: what a user sees who waits for all of them. The calls have run before."""
+    """Per call, without a graph, launched ahead of the GPU: as in a network that keeps it busy."""
     if device == "cpu":
         return _on_cpu(calls, rounds)
 
@@ -54,15 +54,33 @@ def eager_milliseconds(calls, device: str, rounds: int) -> list[float]:
 
 
 def _by_events(function, count, rounds):
-    times = []
-    for _ in range(rounds + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    """A round is as many calls of ``function`` as take five milliseconds. They are queued while the GPU sleeps, so that
+    what is between the events is the GPU's time alone."""
+    start = time.perf_counter()
+    runs = 0
+    while time.perf_counter() - start < 0.1:  # also lets the clocks rise
         function()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / count)
-    return times[2:]
+        torch.cuda.synchronize()
+        runs += 1
+    repeats = max(1, min(50, round(runs * 0.005 / 0.1)))
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    queued = time.perf_counter() - start
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(rounds):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(
+            int(min(1.5 * queued + 1e-4, 0.1) * 2e9)
+        )  # cycles, of which there are 2e9 in a second at most
+        before.record()
+        for _ in range(repeats):
+            function()
+        after.record()
+        after.synchronize()
+        times.append(before.elapsed_time(after) / (count * repeats))
+    return times
 
 
 def _on_cpu(calls, rounds):

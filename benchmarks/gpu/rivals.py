@@ -1,11 +1,12 @@
-"""LIF, forward + backward as a user calls it: sewsnn beside what else there is, in turns on the same data.
+"""LIF, forward + backward as a user calls it: sewsnn beside what else there is, in one run on the same data.
 
-    python -m benchmarks.gpu.rivals [--providers native compile spikingjelly loop] [--device cuda|cpu] [--quick]
+    python -m benchmarks.gpu.rivals [--providers native compile ...] [--device cuda|cpu] [--quick]
                                     [--json FILE] [--resume]
 
-The rivals are those of benchmarks/cpu_neuron.py. The potential is fp32 for all: torch.compile and the loop convert x
-and the spikes, which the compiler fuses; SpikingJelly's node is used as it is. Each row says how many spikes differ
-from native's. A rival that fails leaves a row with its error.
+The rivals are those of benchmarks/cpu_neuron.py. torch.compile and the loop keep the potential in fp32, as native does,
+and convert x and the spikes, which the compiler fuses. SpikingJelly's node is used as it is, with its default backend
+and with backend="cupy" (its potential has the dtype of x). Each row says how many spikes differ from native's; peak_MiB
+is what a call takes besides its operands. A rival that fails leaves a row with its error.
 """
 
 import itertools
@@ -19,7 +20,7 @@ from benchmarks.gpu.cases import DTYPES, Rows, operand, parse
 from sewsnn import functional
 
 CASE = "LIF_forward_backward"
-PROVIDERS = ("native", "compile", "spikingjelly", "loop")
+PROVIDERS = ("native", "compile", "spikingjelly", "spikingjelly_cupy", "loop")
 
 
 def native(x):
@@ -33,8 +34,11 @@ def loop(x):
 def provider(name: str):
     """The function of that name; None if it is not installed."""
     if name == "compile":
+        torch.compiler.reset()  # each shape is compiled anew; there is a limit to how often that may happen
         return torch.compile(loop, fullgraph=True, dynamic=False)
-    return {"native": native, "loop": loop, "spikingjelly": cpu_neuron.spikingjelly_node()}[name]
+    if name.startswith("spikingjelly"):
+        return cpu_neuron.spikingjelly_node("cupy" if name.endswith("cupy") else None)
+    return {"native": native, "loop": loop}[name]
 
 
 def time_one(function, sets, arguments) -> dict:
@@ -43,10 +47,11 @@ def time_one(function, sets, arguments) -> dict:
     cuda = arguments.device == "cuda"
     for call in calls:
         call()
+    before = torch.cuda.memory_allocated() if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     times = quantiles(clock.eager_milliseconds(calls, arguments.device, arguments.rounds))
-    peak = {"peak_MiB": torch.cuda.max_memory_allocated() / 2**20} if cuda else {}
+    peak = {"peak_MiB": (torch.cuda.max_memory_allocated() - before) / 2**20} if cuda else {}
     return {f"{k}_ms": v for k, v in times.items()} | peak
 
 
@@ -58,15 +63,15 @@ def measure(arguments, rows: Rows) -> None:
         functions = {name: function for name in names if (function := provider(name))}
         if all(rows.has(CASE, name, dtype, place) for name in functions):
             continue
-        sets = [tuple(operand(shape, DTYPES[dtype], arguments.device) for _ in range(2)) for _ in range(2)]
+        # Contiguous: the loop's torch.stack would else pay for a transposition, which is not what is compared.
+        sets = [tuple(operand(shape, DTYPES[dtype], arguments.device).contiguous() for _ in range(2)) for _ in range(2)]
         spikes = native(sets[0][0])
         for x, _ in sets:
             x.requires_grad_()
         for name, function in functions.items():
             row = {"case": CASE, "provider": name, "dtype": dtype, "place": place, "shape": shape, "T": shape[0]}
             try:
-                with torch.no_grad():
-                    row["spikes_differ"] = int((function(sets[0][0]) != spikes).sum())
+                row["spikes_differ"] = int((function(sets[0][0]).detach() != spikes).sum())
                 row |= time_one(function, sets, arguments)
             except Exception as error:
                 row["error"] = f"{type(error).__name__}: {error}"[:300]

@@ -35,34 +35,51 @@ def gradients(neuron, x, v, w, backend, store_v_seq):
     return s.detach().cpu(), [g.cpu() for g in torch.autograd.grad(loss, wanted)]
 
 
-def check(device: str) -> int:
-    """How many cases; the first that differs from the reference on the CPU ends the program."""
-    count = 0
-    for dtype, neuron, T, M, store_v_seq in itertools.product(DTYPES, NEURONS, (3, 4, 17), (64, 301), (False, True)):
-        generator = torch.Generator().manual_seed(count)
+def differences(device: str):
+    """For each case nothing, or how it differs from the reference on the CPU."""
+    cases = itertools.product(DTYPES, NEURONS, (3, 4, 17), (64, 301), (False, True))
+    for seed, (dtype, neuron, T, M, store_v_seq) in enumerate(cases):
+        generator = torch.Generator().manual_seed(seed)
         state = torch.float64 if dtype == torch.float64 else torch.float32
         x = (torch.randn(T, M, generator=generator) * 1.5 + 0.5).to(dtype)
         v = (torch.randn(M, generator=generator) * 0.3).to(state)
-        w = torch.tensor(0.3)
-        # Another sigmoid may differ by a rounding: both get the leak of 1/2, which is exact.
-        w.zero_()
+        w = torch.tensor(0.0)  # sigmoid(0) is 1/2 everywhere; another sigmoid may differ by a rounding
         s_ref, expected = gradients(neuron, x, v, w, "torch", store_v_seq)
         s, actual = gradients(neuron, x.to(device), v.to(device), w.to(device), "native", store_v_seq)
         case = f"{neuron}, {dtype}, T={T}, M={M}, store_v_seq={store_v_seq}"
         if not torch.equal(s, s_ref):
-            raise SystemExit(f"{case}: {int((s != s_ref).sum())} spikes differ from the reference's")
+            yield f"{case}: {int((s != s_ref).sum())} spikes differ from the reference's"
         for name, a, b in zip("xvw", actual, expected, strict=False):
             rounding = 2.0**-7 if a.dtype in (torch.float16, torch.bfloat16) else 1e-4
             if not torch.allclose(a, b, rtol=rounding, atol=rounding * max(1.0, float(b.abs().max()))):
-                raise SystemExit(f"{case}: the gradient of {name} is off by {float((a - b).abs().max()):.1e}")
+                yield f"{case}: the gradient of {name} is off by {float((a - b).abs().max()):.1e}"
         with torch.no_grad():
-            if not torch.equal(
-                call(neuron, x.to(device), None, w.to(device), "native", False)[0].cpu(),
-                call(neuron, x, None, w, "torch", False)[0],
-            ):
-                raise SystemExit(f"{case}: without gradients the spikes differ")
-        count += 1
-    return count
+            s, _ = call(neuron, x.to(device), None, w.to(device), "native", False)
+            if not torch.equal(s.cpu(), call(neuron, x, None, w, "torch", False)[0]):
+                yield f"{case}: without gradients the spikes differ"
+        # One number for all neurons, and no gradient of s at all.
+        for pick in (0, 1):
+            grads = []
+            for where, backend in ((device, "native"), ("cpu", "torch")):
+                leaf = x.to(where).detach().requires_grad_()
+                call(neuron, leaf, None, w.to(where), backend, store_v_seq)[pick].sum().backward()
+                grads.append(leaf.grad.cpu().double())
+            if not torch.allclose(*grads, rtol=1e-2, atol=1e-2):
+                yield f"{case}: the gradient of a sum (output {pick}) is off by {(grads[0] - grads[1]).abs().max():.1e}"
+        yield None
+
+
+def check(device: str) -> None:
+    """All cases; fails at the end if there is a difference."""
+    found, count = [], 0
+    for difference in differences(device):
+        count += difference is None
+        if difference:
+            found.append(difference)
+            print(difference, flush=True)
+    if found:
+        raise SystemExit(f"{len(found)} differences in {count} cases")
+    print(f"{count} cases agree with the reference")
 
 
 def large() -> None:
@@ -88,7 +105,7 @@ def main() -> None:
     if arguments.large:
         large()
     else:
-        print(f"{check(arguments.device)} cases agree with the reference")
+        check(arguments.device)
 
 
 if __name__ == "__main__":

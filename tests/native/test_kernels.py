@@ -48,7 +48,7 @@ class OnGpu:
     def placed(x, offset, gap):
         """x on the GPU, ``offset`` numbers off alignment, ``gap`` numbers between its rows."""
         if x.stride(0) == 0:
-            return OnGpu.placed(x[:1], offset, gap).expand(x.shape)
+            return OnGpu.placed(x[:1].clone(), offset, gap).expand(x.shape)
         row = x[0].numel()
         memory = torch.full((offset + len(x) * (row + gap),), torch.nan, dtype=x.dtype, device="cuda")
         strides = [row + gap, *(x.stride()[1:] if x.dim() > 1 else ())]

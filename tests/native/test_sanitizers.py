@@ -16,7 +16,11 @@ CASES = "test_every_kernel or (test_misaligned_views and plif) or test_any_order
 def runtime() -> str | None:
     """AddressSanitizer's runtime, which must be there before Python is."""
     compiler = os.environ.get("CXX", "c++")
-    path = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    try:
+        done = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True)
+    except OSError:
+        return None
+    path = done.stdout.strip()
     return path if os.path.isabs(path) else None
 
 
