@@ -12,7 +12,8 @@
 SEWSNN_BEGIN
 
 constexpr int kThreads = 128;
-constexpr int kAhead = 4;  // time-steps loaded before they are used
+constexpr int kSumThreads = 1024;  // of the one block that adds partial sums
+constexpr int kAhead = 4;          // time-steps loaded before they are used
 
 // The neuron in the state's type, made on the host: kernels compute no constants.
 template <class Neuron, class S>
@@ -87,15 +88,16 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Sum over the block, in an order that depends on nothing but the thread number; thread 0 has it.
+template <int Threads>
 __device__ __forceinline__ double block_sum(double x) {
-  __shared__ double warps[kThreads / 32];
+  __shared__ double warps[Threads / 32];
   SEWSNN_UNROLL
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(0xffffffffu, x, offset);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
   __syncthreads();
   double sum = 0;
   if (threadIdx.x == 0)
-    for (int w = 0; w < kThreads / 32; ++w) sum += warps[w];
+    for (int w = 0; w < Threads / 32; ++w) sum += warps[w];
   return sum;
 }
 
@@ -207,17 +209,17 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor<K, N, Leak
   double grad_leak = 0;
   if (i < p.M) grad_leak = backward_neurons<Neuron, Storage, K, N, Leak>(p, o, i);
   if (Leak) {
-    const double sum = block_sum(grad_leak);
+    const double sum = block_sum<kThreads>(grad_leak);
     if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, sum);
   }
 }
 
 // One block: the partial sums in a fixed order, rounded once to the state's type.
 template <class S>
-__global__ void __launch_bounds__(kThreads) sum_partials_kernel(const double* partials, int64_t count, S* out) {
+__global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(const double* partials, int64_t count, S* out) {
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += load_global(partials + i);
-  sum = block_sum(sum);
+  for (int64_t i = threadIdx.x; i < count; i += kSumThreads) sum += load_global(partials + i);
+  sum = block_sum<kSumThreads>(sum);
   if (threadIdx.x == 0) store_global(out, S(sum));
 }
 

@@ -32,12 +32,12 @@ inline unsigned blocks_for(int64_t M, int neurons) {
   return unsigned((M + per_block - 1) / per_block);
 }
 
-// The runtime's call for what <<<blocks, kThreads, 0, stream>>> means.
-template <class... P, class... Given>
+// The runtime's call for what <<<blocks, Threads, 0, stream>>> means.
+template <int Threads = kThreads, class... P, class... Given>
 cudaError_t launch(void (*kernel)(P...), unsigned blocks, cudaStream_t stream, const Given&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(Threads);
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }

@@ -212,6 +212,12 @@ def test_any_order_of_threads_gives_the_same_bits():
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_more_partial_sums_than_threads_add_them(kernels):
+    """PLIF over 1101 blocks: the leak's gradient is summed by 1024 threads."""
+    name, x, settings = arguments("plif", torch.float32, kernels.device, (1, 140_801))
+    kernels.compare(name, x, **settings)
+
+
 def test_every_kernel_is_compared():
     """All the instances the library can launch, one after the other, each against the reference."""
     launched = set()
