@@ -67,7 +67,7 @@ def environment(device: str = "cpu") -> dict:
         raise SystemExit(f"nothing to measure: {NATIVE_ERROR}")
     if library_hash() != csrc_hash():
         raise SystemExit(f"the library was built from sources {library_hash()}, these are {csrc_hash()}: build it anew")
-    found = {"device": _device_name(device)}
+    found = {"device": device_name(device)}
     if device == "cpu":
         found |= {
             "threads": torch.get_num_threads(),
@@ -98,11 +98,11 @@ def _commit() -> str:
     return git.stdout.strip() or os.environ.get("SEWSNN_COMMIT", "unknown")
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
     import torch
 
     if device != "cpu":
-        return torch.cuda.get_device_name()
+        return torch.cuda.getdevice_name()
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))

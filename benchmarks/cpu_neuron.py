@@ -48,7 +48,7 @@ def loop(x_seq: torch.Tensor, atan=_ATAN) -> torch.Tensor:
     return torch.stack(s_seq)
 
 
-class _Spike(torch.autograd.Function):
+class Spike(torch.autograd.Function):
     """ATan, alpha = 2, in a form torch.compile traces."""
 
     @staticmethod
@@ -64,7 +64,7 @@ class _Spike(torch.autograd.Function):
 
 def compiled_loop():
     """torch.compile of the loop."""
-    return torch.compile(lambda x_seq: loop(x_seq, _Spike.apply), fullgraph=True)
+    return torch.compile(lambda x_seq: loop(x_seq, Spike.apply), fullgraph=True)
 
 
 def spikingjelly_node(backend: str | None = None):

@@ -1,18 +1,12 @@
 """What the kernels become: nothing in local memory, packs of neurons loaded and stored whole, no contraction."""
 
-import json
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import machine_code  # noqa: E402
-from benchmarks.common import csrc_hash  # noqa: E402
+from benchmarks import machine_code
+from benchmarks.common import ROOT, csrc_hash, read_rows
 
 needs_nvcc = pytest.mark.skipif(
     machine_code.find_nvcc() is None, reason="nvcc was not found (put it on PATH or set CUDA_HOME)"
@@ -29,7 +23,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def committed():
-    return [json.loads(line) for line in machine_code.RESULTS.read_text(encoding="utf-8").splitlines()]
+    return read_rows(machine_code.RESULTS)
 
 
 def none_of(rows, wrong):

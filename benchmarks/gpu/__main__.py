@@ -23,7 +23,7 @@ from benchmarks.gpu.stages import Stage, available, stages
 
 def device_name(device: str) -> str:
     """Which device the results are of. Asked in a process of its own: this one never holds the GPU."""
-    code = f"from benchmarks.common import _device_name; print(_device_name({device!r}))"
+    code = f"from benchmarks.common import device_name; print(device_name({device!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"no {device} device: {(done.stderr.strip().splitlines() or ['?'])[-1]}")

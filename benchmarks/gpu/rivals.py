@@ -28,7 +28,7 @@ def native(x):
 
 
 def loop(x):
-    return cpu_neuron.loop(x.float(), cpu_neuron._Spike.apply).to(x.dtype)
+    return cpu_neuron.loop(x.float(), cpu_neuron.Spike.apply).to(x.dtype)
 
 
 def provider(name: str):
