@@ -1,0 +1,116 @@
+// What the kernels of batch norm + neuron + connection are told, forward and backward, on CPU and CUDA.
+//
+//   y = (z - mean) scale + bias,  scale = weight / sqrt(var + eps)         batch norm, mean and var over T, N, H, W
+//   A = SN(y)                                                              the neuron over T
+//   out = g(A, S)                                                          the connection with the shortcut S
+#pragma once
+
+#include "core/params.h"
+
+namespace sewsnn {
+
+// g of the main paper's Table 1; AddBefore is the order of Spiking ResNet, out = SN(y + S).
+enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4 };
+
+// Element i of a row belongs to channel (i / inner) % count: inner is 1 for channels_last, H * W for contiguous.
+struct Channels {
+  int64_t count = 1, inner = 1;
+};
+
+// All [C], in the state's type.
+struct Norm {
+  const void* mean = nullptr;    // null: no normalisation, y = z (it is in the convolution's weights)
+  const void* var = nullptr;     // biased
+  const void* weight = nullptr;  // null: 1
+  const void* bias = nullptr;    // null: 0
+  double eps = 1e-5;
+};
+
+struct BnStatisticsParams {
+  DType dtype = DType::Float32;
+  int64_t T = 1, M = 0;
+  Channels channels;
+  Rows z;                      // [T, M] storage
+  void* partials = nullptr;    // workspace
+  void* statistics = nullptr;  // [2, C] state: mean, biased variance
+};
+
+// What forward and backward share.
+struct BnParams {
+  NeuronParams neuron;
+  bool spiking = true;  // false: no neuron, A = y
+  Norm norm;
+  Channels channels;
+  Connect connect = Connect::None;
+  DType dtype = DType::Float32;
+  int64_t T = 0, M = 0;
+  bool still = false;  // z is one row, shown T times; its gradient is one row, too
+  Rows z;              // [T, M] storage
+  Rows shortcut;       // [T, M] storage; data null: none (Connect::None), or not read (backward of Connect::Add)
+};
+
+struct BnForwardParams : BnParams {
+  void* out = nullptr;          // [T, M] storage, dense
+  void* v = nullptr;            // [M] state; null: not wanted
+  void* checkpoints = nullptr;  // [checkpoint_count(T), M] state; null: no backward will follow
+  void* bits = nullptr;         // [T, M / 8]: spike i of a row is bit i % 8 of byte i / 8; null: not wanted
+};
+
+// The first of two passes over z: dL/dy is recomputed and reduced. In the second it is recomputed once more, for
+//   dL/dz = scale (dL/dy - sum(dL/dy) / count - xhat sum(dL/dy xhat) / count),  xhat = (z - mean) / sqrt(var + eps)
+struct BnBackwardParams : BnParams {
+  const void* checkpoints = nullptr;  // [checkpoint_count(T), M] state
+  Rows grad_out;                      // [T, M] storage
+};
+
+struct BnReduceParams : BnBackwardParams {
+  Rows grad_skip;                        // another gradient of the same output, to be added; data null: none
+  void* grad_sum = nullptr;              // [T, M] storage: grad_out + grad_skip; null where there is no grad_skip
+  void* partials = nullptr;              // workspace
+  double* grad_leak_partials = nullptr;  // workspace; null: not wanted
+  void* sums = nullptr;                  // [2, C] state: sum of dL/dy (bias' gradient), of dL/dy xhat (weight's)
+};
+
+struct BnApplyParams : BnBackwardParams {
+  const void* sums = nullptr;     // [2, C] state, of all that mean and var are of; null: those are constants
+  double count = 1;               // how many elements of a channel they are of
+  void* grad_z = nullptr;         // [T, M] storage, dense; [M] if still
+  void* grad_shortcut = nullptr;  // [T, M] storage, dense; null: not wanted, or grad_out itself (Connect::Add)
+};
+
+// The stem: batch norm and neuron of one still image over T, then max pooling 3x3, stride 2, padding 1. T <= kChunk.
+// Spikes are 0 or 1, so the maximum of a window is 1 if any of them is; its gradient goes to the first position, row by
+// row, that holds the maximum, as in torch's max_pool2d.
+struct PoolParams {
+  NeuronParams neuron;
+  Norm norm;
+  DType dtype = DType::Float32;
+  int64_t T = 0, images = 0, channels = 0, height = 0, width = 0;
+  bool channels_last = false;
+  const void* z = nullptr;  // [images, C, H, W] storage, dense in this order or channels_last
+
+  int64_t out_height() const { return (height - 1) / 2 + 1; }
+  int64_t out_width() const { return (width - 1) / 2 + 1; }
+};
+
+struct PoolForwardParams : PoolParams {
+  void* out = nullptr;  // [T, images, C, out_height, out_width] storage, in the order of z
+};
+
+struct PoolBackwardParams : PoolParams {
+  const void* grad_out = nullptr;  // as out
+};
+
+struct PoolReduceParams : PoolBackwardParams {
+  void* partials = nullptr;              // workspace
+  double* grad_leak_partials = nullptr;  // workspace; null: not wanted
+  void* sums = nullptr;                  // as in BnReduceParams
+};
+
+struct PoolApplyParams : PoolBackwardParams {
+  const void* sums = nullptr;  // as in BnApplyParams
+  double count = 1;
+  void* grad_z = nullptr;  // as z
+};
+
+}  // namespace sewsnn

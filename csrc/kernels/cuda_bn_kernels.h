@@ -1,0 +1,24 @@
+// The CUDA kernels of batch norm + neuron + connection as functions. No torch here. They return the launch's error; the
+// stream carries the work.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "core/bn_params.h"
+
+namespace sewsnn {
+
+// Bytes of `partials` that statistics and reduce need.
+int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels&, DType);
+// How many numbers reduce leaves in grad_leak_partials, to be added by cuda_sum_partials.
+int64_t cuda_bn_leak_partials(const BnReduceParams&);
+
+cudaError_t cuda_bn_statistics(const BnStatisticsParams&, cudaStream_t);
+// running += momentum (new - running), the variance unbiased; nothing, unless all statistics are finite.
+cudaError_t cuda_bn_update(const void* statistics, int64_t channels, double momentum, double count, DType state,
+                           void* running_mean, void* running_var, cudaStream_t);
+cudaError_t cuda_bn_forward(const BnForwardParams&, cudaStream_t);
+cudaError_t cuda_bn_reduce(const BnReduceParams&, cudaStream_t);
+cudaError_t cuda_bn_apply(const BnApplyParams&, cudaStream_t);
+
+}  // namespace sewsnn
