@@ -4,12 +4,9 @@ A neuron starts from rest (``v_reset``, or 0 with soft reset) unless ``v`` is gi
 float32 (float64 for float64 input): the state is never rounded to half precision between time-steps.
 """
 
-import math
-import numbers
-
-import torch
 from torch import Tensor, nn
 
+from sewsnn import checks
 from sewsnn.ops import neuron as native
 from sewsnn.ops import reference
 from sewsnn.ops.load import resolve_backend
@@ -17,7 +14,6 @@ from sewsnn.surrogate import ATan
 
 __all__ = ["if_multistep", "lif_multistep", "plif_multistep", "reset_net"]
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _ATAN = ATan(2.0)
 
 
@@ -55,7 +51,7 @@ def if_multistep(
 
     Source: main paper, section 3.1; supplement, A.1.
     """
-    check_neuron(v_threshold, v_reset, surrogate_function)
+    checks.check_neuron(v_threshold, v_reset, surrogate_function)
     return multistep(
         x_seq,
         v,
@@ -92,8 +88,8 @@ def lif_multistep(
 
     All else as in :func:`if_multistep`. Source: supplement, A.1.
     """
-    check_neuron(v_threshold, v_reset, surrogate_function)
-    check_tau(tau)
+    checks.check_neuron(v_threshold, v_reset, surrogate_function)
+    checks.check_tau(tau)
     return multistep(
         x_seq,
         v,
@@ -130,7 +126,7 @@ def plif_multistep(
 
     All else as in :func:`lif_multistep`. Source: supplement, A.1; Fang et al., ICCV 2021 (PLIF).
     """
-    check_neuron(v_threshold, v_reset, surrogate_function)
+    checks.check_neuron(v_threshold, v_reset, surrogate_function)
     return multistep(
         x_seq,
         v,
@@ -170,12 +166,12 @@ def multistep(
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """The one way into every neuron; ``v_mode`` as in :mod:`sewsnn.ops.neuron`. Checks the tensors, not the numbers."""
-    check_input(x_seq)
-    check_v(v, x_seq)
+    checks.check_input(x_seq)
+    checks.check_v(v, x_seq)
     state = reference.state_dtype(x_seq.dtype)
     leak = None
     if kind == native.PLIF:
-        check_w(w, x_seq)
+        checks.check_w(w, x_seq)
         leak = w.to(state).reshape(()).sigmoid()
     if resolve_backend(backend, x_seq.device.type, surrogate_function) == "native":
         return native.multistep(
@@ -205,71 +201,3 @@ def multistep(
     if v_mode == native.V_SEQUENCE:
         return s_seq, v_seq
     return s_seq, v_seq[-1] if v_mode == native.V_FINAL else None
-
-
-def _check_number(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-
-
-def check_neuron(v_threshold, v_reset, surrogate_function) -> None:
-    """The arguments all neurons share."""
-    _check_number("v_threshold", v_threshold)
-    if v_reset is not None:
-        _check_number("v_reset", v_reset)
-    if not callable(surrogate_function):
-        raise TypeError(
-            f"surrogate_function must be one of sewsnn.surrogate, or callable on h - v_threshold, "
-            f"got {type(surrogate_function).__name__}"
-        )
-
-
-def check_tau(tau, name: str = "tau") -> None:
-    """tau of LIF."""
-    _check_number(name, tau)
-    if tau < 1:
-        raise ValueError(f"{name} must be at least 1, got {tau}")
-
-
-def check_input(x_seq) -> None:
-    """x_seq of every neuron."""
-    if not isinstance(x_seq, Tensor):
-        raise TypeError(f"x_seq must be a tensor, got {type(x_seq).__name__}")
-    if x_seq.dtype not in _DTYPES:
-        raise TypeError(f"x_seq must be float32, float16, bfloat16 or float64, got {x_seq.dtype}")
-    if x_seq.layout != torch.strided:
-        raise TypeError(f"x_seq must be a dense (strided) tensor, got {x_seq.layout}")
-    if x_seq.dim() == 0:
-        raise ValueError("x_seq must be [T, ...], got a tensor without dimensions")
-    if x_seq.shape[0] == 0:
-        raise ValueError(f"x_seq must have at least one time-step, got T = 0 (shape {list(x_seq.shape)})")
-
-
-def check_v(v, x_seq: Tensor) -> None:
-    """The initial potential."""
-    if v is None:
-        return
-    if not isinstance(v, Tensor):
-        raise TypeError(f"v must be a tensor or None, got {type(v).__name__}")
-    if v.shape != x_seq.shape[1:]:
-        raise ValueError(
-            f"v must have the shape of one time-step of x_seq, {list(x_seq.shape[1:])}, got {list(v.shape)}; "
-            "a node that keeps its state needs reset() before another shape"
-        )
-    state = reference.state_dtype(x_seq.dtype)
-    if v.dtype not in (x_seq.dtype, state):
-        raise TypeError(f"v must be {state} (or the dtype of x_seq, {x_seq.dtype}), got {v.dtype}")
-    if v.device != x_seq.device:
-        raise ValueError(f"v must be on the device of x_seq, {x_seq.device}, got {v.device}")
-
-
-def check_w(w, x_seq: Tensor) -> None:
-    """The parameter of PLIF."""
-    if not isinstance(w, Tensor):
-        raise TypeError(f"w must be a tensor, got {type(w).__name__}")
-    if w.numel() != 1 or not w.dtype.is_floating_point:
-        raise ValueError(f"w must be one floating-point number, got shape {list(w.shape)}, {w.dtype}")
-    if w.device != x_seq.device:
-        raise ValueError(f"w must be on the device of x_seq, {x_seq.device}, got {w.device}")

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sewsnn import functional
+from sewsnn import checks, functional
 from sewsnn.ops import neuron as native
 from sewsnn.ops.load import BACKENDS
 from sewsnn.surrogate import ATan
@@ -57,7 +57,7 @@ class BaseNode(nn.Module):
     ):
         super().__init__()
         surrogate_function = ATan(2.0) if surrogate_function is None else surrogate_function
-        functional.check_neuron(v_threshold, v_reset, surrogate_function)
+        checks.check_neuron(v_threshold, v_reset, surrogate_function)
         if step_mode not in ("m", "s"):
             raise ValueError(f"step_mode must be 'm' or 's', got {step_mode!r}")
         if backend not in BACKENDS:
@@ -100,7 +100,7 @@ class BaseNode(nn.Module):
             detach_reset=self.detach_reset,
             v_mode=v_mode,
             backend=self.backend,
-            **self._charge_arguments(),
+            **self.charge_arguments(),
         )
         if v is not None:
             if not keep:
@@ -109,7 +109,8 @@ class BaseNode(nn.Module):
             self.v_seq = v if v_mode == native.V_SEQUENCE else None
         return s_seq.squeeze(0) if single else s_seq
 
-    def _charge_arguments(self) -> dict:
+    def charge_arguments(self) -> dict:
+        """What the class adds to the neuron's settings: ``tau`` or ``w``, and ``decay_input``."""
         return {}
 
     def reset(self) -> None:
@@ -162,11 +163,11 @@ class LIFNode(BaseNode):
 
     def __init__(self, tau: float = 2.0, decay_input: bool = True, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        functional.check_tau(tau)
+        checks.check_tau(tau)
         self.tau = tau
         self.decay_input = decay_input
 
-    def _charge_arguments(self):
+    def charge_arguments(self):
         return {"tau": self.tau, "decay_input": self.decay_input}
 
     def extra_repr(self):
@@ -189,7 +190,7 @@ class ParametricLIFNode(BaseNode):
 
     def __init__(self, init_tau: float = 2.0, decay_input: bool = True, *args, tau_grad: str = "full", **kwargs):
         super().__init__(*args, **kwargs)
-        functional.check_tau(init_tau, "init_tau")
+        checks.check_tau(init_tau, "init_tau")
         if init_tau == 1:
             raise ValueError("init_tau must be above 1: sigmoid(w) = 1 needs an infinite w")
         if tau_grad not in ("full", "frozen"):
@@ -203,7 +204,7 @@ class ParametricLIFNode(BaseNode):
         """The membrane time constant as it is now."""
         return 1 / float(self.w.detach().sigmoid())
 
-    def _charge_arguments(self):
+    def charge_arguments(self):
         w = self.w if self.tau_grad == "full" else self.w.detach()
         return {"w": w, "decay_input": self.decay_input}
 

@@ -46,7 +46,7 @@ struct BnParams {
   int64_t T = 0, M = 0;
   bool still = false;  // z is one row, shown T times; its gradient is one row, too
   Rows z;              // [T, M] storage
-  Rows shortcut;       // [T, M] storage; data null: none (Connect::None), or not read (backward of Connect::Add)
+  Rows shortcut;       // [T, M] storage; data null: none (Connect::None; the backward of Connect::Add is that of None)
 };
 
 struct BnForwardParams : BnParams {

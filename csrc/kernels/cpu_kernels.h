@@ -1,7 +1,7 @@
 // The CPU kernels as one table per instruction set. No torch here, and none of the kernels' headers.
 #pragma once
 
-#include "core/params.h"
+#include "kernels/cpu_bn_kernels.h"
 
 namespace sewsnn {
 
@@ -10,9 +10,10 @@ struct CpuKernels {
   int64_t block;  // neurons per block; the functions below run blocks [first, last) of ceil(M / block)
   void (*forward)(const ForwardParams&, int64_t first, int64_t last);
   void (*backward)(const BackwardParams&, int64_t first, int64_t last);  // one leak partial per block
+  const CpuBnKernels* bn;
 };
 
-// Defined by csrc/inst/multistep_cpu.cpp, compiled once per instruction set.
+// Defined by csrc/inst/multistep_cpu.cpp and bn_cpu.cpp, compiled once per instruction set.
 extern const CpuKernels kGenericKernels;
 #if defined(__x86_64__)
 extern const CpuKernels kAvx2Kernels;

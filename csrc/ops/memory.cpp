@@ -96,7 +96,7 @@ Pool& pool() {
 constexpr int64_t kLarge = int64_t(4) << 20;  // bytes; smaller results are left to torch's allocator
 
 int64_t bytes_of(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+  int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
   for (const int64_t size : sizes) bytes *= size;
   return bytes;
 }

@@ -2,87 +2,14 @@
 // sewsnn/ops/neuron.py; the readable reference in sewsnn/ops/reference.py.
 #include "ops/neuron.h"
 
-#include <cmath>
-
 namespace sewsnn {
 namespace {
-
-DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::Float32;
-    case ScalarType::Half: return DType::Float16;
-    case ScalarType::BFloat16: return DType::BFloat16;
-    case ScalarType::Double: return DType::Float64;
-    default: STD_TORCH_CHECK(false, "x must be float32, float16, bfloat16 or float64");
-  }
-}
-
-ScalarType state_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-void check_like(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, const Layout& layout, bool time) {
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
-  STD_TORCH_CHECK(t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index(), name,
-                  " must be on the device of x");
-  const int64_t skip = time ? 0 : 1;
-  bool same = t.dim() == x.dim() - skip;
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == layout.sizes[size_t(d + skip)];
-  STD_TORCH_CHECK(same, name, time ? " must have the shape of x" : " must have the shape of one time-step of x");
-}
-
-Layout layout_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() >= 1, "x must be [T, ...], got a 0-dimensional tensor");
-  STD_TORCH_CHECK(x.size(0) >= 1, "x must have at least one time-step, got T = 0");
-  return Layout(x);
-}
-
-NeuronParams neuron_params(const NeuronOptions& o) {
-  STD_TORCH_CHECK(o.kind >= 0 && o.kind <= 2, "unknown neuron kind ", o.kind);
-  STD_TORCH_CHECK(o.surrogate >= 0 && o.surrogate < kSurrogates, "unknown surrogate kind ", o.surrogate);
-  STD_TORCH_CHECK(std::isfinite(o.v_threshold), "v_threshold must be finite");
-  STD_TORCH_CHECK(!o.v_reset || std::isfinite(*o.v_reset), "v_reset must be finite or None");
-  STD_TORCH_CHECK(o.kind != int64_t(NeuronKind::LIF) || o.tau >= 1, "tau must be at least 1");
-  NeuronParams p;
-  p.kind = NeuronKind(o.kind);
-  p.surrogate = SurrogateKind(o.surrogate);
-  p.alpha = o.alpha;
-  p.tau = o.tau;
-  p.inverse_tau = 1 / o.tau;
-  p.v_threshold = o.v_threshold;
-  p.v_reset = o.v_reset.value_or(0);
-  p.hard_reset = o.v_reset.has_value();
-  p.detach_reset = o.detach_reset;
-  p.decay_input = o.decay_input;
-  return p;
-}
-
-Operand leak_operand(const std::optional<Tensor>& leak, const Tensor& x, NeuronKind kind) {
-  if (kind != NeuronKind::PLIF) return {Tensor(), {}};
-  STD_TORCH_CHECK(leak.has_value(), "leak is needed by PLIF");
-  STD_TORCH_CHECK(leak->numel() == 1 && leak->scalar_type() == state_type(x) && leak->is_cuda() == x.is_cuda(),
-                  "leak must be one number in the dtype of the state, on the device of x");
-  return {*leak, {leak->const_data_ptr(), 0, 0}};
-}
-
-Operand x_operand(const Tensor& x, const Layout& layout) {
-  if (layout.x_in_place) return {x, {x.const_data_ptr(), x.stride(0), 1}};
-  if (layout.M == 0) return {x, {}};
-  return as_operand(x, layout, true, false);
-}
 
 Operand v_operand(const std::optional<Tensor>& v, const Tensor& x, const Layout& layout) {
   if (!v) return {Tensor(), {}};
   check_like("v", *v, x, state_type(x), layout, false);
   return as_operand(*v, layout, false, false);
 }
-
-VMode checked_mode(int64_t v_mode) {
-  STD_TORCH_CHECK(v_mode >= 0 && v_mode <= 2, "v_mode must be 0, 1 or 2, got ", v_mode);
-  return VMode(v_mode);
-}
-
-void* data(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
 }  // namespace
 

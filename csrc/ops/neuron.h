@@ -4,23 +4,9 @@
 #include <optional>
 #include <tuple>
 
-#include "ops/layout.h"
+#include "ops/operands.h"
 
 namespace sewsnn {
-
-// What the schemas carry besides tensors, in their order.
-struct NeuronOptions {
-  int64_t kind;
-  double tau;
-  bool decay_input;
-  double v_threshold;
-  std::optional<double> v_reset;
-  int64_t surrogate;
-  double alpha;
-  bool detach_reset;
-};
-
-enum class VMode : int64_t { None = 0, Final = 1, Sequence = 2 };
 
 struct ForwardCall {
   Layout layout;

@@ -78,3 +78,62 @@ def multistep(
         s_seq.append(s.to(x_seq.dtype))
         v_seq.append(v)
     return torch.stack(s_seq), torch.stack(v_seq)
+
+
+#: g(A, S), the connection of a block's output A with its shortcut S (main paper, Table 1)
+CONNECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ADD": lambda a, s: a + s,
+    "AND": lambda a, s: a * s,
+    "IAND": lambda a, s: s * (1 - a),
+}
+
+
+def moments(z_seq: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel over T, N and space: what batch norm normalises with in training."""
+    z = z_seq.to(state_dtype(z_seq.dtype)).movedim(2, 0).flatten(1)
+    return z.mean(1), z.var(1, unbiased=False)
+
+
+def normalise(
+    z_seq: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """``(z - mean) weight / sqrt(var + eps) + bias`` of ``[T, N, C, ...]``, in :func:`state_dtype`."""
+    scale = 1 / (var + eps).sqrt()
+    scale = scale if weight is None else weight.to(scale.dtype) * scale
+    channel = [-1, *[1] * (z_seq.dim() - 3)]
+    y = (z_seq.to(scale.dtype) - mean.view(channel)) * scale.view(channel)
+    return y if bias is None else y + bias.to(scale.dtype).view(channel)
+
+
+def bn_neuron(
+    z_seq: Tensor,
+    shortcut: Tensor | None = None,
+    *,
+    statistics: tuple[Tensor, Tensor] | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    connect_f: str | None = None,
+    connect_before: bool = False,
+    neuron: dict | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Batch norm, the neuron over T, and the connection with the shortcut.
+
+        y = (z - mean) weight / sqrt(var + eps) + bias      statistics (mean, var); y = z if there are none
+        A = SN(y), out = g(A, S)                            or out = SN(y + S) with ``connect_before``
+
+    Args:
+        z_seq: ``[T, N, C, ...]``.
+        neuron: arguments of :func:`multistep`; None: no neuron, A = y.
+
+    Returns:
+        ``out [T, N, C, ...]`` in the dtype of z_seq, everything before it being in :func:`state_dtype`; and ``v_seq``.
+    """
+    state = state_dtype(z_seq.dtype)
+    y = z_seq.to(state) if statistics is None else normalise(z_seq, *statistics, weight, bias, eps)
+    if connect_before:
+        y = y + shortcut.to(state)
+    a, v_seq = (y, None) if neuron is None else multistep(y, **neuron)
+    if connect_f is not None and not connect_before:
+        a = CONNECT[connect_f](a, shortcut.to(state))
+    return a.to(z_seq.dtype), v_seq

@@ -1,0 +1,280 @@
+// Batch norm + IF/LIF/PLIF + connection on the CPU. As in multistep_cpu.h a tile of neurons runs all its time-steps in
+// the first-level cache, so that every operand crosses memory once per pass. Sums over channels are taken slab by slab:
+// how many slabs there are depends on the shape alone, and so does the result.
+#pragma once
+
+#include "kernels/bn_cpu_tiles.h"
+
+SEWSNN_BEGIN
+
+// The neurons of a slab: whole tiles, but for the last one of all.
+struct Slab {
+  int64_t begin, end;
+  static Slab of(int64_t slab, int64_t slabs, int64_t M) {
+    const int64_t tiles = (M + kTile - 1) / kTile, end = (slab + 1) * tiles / slabs * kTile;
+    return {slab * tiles / slabs * kTile, end < M ? end : M};
+  }
+};
+
+inline int tile_size(int64_t i, int64_t end) { return int(end - i < kTile ? end - i : kTile); }
+
+// [T, M] operands of which there may be none.
+template <class T>
+Source<T> source_at(const Rows& rows, int64_t t, int64_t i) {
+  return rows.data ? Source<T>::of(rows, t, i) : Source<T>{};
+}
+
+// Sums of z - k and of (z - k)^2 for each channel, [2, C] doubles for each slab; the table's first row is k.
+template <class Storage>
+void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t slabs, int64_t first, int64_t last) {
+  using S = State<Storage>;
+  Padded<Storage> tail;
+  for (int64_t slab = first; slab < last; ++slab) {
+    const auto [begin, end] = Slab::of(slab, slabs, p.M);
+    NormLanes<S> lanes(p.channels, table, 1);
+    ChannelSums<S> sums(p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
+    for (int64_t i = begin; i < end; i += kTile) {
+      if (lanes.differs(i)) sums.flush(lanes);
+      lanes.move_to(i);
+      const int n = tile_size(i, end);
+      for (int64_t t = 0; t < p.T; t += kChunk) {
+        const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
+        Source<Storage> z = Source<Storage>::of(p.z, t, i);
+        if (n < kTile) {
+          z = tail.filled(z, steps, n);
+          for (int64_t s = 0; s < steps; ++s)  // lanes that add nothing
+            for (int j = n; j < kTile; ++j) tail.rows[s][j] = store_<Storage>(lanes.row(kMean)[j]);
+        }
+        for (int j = 0; j < kTile; j += kGroupSize<S>) {
+          const Group<S> k = Group<S>::read_from(lanes.row(kMean) + j);
+          Group<S> sum = splat_group(S(0)), squares = sum;
+          for (int64_t s = 0; s < steps; ++s) {
+            z.prefetch_group(s, j);
+            const Group<S> d = z.group(s, j) - k;
+            sum = sum + d;
+            squares = squares + d * d;
+          }
+          sums.add(0, j, sum);
+          sums.add(1, j, squares);
+        }
+      }
+    }
+    sums.flush(lanes);
+  }
+}
+
+template <class Storage>
+void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t first, int64_t last) {
+  using S = State<Storage>;
+  const S leak = leak_of<S>(p.neuron), rest = S(p.neuron.v_reset);
+  const ForwardFunction<S> forward = select_forward<S>(p.neuron);
+  const Sink<Storage> out = sink_of<Storage>(p.out, p.T, p.M);
+  uint8_t* const bits = static_cast<uint8_t*>(p.bits);
+  NormLanes<S> lanes(p.channels, table, kBias + 1);
+  alignas(64) S y[kChunk * kTile], a[kChunk * kTile], v[kTile];
+  Padded<Storage> z_tail, shortcut_tail, out_tail;
+
+  const int64_t end = last * kBlock < p.M ? last * kBlock : p.M;
+  for (int64_t i = first * kBlock; i < end; i += kTile) {
+    lanes.move_to(i);
+    const int n = tile_size(i, end);
+    Source<S> before = {&rest, 0, 0};
+    for (int64_t t = 0; t < p.T; t += kChunk) {
+      const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
+      Source<Storage> z = Source<Storage>::of(p.z, t, i), shortcut = source_at<Storage>(p.shortcut, t, i);
+      const Sink<Storage> out_here = from(out, t, i);
+      Sink<Storage> sink = out_here;
+      if (n < kTile) {
+        z = z_tail.filled(z, steps, n);
+        shortcut = shortcut_tail.filled(shortcut, steps, n);
+        sink = out_tail.sink(out_here);
+      }
+      normalise(steps, z, shortcut, p.connect == Connect::AddBefore, lanes, y);
+      if (p.spiking) {
+        forward(p.neuron, leak, {steps, {y, kTile, 1}, before, v, {a, kTile, false}, {}});
+        before = {v, 0, 1};
+        if (p.checkpoints && t + kChunk < p.T)
+          memcpy(static_cast<S*>(p.checkpoints) + t / kChunk * p.M + i, v, n * sizeof(S));
+      }
+      connect(p.connect, steps, p.spiking ? a : y, shortcut, sink);
+      if (n < kTile) out_tail.copy_to(out_here, steps, n);
+      if (bits) pack_spikes(steps, a, bits + (t * p.M + i) / 8, p.M / 8, n);
+    }
+    if (p.v) memcpy(static_cast<S*>(p.v) + i, v, n * sizeof(S));
+  }
+  if (out.streaming) finish_streaming();
+}
+
+// dL/dy of a tile, chunk by chunk of its time-steps from the last to the first; all it needs is recomputed.
+template <class Storage>
+class GradY {
+ public:
+  using S = State<Storage>;
+
+  explicit GradY(const BnBackwardParams& p)
+      : p_(p),
+        leak_(leak_of<S>(p.neuron)),
+        rest_(S(p.neuron.v_reset)),
+        fire_(FireReset<S>::from(p.neuron)),
+        replay_(select_replay<S>(p.neuron)),
+        backward_(select_backward<S>(p.neuron)),
+        surrogate_(select_surrogate<S>(p.neuron)) {}
+
+  void begin(int64_t i, int n) {
+    i_ = i, n_ = n;
+    memset(gv_, 0, sizeof gv_);
+  }
+
+  // grad_out: rows of whole tiles.
+  void run(int64_t t, int64_t steps, const Source<Storage>& grad_out, const NormLanes<S>& lanes, double* grad_leak) {
+    z_ = Source<Storage>::of(p_.z, t, i_);
+    Source<Storage> shortcut = source_at<Storage>(p_.shortcut, t, i_);
+    if (n_ < kTile) {
+      z_ = z_tail_.filled(z_, steps, n_);
+      shortcut = shortcut_tail_.filled(shortcut, steps, n_);
+    }
+    connect_grad_a(p_.connect, steps, grad_out, shortcut, dy_);
+    normalise(steps, z_, shortcut, p_.connect == Connect::AddBefore, lanes, y_);
+    if (!p_.spiking) return;
+    Source<S> before = v_before<S>(nullptr, p_.checkpoints, t, p_.M, i_, &rest_);
+    if (n_ < kTile) before = v_tail_.filled(before, 1, n_);
+    BackwardTile<S> tile = {};
+    tile.steps = steps;
+    tile.x = {y_, kTile, 1};
+    tile.v_before = before;
+    tile.grad_s = {dy_, kTile, 1};
+    tile.grad_v_after = {gv_, 0, 1};
+    tile.grad_v_before = gv_;
+    tile.grad_x = {dy_, kTile, false};
+    tile.h = h_;
+    tile.g = g_;
+    replay_(p_.neuron, leak_, tile);
+    surrogate_(p_.neuron, h_, g_, steps * kTile);
+    backward_(p_.neuron, leak_, tile);
+    if (grad_leak) leak_gradient(p_.neuron, leak_, tile, grad_leak);
+  }
+
+  Group<S> dy(int64_t t, int i) const { return Group<S>::read_from(dy_ + t * kTile + i); }
+  Group<S> z(int64_t t, int i) const { return z_.group(t, i); }
+  // dL/dS of the connections it needs something recomputed for.
+  void shortcut_gradient(int64_t steps, const Source<Storage>& grad_out, const Sink<Storage>& to) const {
+    if (p_.connect == Connect::AddBefore) {
+      each_group<S>(steps, [&](int64_t t, int i) { to.put(t, i, dy(t, i)); });
+    } else {
+      connect_grad_shortcut(p_.connect, steps, grad_out, p_.spiking ? h_ : y_, p_.spiking ? &fire_ : nullptr, to);
+    }
+  }
+
+ private:
+  const BnBackwardParams& p_;
+  const S leak_, rest_;
+  const FireReset<S> fire_;
+  const BackwardFunction<S> replay_, backward_;
+  const SurrogateFunction<S> surrogate_;
+  int64_t i_ = 0;
+  int n_ = 0;
+  Source<Storage> z_ = {};
+  // dy: dL/dA, then dL/dy in its place
+  alignas(64) S y_[kChunk * kTile], dy_[kChunk * kTile], h_[kChunk * kTile], g_[kChunk * kTile], gv_[kTile];
+  Padded<Storage> z_tail_, shortcut_tail_;
+  Padded<S> v_tail_;
+};
+
+// Sums of dL/dy and of dL/dy (z - mean) for each channel, [2, C] doubles for each slab.
+template <class Storage>
+void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, int64_t first, int64_t last) {
+  using S = State<Storage>;
+  GradY<Storage> grad(p);
+  Padded<Storage> out_tail, skip_tail, sum_tail;
+  for (int64_t slab = first; slab < last; ++slab) {
+    const auto [begin, end] = Slab::of(slab, slabs, p.M);
+    NormLanes<S> lanes(p.channels, table, kBias + 1);
+    ChannelSums<S> sums(p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
+    double grad_leak[kTile] = {};
+    for (int64_t i = begin; i < end; i += kTile) {
+      if (lanes.differs(i)) sums.flush(lanes);
+      lanes.move_to(i);
+      const int n = tile_size(i, end);
+      grad.begin(i, n);
+      for (int64_t t = (p.T - 1) / kChunk * kChunk; t >= 0; t -= kChunk) {
+        const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
+        Source<Storage> grad_out = Source<Storage>::of(p.grad_out, t, i);
+        if (n < kTile) grad_out = out_tail.filled(grad_out, steps, n);
+        if (p.grad_sum) {
+          Source<Storage> skip = Source<Storage>::of(p.grad_skip, t, i);
+          const Sink<Storage> sum = {static_cast<Storage*>(p.grad_sum) + t * p.M + i, p.M, false};
+          if (n < kTile) skip = skip_tail.filled(skip, steps, n);
+          const Sink<Storage> to = n < kTile ? sum_tail.sink(sum) : sum;
+          add_gradients(steps, grad_out, skip, to);
+          if (n < kTile) sum_tail.copy_to(sum, steps, n);
+          grad_out = {to.data, to.row_stride, 1};
+        }
+        grad.run(t, steps, grad_out, lanes, p.grad_leak_partials ? grad_leak : nullptr);
+        for (int j = 0; j < kTile; j += kGroupSize<S>) {
+          const Group<S> mean = Group<S>::read_from(lanes.row(kMean) + j);
+          Group<S> sum = splat_group(S(0)), products = sum;
+          for (int64_t s = 0; s < steps; ++s) {
+            const Group<S> dy = grad.dy(s, j);
+            sum = sum + dy;
+            products = products + dy * (grad.z(s, j) - mean);
+          }
+          sums.add(0, j, sum);
+          sums.add(1, j, products);
+        }
+      }
+    }
+    sums.flush(lanes);
+    if (p.grad_leak_partials) {
+      double sum = 0;
+      for (double lane : grad_leak) sum += lane;
+      p.grad_leak_partials[slab] = sum;
+    }
+  }
+}
+
+template <class Storage>
+void bn_apply_blocks(const BnApplyParams& p, const void* table, int64_t first, int64_t last) {
+  using S = State<Storage>;
+  const Sink<Storage> grad_z = sink_of<Storage>(p.grad_z, p.still ? 1 : p.T, p.M);
+  const Sink<Storage> grad_shortcut = sink_of<Storage>(p.grad_shortcut, p.T, p.M);
+  NormLanes<S> lanes(p.channels, table, kNormRows);
+  GradY<Storage> grad(p);
+  Padded<Storage> out_tail, z_tail, shortcut_tail;
+
+  const int64_t end = last * kBlock < p.M ? last * kBlock : p.M;
+  for (int64_t i = first * kBlock; i < end; i += kTile) {
+    lanes.move_to(i);
+    const int n = tile_size(i, end);
+    grad.begin(i, n);
+    alignas(64) S over_time[kTile] = {};  // still: the sum of dL/dy
+    for (int64_t t = (p.T - 1) / kChunk * kChunk; t >= 0; t -= kChunk) {
+      const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
+      Source<Storage> grad_out = Source<Storage>::of(p.grad_out, t, i);
+      if (n < kTile) grad_out = out_tail.filled(grad_out, steps, n);
+      grad.run(t, steps, grad_out, lanes, nullptr);
+      if (grad_shortcut.data) {
+        const Sink<Storage> here = from(grad_shortcut, t, i);
+        grad.shortcut_gradient(steps, grad_out, n < kTile ? shortcut_tail.sink(here) : here);
+        if (n < kTile) shortcut_tail.copy_to(here, steps, n);
+      }
+      if (p.still) {
+        for (int j = 0; j < kTile; j += kGroupSize<S>) {
+          Group<S> sum = Group<S>::read_from(over_time + j);
+          for (int64_t s = steps - 1; s >= 0; --s) sum = sum + grad.dy(s, j);
+          sum.write_to(over_time + j);
+        }
+        if (t > 0) continue;
+      }
+      const int64_t rows = p.still ? 1 : steps;
+      const Sink<Storage> here = from(grad_z, p.still ? 0 : t, i), to = n < kTile ? z_tail.sink(here) : here;
+      each_group<S>(rows, [&](int64_t s, int j) {
+        const Group<S> dy = p.still ? Group<S>::read_from(over_time + j) : grad.dy(s, j);
+        to.put(s, j, norm_grad(dy, grad.z(s, j), lanes, j));
+      });
+      if (n < kTile) z_tail.copy_to(here, rows, n);
+    }
+  }
+  if (grad_z.streaming || grad_shortcut.streaming) finish_streaming();
+}
+
+SEWSNN_END

@@ -1,0 +1,243 @@
+// The inner loops of batch norm + neuron + connection on the CPU: what comes before and after the neuron's own loops
+// (cpu_tiles.h), which run on scratch [time-step][neuron] in the first-level cache.
+#pragma once
+
+#include "core/bn_params.h"
+#include "kernels/multistep_cpu.h"
+
+SEWSNN_BEGIN
+
+// Rows of a channel table, [kNormRows, C]: what a call needs to know of each channel.
+enum NormRow : int { kMean, kScale, kBias, kMeanGrad, kMeanGradU, kNormRows };
+
+// The table's rows at the neurons of a tile.
+template <class S>
+class NormLanes {
+ public:
+  NormLanes(const Channels& channels, const void* table, int rows)
+      : channels_(channels), table_(static_cast<const S*>(table)), rows_(rows) {}
+
+  const S* row(int r) const { return direct() ? table_ + r * channels_.count + place_.channel : lanes_[r]; }
+
+  // Whether the tile at neuron i has other channels than the one before.
+  bool differs(int64_t i) const { return !(place_ == place(i)); }
+  void move_to(int64_t i) {
+    if (!differs(i)) return;
+    place_ = place(i);
+    if (direct()) return;
+    each([&](int lane, int64_t c) {
+      for (int r = 0; r < rows_; ++r) lanes_[r][lane] = table_[r * channels_.count + c];
+    });
+  }
+
+  // Adds what the lanes have summed to the channels' sums.
+  void scatter(const double* lanes, double* sums) const {
+    if (direct()) {
+      for (int lane = 0; lane < kTile; ++lane) sums[place_.channel + lane] += lanes[lane];
+    } else {
+      each([&](int lane, int64_t c) { sums[c] += lanes[lane]; });
+    }
+  }
+
+ private:
+  // Of a tile's first neuron: its channel, and where in the channel's plane it is; that does not matter (0) if all of
+  // the tile is in there.
+  struct Place {
+    int64_t channel, offset;
+    bool operator==(const Place& other) const { return channel == other.channel && offset == other.offset; }
+  };
+  Place place(int64_t i) const {
+    const int64_t offset = i % channels_.inner;
+    return {i / channels_.inner % channels_.count, offset + kTile <= channels_.inner ? 0 : offset};
+  }
+  // Neighbours are neighbours in the table, too.
+  bool direct() const { return channels_.inner == 1 && channels_.count % kTile == 0; }
+  // f(lane, its channel)
+  template <class F>
+  void each(const F& f) const {
+    int64_t c = place_.channel, offset = place_.offset;
+    for (int lane = 0; lane < kTile; ++lane) {
+      f(lane, c);
+      if (++offset < channels_.inner) continue;
+      offset = 0;
+      if (++c == channels_.count) c = 0;
+    }
+  }
+
+  const Channels channels_;
+  const S* const table_;
+  const int rows_;
+  Place place_ = {-1, 0};
+  alignas(64) S lanes_[kNormRows][kTile];
+};
+
+// Sums over the neurons of each channel, in double, in an order that the tiles alone determine.
+template <class S>
+class ChannelSums {
+ public:
+  explicit ChannelSums(int64_t channels, double* sums) : sums_(sums), channels_(channels) {
+    memset(sums, 0, 2 * channels * sizeof(double));
+  }
+  // Before lanes moves on to other channels, and at the end.
+  void flush(const NormLanes<S>& lanes) {
+    if (empty_) return;
+    for (int k = 0; k < 2; ++k) lanes.scatter(lanes_[k], sums_ + k * channels_);
+    memset(lanes_, 0, sizeof lanes_);
+    empty_ = true;
+  }
+  void add(int k, int i, const Group<S>& group) {
+    for (int j = 0; j < kGroup; ++j) {
+      double* const at = lanes_[k] + i + j * kLanes<S>;
+      write(at, read<Doubles<S>>(at) + __builtin_convertvector(group.at[j], Doubles<S>));
+    }
+    empty_ = false;
+  }
+
+ private:
+  double* const sums_;
+  const int64_t channels_;
+  bool empty_ = true;
+  alignas(64) double lanes_[2][kTile] = {};
+};
+
+template <class S>
+Group<S> operator*(const Group<S>& a, const Group<S>& b) {
+  Group<S> r;
+  for (int k = 0; k < kGroup; ++k) r.at[k] = a.at[k] * b.at[k];
+  return r;
+}
+template <class S>
+Group<S> operator+(const Group<S>& a, const Group<S>& b) {
+  Group<S> r;
+  for (int k = 0; k < kGroup; ++k) r.at[k] = a.at[k] + b.at[k];
+  return r;
+}
+template <class S>
+Group<S> operator-(const Group<S>& a, const Group<S>& b) {
+  Group<S> r;
+  for (int k = 0; k < kGroup; ++k) r.at[k] = a.at[k] - b.at[k];
+  return r;
+}
+template <class S>
+Group<S> splat_group(S s) {
+  Group<S> r;
+  for (int k = 0; k < kGroup; ++k) r.at[k] = splat<Vector<S>>(s);
+  return r;
+}
+
+// f(t, i) for every group of a tile's time-steps.
+template <class S, class F>
+inline void each_group(int64_t steps, const F& f) {
+  for (int i = 0; i < kTile; i += kGroupSize<S>)
+    for (int64_t t = 0; t < steps; ++t) f(t, i);
+}
+
+// y = (z - mean) scale + bias, and the shortcut if it is added before the neuron.
+template <class Storage>
+void normalise(int64_t steps, const Source<Storage>& z, const Source<Storage>& shortcut, bool add_before,
+               const NormLanes<State<Storage>>& lanes, State<Storage>* y) {
+  using S = State<Storage>;
+  const S *const mean = lanes.row(kMean), *const scale = lanes.row(kScale), *const bias = lanes.row(kBias);
+  const auto run = [&](auto add) {
+    each_group<S>(steps, [&](int64_t t, int i) {
+      z.prefetch_group(t, i);
+      Group<S> g = (z.group(t, i) - Group<S>::read_from(mean + i)) * Group<S>::read_from(scale + i) +
+                   Group<S>::read_from(bias + i);
+      if constexpr (decltype(add)::value) {
+        shortcut.prefetch_group(t, i);
+        g = g + shortcut.group(t, i);
+      }
+      g.write_to(y + t * kTile + i);
+    });
+  };
+  with_bool(add_before, run);
+}
+
+// out = g(A, S)
+template <class Storage>
+void connect(Connect g, int64_t steps, const State<Storage>* a, const Source<Storage>& shortcut,
+             const Sink<Storage>& out) {
+  using S = State<Storage>;
+  const auto run = [&](auto join) {
+    each_group<S>(steps, [&](int64_t t, int i) { out.put(t, i, join(Group<S>::read_from(a + t * kTile + i), t, i)); });
+  };
+  const auto s = [&](int64_t t, int i) {
+    shortcut.prefetch_group(t, i);
+    return shortcut.group(t, i);
+  };
+  switch (g) {
+    case Connect::Add: return run([&](const Group<S>& a, int64_t t, int i) { return a + s(t, i); });
+    case Connect::And: return run([&](const Group<S>& a, int64_t t, int i) { return a * s(t, i); });
+    case Connect::Iand:
+      return run([&](const Group<S>& a, int64_t t, int i) { return s(t, i) * (splat_group(S(1)) - a); });
+    case Connect::None:
+    case Connect::AddBefore: break;
+  }
+  run([](const Group<S>& a, int64_t, int) { return a; });
+}
+
+// dL/dA from dL/dout.
+template <class Storage>
+void connect_grad_a(Connect g, int64_t steps, const Source<Storage>& grad_out, const Source<Storage>& shortcut,
+                    State<Storage>* grad_a) {
+  using S = State<Storage>;
+  const auto run = [&](auto gate) {
+    each_group<S>(steps, [&](int64_t t, int i) {
+      grad_out.prefetch_group(t, i);
+      gate(grad_out.group(t, i), t, i).write_to(grad_a + t * kTile + i);
+    });
+  };
+  const auto gated = [&](const Group<S>& go, int64_t t, int i) {
+    shortcut.prefetch_group(t, i);
+    return go * shortcut.group(t, i);
+  };
+  if (g == Connect::And) return run(gated);
+  if (g == Connect::Iand)
+    return run([&](const Group<S>& go, int64_t t, int i) { return splat_group(S(0)) - gated(go, t, i); });
+  run([](const Group<S>& go, int64_t, int) { return go; });
+}
+
+// dL/dS of AND and IAND: dL/dout A, dL/dout (1 - A). `potential` is h, or A itself where there is no neuron.
+template <class Storage>
+void connect_grad_shortcut(Connect g, int64_t steps, const Source<Storage>& grad_out, const State<Storage>* potential,
+                           const FireReset<State<Storage>>* fire, const Sink<Storage>& grad_shortcut) {
+  using S = State<Storage>;
+  each_group<S>(steps, [&](int64_t t, int i) {
+    Group<S> a = Group<S>::read_from(potential + t * kTile + i);
+    if (fire)
+      for (int k = 0; k < kGroup; ++k) a.at[k] = select(fire->fires(a.at[k]), splat<Vector<S>>(1), Vector<S>{});
+    if (g == Connect::Iand) a = splat_group(S(1)) - a;
+    grad_shortcut.put(t, i, grad_out.group(t, i) * a);
+  });
+}
+
+// grad_out + grad_skip, rounded to storage, as it is used from then on.
+template <class Storage>
+void add_gradients(int64_t steps, const Source<Storage>& a, const Source<Storage>& b, const Sink<Storage>& sum) {
+  using S = State<Storage>;
+  each_group<S>(steps, [&](int64_t t, int i) {
+    a.prefetch_group(t, i);
+    b.prefetch_group(t, i);
+    sum.put(t, i, a.group(t, i) + b.group(t, i));
+  });
+}
+
+// dL/dz = scale (dL/dy - mean(dL/dy) - (z - mean) mean(dL/dy xhat) / sqrt(var + eps))
+template <class S>
+Group<S> norm_grad(const Group<S>& dy, const Group<S>& z, const NormLanes<S>& lanes, int i) {
+  const auto at = [&](NormRow r) { return Group<S>::read_from(lanes.row(r) + i); };
+  return at(kScale) * ((dy - at(kMeanGrad)) - (z - at(kMean)) * at(kMeanGradU));
+}
+
+// Spikes as bits: that of neuron i is bit i % 8 of byte i / 8.
+template <class S>
+void pack_spikes(int64_t steps, const S* a, uint8_t* bits, int64_t row_bytes, int n) {
+  for (int64_t t = 0; t < steps; ++t)
+    for (int i = 0; i < n; i += 8) {
+      uint64_t bytes = 0;  // a spike in each
+      for (int j = 0; j < 8; ++j) bytes |= uint64_t(a[t * kTile + i + j] != S(0)) << (8 * j);
+      bits[t * row_bytes + i / 8] = uint8_t(bytes * 0x0102040810204080u >> 56);  // bit 8 j to bit 56 + j
+    }
+}
+
+SEWSNN_END

@@ -1,0 +1,218 @@
+// sewsnn::bn_statistics, bn_update, bn_neuron_forward, bn_neuron_reduce and bn_neuron_apply: schemas, checks, params.
+// Autograd and the fake kernels are in sewsnn/ops/bn.py; the readable reference in sewsnn/ops/reference.py.
+#include "ops/bn.h"
+
+namespace sewsnn {
+namespace {
+
+constexpr int64_t kNoNeuron = 3;  // the `kind` that stands for none
+
+// A still z repeated T times over a time axis of stride 0.
+Tensor with_time(const Tensor& z, int64_t T) {
+  STD_TORCH_CHECK(T >= 0, "T must be at least 0, got ", T);
+  STD_TORCH_CHECK(z.dim() >= (T ? 2 : 3), T ? "a still z must be [N, C, ...]" : "z must be [T, N, C, ...]", ", got ",
+                  z.dim(), " dimensions");
+  if (T == 0) return z;
+  std::vector<int64_t> sizes = {T}, strides = {0};
+  sizes.insert(sizes.end(), z.sizes().begin(), z.sizes().end());
+  strides.insert(strides.end(), z.strides().begin(), z.strides().end());
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(z.get(), int64_t(sizes.size()), sizes.data(), strides.data(), 0, &handle));
+  return Tensor(handle);
+}
+
+// The order of memory is dense, so the channel's stride alone says which channel an element belongs to.
+Channels channels_of(const Layout& layout) {
+  const int64_t count = layout.sizes[2];
+  if (count == 1) return {1, std::max<int64_t>(layout.M, 1)};
+  return {count, layout.strides[2]};
+}
+
+const void* channel_data(const char* name, const MaybeTensor& t, const Tensor& z, int64_t numel) {
+  if (!t) return nullptr;
+  STD_TORCH_CHECK(t->scalar_type() == state_type(z) && t->is_contiguous() && t->numel() == numel &&
+                      t->is_cuda() == z.is_cuda() && t->get_device_index() == z.get_device_index(),
+                  name, " must have ", numel, " numbers in the dtype of the state, on the device of z");
+  return t->const_data_ptr();
+}
+
+Operand like_z(const char* name, const Tensor& t, const Tensor& z, const Layout& layout, bool broadcast) {
+  check_like(name, t, z, z.scalar_type(), layout, true);
+  return as_operand(t, layout, true, broadcast);
+}
+
+void set_checkpoints(BnBackwardParams& p, const Tensor& checkpoints, const Tensor& z) {
+  STD_TORCH_CHECK(checkpoints.scalar_type() == state_type(z) && checkpoints.is_contiguous() &&
+                      checkpoints.numel() == (p.spiking ? checkpoint_count(p.T) * p.M : 0),
+                  "checkpoints must be those of a forward with needs_grad=True");
+  p.checkpoints = checkpoints.numel() ? checkpoints.const_data_ptr() : nullptr;
+}
+
+}  // namespace
+
+BnStatisticsCall::BnStatisticsCall(const Tensor& z_in, int64_t T) : layout(layout_of(with_time(z_in, T ? 1 : 0))) {
+  STD_TORCH_CHECK(layout.M > 0, "z must not be empty");
+  params.dtype = dtype_of(z_in);
+  params.T = layout.T, params.M = layout.M;
+  params.channels = channels_of(layout);
+  z = x_operand(with_time(z_in, T ? 1 : 0), layout);
+  params.z = z.rows;
+  const int64_t C = params.channels.count;
+  statistics = empty_strided({2, C}, {C, 1}, state_type(z_in), z_in);
+  params.statistics = statistics.mutable_data_ptr();
+}
+
+template <class P>
+BnCall<P>::BnCall(const Tensor& z_in, const MaybeTensor& shortcut_in, const MaybeTensor& statistics_in,
+                  const MaybeTensor& weight_in, const MaybeTensor& bias_in, const MaybeTensor& leak_in,
+                  const BnOptions& options)
+    : layout(layout_of(with_time(z_in, options.T))), statistics(statistics_in), weight(weight_in), bias(bias_in) {
+  params.spiking = options.neuron.kind != kNoNeuron;
+  if (params.spiking) params.neuron = neuron_params(options.neuron);
+  STD_TORCH_CHECK(options.connect >= 0 && options.connect <= 4, "unknown connection ", options.connect);
+  params.connect = Connect(options.connect);
+  params.dtype = dtype_of(z_in);
+  params.T = layout.T, params.M = layout.M;
+  params.channels = channels_of(layout);
+  params.still = options.T > 0;
+  const Tensor z_seq = with_time(z_in, options.T);
+  z = x_operand(z_seq, layout);
+  params.z = z.rows;
+  STD_TORCH_CHECK((params.connect == Connect::None) == !shortcut_in.has_value(),
+                  "a connection needs a shortcut, and nothing else does");
+  if (shortcut_in && layout.M) {
+    shortcut = like_z("shortcut", *shortcut_in, z_in, layout, false);
+    params.shortcut = shortcut.rows;
+  }
+  leak = params.spiking ? leak_operand(leak_in, z_in, params.neuron.kind) : Operand{};
+  params.neuron.leak = leak.rows.data;
+  const int64_t C = params.channels.count;
+  const void* const moments = channel_data("statistics", statistics, z_in, 2 * C);
+  STD_TORCH_CHECK(moments || (!weight && !bias), "weight and bias need statistics");
+  params.norm.mean = moments;
+  if (moments)
+    params.norm.var = static_cast<const char*>(moments) + C * (state_type(z_in) == ScalarType::Double ? 8 : 4);
+  params.norm.weight = channel_data("weight", weight, z_in, C);
+  params.norm.bias = channel_data("bias", bias, z_in, C);
+  params.norm.eps = options.eps;
+}
+template struct BnCall<BnForwardParams>;
+template struct BnCall<BnReduceParams>;
+template struct BnCall<BnApplyParams>;
+
+BnForwardCall::BnForwardCall(const Tensor& z_in, const MaybeTensor& shortcut_in, const MaybeTensor& statistics_in,
+                             const MaybeTensor& weight_in, const MaybeTensor& bias_in, const MaybeTensor& leak_in,
+                             const BnOptions& options, int64_t v_mode, bool needs_grad, bool pack)
+    : BnCall(z_in, shortcut_in, statistics_in, weight_in, bias_in, leak_in, options) {
+  const ScalarType state = state_type(z_in);
+  const VMode mode = checked_mode(v_mode);
+  STD_TORCH_CHECK(mode != VMode::Sequence, "v_mode must be 0 or 1, got ", v_mode);
+  STD_TORCH_CHECK(
+      !pack || (params.spiking && (params.connect == Connect::None || params.connect == Connect::AddBefore) &&
+                params.M % 8 == 0),
+      "only the spikes of a neuron can be packed, 8 to a byte");
+  const bool keep = needs_grad && params.spiking;
+  out = empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in);
+  v = mode == VMode::Final && params.spiking ? empty_strided(layout.step_sizes(), layout.step_strides(), state, z_in)
+                                             : sewsnn::empty(0, state, z_in);
+  checkpoints = sewsnn::empty(keep ? checkpoint_count(layout.T) * layout.M : 0, state, z_in);
+  bits = sewsnn::empty(pack ? layout.T * layout.M / 8 : 0, ScalarType::Byte, z_in);
+  params.out = data(out);
+  params.v = data(v);
+  params.checkpoints = data(checkpoints);
+  params.bits = data(bits);
+}
+
+BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_skip_in, const Tensor& z_in,
+                           const MaybeTensor& shortcut_in, const MaybeTensor& statistics_in,
+                           const MaybeTensor& weight_in, const MaybeTensor& bias_in, const MaybeTensor& leak_in,
+                           const Tensor& checkpoints_in, const BnOptions& options, bool need_leak)
+    : BnCall(z_in, shortcut_in, statistics_in, weight_in, bias_in, leak_in, options), checkpoints(checkpoints_in) {
+  const ScalarType state = state_type(z_in);
+  set_checkpoints(params, checkpoints, z_in);
+  STD_TORCH_CHECK(!need_leak || (params.spiking && params.neuron.kind == NeuronKind::PLIF),
+                  "only PLIF has a leak to derive by");
+  const int64_t C = params.channels.count;
+  if (empty()) {
+    sums = torch::stable::new_zeros(z_in, {2, C}, state);
+  } else {
+    sums = empty_strided({2, C}, {C, 1}, state, z_in);
+    grad_out = like_z("grad_out", grad_out_in, z_in, layout, true);
+    params.grad_out = grad_out.rows;
+    if (grad_skip_in) {
+      grad_skip = like_z("grad_skip", *grad_skip_in, z_in, layout, true);
+      params.grad_skip = grad_skip.rows;
+    }
+  }
+  grad_sum = grad_skip_in ? empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in)
+                          : sewsnn::empty(0, z_in.scalar_type(), z_in);
+  grad_leak = need_leak ? torch::stable::new_zeros(leak_in.value(), {}) : sewsnn::empty(0, state, z_in);
+  params.sums = sums.mutable_data_ptr();
+  params.grad_sum = data(grad_sum);
+}
+
+void BnReduceCall::set_leak_partials(int64_t count) {
+  leak_partials = sewsnn::empty(count, ScalarType::Double, sums);
+  params.grad_leak_partials = static_cast<double*>(leak_partials.mutable_data_ptr());
+}
+
+BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const Tensor& z_in, const MaybeTensor& shortcut_in,
+                         const MaybeTensor& statistics_in, const MaybeTensor& weight_in, const MaybeTensor& bias_in,
+                         const MaybeTensor& leak_in, const Tensor& checkpoints_in, const MaybeTensor& sums_in,
+                         double count, const BnOptions& options, bool need_shortcut)
+    : BnCall(z_in, shortcut_in, statistics_in, weight_in, bias_in, leak_in, options),
+      checkpoints(checkpoints_in),
+      sums(sums_in) {
+  set_checkpoints(params, checkpoints, z_in);
+  STD_TORCH_CHECK(!need_shortcut || params.connect == Connect::And || params.connect == Connect::Iand ||
+                      params.connect == Connect::AddBefore,
+                  "this connection's shortcut has no gradient of its own");
+  params.sums = channel_data("sums", sums, z_in, 2 * params.channels.count);
+  params.count = count;
+  if (!empty()) {
+    grad_out = like_z("grad_out", grad_out_in, z_in, layout, true);
+    params.grad_out = grad_out.rows;
+  }
+  grad_z = params.still ? empty_strided(layout.step_sizes(), layout.step_strides(), z_in.scalar_type(), z_in)
+                        : empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in);
+  grad_shortcut = need_shortcut ? empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in)
+                                : sewsnn::empty(0, z_in.scalar_type(), z_in);
+  params.grad_z = data(grad_z);
+  params.grad_shortcut = data(grad_shortcut);
+}
+
+void check_running(const Tensor& statistics, const Tensor& running_mean, const Tensor& running_var) {
+  STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 2 && statistics.is_contiguous(),
+                  "statistics must be [2, C]");
+  for (const Tensor& t : {running_mean, running_var})
+    STD_TORCH_CHECK(t.numel() == statistics.size(1) && t.is_contiguous() &&
+                        t.scalar_type() == statistics.scalar_type() && t.is_cuda() == statistics.is_cuda(),
+                    "running statistics must be [C], with dtype and device of the statistics");
+}
+
+}  // namespace sewsnn
+
+#define SEWSNN_NEURON                                                                                           \
+  "int kind, float tau, bool decay_input, float v_threshold, float? v_reset, int surrogate, float alpha, bool " \
+  "detach_reset"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
+  m.def("bn_statistics(Tensor z, int T, bool check) -> Tensor");
+  m.def(
+      "bn_update(Tensor statistics, float momentum, float count, Tensor(a!) running_mean, Tensor(b!) running_var) -> "
+      "()");
+  m.def(
+      "bn_neuron_forward(Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? weight, Tensor? bias, Tensor? leak, "
+      "float eps, int connect, int T, " SEWSNN_NEURON
+      ", int v_mode, bool needs_grad, bool pack, bool training) -> (Tensor out, Tensor v, Tensor checkpoints, Tensor "
+      "bits)");
+  m.def(
+      "bn_neuron_reduce(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
+      "weight, Tensor? bias, Tensor? leak, Tensor checkpoints, float eps, int connect, int T, " SEWSNN_NEURON
+      ", bool need_leak) -> (Tensor sums, Tensor grad_sum, Tensor grad_leak)");
+  m.def(
+      "bn_neuron_apply(Tensor grad_out, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? weight, Tensor? bias, "
+      "Tensor? leak, Tensor checkpoints, Tensor? sums, float count, float eps, int connect, int T, " SEWSNN_NEURON
+      ", bool need_shortcut) -> (Tensor grad_z, Tensor grad_shortcut)");
+}

@@ -1,0 +1,80 @@
+// From tensors to the params structs of batch norm + neuron + connection and back, shared by the CPU and CUDA sides.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "core/bn_params.h"
+#include "ops/operands.h"
+
+namespace sewsnn {
+
+using MaybeTensor = std::optional<Tensor>;
+
+struct BnOptions {
+  double eps;
+  int64_t connect;
+  int64_t T;  // 0: z has a time axis; else it is shown T times
+  NeuronOptions neuron;
+};
+
+// z is [T, N, C, ...], or [N, C, ...] if it is still, and so is its gradient; out, the shortcut and their gradients are
+// [T, N, C, ...]. Statistics, weight and bias are [2, C] and [C] in the state's dtype.
+struct BnStatisticsCall {
+  Layout layout;
+  BnStatisticsParams params;
+  Operand z;
+  Tensor statistics, partials;
+
+  BnStatisticsCall(const Tensor& z, int64_t T);
+};
+
+// What all others share, P being their params.
+template <class P>
+struct BnCall {
+  Layout layout;
+  P params;
+  Operand z, shortcut, leak;
+  MaybeTensor statistics, weight, bias;
+
+  BnCall(const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics, const MaybeTensor& weight,
+         const MaybeTensor& bias, const MaybeTensor& leak, const BnOptions& options);
+  bool empty() const { return layout.M == 0; }
+};
+
+struct BnForwardCall : BnCall<BnForwardParams> {
+  Tensor out, v, checkpoints, bits;
+
+  BnForwardCall(const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics, const MaybeTensor& weight,
+                const MaybeTensor& bias, const MaybeTensor& leak, const BnOptions& options, int64_t v_mode,
+                bool needs_grad, bool pack);
+  std::tuple<Tensor, Tensor, Tensor, Tensor> result() const { return {out, v, checkpoints, bits}; }
+};
+
+struct BnReduceCall : BnCall<BnReduceParams> {
+  Operand grad_out, grad_skip;
+  Tensor checkpoints, sums, grad_sum, grad_leak, partials, leak_partials;
+
+  BnReduceCall(const Tensor& grad_out, const MaybeTensor& grad_skip, const Tensor& z, const MaybeTensor& shortcut,
+               const MaybeTensor& statistics, const MaybeTensor& weight, const MaybeTensor& bias,
+               const MaybeTensor& leak, const Tensor& checkpoints, const BnOptions& options, bool need_leak);
+  bool wants_leak() const { return grad_leak.numel() != 0; }
+  void set_leak_partials(int64_t count);
+  std::tuple<Tensor, Tensor, Tensor> result() const { return {sums, grad_sum, grad_leak}; }
+};
+
+struct BnApplyCall : BnCall<BnApplyParams> {
+  Operand grad_out;
+  Tensor checkpoints, grad_z, grad_shortcut;
+  MaybeTensor sums;
+
+  BnApplyCall(const Tensor& grad_out, const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics,
+              const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& leak, const Tensor& checkpoints,
+              const MaybeTensor& sums, double count, const BnOptions& options, bool need_shortcut);
+  std::tuple<Tensor, Tensor> result() const { return {grad_z, grad_shortcut}; }
+};
+
+// The running statistics, checked: [C] in the state's dtype.
+void check_running(const Tensor& statistics, const Tensor& running_mean, const Tensor& running_var);
+
+}  // namespace sewsnn

@@ -1,0 +1,216 @@
+// Batch norm + neuron + connection on the CPU: blocks and slabs over torch's own thread pool, and what is done once per
+// channel.
+#include <cmath>
+
+#include "core/dtype.h"
+#include "kernels/cpu_kernels.h"
+#include "ops/bn.h"
+
+namespace sewsnn {
+namespace {
+
+const CpuBnKernels& kernels() { return *cpu_kernels().bn; }
+
+// f(state), a zero of the state's type.
+template <class F>
+void with_state(DType dtype, const F& f) {
+  if (dtype == DType::Float64) f(double());
+  else f(float());
+}
+
+constexpr int64_t kEnough = 1 << 15;  // neurons times time-steps that are worth waking a thread for
+
+// f(first, last) over blocks of neurons.
+template <class F>
+void parallel_blocks(const Layout& layout, const F& f) {
+  const int64_t block = kernels().block, per_block = block * layout.T;
+  torch::stable::parallel_for(0, (layout.M + block - 1) / block, (kEnough + per_block - 1) / per_block, f);
+}
+
+// Enough slabs for many threads, but so few that adding them up costs little. Depends on the shape alone.
+int64_t slab_count(const Layout& layout, int64_t channels) {
+  return std::min<int64_t>(128, std::max<int64_t>(1, layout.M / (16 * channels)));
+}
+
+// f(first, last) over slabs; `partials` gets room for the [2, C] sums of each.
+template <class F>
+void parallel_slabs(const Layout& layout, int64_t slabs, const F& f) {
+  const int64_t per_slab = std::max<int64_t>(1, layout.M * layout.T / slabs);
+  torch::stable::parallel_for(0, slabs, (kEnough + per_slab - 1) / per_slab, f);
+}
+
+// The slabs' sums, added in their order: [2, C].
+std::vector<double> add_slabs(const Tensor& partials, int64_t slabs, int64_t channels) {
+  std::vector<double> sums(size_t(2 * channels));
+  const double* from = static_cast<const double*>(partials.const_data_ptr());
+  for (int64_t slab = 0; slab < slabs; ++slab)
+    for (double& sum : sums) sum += *from++;
+  return sums;
+}
+
+// Of z's first time-step the first number of each channel: near enough to the mean that little is lost in z - k.
+template <class S>
+std::vector<S> first_numbers(const BnStatisticsCall& call) {
+  std::vector<S> k(size_t(call.params.channels.count));
+  for (size_t c = 0; c < k.size(); ++c) {
+    const auto* const z = static_cast<const char*>(call.params.z.data);
+    const int64_t i = int64_t(c) * call.params.channels.inner;
+    switch (call.params.dtype) {
+      case DType::Float32: k[c] = S(reinterpret_cast<const float*>(z)[i]); break;
+      case DType::Float64: k[c] = S(reinterpret_cast<const double*>(z)[i]); break;
+      case DType::Float16: k[c] = S(load_(reinterpret_cast<const Half*>(z)[i])); break;
+      case DType::BFloat16: k[c] = S(load_(reinterpret_cast<const BFloat16*>(z)[i])); break;
+    }
+  }
+  return k;
+}
+
+Tensor bn_statistics(Tensor z, int64_t T, bool check) {
+  BnStatisticsCall call(z, T);
+  const int64_t C = call.params.channels.count, slabs = slab_count(call.layout, C);
+  call.partials = sewsnn::empty(slabs * 2 * C, ScalarType::Double, z);
+  call.params.partials = call.partials.mutable_data_ptr();
+  with_state(call.params.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const std::vector<S> k = first_numbers<S>(call);
+    parallel_slabs(call.layout, slabs, [&](int64_t first, int64_t last) {
+      kernels().statistics(call.params, k.data(), slabs, first, last);
+    });
+    const std::vector<double> sums = add_slabs(call.partials, slabs, C);
+    S* const mean = static_cast<S*>(call.params.statistics);
+    const double n = double(call.layout.T) * double(call.layout.M / C);
+    for (int64_t c = 0; c < C; ++c) {
+      const double d = sums[size_t(c)] / n, variance = sums[size_t(C + c)] / n - d * d;
+      mean[c] = S(double(k[size_t(c)]) + d);
+      mean[C + c] = S(variance < 0 ? 0 : variance);  // NaN stays
+      STD_TORCH_CHECK(!check || (std::isfinite(mean[c]) && std::isfinite(mean[C + c])),
+                      "z_seq has values that are not finite, or overflow, in channel ", c,
+                      ": its batch statistics are not finite");
+    }
+  });
+  return call.statistics;
+}
+
+void bn_update(Tensor statistics, double momentum, double count, Tensor running_mean, Tensor running_var) {
+  check_running(statistics, running_mean, running_var);
+  with_state(statistics.scalar_type() == ScalarType::Double ? DType::Float64 : DType::Float32, [&](auto zero) {
+    using S = decltype(zero);
+    const S* const now = static_cast<const S*>(statistics.const_data_ptr());
+    S *const mean = static_cast<S*>(running_mean.mutable_data_ptr()), *const var = static_cast<S*>(
+                                                                          running_var.mutable_data_ptr());
+    const int64_t C = statistics.size(1);
+    for (int64_t i = 0; i < 2 * C; ++i)
+      if (!std::isfinite(now[i])) return;
+    const S m = S(momentum), unbiased = S(count / (count - 1));
+    for (int64_t c = 0; c < C; ++c) {
+      mean[c] = mean[c] * (1 - m) + now[c] * m;
+      var[c] = var[c] * (1 - m) + now[C + c] * unbiased * m;
+    }
+  });
+}
+
+// NormRow's rows; the last two only if there are sums.
+template <class S>
+std::vector<S> channel_table(const BnParams& p, const void* sums_or_null, double count) {
+  const auto C = size_t(p.channels.count);
+  std::vector<S> table(5 * C);
+  const auto *const mean = static_cast<const S*>(p.norm.mean), *const var = static_cast<const S*>(p.norm.var),
+                    *const weight = static_cast<const S*>(p.norm.weight),
+                    *const bias = static_cast<const S*>(p.norm.bias), *const sums = static_cast<const S*>(sums_or_null);
+  for (size_t c = 0; c < C; ++c) {
+    const S inverse_std = mean ? S(1) / std::sqrt(var[c] + S(p.norm.eps)) : S(1);
+    table[c] = mean ? mean[c] : S(0);
+    table[C + c] = weight ? weight[c] * inverse_std : inverse_std;
+    table[2 * C + c] = bias ? bias[c] : S(0);
+    table[3 * C + c] = sums ? S(sums[c] / count) : S(0);
+    table[4 * C + c] = sums ? S(sums[C + c] / count) * inverse_std : S(0);
+  }
+  return table;
+}
+
+// Whether the statistics are the batch's own (training) matters to the gradient alone.
+std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
+                                                             MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
+                                                             double eps, int64_t connect, int64_t T, int64_t kind,
+                                                             double tau, bool decay_input, double v_threshold,
+                                                             std::optional<double> v_reset, int64_t surrogate,
+                                                             double alpha, bool detach_reset, int64_t v_mode,
+                                                             bool needs_grad, bool pack, bool /*training*/) {
+  const BnForwardCall call(
+      z, shortcut, statistics, weight, bias, leak,
+      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
+      needs_grad, pack);
+  if (call.empty()) return call.result();
+  with_state(call.params.dtype, [&](auto zero) {
+    const auto table = channel_table<decltype(zero)>(call.params, nullptr, 1);
+    parallel_blocks(call.layout,
+                    [&](int64_t first, int64_t last) { kernels().forward(call.params, table.data(), first, last); });
+  });
+  return call.result();
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor grad_skip, Tensor z,
+                                                    MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
+                                                    MaybeTensor bias, MaybeTensor leak, Tensor checkpoints, double eps,
+                                                    int64_t connect, int64_t T, int64_t kind, double tau,
+                                                    bool decay_input, double v_threshold, std::optional<double> v_reset,
+                                                    int64_t surrogate, double alpha, bool detach_reset,
+                                                    bool need_leak) {
+  BnReduceCall call(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
+                    {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
+                    need_leak);
+  if (call.empty()) return call.result();
+  const int64_t C = call.params.channels.count, slabs = slab_count(call.layout, C);
+  call.partials = sewsnn::empty(slabs * 2 * C, ScalarType::Double, z);
+  call.params.partials = call.partials.mutable_data_ptr();
+  if (call.wants_leak()) call.set_leak_partials(slabs);
+  with_state(call.params.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const auto table = channel_table<S>(call.params, nullptr, 1);
+    parallel_slabs(call.layout, slabs, [&](int64_t first, int64_t last) {
+      kernels().reduce(call.params, table.data(), slabs, first, last);
+    });
+    const std::vector<double> added = add_slabs(call.partials, slabs, C);
+    const auto* const var = static_cast<const S*>(call.params.norm.var);
+    S* const sums = static_cast<S*>(call.params.sums);
+    for (int64_t c = 0; c < C; ++c) {
+      sums[c] = S(added[size_t(c)]);
+      const S inverse_std = var ? S(1) / std::sqrt(var[c] + S(eps)) : S(1);
+      sums[C + c] = S(added[size_t(C + c)] * double(inverse_std));
+    }
+    if (!call.wants_leak()) return;
+    double sum = 0;
+    for (int64_t i = 0; i < slabs; ++i) sum += call.params.grad_leak_partials[i];
+    *static_cast<S*>(call.grad_leak.mutable_data_ptr()) = S(sum);
+  });
+  return call.result();
+}
+
+std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
+                                           MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, Tensor checkpoints,
+                                           MaybeTensor sums, double count, double eps, int64_t connect, int64_t T,
+                                           int64_t kind, double tau, bool decay_input, double v_threshold,
+                                           std::optional<double> v_reset, int64_t surrogate, double alpha,
+                                           bool detach_reset, bool need_shortcut) {
+  const BnApplyCall call(
+      grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count,
+      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, need_shortcut);
+  if (call.empty()) return call.result();
+  with_state(call.params.dtype, [&](auto zero) {
+    const auto table = channel_table<decltype(zero)>(call.params, call.params.sums, count);
+    parallel_blocks(call.layout,
+                    [&](int64_t first, int64_t last) { kernels().apply(call.params, table.data(), first, last); });
+  });
+  return call.result();
+}
+
+}  // namespace
+}  // namespace sewsnn
+
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) {
+  m.impl("bn_statistics", TORCH_BOX(&sewsnn::bn_statistics));
+  m.impl("bn_update", TORCH_BOX(&sewsnn::bn_update));
+  m.impl("bn_neuron_forward", TORCH_BOX(&sewsnn::bn_neuron_forward));
+  m.impl("bn_neuron_reduce", TORCH_BOX(&sewsnn::bn_neuron_reduce));
+  m.impl("bn_neuron_apply", TORCH_BOX(&sewsnn::bn_neuron_apply));
+}

@@ -1,0 +1,85 @@
+"""Checks of arguments: each error names the argument, what was expected, and what came."""
+
+import math
+import numbers
+
+import torch
+from torch import Tensor
+
+from sewsnn.ops import reference
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_number(name: str, value) -> None:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_neuron(v_threshold, v_reset, surrogate_function) -> None:
+    """The arguments all neurons share."""
+    check_number("v_threshold", v_threshold)
+    if v_reset is not None:
+        check_number("v_reset", v_reset)
+    if not callable(surrogate_function):
+        raise TypeError(
+            f"surrogate_function must be one of sewsnn.surrogate, or callable on h - v_threshold, "
+            f"got {type(surrogate_function).__name__}"
+        )
+
+
+def check_tau(tau, name: str = "tau") -> None:
+    """tau of LIF."""
+    check_number(name, tau)
+    if tau < 1:
+        raise ValueError(f"{name} must be at least 1, got {tau}")
+
+
+def check_floating(name: str, x) -> None:
+    """A dense tensor of a dtype there are kernels for."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {x.layout}")
+
+
+def check_input(x_seq) -> None:
+    """x_seq of every neuron."""
+    check_floating("x_seq", x_seq)
+    if x_seq.dim() == 0:
+        raise ValueError("x_seq must be [T, ...], got a tensor without dimensions")
+    if x_seq.shape[0] == 0:
+        raise ValueError(f"x_seq must have at least one time-step, got T = 0 (shape {list(x_seq.shape)})")
+
+
+def check_v(v, x_seq: Tensor) -> None:
+    """The initial potential."""
+    if v is None:
+        return
+    if not isinstance(v, Tensor):
+        raise TypeError(f"v must be a tensor or None, got {type(v).__name__}")
+    if v.shape != x_seq.shape[1:]:
+        raise ValueError(
+            f"v must have the shape of one time-step of x_seq, {list(x_seq.shape[1:])}, got {list(v.shape)}; "
+            "a node that keeps its state needs reset() before another shape"
+        )
+    state = reference.state_dtype(x_seq.dtype)
+    if v.dtype not in (x_seq.dtype, state):
+        raise TypeError(f"v must be {state} (or the dtype of x_seq, {x_seq.dtype}), got {v.dtype}")
+    if v.device != x_seq.device:
+        raise ValueError(f"v must be on the device of x_seq, {x_seq.device}, got {v.device}")
+
+
+def check_w(w, x_seq: Tensor) -> None:
+    """The parameter of PLIF."""
+    if not isinstance(w, Tensor):
+        raise TypeError(f"w must be a tensor, got {type(w).__name__}")
+    if w.numel() != 1 or not w.dtype.is_floating_point:
+        raise ValueError(f"w must be one floating-point number, got shape {list(w.shape)}, {w.dtype}")
+    if w.device != x_seq.device:
+        raise ValueError(f"w must be on the device of x_seq, {x_seq.device}, got {w.device}")

@@ -1,0 +1,294 @@
+"""The native ops of batch norm + neuron + connection: fake kernels and autograd, around ``torch.ops.sewsnn``.
+
+Forward is two stages, so that the statistics can come from elsewhere (other processes, a convolution's epilogue):
+``bn_statistics`` and ``bn_neuron_forward``. So is backward: ``bn_neuron_reduce`` sums dL/dy and dL/dy xhat over each
+channel, ``bn_neuron_apply`` uses the sums. Both recompute the neuron from z: kept are z and the statistics, the shortcut
+where its values are needed, and for T > 16 the neuron's checkpoints.
+
+Autograd is there twice, as in :mod:`sewsnn.ops.neuron`, and for the same reason.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sewsnn.ops.load import NATIVE_ERROR
+from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides
+from sewsnn.ops.reference import state_dtype
+
+NO_NEURON = 3  # the `kind` of none
+NONE, ADD, AND, IAND, ADD_BEFORE = 0, 1, 2, 3, 4  # Connect in csrc/core/bn_params.h
+CONNECTIONS = {None: NONE, "ADD": ADD, "AND": AND, "IAND": IAND}
+
+
+class Options(NamedTuple):
+    """What the ops take besides tensors, in their order."""
+
+    eps: float
+    connect: int
+    T: int  # 0: z has a time axis; else it is still, and shown T times
+    kind: int
+    tau: float
+    decay_input: bool
+    v_threshold: float
+    v_reset: float | None
+    surrogate: int
+    alpha: float
+    detach_reset: bool
+
+
+class Output(NamedTuple):
+    """``out`` and, where asked for: ``skip``, the same numbers for a second reader, whose gradient is then added inside
+    backward; ``v``, the final potential; ``bits``, the packed spikes ``[T, M / 8]`` in the order of out's memory."""
+
+    out: Tensor
+    skip: Tensor | None
+    v: Tensor | None
+    bits: Tensor | None
+
+
+def moments(z: Tensor, T: int, group=None) -> tuple[Tensor, Tensor | float]:
+    """``[2, C]`` mean and biased variance in the state's dtype, and the number of values they are of.
+
+    With ``group`` they are of the values of all its processes, and the number is a tensor.
+
+    Raises:
+        RuntimeError: on the CPU, if they are not finite (on a GPU that would cost a synchronisation).
+    """
+    count = z.numel() / z.shape[1 if T else 2]
+    statistics = torch.ops.sewsnn.bn_statistics(z.detach(), T, group is None)
+    if group is None:
+        return statistics, count
+    mean, var = statistics.double()
+    sums = torch.cat([mean * count, (var + mean * mean) * count, mean.new_full((1,), count)])
+    dist.all_reduce(sums, group=group)
+    total = sums[-1]
+    mean, square = (sums[:-1] / total).view(2, -1)
+    joined = torch.stack([mean, (square - mean * mean).clamp(min=0)])
+    if not z.is_cuda and not joined.isfinite().all():
+        raise RuntimeError("z_seq has values that are not finite: its batch statistics are not finite")
+    return joined.to(statistics.dtype), total
+
+
+def update_running(
+    statistics: Tensor, count: Tensor | float, momentum: float | Tensor, mean: Tensor, var: Tensor
+) -> None:
+    """``running += momentum (new - running)``, in place, with the unbiased variance; not at all if a statistic is not
+    finite. ``momentum`` and ``count`` may be numbers on the device."""
+    if mean.dtype != statistics.dtype:
+        wide = mean.to(statistics.dtype), var.to(statistics.dtype)
+        update_running(statistics, count, momentum, *wide)
+        mean.copy_(wide[0])
+        var.copy_(wide[1])
+    elif isinstance(count, Tensor) or isinstance(momentum, Tensor):
+        unbiased = statistics[1] * (count / (count - 1))
+        finite = statistics.isfinite().all()
+        for running, new in ((mean, statistics[0]), (var, unbiased)):
+            running.copy_(torch.where(finite, running + momentum * (new - running), running))
+    else:
+        torch.ops.sewsnn.bn_update(statistics, momentum, count, mean, var)
+
+
+def bn_neuron(
+    z: Tensor,
+    shortcut: Tensor | None,
+    statistics: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    leak: Tensor | None,
+    options: Options,
+    *,
+    training: bool,
+    count: Tensor | float = 1.0,
+    group=None,
+    store_v: bool = False,
+    pack: bool = False,
+    two: bool = False,
+) -> Output:
+    """Calls the compiled kernels; arguments as checked and completed by :mod:`sewsnn.layers`.
+
+    Args:
+        training: the statistics are those of z (and of ``count`` numbers), which matters to the gradient of z.
+        two: return ``skip``, too.
+    """
+    tensors = (z, shortcut, statistics, weight, bias, leak)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    v_mode = V_FINAL if store_v and options.kind != NO_NEURON else V_NONE
+    skip = None
+    if torch.compiler.is_compiling() and group is None:
+        out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward(*tensors, *options, v_mode, needs_grad, pack, training)
+        skip = out if two else None
+    elif needs_grad:
+        out, skip, v, _, bits = _BnNeuron.apply(*tensors, options, v_mode, pack, training, count, group, two)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward.default(*tensors, *options, v_mode, False, pack, False)
+        skip = out if two else None
+    return Output(out, skip, v if v_mode else None, bits if pack else None)
+
+
+class _Saved(NamedTuple):
+    """What backward needs, in the order it is saved."""
+
+    z: Tensor
+    shortcut: Tensor | None
+    statistics: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    leak: Tensor | None
+    checkpoints: Tensor
+
+
+def _remember(ctx, inputs, checkpoints, options, training, count, group):
+    z, shortcut, *channels = inputs
+    if options.connect == ADD:  # its values do not matter to any gradient
+        shortcut = None
+    ctx.options, ctx.training, ctx.count, ctx.group = options, training, count, group
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(z, shortcut, *channels, checkpoints)
+
+
+def _gradients(ctx, grad_out, grad_skip):
+    """Of z, shortcut, statistics (never), weight, bias, leak."""
+    if grad_out is None:
+        grad_out, grad_skip = grad_skip, None
+    if grad_out is None:
+        return (None,) * 6
+    need_z, need_shortcut, _, need_weight, need_bias, need_leak, *_ = ctx.needs_input_grad
+    saved, options = _Saved(*ctx.saved_tensors), ctx.options
+    connect = NONE if options.connect == ADD else options.connect  # as far as backward is concerned
+    arguments = (*saved, options.eps, connect, *options[2:])
+    sums = grad_leak = None
+    if need_weight or need_bias or need_leak or grad_skip is not None or (need_z and ctx.training):
+        sums, grad_sum, grad_leak = _below_autograd("bn_neuron_reduce", grad_out, grad_skip, *arguments, need_leak)
+        grad_out = grad_out if grad_skip is None else grad_sum
+    own_shortcut = need_shortcut and options.connect != ADD
+    grad_z = grad_shortcut = None
+    if need_z or own_shortcut:
+        all_sums, count = sums if ctx.training else None, 1.0
+        if ctx.training and need_z:
+            count = saved.z.numel() / saved.z.shape[1 if options.T else 2]
+            if ctx.group is not None:  # of all processes, as if they were of so many values as here
+                all_sums = sums.clone()
+                dist.all_reduce(all_sums, group=ctx.group)
+                all_sums = all_sums * (count / ctx.count).to(all_sums.dtype)
+        grad_z, grad_shortcut = _below_autograd(
+            "bn_neuron_apply", grad_out, *arguments[:7], all_sums, count, *arguments[7:], own_shortcut
+        )
+    return (
+        grad_z if need_z else None,
+        (grad_shortcut if own_shortcut else grad_out) if need_shortcut else None,
+        None,
+        sums[1] if need_weight else None,
+        sums[0] if need_bias else None,
+        grad_leak if need_leak else None,
+    )
+
+
+def _below_autograd(name, *arguments):
+    op = getattr(torch.ops.sewsnn, name).default
+    if torch.is_grad_enabled():  # create_graph: the op's formula raises
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+class _BnNeuron(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, shortcut, statistics, weight, bias, leak, options, v_mode, pack, training, count, group, two):
+        inputs = (z, shortcut, statistics, weight, bias, leak)
+        with torch._C._AutoDispatchBelowAutograd():
+            out, v, checkpoints, bits = torch.ops.sewsnn.bn_neuron_forward.default(
+                *inputs, *options, v_mode, True, pack, training
+            )
+        _remember(ctx, inputs, checkpoints, options, training, count, group)
+        ctx.mark_non_differentiable(v, checkpoints, bits)
+        return out, out.detach() if two else None, v, checkpoints, bits
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_skip, *_):
+        return *_gradients(ctx, grad_out, grad_skip), *(None,) * 7
+
+
+def _setup_context(ctx, inputs, output):
+    tensors, options, training = inputs[:6], Options(*inputs[6:17]), inputs[-1]
+    _, v, checkpoints, bits = output
+    _remember(ctx, tensors, checkpoints, options, training, 1.0, None)
+    ctx.mark_non_differentiable(v, checkpoints, bits)
+
+
+def _backward(ctx, grad_out, *_):
+    return *_gradients(ctx, grad_out, None), *(None,) * 15
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(
+        "sewsnn's compiled neurons have no second derivative (the spike's surrogate has none); "
+        "use backend='torch' to differentiate twice"
+    )
+
+
+# ---- shapes and strides without data
+
+
+def _sequence(z: Tensor, T: int) -> tuple[list[int], list[int]]:
+    """Sizes and strides of what has the shape of z with its time axis."""
+    seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
+    return list(seq.shape), dense_strides(seq)
+
+
+def _statistics_fake(z, T, check):
+    return z.new_empty(2, z.shape[1 if T else 2], dtype=state_dtype(z.dtype))
+
+
+def _update_fake(statistics, momentum, count, running_mean, running_var):
+    return None
+
+
+def _forward_fake(z, shortcut, statistics, weight, bias, leak, eps, connect, T, kind, *rest):
+    *_, v_mode, needs_grad, pack, _ = rest
+    sizes, strides = _sequence(z, T)
+    state, M = state_dtype(z.dtype), math.prod(sizes[1:])
+    spiking = kind != NO_NEURON
+    v = z.new_empty_strided(sizes[1:], strides[1:], dtype=state) if v_mode and spiking else z.new_empty(0, dtype=state)
+    kept = checkpoint_count(sizes[0]) * M if needs_grad and spiking else 0
+    return (
+        z.new_empty_strided(sizes, strides),
+        v,
+        z.new_empty(kept, dtype=state),
+        z.new_empty(sizes[0] * M // 8 if pack else 0, dtype=torch.uint8),
+    )
+
+
+def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, eps, connect, T, *rest):
+    sizes, strides = _sequence(z, T)
+    state = state_dtype(z.dtype)
+    return (
+        z.new_empty(2, sizes[2], dtype=state),
+        z.new_empty(0) if grad_skip is None else z.new_empty_strided(sizes, strides),
+        leak.new_empty(()) if rest[-1] else z.new_empty(0, dtype=state),
+    )
+
+
+def _apply_fake(
+    grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count, eps, connect, T, *rest
+):
+    sizes, strides = _sequence(z, T)
+    return (
+        z.new_empty_strided(sizes[1:], strides[1:]) if T else z.new_empty_strided(sizes, strides),
+        z.new_empty_strided(sizes, strides) if rest[-1] else z.new_empty(0),
+    )
+
+
+if NATIVE_ERROR is None:
+    torch.library.register_fake("sewsnn::bn_statistics", _statistics_fake)
+    torch.library.register_fake("sewsnn::bn_update", _update_fake)
+    torch.library.register_fake("sewsnn::bn_neuron_forward", _forward_fake)
+    torch.library.register_fake("sewsnn::bn_neuron_reduce", _reduce_fake)
+    torch.library.register_fake("sewsnn::bn_neuron_apply", _apply_fake)
+    torch.library.register_autograd("sewsnn::bn_neuron_forward", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("sewsnn::bn_neuron_reduce", _no_double_backward)
+    torch.library.register_autograd("sewsnn::bn_neuron_apply", _no_double_backward)
