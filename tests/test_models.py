@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sewsnn import models, neuron
-from sewsnn.models.sew_resnet import CONNECT, count_parameters
+from sewsnn.models.sew_resnet import count_parameters
+from sewsnn.ops.reference import CONNECT
 
 # Parameters and neuron layers of the published networks (torchvision's counts; one neuron layer per convolution).
 PUBLISHED = {

@@ -36,9 +36,10 @@ def bn_neuron(
         out = A (None), A + S (ADD), A S (AND), S (1 - A) (IAND)
         out = SN(y + S)                                     ADD with ``connect_before``: the order of Spiking ResNet
 
-    Backward recomputes the neuron: kept are z and the statistics (also S, where its values matter; for T > 16 every 16th
-    potential). Statistics, potentials and sums are in float32 (float64 for float64), whatever the dtype of z_seq is, and
-    nothing is rounded between the convolution's output and out. Sums are taken in a fixed order: the same bits every time.
+    Backward recomputes the neuron: kept are z and the statistics (also S, where its values matter; for T > 16 every
+    16th potential). Statistics, potentials and sums are in float32 (float64 for float64), whatever the dtype of z_seq
+    is, and nothing is rounded between the convolution's output and out. Sums are taken in a fixed order: the same bits
+    every time.
 
     The modules themselves run, one after the other, where the op cannot stand for them: hooks on them, a norm or a
     neuron of another class, a kept state, single-step mode, ``store_v_seq``, a surrogate of your own, ``torch.func``.
@@ -128,7 +129,7 @@ class BNNeuron(_NormBase):
     def __init__(
         self,
         num_features: int,
-        neuron: nn.Module | None | bool = None,
+        neuron: nn.Module | bool | None = None,
         connect_f: str | None = None,
         eps: float = 1e-5,
         momentum: float | None = 0.1,

@@ -1,7 +1,9 @@
-"""SEW ResNet: residual networks whose blocks join spikes element-wise, g(A, S) with ADD, AND or IAND.
+"""Residual networks of spikes: SEW ResNet, whose blocks join spikes element-wise, g(A, S) with ADD, AND or IAND;
+Spiking ResNet, which adds the shortcut before the neuron; and the plain network, which has none.
 
-Layout and names follow torchvision's ResNet v1.5 (stride on the 3x3 convolution); every conv-BN pair is followed by a
-spiking neuron. Source: main paper, section 3.2 and Table 1; supplement, Table S1.
+Layout and names follow torchvision's ResNet v1.5 (stride on the 3x3 convolution). In SEW ResNet every conv-BN pair is
+followed by a spiking neuron; in Spiking ResNet all but those of the shortcuts. Source: main paper, section 3.2 and
+Table 1; supplement, Table S1.
 """
 
 import copy
@@ -9,15 +11,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from sewsnn.layers import bn_neuron, over_time
+from sewsnn.models.blocks import BasicBlock, Block, Bottleneck, Style
 from sewsnn.models.registry import register_model
 from sewsnn.neuron import BaseNode, IFNode
-
-#: g(A, S) of Table 1: A the block's spikes, S the shortcut's
-CONNECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ADD": lambda a, s: a + s,
-    "AND": lambda a, s: a * s,
-    "IAND": lambda a, s: s * (1 - a),
-}
+from sewsnn.ops.bn import Output
 
 
 def default_neuron() -> BaseNode:
@@ -36,98 +34,8 @@ def neuron_maker(neuron: Callable[[], nn.Module] | nn.Module | None) -> Callable
     return neuron
 
 
-def over_time(layers: Callable[[Tensor], Tensor], x_seq: Tensor) -> Tensor:
-    """Applies a stateless ``layers`` to ``[T, N, ...]`` as one batch of T * N."""
-    return layers(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
-
-
-def _conv_bn(conv: nn.Module, bn: nn.Module, x_seq: Tensor) -> Tensor:
-    return over_time(lambda x: bn(conv(x)), x_seq)
-
-
-def _check_connect(connect_f: str) -> str:
-    if connect_f not in CONNECT:
-        raise ValueError(f"connect_f must be one of {', '.join(map(repr, CONNECT))}, got {connect_f!r}")
-    return connect_f
-
-
-class _Block(nn.Module):
-    """The shortcut, and the element-wise connection at the end."""
-
-    def __init__(self, in_channels, channels, stride, connect_f, neuron):
-        super().__init__()
-        self.connect_f = _check_connect(connect_f)
-        if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-            )
-            self.downsample_sn = neuron()
-        else:
-            self.downsample = None
-
-    def connect(self, spikes: Tensor, x_seq: Tensor) -> Tensor:
-        shortcut = x_seq if self.downsample is None else self.downsample_sn(over_time(self.downsample, x_seq))
-        return CONNECT[self.connect_f](spikes, shortcut)
-
-    def extra_repr(self):
-        return f"connect_f={self.connect_f!r}"
-
-
-class BasicBlock(_Block):
-    """g(SN(BN(conv3x3(SN(BN(conv3x3(S)))))), S), ``[T, N, C, H, W]`` in and out."""
-
-    expansion = 1
-
-    def __init__(self, in_channels: int, width: int, stride: int, connect_f: str, neuron: Callable[[], nn.Module]):
-        super().__init__(in_channels, width, stride, connect_f, neuron)
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.sn1 = neuron()
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.sn2 = neuron()
-
-    @property
-    def last_bn(self) -> nn.BatchNorm2d:
-        return self.bn2
-
-    def forward(self, x_seq: Tensor) -> Tensor:
-        a = self.sn1(_conv_bn(self.conv1, self.bn1, x_seq))
-        a = self.sn2(_conv_bn(self.conv2, self.bn2, a))
-        return self.connect(a, x_seq)
-
-
-class Bottleneck(_Block):
-    """As :class:`BasicBlock` with conv1x1, conv3x3 (which has the stride), conv1x1 to 4 times the width."""
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, width: int, stride: int, connect_f: str, neuron: Callable[[], nn.Module]):
-        channels = width * self.expansion
-        super().__init__(in_channels, channels, stride, connect_f, neuron)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.sn1 = neuron()
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.sn2 = neuron()
-        self.conv3 = nn.Conv2d(width, channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(channels)
-        self.sn3 = neuron()
-
-    @property
-    def last_bn(self) -> nn.BatchNorm2d:
-        return self.bn3
-
-    def forward(self, x_seq: Tensor) -> Tensor:
-        a = self.sn1(_conv_bn(self.conv1, self.bn1, x_seq))
-        a = self.sn2(_conv_bn(self.conv2, self.bn2, a))
-        a = self.sn3(_conv_bn(self.conv3, self.bn3, a))
-        return self.connect(a, x_seq)
-
-
 class SEWResNet(nn.Module):
-    """SEW ResNet.
+    """SEW ResNet, and with ``residual`` its two relatives.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
@@ -141,6 +49,9 @@ class SEWResNet(nn.Module):
         in_channels: 3 for colour images.
         stem: ``"imagenet"``, 7x7 stride 2 and max-pooling; ``"small"``, 3x3 stride 1, for small images.
         zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1), the block as identity.
+        residual: ``"sew"``; ``"spiking"``: SN(F(S) + S), connect_f is not used; ``"plain"``: no shortcuts.
+        fused: BN, neuron and connection are one op (:func:`sewsnn.layers.bn_neuron`). False: the modules, one by one.
+        pack_spikes: convolutions keep the spikes they read as bits for backward: less memory, a little more time.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -159,6 +70,9 @@ class SEWResNet(nn.Module):
         in_channels: int = 3,
         stem: str = "imagenet",
         zero_init_residual: bool = False,
+        residual: str = "sew",
+        fused: bool = True,
+        pack_spikes: bool = False,
     ):
         super().__init__()
         if len(blocks) != len(widths) or not blocks:
@@ -171,9 +85,9 @@ class SEWResNet(nn.Module):
             raise ValueError(f"T must be at least 1, got {T}")
         if stem not in ("imagenet", "small"):
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
-        _check_connect(connect_f)
         neuron = neuron_maker(neuron)
-        self.T = T
+        style = Style(residual, connect_f, neuron, fused, pack_spikes).checked()
+        self.T, self.fused = T, fused
         channels = widths[0]
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
@@ -188,7 +102,7 @@ class SEWResNet(nn.Module):
             layer = []
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                layer.append(block(channels, width, stride, connect_f, neuron))
+                layer.append(block(channels, width, stride, style))
                 channels = width * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -201,10 +115,17 @@ class SEWResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if zero_init_residual:
             for module in self.modules():
-                if isinstance(module, _Block):
+                if isinstance(module, Block):
                     nn.init.zeros_(module.last_bn.weight)
-                    if module.connect_f == "AND":
+                    if module.style.residual == "sew" and module.style.connect_f == "AND":
                         nn.init.ones_(module.last_bn.bias)
+
+    def _stem(self, x: Tensor) -> Output:
+        still = x.dim() == 4  # convolved and normalised once
+        z = self.conv1(x) if still else over_time(self.conv1, x)
+        pooled = not isinstance(self.maxpool, nn.Identity)
+        s = bn_neuron(z, self.bn1, self.sn1, T=self.T if still else None, two=not pooled, fused=self.fused)
+        return Output(over_time(self.maxpool, s.out), None, None, None) if pooled else s
 
     def forward(self, x: Tensor, return_seq: bool = False) -> Tensor:
         """Logits ``[N, num_classes]``, the mean over time; with ``return_seq`` ``[T, N, num_classes]``.
@@ -212,36 +133,39 @@ class SEWResNet(nn.Module):
         Args:
             x: images ``[N, C, H, W]``, convolved once and shown T times, or a sequence ``[T, N, C, H, W]``.
         """
-        if x.dim() == 4:
-            z = self.bn1(self.conv1(x))
-            z_seq = z.unsqueeze(0).expand(self.T, *z.shape)  # stride 0 over T: nothing is copied
-        elif x.dim() == 5:
-            z_seq = _conv_bn(self.conv1, self.bn1, x)
-        else:
+        if x.dim() not in (4, 5):
             raise ValueError(f"x must be [N, C, H, W] or [T, N, C, H, W], got shape {list(x.shape)}")
-        s_seq = over_time(self.maxpool, self.sn1(z_seq))
-        for stage in range(self.stages):
-            s_seq = getattr(self, f"layer{stage + 1}")(s_seq)
+        s = self._stem(x)
+        blocks = [block for stage in range(self.stages) for block in getattr(self, f"layer{stage + 1}")]
+        for i, block in enumerate(blocks):
+            s = block.run(s, two=i + 1 < len(blocks))
+        s_seq = s.out
         features = over_time(lambda s: self.avgpool(s).flatten(1), s_seq)
         return self.fc(features) if return_seq else self.fc(features.mean(0))
 
 
-def _published(name: str, block, blocks):
+def _published(name: str, block, blocks, residual: str):
     def build(**kwargs) -> SEWResNet:
-        return SEWResNet(block, blocks, **kwargs)
+        return SEWResNet(block, blocks, residual=residual, **kwargs)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = (
-        f"SEW ResNet with {block.__name__} x {blocks} (supplement, Table S1); arguments of :class:`SEWResNet`."
+        f"{_NAMES[residual]} with {block.__name__} x {blocks} (supplement, Table S1); arguments of :class:`SEWResNet`."
     )
     return register_model(build)
 
 
-sew_resnet18 = _published("sew_resnet18", BasicBlock, (2, 2, 2, 2))
-sew_resnet34 = _published("sew_resnet34", BasicBlock, (3, 4, 6, 3))
-sew_resnet50 = _published("sew_resnet50", Bottleneck, (3, 4, 6, 3))
-sew_resnet101 = _published("sew_resnet101", Bottleneck, (3, 4, 23, 3))
-sew_resnet152 = _published("sew_resnet152", Bottleneck, (3, 8, 36, 3))
+_NAMES = {"sew": "SEW ResNet", "spiking": "Spiking ResNet", "plain": "Plain network"}
+_SIZES = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+for _residual in _NAMES:
+    for _depth, (_block, _blocks) in _SIZES.items():
+        _published(f"{_residual}_resnet{_depth}", _block, _blocks, _residual)
 
 
 @register_model

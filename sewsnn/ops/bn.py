@@ -2,8 +2,8 @@
 
 Forward is two stages, so that the statistics can come from elsewhere (other processes, a convolution's epilogue):
 ``bn_statistics`` and ``bn_neuron_forward``. So is backward: ``bn_neuron_reduce`` sums dL/dy and dL/dy xhat over each
-channel, ``bn_neuron_apply`` uses the sums. Both recompute the neuron from z: kept are z and the statistics, the shortcut
-where its values are needed, and for T > 16 the neuron's checkpoints.
+channel, ``bn_neuron_apply`` uses the sums. Both recompute the neuron from z: kept are z and the statistics, the
+shortcut where its values are needed, and for T > 16 the neuron's checkpoints.
 
 Autograd is there twice, as in :mod:`sewsnn.ops.neuron`, and for the same reason.
 """
