@@ -159,6 +159,10 @@ class BNNeuron(_NormBase):
         connection = {"connect_f": self.connect_f, "connect_before": self.connect_before}
         return bn_neuron(z_seq, self, self.neuron, shortcut, T=T, **connection).out
 
+    def without_norm(self) -> "NeuronConnection":
+        """What is left of it when the norm is in a convolution's weights."""
+        return NeuronConnection(self.neuron, self.connect_f, self.connect_before)
+
     def normalise(self, z: Tensor) -> Tensor:
         """Batch norm alone, of ``[N, C, ...]``, by torch."""
         factor = self.momentum
@@ -173,6 +177,22 @@ class BNNeuron(_NormBase):
     def extra_repr(self):
         before = ", connect_before=True" if self.connect_before else ""
         return f"{super().extra_repr()}, connect_f={self.connect_f!r}{before}"
+
+
+class NeuronConnection(nn.Module):
+    """The neuron and the connection in one op: :class:`BNNeuron` without the norm."""
+
+    def __init__(self, neuron: nn.Module | None, connect_f: str | None = None, connect_before: bool = False):
+        super().__init__()
+        _check_connection(connect_f, connect_before)
+        self.neuron = neuron
+        self.connect_f = connect_f
+        self.connect_before = connect_before
+
+    def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
+        """``[T, N, ...]``, as :meth:`BNNeuron.forward`."""
+        connection = {"connect_f": self.connect_f, "connect_before": self.connect_before}
+        return bn_neuron(z_seq, None, self.neuron, shortcut, T=T, **connection).out
 
 
 # ---- how the op is called
@@ -239,6 +259,11 @@ def _can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -
 
 
 def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two) -> native.Output:
+    if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and _group_of(norm) is not None:
+        raise RuntimeError(
+            "this batch norm shares its statistics with other processes, which only the fused op can do: it must not "
+            "have hooks, and its neuron must be one the compiled kernels know"
+        )
     normalise = norm.normalise if isinstance(norm, BNNeuron) else norm
     if norm is None:
         y = z_seq if T is None else z_seq.unsqueeze(0).expand(T, *z_seq.shape)

@@ -120,6 +120,10 @@ class SEWResNet(nn.Module):
                     if module.style.residual == "sew" and module.style.connect_f == "AND":
                         nn.init.ones_(module.last_bn.bias)
 
+    def conv_bn_pairs(self):
+        """The stem's convolution with its norm; blocks name their own."""
+        yield self.conv1, self.bn1
+
     def _stem(self, x: Tensor) -> Output:
         still = x.dim() == 4  # convolved and normalised once
         z = self.conv1(x) if still else over_time(self.conv1, x)
