@@ -6,9 +6,11 @@
 #if defined(__CUDACC__)
 #define SEWSNN_HD __host__ __device__ __forceinline__
 #define SEWSNN_UNROLL _Pragma("unroll")
+#define SEWSNN_ROLLED _Pragma("unroll 1")
 #else
 #define SEWSNN_HD inline __attribute__((always_inline))
 #define SEWSNN_UNROLL
+#define SEWSNN_ROLLED
 #endif
 
 // The CPU kernels are compiled once per instruction set. Each copy lives in an inline namespace of its own, so that the

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/cpu_kernels.h"
+#include "kernels/pool_cpu_kernels.h"
 
 namespace sewsnn {
 namespace {
@@ -27,6 +28,14 @@ const CpuKernels& choose() {
 const CpuKernels& cpu_kernels() {
   static const CpuKernels& chosen = choose();
   return chosen;
+}
+
+const PoolCpuKernels& pool_cpu_kernels() {
+#if defined(__x86_64__)
+  if (&cpu_kernels() == &kAvx512Kernels) return kAvx512PoolKernels;
+  if (&cpu_kernels() == &kAvx2Kernels) return kAvx2PoolKernels;
+#endif
+  return kGenericPoolKernels;
 }
 
 }  // namespace sewsnn
