@@ -15,16 +15,17 @@ struct PoolSpikes {
   uint32_t even[kPoolRows][kThreads], odd[kPoolRows][kThreads];
 };
 
-// Where gradients of one window row go, of those a thread's two columns are in.
+// Where gradients of a row of windows go, of those a thread's two columns are in: by row of the window, of the thread's
+// own to its even and its odd column, and of that to the right to its odd column. Shared memory because there a thread
+// may choose among them; others do not look.
 struct PoolWins {
-  // By row: of the thread's own windows to its even and its odd column, and of those to the right to its odd column.
-  uint32_t even[3], odd[3], odd_from_right[3];
+  uint32_t even[3][kThreads], odd[3][kThreads], odd_from_right[3][kThreads];
 };
 
 // `first_row`: of z.
 template <int N>
-__device__ __forceinline__ PoolWins pool_wins(const PoolTiling& g, const PoolThread<N>& at, const PoolSpikes& spikes,
-                                              int first_row) {
+__device__ __forceinline__ void set_wins(const PoolTiling& g, const PoolThread<N>& at, const PoolSpikes& spikes,
+                                         int first_row, PoolWins& wins) {
   const int thread = int(threadIdx.x);
   const bool has_left = at.column > 0, has_right = at.column + 1 < g.columns && at.j + 1 < g.out_width;
   Window<uint32_t> own, right;
@@ -39,14 +40,12 @@ __device__ __forceinline__ PoolWins pool_wins(const PoolTiling& g, const PoolThr
   }
   own = winners(own, first_row < 0, at.j == 0 ? ~0u : 0u);
   right = winners(right, first_row < 0, 0u);
-  PoolWins wins;
   SEWSNN_UNROLL
   for (int r = 0; r < 3; ++r) {
-    wins.even[r] = own.at[r][1];
-    wins.odd[r] = own.at[r][2];
-    wins.odd_from_right[r] = has_right ? right.at[r][0] : 0;
+    wins.even[r][thread] = own.at[r][1];
+    wins.odd[r][thread] = own.at[r][2];
+    wins.odd_from_right[r][thread] = right.at[r][0];
   }
-  return wins;
 }
 
 // Adds the gradients of one window in all time-steps, where it has won.
@@ -73,8 +72,9 @@ template <int K, class S, int N>
 __device__ __forceinline__ Pack<S, N> neuron_gradients(const AnyNeuron<S>& neuron, const PoolSetup<S>& o, int T,
                                                        const Pack<S, N>& y, const Pack<S, N> (&gs)[K], bool leak,
                                                        double& grad_leak) {
+  constexpr int G = K < 8 ? K : 8;  // time-steps whose sigma' is in registers at a time
   const FireReset<S>& fire = o.neuron.fire;
-  Pack<S, N> h[K], sigma[K], total = fill_pack<S, N>(S(0));
+  Pack<S, N> h[K], total = fill_pack<S, N>(S(0)), gv = fill_pack<S, N>(S(0));
   neuron.visit([&](const auto& of_kind) {
     Pack<S, N> v = fill_pack<S, N>(fire.v_reset);
     SEWSNN_UNROLL
@@ -86,45 +86,57 @@ __device__ __forceinline__ Pack<S, N> neuron_gradients(const AnyNeuron<S>& neuro
       }
     }
   });
-  o.neuron.surrogate.visit([&](const auto& surrogate) {
-    SEWSNN_UNROLL
-    for (int t = 0; t < K; ++t) {
+  S leak_sum = S(0);
+  SEWSNN_UNROLL
+  for (int group = K - G; group >= 0; group -= G) {
+    if (group >= T) continue;
+    Pack<S, N> sigma[G];
+    o.neuron.surrogate.visit([&](const auto& surrogate) {
       SEWSNN_UNROLL
-      for (int j = 0; j < N; ++j) sigma[t].at[j] = surrogate(h[t].at[j] - fire.v_threshold);
-    }
-  });
-  neuron.visit([&](const auto& of_kind) {
-    Pack<S, N> gv = fill_pack<S, N>(S(0));
-    S leak_sum = S(0);
-    SEWSNN_UNROLL
-    for (int t = K - 1; t >= 0; --t) {
-      if (t >= T) continue;
-      SEWSNN_UNROLL
-      for (int j = 0; j < N; ++j) {
-        const S gh = fire.grad_h(gs[t].at[j], gv.at[j], h[t].at[j], sigma[t].at[j]);
-        total.at[j] += of_kind.grad_x(gh);
-        gv.at[j] = of_kind.grad_v(gh);
-        if (leak) leak_sum += gh * of_kind.d_leak(t ? fire.reset(h[t ? t - 1 : 0].at[j]) : fire.v_reset, y.at[j]);
+      for (int k = 0; k < G; ++k) {
+        SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j) sigma[k].at[j] = surrogate(h[group + k].at[j] - fire.v_threshold);
       }
-    }
-    grad_leak += double(leak_sum);
-  });
+    });
+    neuron.visit([&](const auto& of_kind) {
+      SEWSNN_UNROLL
+      for (int k = G - 1; k >= 0; --k) {
+        const int t = group + k;
+        if (t >= T) continue;
+        SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j) {
+          const S gh = fire.grad_h(gs[t].at[j], gv.at[j], h[t].at[j], sigma[k].at[j]);
+          total.at[j] += of_kind.grad_x(gh);
+          gv.at[j] = of_kind.grad_v(gh);
+          if (leak) leak_sum += gh * of_kind.d_leak(t ? fire.reset(h[t ? t - 1 : 0].at[j]) : fire.v_reset, y.at[j]);
+        }
+      }
+    });
+  }
+  if (leak) grad_leak += double(leak_sum);
   return total;
 }
+
+// What the blocks of backward keep in shared memory.
+template <class S, int N>
+struct PoolShared {
+  PoolNumbers<S, N> numbers[kNumbers];
+  PoolSpikes spikes;
+  PoolWins wins[2];  // of the windows at odd rows, and at even ones
+};
 
 // use(z, dL/dy summed over time, offset in z) for every neuron a thread owns: those of rows 2 first - 1 to 2 last - 2,
 // and of the last row below them. Returns the share of dL/dleak.
 template <class Storage, int K, int N, class Use>
 __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, const PoolTiling& g,
                                                 const PoolSetup<State<Storage>>& o, const PoolThread<N>& at,
-                                                const PoolNumbers<State<Storage>, N> (&numbers)[kNumbers],
-                                                PoolSpikes& spikes, bool leak, const Use& use) {
+                                                PoolShared<State<Storage>, N>& shared, bool leak, const Use& use) {
   using S = State<Storage>;
+  const int thread = int(threadIdx.x);
   const AnyNeuron<S> neuron = o.neuron.load_neuron();
   const int begin = at.first > 0 ? at.first - 1 : 0;  // one row of windows before, for what it leaves to ours
   const int end = at.last < g.out_height || g.height % 2 ? at.last : at.last + 1;
   double grad_leak = 0;
-  uint32_t above_even = 0, above_odd = 0, above_from_right = 0;  // wins of the third row of the windows above
   const Rows z_rows = {p.z, g.row, 1};
 
   int row = 2 * begin - 1;
@@ -132,84 +144,76 @@ __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, con
   for (int i = begin; i < end; ++i) {
     SEWSNN_ROLLED
     for (; row <= 2 * i + 1; ++row) {
-      uint32_t even = 0, odd = 0;
-      if (at.inside && row >= 0 && row < g.height) {
-        Cursor<Storage, N> z(z_rows, row, at.z);
-        even = spike_trains<K>(neuron, o.neuron.fire, g.steps, normalised(z.load(), numbers, at.pack));
-      }
-      if (at.has_odd && row >= 0 && row < g.height) {
-        Cursor<Storage, N> z(z_rows, row, at.z + g.column);
-        odd = spike_trains<K>(neuron, o.neuron.fire, g.steps, normalised(z.load(), numbers, at.pack));
-      }
-      spikes.even[row & (kPoolRows - 1)][threadIdx.x] = even;
-      spikes.odd[row & (kPoolRows - 1)][threadIdx.x] = odd;
+      const bool valid = row >= 0 && row < g.height;
+      const Cursor<Storage, N> even_at(z_rows, row, at.z), odd_at(z_rows, row, at.z + g.column);
+      const auto z = PoolColumns<Storage, N>::load(even_at, odd_at, at, valid);
+      const PoolTrains trains = fired<K>(z, at, valid, neuron, o.neuron.fire, g.steps, shared.numbers);
+      shared.spikes.even[row & (kPoolRows - 1)][thread] = trains.even;
+      shared.spikes.odd[row & (kPoolRows - 1)][thread] = trains.odd;
     }
     __syncthreads();
     if (!at.owns) continue;
-    const bool has_window = i < g.out_height;
-    PoolWins wins = {};
-    if (has_window) wins = pool_wins(g, at, spikes, 2 * i - 1);
+    const PoolWins &above = shared.wins[(i + 1) % 2], &here = shared.wins[i % 2];
+    if (i < g.out_height) set_wins(g, at, shared.spikes, 2 * i - 1, shared.wins[i % 2]);
     // Rows 2 i - 1 and 2 i, even column and odd.
     SEWSNN_ROLLED
     for (int q = i < at.first ? 4 : 0; q < 4; ++q) {
-      const bool odd_row = q < 2, odd_column = q % 2;
-      const int y_row = odd_row ? 2 * i - 1 : 2 * i;
+      const int odd_column = q % 2, odd_row = q < 2, y_row = 2 * i - odd_row;
       if (y_row < 0 || y_row >= g.height || (odd_column && !at.has_odd)) continue;
-      const int64_t offset = at.z + (odd_column ? g.column : 0);
+      const int64_t offset = at.z + odd_column * g.column;
       const Pack<Storage, N> z = Cursor<Storage, N>(z_rows, y_row, offset).load();
-      // In the order of the windows: rows, then columns.
       Pack<S, N> gs[K];
       SEWSNN_UNROLL
       for (int t = 0; t < K; ++t) gs[t] = fill_pack<S, N>(S(0));
-      const auto add = [&](int window_row, bool right, uint32_t won) {
-        const int64_t here = at.out + window_row * g.out_row + (right ? g.column : 0);
-        add_gradients<K>(Cursor<Storage, N>({p.grad_out, g.out_step, 1}, 0, here), g.steps, won, gs);
+      // The windows above, here, and to the right of both: sums are in the order of rows, then columns.
+      const auto add = [&](const PoolWins& wins, int window_row, int r) {
+        const int64_t window = at.out + window_row * g.out_row;
+        const uint32_t won = odd_column ? wins.odd[r][thread] : wins.even[r][thread];
+        add_gradients<K>(Cursor<Storage, N>({p.grad_out, g.out_step, 1}, 0, window), g.steps, won, gs);
+        if (odd_column && at.j + 1 < g.out_width) {
+          const Cursor<Storage, N> right({p.grad_out, g.out_step, 1}, 0, window + g.column);
+          add_gradients<K>(right, g.steps, wins.odd_from_right[r][thread], gs);
+        }
       };
-      const bool has_right = odd_column && at.j + 1 < g.out_width;
-      if (odd_row) {
-        add(i - 1, false, odd_column ? above_odd : above_even);
-        if (has_right) add(i - 1, true, above_from_right);
-      }
-      if (has_window) {
-        add(i, false, odd_column ? odd_row ? wins.odd[0] : wins.odd[1] : odd_row ? wins.even[0] : wins.even[1]);
-        if (has_right) add(i, true, odd_row ? wins.odd_from_right[0] : wins.odd_from_right[1]);
-      }
-      const Pack<S, N> y = normalised(z, numbers, at.pack);
+      if (odd_row) add(above, i - 1, 2);
+      if (i < g.out_height) add(here, i, odd_row ? 0 : 1);
+      const Pack<S, N> y = normalised(z, shared.numbers, at.pack);
       use(z, neuron_gradients<K>(neuron, o, g.steps, y, gs, leak, grad_leak), offset + y_row * g.row);
     }
-    above_even = wins.even[2], above_odd = wins.odd[2], above_from_right = wins.odd_from_right[2];
   }
   return grad_leak;
 }
 
+// How many the registers must leave room for.
+template <class S, int K, int N>
+constexpr int pool_blocks_per_multiprocessor() {
+  return sizeof(S) == 8 ? 2 : K * N > 16 ? 3 : 4;
+}
+
 template <class Storage, int K, int N>
-__global__ void __launch_bounds__(kThreads, K* N > 16 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State<Storage>, K, N>())
     pool_reduce_kernel(const PoolReduceParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
   using S = State<Storage>;
-  __shared__ PoolNumbers<S, N> numbers[kNumbers];
-  __shared__ PoolSpikes spikes;
-  __shared__ S sums[2][N][kThreads];
+  __shared__ PoolShared<S, N> shared;
+  __shared__ S sums[2][N][kThreads];  // each thread's own, which registers have no room for
+  load_numbers<S, N>(p, g, o, nullptr, shared.numbers);
   const auto at = PoolThread<N>::at(g);
-  load_numbers<S, N>(p, g, o, at.slice, nullptr, numbers);
-  __syncthreads();
-  Pack<S, N> sum = fill_pack<S, N>(S(0)), sum_xhat = fill_pack<S, N>(S(0));
-  const double grad_leak = pool_backward<Storage, K, N>(
-      p, g, o, at, numbers, spikes, p.grad_leak_partials != nullptr,
-      [&](const Pack<Storage, N>& z, const Pack<S, N>& grad, int64_t) {
-        SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) {
-          const S xhat = (load_(z.at[j]) - numbers[kMean][at.pack].at[j]) * numbers[kInvstd][at.pack].at[j];
-          sum.at[j] += grad.at[j];
-          sum_xhat.at[j] += grad.at[j] * xhat;
-        }
-      });
-  if (p.grad_leak_partials) {
+  SEWSNN_UNROLL
+  for (int j = 0; j < N; ++j) sums[0][j][threadIdx.x] = sums[1][j][threadIdx.x] = S(0);
+  const auto use = [&](const Pack<Storage, N>& z, const Pack<S, N>& grad, int64_t) {
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const S u = load_(z.at[j]) - shared.numbers[kMean][at.pack].at[j];
+      sums[0][j][threadIdx.x] += grad.at[j];
+      sums[1][j][threadIdx.x] += grad.at[j] * (u * shared.numbers[kInvstd][at.pack].at[j]);
+    }
+  };
+  const bool leak = p.grad_leak_partials != nullptr;
+  const double grad_leak = pool_backward<Storage, K, N>(p, g, o, at, shared, leak, use);
+  if (leak) {
     const double total = block_sum<kThreads>(grad_leak);
     if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, total);
   }
-
-  SEWSNN_UNROLL
-  for (int j = 0; j < N; ++j) sums[0][j][threadIdx.x] = sum.at[j], sums[1][j][threadIdx.x] = sum_xhat.at[j];
   __syncthreads();
   // One thread per channel and sum adds the columns, left to right.
   for (int i = int(threadIdx.x); i < 2 * g.packs * N; i += kThreads) {
@@ -234,25 +238,23 @@ __global__ void __launch_bounds__(kThreads) pool_sums_kernel(const double* parti
 }
 
 template <class Storage, int K, int N>
-__global__ void __launch_bounds__(kThreads, K* N > 16 ? 3 : 4)
+__global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State<Storage>, K, N>())
     pool_apply_kernel(const PoolApplyParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
   using S = State<Storage>;
-  __shared__ PoolNumbers<S, N> numbers[kNumbers];
-  __shared__ PoolSpikes spikes;
+  __shared__ PoolShared<S, N> shared;
+  load_numbers<S, N>(p, g, o, p.sums, shared.numbers);
   const auto at = PoolThread<N>::at(g);
-  load_numbers<S, N>(p, g, o, at.slice, p.sums, numbers);
-  __syncthreads();
-  pool_backward<Storage, K, N>(
-      p, g, o, at, numbers, spikes, false, [&](const Pack<Storage, N>& z, const Pack<S, N>& grad, int64_t offset) {
-        Pack<S, N> grad_z;
-        SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) {
-          const S xhat = (load_(z.at[j]) - numbers[kMean][at.pack].at[j]) * numbers[kInvstd][at.pack].at[j];
-          grad_z.at[j] = numbers[kScale][at.pack].at[j] *
-                         (grad.at[j] - numbers[kGradMean][at.pack].at[j] - xhat * numbers[kGradXhat][at.pack].at[j]);
-        }
-        Cursor<Storage, N>({p.grad_z, g.row, 1}, 0, offset).store(store_<Storage>(grad_z));
-      });
+  const auto use = [&](const Pack<Storage, N>& z, const Pack<S, N>& grad, int64_t offset) {
+    const auto number = [&](PoolNumber which, int j) { return shared.numbers[which][at.pack].at[j]; };
+    Pack<S, N> grad_z;
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const S xhat = (load_(z.at[j]) - number(kMean, j)) * number(kInvstd, j);
+      grad_z.at[j] = number(kScale, j) * (grad.at[j] - number(kGradMean, j) - xhat * number(kGradXhat, j));
+    }
+    Cursor<Storage, N>({p.grad_z, g.row, 1}, 0, offset).store(store_<Storage>(grad_z));
+  };
+  pool_backward<Storage, K, N>(p, g, o, at, shared, false, use);
 }
 
 SEWSNN_END

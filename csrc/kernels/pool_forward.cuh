@@ -6,44 +6,30 @@
 SEWSNN_BEGIN
 
 template <class Storage, int K, int N>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 2 : 7)
     pool_forward_kernel(const PoolForwardParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
   using S = State<Storage>;
   __shared__ PoolNumbers<S, N> numbers[kForwardNumbers];
   __shared__ uint32_t odd_columns[2][kThreads];  // of one row of windows, and of the next
+  load_numbers<S, N>(p, g, o, nullptr, numbers);
   const auto at = PoolThread<N>::at(g);
-  load_numbers<S, N>(p, g, o, at.slice, nullptr, numbers);
   const AnyNeuron<S> neuron = o.neuron.load_neuron();
   const Storage one = store_<Storage>(S(1)), zero = store_<Storage>(S(0));
-  __syncthreads();
 
   const int first = 2 * at.first - 1, end = 2 * at.last;  // rows of z
   const Rows z = {p.z, g.row, 1};
   Cursor<Storage, N> even_at(z, first, at.z), odd_at(z, first, at.z + g.column);
-  struct Columns {
-    Pack<Storage, N> even, odd;
-  };
-  const auto load = [&](int row) {
-    Columns c;
-    if (at.inside && row >= 0 && row < g.height) c.even = even_at.load();
-    if (at.has_odd && row >= 0 && row < g.height) c.odd = odd_at.load();
-    even_at.move(1), odd_at.move(1);
-    return c;
-  };
-  Columns next = load(first);
+  const auto inside = [&](int row) { return row >= 0 && row < g.height; };
+  auto next = PoolColumns<Storage, N>::load(even_at, odd_at, at, inside(first));
   uint32_t here = 0, odd = 0;  // spikes of the window so far: in this thread's columns, in the odd one
   SEWSNN_ROLLED
   for (int row = first; row < end; ++row) {
-    const Columns z_row = next;
-    if (row + 1 < end) next = load(row + 1);
-    const bool valid = row >= 0 && row < g.height;
-    uint32_t even_spikes = 0, odd_spikes = 0;
-    if (valid && at.inside)
-      even_spikes = spike_trains<K>(neuron, o.neuron.fire, g.steps, normalised(z_row.even, numbers, at.pack));
-    if (valid && at.has_odd)
-      odd_spikes = spike_trains<K>(neuron, o.neuron.fire, g.steps, normalised(z_row.odd, numbers, at.pack));
-    here |= even_spikes | odd_spikes;
-    odd |= odd_spikes;
+    const PoolColumns<Storage, N> z_row = next;
+    even_at.move(1), odd_at.move(1);
+    next = PoolColumns<Storage, N>::load(even_at, odd_at, at, row + 1 < end && inside(row + 1));
+    const PoolTrains trains = fired<K>(z_row, at, inside(row), neuron, o.neuron.fire, g.steps, numbers);
+    here |= trains.even | trains.odd;
+    odd |= trains.odd;
     if (row % 2 == 0) continue;
     if (row > first) {  // the last row of window row i
       const int i = row / 2;
@@ -63,8 +49,8 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    here = even_spikes | odd_spikes;  // and the first of the next
-    odd = odd_spikes;
+    here = trains.even | trains.odd;  // and the first of the next
+    odd = trains.odd;
   }
 }
 

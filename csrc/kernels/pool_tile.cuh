@@ -75,15 +75,15 @@ struct PoolSetup {
   S eps, count;
 };
 
-// All threads of the block, before a barrier. `sums`: of apply, or null.
+// By all threads of the block. `sums`: of apply, or null.
 template <class S, int N, int Count>
-__device__ __forceinline__ void load_numbers(const PoolParams& p, const PoolTiling& g, const PoolSetup<S>& o, int slice,
+__device__ __forceinline__ void load_numbers(const PoolParams& p, const PoolTiling& g, const PoolSetup<S>& o,
                                              const void* sums, PoolNumbers<S, N> (&numbers)[Count]) {
   const auto at = [](const void* data, int i, S otherwise) {
     return data ? load_global(static_cast<const S*>(data) + i) : otherwise;
   };
   for (int i = int(threadIdx.x); i < g.packs * N; i += kThreads) {
-    const int c = slice * g.packs * N + i;
+    const int c = int(blockIdx.x) % g.slices * g.packs * N + i;
     if (c >= g.channels) break;
     const bool norm = p.norm.mean != nullptr;
     const S invstd = norm ? S(1) / std::sqrt(at(p.norm.var, c, S(1)) + o.eps) : S(1);
@@ -96,6 +96,7 @@ __device__ __forceinline__ void load_numbers(const PoolParams& p, const PoolTili
       numbers[kGradXhat][i / N].at[i % N] = at(sums, g.channels + c, S(0)) / o.count;
     }
   }
+  __syncthreads();
 }
 
 template <class Storage, int N, int Count>
@@ -128,6 +129,45 @@ __device__ __forceinline__ uint32_t spike_trains(const AnyNeuron<S>& neuron, con
       }
     }
   });
+  return trains;
+}
+
+// A row of z at a thread's columns.
+template <class Storage, int N>
+struct PoolColumns {
+  Pack<Storage, N> even, odd;
+
+  // `valid`: the row lies inside of z.
+  static __device__ __forceinline__ PoolColumns load(const Cursor<Storage, N>& even_at,
+                                                     const Cursor<Storage, N>& odd_at, const PoolThread<N>& at,
+                                                     bool valid) {
+    PoolColumns c;
+    if (valid && at.inside) c.even = even_at.load();
+    if (valid && at.has_odd) c.odd = odd_at.load();
+    return c;
+  }
+};
+
+struct PoolTrains {
+  uint32_t even, odd;
+};
+
+// What is fired there. One after the other: two copies of all neurons would be as fast, and twice the code.
+template <int K, class Storage, int N, int Count>
+__device__ __forceinline__ PoolTrains fired(const PoolColumns<Storage, N>& z, const PoolThread<N>& at, bool valid,
+                                            const AnyNeuron<State<Storage>>& neuron,
+                                            const FireReset<State<Storage>>& fire, int T,
+                                            const PoolNumbers<State<Storage>, N> (&numbers)[Count]) {
+  PoolTrains trains = {0, 0};
+  Pack<Storage, N> column = z.even;
+  SEWSNN_ROLLED
+  for (int odd = 0; odd < 2; ++odd) {
+    trains.even = trains.odd;
+    trains.odd = 0;
+    if (valid && (odd ? at.has_odd : at.inside))
+      trains.odd = spike_trains<K>(neuron, fire, T, normalised(column, numbers, at.pack));
+    column = z.odd;
+  }
   return trains;
 }
 
