@@ -79,6 +79,9 @@ def bn_neuron(
     if norm is not None:
         weight, bias = (None if p is None else p.to(state).contiguous() for p in (norm.weight, norm.bias))
         training = norm.training or norm.running_mean is None
+        held = norm.running_mean if weight is None else weight
+        if held is not None and held.device != z_seq.device:
+            raise ValueError(f"bn must be on the device of z_seq, {z_seq.device}, got {held.device}")
         if training:
             group = _group_of(norm)
             _check_enough(z_seq, T, group)
@@ -284,10 +287,6 @@ def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
     channels = z_seq.shape[2 if T is None else 1]
     if features and channels != features:  # 0: a lazy norm, which learns it from z_seq
         raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(z_seq.shape)}")
-    for name in ("weight", "running_mean") if features else ():
-        held = getattr(bn, name, None)
-        if held is not None and held.device != z_seq.device:
-            raise ValueError(f"bn must be on the device of z_seq, {z_seq.device}, got {held.device} (its {name})")
     if connect_f is None:
         if shortcut is not None:
             raise ValueError("shortcut is given, but connect_f is None: there is nothing to connect it with")

@@ -206,10 +206,8 @@ class _BnNeuron(torch.autograd.Function):
             )
         _remember(ctx, inputs, checkpoints, options, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
-        skip = None
-        if two:  # both views of the same numbers: autograd then refuses to change either in place
-            out, skip = out.view_as(out), out.view_as(out)
-        return out, skip, v, checkpoints, bits
+        # A view, and no detached alias: autograd then notices where either is changed in place.
+        return out, out.view_as(out) if two else None, v, checkpoints, bits
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip, *_):
