@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 
 from sewsnn import checks
@@ -68,7 +69,7 @@ def bn_neuron(
 
     Source: main paper, section 3.2 and Table 1; supplement, A.1.
     """
-    _check(z_seq, bn, shortcut, connect_f, connect_before, T)
+    _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
     norm = None if isinstance(bn, nn.Identity) else bn
     if not (fused and _can_fuse(z_seq, norm, neuron)):
         return _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two)
@@ -76,8 +77,11 @@ def bn_neuron(
     statistics = weight = bias = group = None
     training, count = False, 1.0
     if norm is not None:
-        weight, bias = (None if p is None else p.to(state) for p in (norm.weight, norm.bias))
+        weight, bias = (None if p is None else p.to(state).contiguous() for p in (norm.weight, norm.bias))
         training = norm.training or norm.running_mean is None
+        held = norm.running_mean if weight is None else weight
+        if held is not None and held.device != z_seq.device:
+            raise ValueError(f"bn must be on the device of z_seq, {z_seq.device}, got {held.device}")
         if training:
             group = _group_of(norm)
             _check_enough(z_seq, T, group)
@@ -104,7 +108,7 @@ def bn_neuron(
         pack=pack_spikes and binary and step_numel % 8 == 0,
         two=two,
     )
-    if training and norm.training and norm.running_mean is not None:
+    if training and norm.training and norm.track_running_stats and norm.running_mean is not None:
         _update_running(norm, statistics, count)
     if store_v:
         neuron.v = output.v
@@ -245,7 +249,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if norm is not None and type(norm) is not BNNeuron and (type(norm) not in _FUSABLE or _has_hooks(norm)):
         return False
@@ -289,9 +293,12 @@ def _check_connection(connect_f, connect_before) -> None:
         raise ValueError(f"connect_before adds the shortcut: connect_f must be 'ADD', got {connect_f!r}")
 
 
-def _check(z_seq, bn, shortcut, connect_f, connect_before, T) -> None:
+def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
     _check_connection(connect_f, connect_before)
     checks.check_floating("z_seq", z_seq)
+    for name, module in (("bn", bn), ("neuron", neuron)):
+        if module is not None and not isinstance(module, nn.Module):
+            raise TypeError(f"{name} must be a module or None, got {module!r}")
     if T is not None and (isinstance(T, bool) or not isinstance(T, int)):
         raise TypeError(f"T must be an int or None, got {type(T).__name__}")
     if T is not None and T < 1:
@@ -303,7 +310,7 @@ def _check(z_seq, bn, shortcut, connect_f, connect_before, T) -> None:
         raise ValueError(f"z_seq must have at least one time-step, got shape {list(z_seq.shape)}")
     features = getattr(bn, "num_features", None)
     channels = z_seq.shape[2 if T is None else 1]
-    if features is not None and channels != features:
+    if features and channels != features:  # 0: a lazy norm, which learns it from z_seq
         raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(z_seq.shape)}")
     if connect_f is None:
         if shortcut is not None:

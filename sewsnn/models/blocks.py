@@ -71,7 +71,10 @@ class Block(nn.Module):
 
     def _layer(self, name: int | str, x: Output, shortcut: Tensor | None = None, **options) -> Output:
         conv, bn, sn = (getattr(self, f"{kind}{name}") for kind in ("conv", "bn", "sn"))
-        return bn_neuron(conv_over_time(conv, x), bn, sn, shortcut, fused=self.style.fused, **options)
+        z_seq = conv_over_time(conv, x)
+        if shortcut is not None:
+            shortcut = shortcut.to(z_seq.dtype)  # autocast narrows what convolutions return, not what a block is given
+        return bn_neuron(z_seq, bn, sn, shortcut, fused=self.style.fused, **options)
 
     def _shortcut(self, x: Output) -> Tensor | None:
         skip = x.out if x.skip is None else x.skip

@@ -78,8 +78,8 @@ def update_running(
 ) -> None:
     """``running += momentum (new - running)``, in place, with the unbiased variance; not at all if a statistic is not
     finite. ``momentum`` and ``count`` may be numbers on the device."""
-    if mean.dtype != statistics.dtype:
-        wide = mean.to(statistics.dtype), var.to(statistics.dtype)
+    if mean.dtype != statistics.dtype or not (mean.is_contiguous() and var.is_contiguous()):
+        wide = mean.to(statistics.dtype).contiguous(), var.to(statistics.dtype).contiguous()
         update_running(statistics, count, momentum, *wide)
         mean.copy_(wide[0])
         var.copy_(wide[1])
@@ -211,7 +211,8 @@ class _BnNeuron(torch.autograd.Function):
             )
         _remember(ctx, inputs, checkpoints, options, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
-        return out, out.detach() if two else None, v, checkpoints, bits
+        # A view, and no detached alias: autograd then notices where either is changed in place.
+        return out, out.view_as(out) if two else None, v, checkpoints, bits
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip, *_):

@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.reference import state_dtype
@@ -52,7 +53,7 @@ def multistep(
     )
     if torch.compiler.is_compiling():
         s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward(x_seq, v, leak, *options, needs_grad)
-    elif needs_grad or torch._C._are_functorch_transforms_active():
+    elif needs_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         neuron = _FuncNeuron if torch._C._are_functorch_transforms_active() else _Neuron
         s_seq, v_out, _ = neuron.apply(x_seq, v, leak, options)
     else:
