@@ -16,7 +16,9 @@ without the parameters. `loss_error`, `grad_error`: relative difference of the l
 plain's in the same memory format. Networks that round differently are told apart by these: a potential within rounding
 of the threshold fires in one and not in the other, and one spike more changes a gradient through eighteen layers
 wholly (grad_error of the order of 1). Whether they compute the same function is what `exact_loss_error` and
-`exact_grad_error` say, the same in float64 on two small images: there only rounding is left. bfloat16 is autocast; SpikingJelly on CUDA then has `PrecisionConfig(neuron_storage="bf16")`.
+`exact_grad_error` say, the same in float64 on two small images: there only rounding is left.
+
+bfloat16 is autocast; SpikingJelly on CUDA then has `PrecisionConfig(neuron_storage="bf16")`.
 """
 
 import argparse

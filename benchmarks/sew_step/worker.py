@@ -177,7 +177,8 @@ class Worker:
     """The parent's end. The network is made while the parent goes on; the first :meth:`answer` waits for it."""
 
     def __init__(self, provider: str, case: Case, memory_format: str):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # torch is imported once
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, provider, case, memory_format), daemon=True)
         self._process.start()
