@@ -22,7 +22,8 @@ PROVIDERS = [name for name in ("plain", "fused", "spikingjelly") if available(na
 def sew_step(*words):
     command = [sys.executable, "-m", "benchmarks.sew_step", *map(str, words)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # other tests share the processor
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def test_rows(tmp_path):
