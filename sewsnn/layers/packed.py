@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops import bn as native
 from sewsnn.ops.bn import Output
 
@@ -20,7 +21,7 @@ def conv_over_time(conv: nn.Module, x: Output) -> Tensor:
     Where x has ``bits``, a plain ``nn.Conv2d`` keeps those for its weight's gradient, and not the spikes themselves:
     1 bit instead of 16 or 32. Backward unpacks them for as long as it needs them.
     """
-    if x.bits is None or type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or _has_hooks(conv):
+    if x.bits is None or type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or has_hooks(conv):
         return over_time(conv, x.out)
     weight, bias, s_seq = conv.weight, conv.bias, x.out
     device = s_seq.device.type
@@ -30,10 +31,6 @@ def conv_over_time(conv: nn.Module, x: Output) -> Tensor:
         bias = None if bias is None else bias.to(dtype)
     settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
     return _PackedConv.apply(s_seq, x.bits, weight, bias, settings)
-
-
-def _has_hooks(conv: nn.Module) -> bool:
-    return bool(conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks)
 
 
 class _PackedConv(torch.autograd.Function):

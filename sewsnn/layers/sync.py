@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sewsnn.layers.bn_neuron import BNNeuron
+from sewsnn.layers.fusing import Norm
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -24,6 +24,6 @@ def convert_sync_batchnorm(model: nn.Module, process_group=None) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     for module in model.modules():
-        if isinstance(module, (*_NORMS, BNNeuron)):
+        if isinstance(module, (*_NORMS, Norm)):
             module.process_group = "world" if process_group is None else process_group
     return model

@@ -3,7 +3,6 @@
 import itertools
 
 import host
-import host_pool
 import pytest
 import torch
 from cases import EPS, current
