@@ -1,4 +1,5 @@
-"""Batch norm + neuron + connection in one op, :func:`bn_neuron`; for the stem with max pooling: :func:`bn_neuron_pool`."""
+"""Batch norm + neuron + connection in one op: :func:`bn_neuron`; with max pooling, for the stem: :func:`bn_neuron_pool`.
+"""
 
 import torch
 from torch import Tensor, nn
