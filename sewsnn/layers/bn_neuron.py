@@ -1,4 +1,4 @@
-"""Batch norm + neuron + connection in one op, :func:`bn_neuron`; for the stem also max pooling, :func:`bn_neuron_pool`."""
+"""Batch norm + neuron + connection in one op: :func:`bn_neuron`; the stem, with max pooling: :func:`bn_neuron_pool`."""
 
 import torch
 from torch import Tensor, nn
