@@ -134,7 +134,7 @@ struct WindowRow {
   }
 };
 
-// One of the windows rows that a row of z belongs to.
+// One of the rows of windows that a row of z belongs to.
 template <class S>
 struct Share {
   const WindowRow<S>* window;
@@ -205,30 +205,41 @@ class PoolBackward {
     }
   }
 
-  // The gradients of the spikes of a tile, summed over the windows in ascending order: rows, then columns.
-  void spike_grads(bool even, int64_t k, const Share<S>* shares, int n, S* gs) const {
+  // One window's part of the gradients of a tile's spikes: where it has won, and its gradients, [T, room].
+  struct Term {
+    const Train* wins;
+    const S* grads;
+  };
+
+  // The gradients of a tile's spikes, summed in the order of the terms.
+  template <int Terms>
+  void spike_grads(const Term* terms, S* gs) const {
     using V = Vector<S>;
     using Short = typename TrainsOf<S>::type;
-    const auto add = [&](V sum, const Train* wins, const S* grads, int64_t at, int64_t t) {
-      const auto won = __builtin_convertvector(read<Short>(wins + at), Mask<S>);
-      return sum + select((won & (1 << t)) != 0, read<V>(grads + t * b_.room() + at), V{});
-    };
     for (int i = 0; i < kTile; i += kLanes<S>) {
+      Mask<S> won[Terms];
+      for (int w = 0; w < Terms; ++w) won[w] = __builtin_convertvector(read<Short>(terms[w].wins + i), Mask<S>);
       for (int64_t t = 0; t < p_.T; ++t) {
         V sum = {};
-        for (int w = 0; w < n; ++w) {
-          const Wins& wins = *shares[w].wins;
-          const S* const grads = shares[w].window->grads;
-          if (even) {
-            sum = add(sum, wins.middle, grads, k + i, t);
-          } else {
-            sum = add(sum, wins.right, grads, k + i, t);
-            sum = add(sum, wins.left, grads, k + i + b_.inner, t);
-          }
-        }
+        for (int w = 0; w < Terms; ++w)
+          sum += select((won[w] & (1 << t)) != 0, read<V>(terms[w].grads + t * b_.room() + i), V{});
         write(gs + t * kTile + i, sum);
       }
     }
+  }
+  // Ascending rows of windows, then columns.
+  void spike_grads(bool even, int64_t k, const Share<S>* shares, int n, S* gs) const {
+    Term terms[4];
+    int count = 0;
+    for (int w = 0; w < n; ++w) {
+      const Wins& wins = *shares[w].wins;
+      const S* const grads = shares[w].window->grads + k;
+      terms[count++] = {(even ? wins.middle : wins.right) + k, grads};
+      if (!even) terms[count++] = {wins.left + k + b_.inner, grads + b_.inner};
+    }
+    if (count == 1) spike_grads<1>(terms, gs);
+    else if (count == 2) spike_grads<2>(terms, gs);
+    else spike_grads<4>(terms, gs);
   }
 
   template <class Tile>
