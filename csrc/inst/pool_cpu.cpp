@@ -1,6 +1,5 @@
 // Compiled once per instruction set, with SEWSNN_ISA and SEWSNN_POOL_TABLE naming it (CMakeLists.txt).
-#include "kernels/pool_cpu.h"
-
+#include "kernels/pool_backward_cpu.h"
 #include "kernels/pool_cpu_kernels.h"
 
 namespace sewsnn {
