@@ -1,6 +1,6 @@
 // How CUDA kernels read and write global memory: every access goes through load_global and store_global. A pack of 16,
-// 8, 4 or 2 bytes moves in one instruction, which is not left to the compiler: it takes structs apart, and stores most
-// of them number by number. The host build of the kernels (tests/native) puts its checks and counts into the
+// 8, 4, 2 or 1 bytes moves in one instruction, which is not left to the compiler: it takes structs apart, and stores
+// most of them number by number. The host build of the kernels (tests/native) puts its checks and counts into the
 // SEWSNN_TRACE marks.
 #pragma once
 
@@ -36,10 +36,27 @@ __device__ __forceinline__ void store_word(uint16_t* p, uint16_t w) {
   asm volatile("st.global.b16 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "h"(w));
 }
 
+__device__ __forceinline__ void store_word(uint8_t* p, uint8_t w) {
+  asm volatile("st.global.b8 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(uint32_t(w)));
+}
+
+__device__ __forceinline__ uint2 load_own_word(const uint2* p) {
+  uint2 w;
+  asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(__cvta_generic_to_global(p)));
+  return w;
+}
+__device__ __forceinline__ uint32_t load_own_word(const uint32_t* p) {
+  uint32_t w;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(w) : "l"(__cvta_generic_to_global(p)));
+  return w;
+}
+
 template <int Bytes>
-using Word = std::conditional_t<
-    Bytes % 16 == 0, uint4,
-    std::conditional_t<Bytes % 8 == 0, uint2, std::conditional_t<Bytes % 4 == 0, uint32_t, uint16_t>>>;
+using Word =
+    std::conditional_t<Bytes % 16 == 0, uint4,
+                       std::conditional_t<Bytes % 8 == 0, uint2,
+                                          std::conditional_t<Bytes % 4 == 0, uint32_t,
+                                                             std::conditional_t<Bytes % 2 == 0, uint16_t, uint8_t>>>>;
 #endif
 
 // p: a multiple of T's size, or of 16 bytes if T is larger.
@@ -54,6 +71,17 @@ SEWSNN_HD T load_global(const T* p) {
   T value;
   memcpy(&value, words, sizeof value);
   return value;
+#else
+  return *p;
+#endif
+}
+
+// What this thread will overwrite: a number of 4 or 8 bytes.
+template <class T>
+SEWSNN_HD T load_own(const T* p) {
+  SEWSNN_TRACE_LOAD(p, sizeof(T));
+#if defined(__CUDA_ARCH__)
+  return bit_cast_<T>(load_own_word(reinterpret_cast<const Word<int(sizeof(T))>*>(p)));
 #else
   return *p;
 #endif
