@@ -55,8 +55,14 @@ cudaError_t cuda_bn_forward(const BnForwardParams& p, cudaStream_t stream) {
 
 cudaError_t cuda_bn_reduce(const BnReduceParams& p, cudaStream_t stream) {
   if (!countable(p.channels)) return cudaErrorInvalidValue;
-  return with_storage(p.dtype,
-                      [&](auto storage) { return launch_bn_reduce<typename decltype(storage)::type>(p, stream); });
+  return with_storage(p.dtype, [&](auto storage) {
+    using Storage = typename decltype(storage)::type;
+    using S = State<Storage>;
+    const cudaError_t error = launch_bn_reduce<Storage>(p, stream);
+    if (error != cudaSuccess) return error;
+    return launch<kSumThreads>(bn_sums_kernel<S>, blocks_of_channels(p.channels.count), stream, p, S(p.norm.eps),
+                               int64_t(reduce_walk<Storage>(p).slabs));
+  });
 }
 
 cudaError_t cuda_bn_apply(const BnApplyParams& p, cudaStream_t stream) {

@@ -27,8 +27,9 @@ struct GradOut {
 template <class Storage, int N>
 struct GradSum {
   GradOut<Storage, N> out, skip;
-  Cursor<Storage, N> sum_at;
   bool two;
+  void* sum;
+  int64_t M, i;
 
   __device__ __forceinline__ void load(int64_t t, Pack<Storage, N> (&grad)[kAhead]) {
     using S = State<Storage>;
@@ -37,15 +38,14 @@ struct GradSum {
     Pack<Storage, N> more[kAhead];
     skip.load(t, more);
     SEWSNN_UNROLL
-    for (int k = kAhead - 1; k >= 0; --k) {
-      if (t - (kAhead - 1) + k < out.T) {
-        Pack<S, N> sum;
-        SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) sum.at[j] = load_(grad[k].at[j]) + load_(more[k].at[j]);
-        grad[k] = store_<Storage>(sum);
-        sum_at.store(grad[k]);
-      }
-      sum_at.move(-1);
+    for (int k = 0; k < kAhead; ++k) {
+      const int64_t t_k = t - (kAhead - 1) + k;
+      if (t_k >= out.T) continue;
+      Pack<S, N> both;
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) both.at[j] = load_(grad[k].at[j]) + load_(more[k].at[j]);
+      grad[k] = store_<Storage>(both);
+      Cursor<Storage, N>(sum, M, t_k, i).store(grad[k]);
     }
   }
 };
@@ -53,10 +53,11 @@ struct GradSum {
 // What is known of a time-step when its dL/dy is.
 template <class Storage, int N>
 struct Step {
-  const Pack<State<Storage>, N>& grad_y;
-  const Pack<State<Storage>, N>& h;  // of the neuron; its input, if there is none
-  const Pack<Storage, N>& z;
-  const Pack<Storage, N>& grad_out;
+  int64_t t;
+  Pack<State<Storage>, N> grad_y;
+  Pack<State<Storage>, N> h;  // of the neuron; its input, if there is none
+  Pack<Storage, N> z;
+  Pack<Storage, N> grad_out;
 };
 
 // sum += dL/dleak of a chunk in the state's type.
@@ -67,14 +68,14 @@ struct LeakSum {
   double all;
 };
 
-// dL/dy of all time-steps of N neurons, latest first: take(step), and next() after each, those beyond T too.
-template <class Storage, int K, int N, bool Shortcut, bool Leak, class Incoming, class Take, class Next>
+// dL/dy of all time-steps of N neurons, latest first: take(step).
+template <class Storage, int K, int N, bool Shortcut, bool Leak, class Incoming, class Take>
 __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const BnSetup<State<Storage>>& o,
                                              const AnyNeuron<State<Storage>>& neuron,
                                              const Pack<State<Storage>, N>* norm, int64_t i, Incoming& incoming,
-                                             LeakSum<State<Storage>>& leak, Take&& take, Next&& next) {
+                                             LeakSum<State<Storage>>& leak, Take&& take) {
   using S = State<Storage>;
-  constexpr int G = kAhead;  // time-steps whose sigma' is in registers at a time
+  constexpr int G = 2;  // time-steps whose sigma' is in registers at a time
   const FireReset<S>& fire = o.sn.fire;
   const bool before = p.connect == Connect::AddBefore;
   const int64_t first = K < kChunk ? 0 : (p.T - 1) / K * K;  // of the chunk that comes first; short chunks are alone
@@ -127,13 +128,13 @@ __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const Bn
     leak.chunk = S(0);
     SEWSNN_UNROLL
     for (int group = K - G; group >= 0; group -= G) {
-      if (group + G != K) incoming.load(start + group + G - 1, grad_out);
+      if ((group + G) % kAhead == 0 && group + G != K) incoming.load(start + group + G - 1, grad_out);
       Pack<S, N> grad[G];  // dL/dA, then dL/dy
       SEWSNN_UNROLL
       for (int k = 0; k < G; ++k) {
         SEWSNN_UNROLL
         for (int j = 0; j < N; ++j) {
-          grad[k].at[j] = load_(grad_out[k].at[j]);
+          grad[k].at[j] = load_(grad_out[(group + k) % kAhead].at[j]);
           if (Shortcut && !before) {  // And, Iand
             const S s = load_(shortcut[Shortcut ? group + k : 0].at[j]);
             grad[k].at[j] *= p.connect == Connect::And ? s : -s;
@@ -156,8 +157,8 @@ __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const Bn
             SEWSNN_UNROLL
             for (int j = 0; j < N; ++j) {
               const S grad_h = fire.grad_h(grad[k].at[j], grad_v.at[j], h[group + k].at[j], sg[k].at[j]);
+              grad_v.at[j] = n.grad_v(grad_h);  // has the division that grad_x may need
               grad[k].at[j] = n.grad_x(grad_h);
-              grad_v.at[j] = n.grad_v(grad_h);
               if (Leak && leak.wanted) {
                 const S v_k = group + k == 0 ? v_start.at[j] : fire.reset(h[group + k == 0 ? 0 : group + k - 1].at[j]);
                 leak.chunk += grad_h * n.d_leak(v_k, input(group + k, j));
@@ -168,8 +169,9 @@ __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const Bn
       }
       SEWSNN_UNROLL
       for (int k = G - 1; k >= 0; --k) {
-        if (start + group + k < p.T) take(Step<Storage, N>{grad[k], h[group + k], z[group + k], grad_out[k]});
-        next();
+        if (start + group + k < p.T)
+          take(
+              Step<Storage, N>{start + group + k, grad[k], h[group + k], z[group + k], grad_out[(group + k) % kAhead]});
       }
     }
     if (Leak && leak.wanted) leak.all += double(leak.chunk);
@@ -182,12 +184,13 @@ __device__ __forceinline__ int64_t last_step(int64_t T) {
   return K < kChunk ? K - 1 : (T - 1) / K * K + K - 1;
 }
 
-// How many blocks the registers must leave room for: 128 a thread with short chunks, 168 with long ones.
-template <int K>
-constexpr int kBlocksWanted = K > kAhead ? 3 : 4;
+// How many blocks the registers must leave room for: of half precision four with short chunks (128 registers a thread)
+// and three with long ones (168); wider numbers take more.
+template <class Storage, int K>
+constexpr int kBlocksWanted = sizeof(Storage) == 8 ? 2 : (K > kAhead ? 3 : 4) - (sizeof(Storage) == 4);
 
 template <class Storage, int K, int N, bool Shortcut>
-__global__ void __launch_bounds__(kThreads, kBlocksWanted<K>)
+__global__ void __launch_bounds__(kThreads, kBlocksWanted<Storage, K>)
     bn_reduce_kernel(const BnReduceParams p, const BnSetup<State<Storage>> o, const Walk walk) {
   using S = State<Storage>;
   Pack<S, N> norm[3];
@@ -201,8 +204,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksWanted<K>)
   for (Walker<N> at(walk); at.inside(walk); at.advance(walk)) {
     GradSum<Storage, N> incoming{{{p.grad_out, last, at.i}, p.T},
                                  {{p.grad_skip, last, at.i}, p.T},
-                                 {p.grad_sum, p.M, last, at.i},
-                                 p.grad_skip.data != nullptr};
+                                 p.grad_skip.data != nullptr,
+                                 p.grad_sum,
+                                 p.M,
+                                 at.i};
     const auto take = [&](const Step<Storage, N>& step) {
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
@@ -210,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksWanted<K>)
         sums[1].at[j] += step.grad_y.at[j] * (load_(step.z.at[j]) - norm[0].at[j]);
       }
     };
-    backward_row<Storage, K, N, Shortcut, true>(p, o, neuron, norm, at.i, incoming, leak, take, [] {});
+    backward_row<Storage, K, N, Shortcut, true>(p, o, neuron, norm, at.i, incoming, leak, take);
   }
   store_partials<kLine<Storage>>(walk, sums, p.partials);
   if (leak.wanted) {
@@ -232,7 +237,7 @@ __global__ void __launch_bounds__(kSumThreads) bn_sums_kernel(const BnReducePara
 }
 
 template <class Storage, int K, int N, bool Shortcut>
-__global__ void __launch_bounds__(kThreads, kBlocksWanted<K>)
+__global__ void __launch_bounds__(kThreads, kBlocksWanted<Storage, K>)
     bn_apply_kernel(const BnApplyParams p, const BnSetup<State<Storage>> o, const State<Storage> count,
                     const Walk walk) {
   using S = State<Storage>;
@@ -252,16 +257,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksWanted<K>)
   LeakSum<S> no_leak = {};
   for (Walker<N> at(walk); at.inside(walk); at.advance(walk)) {
     GradOut<Storage, N> incoming{{p.grad_out, last, at.i}, p.T};
-    Cursor<Storage, N> grad_z_at(p.grad_z, p.M, p.still ? 0 : last, at.i);
-    Cursor<Storage, N> grad_shortcut_at(p.grad_shortcut, p.M, last, at.i);
-    const auto store_grad_z = [&](const Pack<S, N>& grad_y, const Pack<Storage, N>& z) {
+    const auto store_grad_z = [&](int64_t t, const Pack<S, N>& grad_y, const Pack<Storage, N>& z) {
       Pack<S, N> grad_z;
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
         const S u = load_(z.at[j]) - norm[0].at[j];
         grad_z.at[j] = norm[1].at[j] * (grad_y.at[j] - norm[3].at[j] - u * norm[4].at[j]);
       }
-      grad_z_at.store(store_<Storage>(grad_z));
+      Cursor<Storage, N>(p.grad_z, p.M, t, at.i).store(store_<Storage>(grad_z));
     };
     Pack<S, N> sum = fill_pack<S, N>(S(0));  // of dL/dy over T, where z is one row
     const auto take = [&](const Step<Storage, N>& step) {
@@ -269,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksWanted<K>)
         SEWSNN_UNROLL
         for (int j = 0; j < N; ++j) sum.at[j] += step.grad_y.at[j];
       } else {
-        store_grad_z(step.grad_y, step.z);
+        store_grad_z(step.t, step.grad_y, step.z);
       }
       if (Shortcut && p.grad_shortcut) {
         Pack<S, N> grad;
@@ -280,15 +283,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksWanted<K>)
                            ? step.grad_y.at[j]
                            : load_(step.grad_out.at[j]) * (p.connect == Connect::And ? a : S(1) - a);
         }
-        grad_shortcut_at.store(store_<Storage>(grad));
+        Cursor<Storage, N>(p.grad_shortcut, p.M, step.t, at.i).store(store_<Storage>(grad));
       }
     };
-    const auto next = [&] {
-      if (!p.still) grad_z_at.move(-1);
-      grad_shortcut_at.move(-1);
-    };
-    backward_row<Storage, K, N, Shortcut, false>(p, o, neuron, norm, at.i, incoming, no_leak, take, next);
-    if (p.still) store_grad_z(sum, Cursor<Storage, N>(p.z, 0, at.i).load());
+    backward_row<Storage, K, N, Shortcut, false>(p, o, neuron, norm, at.i, incoming, no_leak, take);
+    if (p.still) store_grad_z(0, sum, Cursor<Storage, N>(p.z, 0, at.i).load());
   }
 }
 

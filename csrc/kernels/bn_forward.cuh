@@ -69,6 +69,7 @@ __device__ __forceinline__ void forward_row(const BnForwardParams& p, const BnSe
                                             const AnyNeuron<State<Storage>>& neuron,
                                             const Pack<State<Storage>, N> (&norm)[3], int64_t i) {
   using S = State<Storage>;
+  constexpr int G = N < 8 ? kAhead : 2;  // time-steps whose A is in registers at a time
   const FireReset<S>& fire = o.sn.fire;
   const bool before = p.connect == Connect::AddBefore;
   Cursor<Storage, N> z_at(p.z, 0, i), shortcut_at(p.shortcut, 0, i), out_at(p.out, p.M, 0, i);
@@ -94,43 +95,46 @@ __device__ __forceinline__ void forward_row(const BnForwardParams& p, const BnSe
       const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(load_(z[k].at[j]));
       return Shortcut && before ? y + load_(shortcut[k].at[j]) : y;
     };
-    Pack<S, N> a[kAhead];
-    if (p.spiking) {
-      neuron.visit([&](const auto& n) {
-        SEWSNN_UNROLL
-        for (int k = 0; k < kAhead; ++k) {
-          if (start + k >= p.T) break;
+    SEWSNN_UNROLL
+    for (int group = 0; group < kAhead; group += G) {
+      Pack<S, N> a[G];
+      if (p.spiking) {
+        neuron.visit([&](const auto& n) {
           SEWSNN_UNROLL
-          for (int j = 0; j < N; ++j) {
-            const S h = n.charge(v.at[j], input(k, j));
-            a[k].at[j] = fire.fires(h) ? S(1) : S(0);
-            v.at[j] = fire.reset(h);
+          for (int k = 0; k < G; ++k) {
+            if (start + group + k >= p.T) break;
+            SEWSNN_UNROLL
+            for (int j = 0; j < N; ++j) {
+              const S h = n.charge(v.at[j], input(group + k, j));
+              a[k].at[j] = fire.fires(h) ? S(1) : S(0);
+              v.at[j] = fire.reset(h);
+            }
+          }
+        });
+      } else {
+        SEWSNN_UNROLL
+        for (int k = 0; k < G; ++k) {
+          if (start + group + k >= p.T) break;
+          SEWSNN_UNROLL
+          for (int j = 0; j < N; ++j) a[k].at[j] = input(group + k, j);
+        }
+      }
+      SEWSNN_UNROLL
+      for (int k = 0; k < G; ++k) {
+        if (start + group + k >= p.T) break;
+        if constexpr (N >= 4) {
+          if (p.bits) {
+            store_bits(bits_at, a[k], i);
+            bits_at.move(1);
           }
         }
-      });
-    } else {
-      SEWSNN_UNROLL
-      for (int k = 0; k < kAhead; ++k) {
-        if (start + k >= p.T) break;
-        SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) a[k].at[j] = input(k, j);
-      }
-    }
-    SEWSNN_UNROLL
-    for (int k = 0; k < kAhead; ++k) {
-      if (start + k >= p.T) break;
-      if constexpr (N >= 4) {
-        if (p.bits) {
-          store_bits(bits_at, a[k], i);
-          bits_at.move(1);
+        if (Shortcut) {
+          SEWSNN_UNROLL
+          for (int j = 0; j < N; ++j) a[k].at[j] = connected(p.connect, a[k].at[j], load_(shortcut[group + k].at[j]));
         }
+        out_at.store(store_<Storage>(a[k]));
+        out_at.move(1);
       }
-      if (Shortcut) {
-        SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) a[k].at[j] = connected(p.connect, a[k].at[j], load_(shortcut[k].at[j]));
-      }
-      out_at.store(store_<Storage>(a[k]));
-      out_at.move(1);
     }
   }
   if (p.v) Cursor<S, N>(p.v, p.M, 0, i).store(v);

@@ -128,19 +128,16 @@ Walk reduce_walk(const BnReduceParams& p) {
       p, [&](auto, auto N) { return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks); });
 }
 
+// The first stage.
 template <class Storage>
 cudaError_t launch_bn_reduce(const BnReduceParams& p, cudaStream_t stream) {
-  using S = State<Storage>;
   const Walk walk = reduce_walk<Storage>(p);
-  const cudaError_t error = with_chunk_and_pack<Storage>(p, [&](auto chunk, auto pack) {
+  return with_chunk_and_pack<Storage>(p, [&](auto chunk, auto pack) {
     return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
       return launch(bn_reduce_kernel<Storage, chunk, pack, decltype(shortcut)::value>, walk.blocks(), stream, p,
-                    BnSetup<S>::from(p), walk);
+                    BnSetup<State<Storage>>::from(p), walk);
     });
   });
-  if (error != cudaSuccess) return error;
-  return launch<kSumThreads>(bn_sums_kernel<S>, blocks_of_channels(p.channels.count), stream, p, S(p.norm.eps),
-                             int64_t(walk.slabs));
 }
 
 template <class Storage>
