@@ -115,6 +115,27 @@ SEWSNN_HD Pack<T, N> fill_pack(T value) {
   return pack;
 }
 
+// From here on the compiler does not know the pack's numbers: what it has computed from them it computes again, where
+// it would have kept it in registers.
+template <class T, int N>
+SEWSNN_HD void forget([[maybe_unused]] Pack<T, N>& pack) {
+#if defined(__CUDA_ARCH__)
+  constexpr int kBytes = sizeof(pack);
+  using Part = std::conditional_t<kBytes % 4 == 0, uint32_t, uint16_t>;
+  Part parts[kBytes / sizeof(Part)];
+  memcpy(parts, &pack, sizeof pack);
+  SEWSNN_UNROLL
+  for (int i = 0; i < int(kBytes / sizeof(Part)); ++i) {
+    if constexpr (sizeof(Part) == 4) {
+      asm("" : "+r"(parts[i]));
+    } else {
+      asm("" : "+h"(parts[i]));
+    }
+  }
+  memcpy(&pack, parts, sizeof pack);
+#endif
+}
+
 // A thread's N columns of [T, M] rows, at one of the rows. It goes from row to row by adding: left to themselves,
 // compilers keep an address for each row of a chunk, and there are not that many registers. May stand beside the rows
 // as long as it is not read or written there.

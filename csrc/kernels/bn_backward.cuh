@@ -44,8 +44,11 @@ struct GradSum {
       Pack<S, N> both;
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) both.at[j] = load_(grad[k].at[j]) + load_(more[k].at[j]);
-      grad[k] = store_<Storage>(both);
-      Cursor<Storage, N>(sum, M, t_k, i).store(grad[k]);
+      const Pack<Storage, N> rounded = store_<Storage>(both);
+      Cursor<Storage, N>(sum, M, t_k, i).store(rounded);
+      // Number by number: what is assigned as a whole has ended in local memory.
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) grad[k].at[j] = rounded.at[j];
     }
   }
 };
@@ -125,6 +128,13 @@ __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const Bn
       replay([](S&, S x) { return x; });
     }
 
+    if (K > kAhead) {  // there are no registers for y and h
+      SEWSNN_UNROLL
+      for (int k = 0; k < K; ++k) {
+        forget(z[k]);
+        if (Shortcut) forget(shortcut[Shortcut ? k : 0]);
+      }
+    }
     leak.chunk = S(0);
     SEWSNN_UNROLL
     for (int group = K - G; group >= 0; group -= G) {
@@ -184,13 +194,17 @@ __device__ __forceinline__ int64_t last_step(int64_t T) {
   return K < kChunk ? K - 1 : (T - 1) / K * K + K - 1;
 }
 
-// How many blocks the registers must leave room for: of half precision four with short chunks (128 registers a thread)
-// and three with long ones (168); wider numbers take more.
-template <class Storage, int K>
-constexpr int kBlocksWanted = sizeof(Storage) == 8 ? 2 : (K > kAhead ? 3 : 4) - (sizeof(Storage) == 4);
+// How many blocks the registers must leave room for. Of half precision four with short chunks (128 registers a thread),
+// three with long ones (168), two if these have a shortcut, too; wider numbers take more.
+template <class Storage, int K, bool Shortcut>
+constexpr int blocks_wanted() {
+  if (sizeof(Storage) == 8) return 2;
+  const int of_half = K == kAhead ? 4 : Shortcut ? 2 : 3;
+  return sizeof(Storage) == 4 && of_half > 2 ? of_half - 1 : of_half;
+}
 
 template <class Storage, int K, int N, bool Shortcut>
-__global__ void __launch_bounds__(kThreads, kBlocksWanted<Storage, K>)
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut>())
     bn_reduce_kernel(const BnReduceParams p, const BnSetup<State<Storage>> o, const Walk walk) {
   using S = State<Storage>;
   Pack<S, N> norm[3];
@@ -237,7 +251,7 @@ __global__ void __launch_bounds__(kSumThreads) bn_sums_kernel(const BnReducePara
 }
 
 template <class Storage, int K, int N, bool Shortcut>
-__global__ void __launch_bounds__(kThreads, kBlocksWanted<Storage, K>)
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut>())
     bn_apply_kernel(const BnApplyParams p, const BnSetup<State<Storage>> o, const State<Storage> count,
                     const Walk walk) {
   using S = State<Storage>;
