@@ -19,7 +19,7 @@ struct BnSetup {
 template <class S>
 __device__ __forceinline__ S inverse_deviation(const Norm& norm, S eps, int64_t channel) {
   if (!norm.mean) return S(1);
-  return S(1) / sqrt(load_global(static_cast<const S*>(norm.var) + channel) + eps);
+  return S(1) / std::sqrt(load_global(static_cast<const S*>(norm.var) + channel) + eps);
 }
 
 // y = (z - mean) scale + bias of a channel.

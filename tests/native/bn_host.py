@@ -61,7 +61,9 @@ def affine(z, norm, block):
     if not block.normalised:
         return z
     column = lambda t: t.reshape(-1, 1, 1)  # noqa: E731
-    scale = 1 / (norm.var + torch.tensor(block.eps, dtype=norm.var.dtype)).sqrt()
+    var = norm.var + torch.tensor(block.eps, dtype=norm.var.dtype)
+    # torch's square root of a float may be one rounding off (it is MKL's); by way of a double it is exact.
+    scale = 1 / var.double().sqrt().to(var.dtype)
     scale = scale if norm.weight is None else norm.weight * scale
     y = (z - column(norm.mean)) * column(scale)
     return y if norm.bias is None else y + column(norm.bias)
