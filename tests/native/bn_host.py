@@ -1,9 +1,10 @@
-"""Batch norm + neuron + connection: the CUDA kernels on the host, and the formulas of csrc/core/bn_params.h in torch."""
+"""Batch norm + neuron + connection: the CUDA kernels on the host, and the formulas of core/bn_params.h in torch."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import host
+import numpy as np
 import torch
 
 from sewsnn.ops import reference
@@ -62,8 +63,8 @@ def affine(z, norm, block):
         return z
     column = lambda t: t.reshape(-1, 1, 1)  # noqa: E731
     var = norm.var + torch.tensor(block.eps, dtype=norm.var.dtype)
-    # torch's square root of a float may be one rounding off (it is MKL's); by way of a double it is exact.
-    scale = 1 / var.double().sqrt().to(var.dtype)
+    # torch's square root may be one rounding off (it is MKL's).
+    scale = 1 / (var.sqrt() if var.requires_grad else torch.from_numpy(np.sqrt(var.numpy())))
     scale = scale if norm.weight is None else norm.weight * scale
     y = (z - column(norm.mean)) * column(scale)
     return y if norm.bias is None else y + column(norm.bias)

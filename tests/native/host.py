@@ -8,6 +8,7 @@ import fcntl
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -78,7 +79,8 @@ def library() -> Path:
 def kernels(path: Path) -> set[str]:
     """All kernels of a library, as the linker names them."""
     text = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-    return {name for name in (line.split()[-1] for line in text.splitlines()) if "_kernel" in name}
+    # Of names like sewsnn::generic::forward_kernel<...>; what is local to a function begins with _ZZ.
+    return {name for name in (line.split()[-1] for line in text.splitlines()) if re.match(r"_ZN\w*?_kernelI", name)}
 
 
 class Guarded:

@@ -1,5 +1,6 @@
 """What the kernels move, counted: bytes per element and time-step (docs/kernels.md), and in which portions."""
 
+import bn_host
 import host
 import pytest
 import torch
@@ -94,3 +95,23 @@ def test_repeated_input_is_one_row():
     host.reports.clear()
     host.multistep("if", x)
     assert sum(host.reports[0]["loads"]["x"].values()) == T * M // 4
+
+
+def test_batch_norm_budget():
+    """bf16, channels_last, T = 4, 64 channels, B/el: statistics 2, forward 4, reduce 4, apply 6, which makes 16. A
+    shortcut that is read costs 2 in each pass that reads it, and its gradient, where it is written, 2."""
+    images, C, size = 12, 64, 56
+    elements = T * images * C * size * size
+    z = current((T, images, C, size, size), torch.bfloat16)
+    for connect, forward, reduce, apply in ((None, 4, 4, 6), ("add", 6, 4, 6), ("and", 6, 6, 10)):
+        kernels = bn_host.Kernels(bn_host.Block(connect=connect))
+        norm = bn_host.SimpleNamespace(mean=None, var=None, weight=torch.ones(C), bias=torch.zeros(C))
+        norm.mean, norm.var = kernels.statistics(z)
+        shortcut = None if connect is None else (z > 1).to(z.dtype)
+        kept = kernels.forward(z, shortcut, norm, want_v=False)
+        kernels.backward(z, shortcut, norm, z, kept)
+        budget = {"statistics": 2, "forward": forward, "reduce": reduce, "apply": apply}
+        for kernel, bytes_per_element in budget.items():
+            total = sum(moved(kernels.reports[kernel]).values())
+            # Parameters once per block, and partial sums: next to nothing.
+            assert elements * bytes_per_element <= total < elements * bytes_per_element * 1.02, (connect, kernel)

@@ -231,7 +231,7 @@ def test_every_kernel_is_compared():
         host.reports.clear()
         OnHost().compare(name, x, **settings)
         launched |= {kernel for report in host.reports for kernel, _, _ in report["launches"]}
-    every = host.kernels(host.library())
+    every = {kernel for kernel in host.kernels(host.library()) if "bn_" not in kernel}  # test_bn_kernels.py
     assert len(every) > 70
     assert launched == every
 
