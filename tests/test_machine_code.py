@@ -45,6 +45,27 @@ def required(row):
     """How often the text of a wide kernel loads packs, loads single numbers, stores packs: {bytes of each: times}."""
     storage, state = SIZE[row["Storage"]], max(4, SIZE[row["Storage"]])
     loads, scalars, stores = Counter(), Counter(), Counter()
+    pack, state_pack = storage * row["N"], state * row["N"]
+    if row["kernel"] == "bn_statistics_kernel":
+        loads[pack] += AHEAD  # z
+        scalars[storage] += 1  # the first value of a channel
+        return loads, scalars, stores
+    if row["kernel"] == "bn_forward_kernel":
+        loads[pack] += AHEAD * (1 + row["Shortcut"])
+        scalars[state] += 5  # mean, var, weight, bias, PLIF's leak
+        stores[pack] += AHEAD  # out
+        stores[state_pack] += 2  # checkpoint, the last v
+        return loads, scalars, stores
+    if row["kernel"] in ("bn_reduce_kernel", "bn_apply_kernel"):
+        reduce = row["kernel"] == "bn_reduce_kernel"
+        loads[pack] += row["K"] * (2 + row["Shortcut"] + reduce)  # z, grad_out, grad_skip
+        scalars[state] += 5 if reduce else 7  # the sums, too
+        if not reduce:
+            loads[pack] += 1  # z once more, if still
+        if row["K"] > AHEAD:
+            loads[state_pack] += 1  # checkpoint
+        stores[pack] += row["K"] * (1 + (row["Shortcut"] and not reduce))  # grad_sum; grad_z and grad_shortcut
+        return loads, scalars, stores
     if row["kernel"] == "forward_kernel":
         loads[storage * row["N"]] += AHEAD  # x
         loads[state * row["N"]] += 1  # v0
@@ -96,13 +117,29 @@ def test_every_kernel_on_every_architecture(rows):
         assert len(kernels) == len(set(kernels)), arch
         assert kernels == found[90], arch
     kinds = Counter(row["kernel"] for row in rows if row["arch"] == 90)
-    assert kinds == {"forward_kernel": 24, "backward_kernel": 52, "sum_partials_kernel": 2}
-    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == 90) == 36
+    assert kinds == {
+        "forward_kernel": 24,
+        "backward_kernel": 52,
+        "sum_partials_kernel": 2,
+        "bn_statistics_kernel": 7,
+        "bn_moments_kernel": 4,
+        "bn_update_kernel": 2,
+        "bn_forward_kernel": 14,
+        "bn_bits_kernel": 4,
+        "bn_reduce_kernel": 19,
+        "bn_sums_kernel": 2,
+        "bn_apply_kernel": 19,
+    }
+    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == 90) == 67
 
 
 @needs_nvcc
 def test_nothing_in_local_memory(rows):
+    """But of doubles, which nobody trains in: their divisions are calls, beside which not everything fits."""
+
     def wrong(row):
+        if row["Storage"] == "double" and "K" in row and row["kernel"].startswith("bn_") and row["stack"] <= 96:
+            return {}
         return {name: row[name] for name in ("spill_stores", "spill_loads", "stack", "LDL", "STL") if row[name]}
 
     none_of(rows, wrong)
@@ -127,7 +164,14 @@ def test_wide_loads(rows):
 def test_wide_stores(rows):
     def wrong(row):
         _, _, packs = required(row)
-        return too_narrow(together(row["STG"], row["ST"]), packs, {8: 1} if row.get("Leak") else {})
+        state = max(4, SIZE[row["Storage"]])
+        narrow = {
+            "bn_statistics_kernel": {state: 1},  # a partial sum
+            "bn_forward_kernel": {1: AHEAD},  # packed spikes
+            "bn_reduce_kernel": together({state: 1}, {8: 1}),  # partial sums, of PLIF's gradient as well
+        }
+        wanted = {8: 1} if row.get("Leak") else narrow.get(row["kernel"], {})
+        return too_narrow(together(row["STG"], row["ST"]), packs, wanted)
 
     none_of([row for row in rows if row.get("N", 1) > 1], wrong)
 
@@ -135,13 +179,17 @@ def test_wide_stores(rows):
 @needs_nvcc
 def test_loads_are_issued_together(rows):
     """Forward: AHEAD of x. Backward: a chunk of x, and where that is short AHEAD of grad_s and the first potential.
+    With batch norm the same of z and of the shortcut, and AHEAD of the gradient.
 
     Doubles, which nobody trains in, are left out.
     """
 
     def wrong(row):
         chunk = row.get("K", AHEAD)
-        needed = chunk + AHEAD + 1 if "K" in row and chunk == AHEAD else chunk
+        if row["kernel"].startswith("bn_"):
+            needed = chunk * (1 + row.get("Shortcut", 0)) + AHEAD * ("K" in row)
+        else:
+            needed = chunk + AHEAD + 1 if "K" in row and chunk == AHEAD else chunk
         return f"{row['ahead']} under way, {needed} wanted" if row["ahead"] < needed else None
 
     none_of([row for row in rows if row.get("N", 1) > 1 and row["Storage"] != "double"], wrong)
@@ -151,17 +199,26 @@ def test_loads_are_issued_together(rows):
 def test_no_contraction(rows):
     """Kernels that neither divide nor take an exponential have no fused multiply-add."""
     plain = [r for r in rows if r["kernel"] == "forward_kernel" and r["Neuron"] != "LeakyDivide"]
-    assert plain
+    plain += [r for r in rows if r["kernel"] in ("bn_statistics_kernel", "bn_update_kernel")]
+    assert len({r["kernel"] for r in plain}) == 3
     none_of(plain, lambda row: {name: row[name] for name in ("FFMA", "DFMA") if row[name]})
 
 
 @needs_nvcc
 def test_occupancy(rows):
     """What the registers leave room for: forward 1024 threads a multiprocessor, backward 512 with short chunks (384 for
-    PLIF's gradient in half precision) and 256 with long ones."""
+    PLIF's gradient in half precision) and 256 with long ones. With batch norm forward 512, backward 384 with short
+    chunks (512 where half precision has no shortcut, 256 where float has one) and 256 with long ones."""
 
     def wrong(row):
-        if row["kernel"] != "backward_kernel":
+        if row["kernel"] == "bn_forward_kernel":
+            needed = 4
+        elif row["kernel"] in ("bn_reduce_kernel", "bn_apply_kernel"):
+            half, shortcut = SIZE[row["Storage"]] == 2, row["Shortcut"] and row["kernel"] == "bn_reduce_kernel"
+            needed = 2 if row["K"] > AHEAD else 3 + half - shortcut
+        elif row["kernel"] == "bn_statistics_kernel":
+            needed = 7
+        elif row["kernel"] != "backward_kernel":
             needed = 8
         else:
             needed = 2 if row["K"] > AHEAD else 3 if row["Leak"] and row["N"] == 8 else 4

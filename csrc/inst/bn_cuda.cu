@@ -17,7 +17,7 @@ int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType 
   return with_storage(dtype, [&](auto storage) {
     using Storage = typename decltype(storage)::type;
     int64_t slabs = 1;
-    for (const int N : {1, kWideLong, kWideShort, kWide<Storage>}) {
+    for (const int N : {1, 2, kWideShort, kWide<Storage>}) {
       if (!divides(N, channels)) continue;
       for (const int64_t length : {M, T * M})  // statistics may see all time-steps as one
         slabs = std::max<int64_t>(slabs, walk_over(length, channels, N, sizeof(Storage), kReducingBlocks).slabs);

@@ -194,17 +194,16 @@ __device__ __forceinline__ int64_t last_step(int64_t T) {
   return K < kChunk ? K - 1 : (T - 1) / K * K + K - 1;
 }
 
-// How many blocks the registers must leave room for. Of half precision four with short chunks (128 registers a thread),
-// three with long ones (168), two if these have a shortcut, too; wider numbers take more.
-template <class Storage, int K, bool Shortcut>
+// How many blocks the registers must leave room for: four of 128 a thread, three of 168, two of 255. Reduce has more in
+// them than apply: the sums, and what PLIF's gradient takes.
+template <class Storage, int K, bool Shortcut, bool Reduce>
 constexpr int blocks_wanted() {
-  if (sizeof(Storage) == 8) return 2;
-  const int of_half = K == kAhead ? 4 : Shortcut ? 2 : 3;
-  return sizeof(Storage) == 4 && of_half > 2 ? of_half - 1 : of_half;
+  const int spare = (sizeof(Storage) == 2 ? 4 : 3) - (K > kAhead) - (Shortcut && (Reduce || K > kAhead));
+  return sizeof(Storage) == 8 || spare < 2 || (Reduce && K > kAhead) ? 2 : spare;
 }
 
 template <class Storage, int K, int N, bool Shortcut>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut>())
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut, true>())
     bn_reduce_kernel(const BnReduceParams p, const BnSetup<State<Storage>> o, const Walk walk) {
   using S = State<Storage>;
   Pack<S, N> norm[3];
@@ -240,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut>(
 
 // Reduce's second stage.
 template <class S>
-__global__ void __launch_bounds__(kSumThreads) bn_sums_kernel(const BnReduceParams p, S eps, int64_t slabs) {
+__global__ void __launch_bounds__(kSumThreads, 1) bn_sums_kernel(const BnReduceParams p, S eps, int64_t slabs) {
   const int64_t channels = p.channels.count;
   double sums[2];
   const int64_t channel = add_slabs(static_cast<const S*>(p.partials), slabs, channels, sums);
@@ -251,7 +250,7 @@ __global__ void __launch_bounds__(kSumThreads) bn_sums_kernel(const BnReducePara
 }
 
 template <class Storage, int K, int N, bool Shortcut>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut>())
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut, false>())
     bn_apply_kernel(const BnApplyParams p, const BnSetup<State<Storage>> o, const State<Storage> count,
                     const Walk walk) {
   using S = State<Storage>;

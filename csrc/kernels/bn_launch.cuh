@@ -19,8 +19,11 @@ constexpr int64_t kReducingBlocks = 1024, kMappingBlocks = 2048;
 // Neurons per thread of statistics and forward: 16 bytes of storage. (Doubles, which nobody trains in, have no packs.)
 template <class Storage>
 constexpr int kWide = sizeof(Storage) == 8 ? 1 : 16 / int(sizeof(Storage));
-// Backward has parameters, sums, h and sigma' in registers besides: fewer.
-constexpr int kWideShort = 4, kWideLong = 2;
+// Backward has parameters, sums, h and sigma' in registers besides: fewer; with long chunks of wide numbers and of a
+// shortcut, too, none.
+constexpr int kWideShort = 4;
+template <class Storage, bool Shortcut>
+constexpr int kWideLong = sizeof(Storage) == 2 || !Shortcut ? 2 : 1;
 
 // Whether packs of N do not straddle channels or planes.
 inline bool divides(int N, const Channels& c) { return (c.inner == 1 ? c.count : c.inner) % N == 0; }
@@ -109,46 +112,46 @@ bool fits(const BnApplyParams& p) {
 template <int I>
 using Int = std::integral_constant<int, I>;
 
-// f(K, N): the time-steps of a chunk and the neurons of a thread that serve these params. K = 4 serves T <= 4.
-template <class Storage, class P, class F>
-auto with_chunk_and_pack(const P& p, F&& f) {
-  if constexpr (sizeof(Storage) < 8) {
-    if (p.T <= 4 && fits<Storage, kWideShort>(p)) return f(Int<4>(), Int<kWideShort>());
-    if (fits<Storage, kWideLong>(p)) return f(Int<int(kChunk)>(), Int<kWideLong>());
-  }
-  return f(Int<int(kChunk)>(), Int<1>());
-}
-
 // Whether backward reads the shortcut.
 inline bool reads_shortcut(Connect connect) { return connect != Connect::None && connect != Connect::Add; }
 
+// f(K, N, Shortcut) of the instance that serves these params: the time-steps of a chunk and the neurons of a thread.
+// K = 4 serves T <= 4.
+template <class Storage, class P, class F>
+auto with_instance(const P& p, F&& f) {
+  return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
+    if constexpr (sizeof(Storage) < 8) {
+      constexpr int N = kWideLong<Storage, decltype(shortcut)::value>;
+      if (p.T <= 4 && fits<Storage, kWideShort>(p)) return f(Int<4>(), Int<kWideShort>(), shortcut);
+      if (fits<Storage, N>(p)) return f(Int<int(kChunk)>(), Int<N>(), shortcut);
+    }
+    return f(Int<int(kChunk)>(), Int<1>(), shortcut);
+  });
+}
+
 template <class Storage>
 Walk reduce_walk(const BnReduceParams& p) {
-  return with_chunk_and_pack<Storage>(
-      p, [&](auto, auto N) { return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks); });
+  return with_instance<Storage>(
+      p, [&](auto, auto N, auto) { return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks); });
 }
 
 // The first stage.
 template <class Storage>
 cudaError_t launch_bn_reduce(const BnReduceParams& p, cudaStream_t stream) {
   const Walk walk = reduce_walk<Storage>(p);
-  return with_chunk_and_pack<Storage>(p, [&](auto chunk, auto pack) {
-    return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
-      return launch(bn_reduce_kernel<Storage, chunk, pack, decltype(shortcut)::value>, walk.blocks(), stream, p,
-                    BnSetup<State<Storage>>::from(p), walk);
-    });
+  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut) {
+    return launch(bn_reduce_kernel<Storage, K, N, decltype(shortcut)::value>, walk.blocks(), stream, p,
+                  BnSetup<State<Storage>>::from(p), walk);
   });
 }
 
 template <class Storage>
 cudaError_t launch_bn_apply(const BnApplyParams& p, cudaStream_t stream) {
   using S = State<Storage>;
-  return with_chunk_and_pack<Storage>(p, [&](auto chunk, auto pack) {
-    return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
-      const Walk walk = walk_over(p.M, p.channels, pack, sizeof(Storage), kMappingBlocks);
-      return launch(bn_apply_kernel<Storage, chunk, pack, decltype(shortcut)::value>, walk.blocks(), stream, p,
-                    BnSetup<S>::from(p), S(p.count), walk);
-    });
+  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut) {
+    const Walk walk = walk_over(p.M, p.channels, N, sizeof(Storage), kMappingBlocks);
+    return launch(bn_apply_kernel<Storage, K, N, decltype(shortcut)::value>, walk.blocks(), stream, p,
+                  BnSetup<S>::from(p), S(p.count), walk);
   });
 }
 

@@ -87,7 +87,7 @@ __device__ __forceinline__ int64_t add_slabs(const S* partials, int64_t slabs, i
 
 // count: elements of a channel.
 template <class Storage>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 1)
     bn_moments_kernel(const BnStatisticsParams p, int64_t slabs, double count) {
   using S = State<Storage>;
   const int64_t channels = p.channels.count;
@@ -110,7 +110,7 @@ struct Momentum {
 };
 
 template <class S>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 1)
     bn_update_kernel(const S* statistics, int64_t channels, const Momentum<S> o, S* mean, S* var) {
   __shared__ int warps[kSumThreads / kWarp];
   bool finite = true;
