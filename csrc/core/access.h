@@ -1,6 +1,6 @@
 // How CUDA kernels read and write global memory: every access goes through load_global and store_global. A pack of 16,
-// 8, 4 or 2 bytes moves in one instruction, which is not left to the compiler: it takes structs apart, and stores most
-// of them number by number. The host build of the kernels (tests/native) puts its checks and counts into the
+// 8, 4, 2 or 1 bytes moves in one instruction, which is not left to the compiler: it takes structs apart, and stores
+// most of them number by number. The host build of the kernels (tests/native) puts its checks and counts into the
 // SEWSNN_TRACE marks.
 #pragma once
 
@@ -21,6 +21,7 @@ __device__ __forceinline__ uint4 load_word(const uint4* p) { return __ldg(p); }
 __device__ __forceinline__ uint2 load_word(const uint2* p) { return __ldg(p); }
 __device__ __forceinline__ uint32_t load_word(const uint32_t* p) { return __ldg(p); }
 __device__ __forceinline__ uint16_t load_word(const uint16_t* p) { return __ldg(p); }
+__device__ __forceinline__ uint8_t load_word(const uint8_t* p) { return __ldg(p); }
 
 __device__ __forceinline__ void store_word(uint4* p, uint4 w) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(w.x), "r"(w.y),
@@ -36,10 +37,27 @@ __device__ __forceinline__ void store_word(uint16_t* p, uint16_t w) {
   asm volatile("st.global.b16 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "h"(w));
 }
 
+__device__ __forceinline__ void store_word(uint8_t* p, uint8_t w) {
+  asm volatile("st.global.b8 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(uint32_t(w)));
+}
+
+__device__ __forceinline__ uint2 load_own_word(const uint2* p) {
+  uint2 w;
+  asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(w.x), "=r"(w.y) : "l"(__cvta_generic_to_global(p)));
+  return w;
+}
+__device__ __forceinline__ uint32_t load_own_word(const uint32_t* p) {
+  uint32_t w;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(w) : "l"(__cvta_generic_to_global(p)));
+  return w;
+}
+
 template <int Bytes>
-using Word = std::conditional_t<
-    Bytes % 16 == 0, uint4,
-    std::conditional_t<Bytes % 8 == 0, uint2, std::conditional_t<Bytes % 4 == 0, uint32_t, uint16_t>>>;
+using Word =
+    std::conditional_t<Bytes % 16 == 0, uint4,
+                       std::conditional_t<Bytes % 8 == 0, uint2,
+                                          std::conditional_t<Bytes % 4 == 0, uint32_t,
+                                                             std::conditional_t<Bytes % 2 == 0, uint16_t, uint8_t>>>>;
 #endif
 
 // p: a multiple of T's size, or of 16 bytes if T is larger.
@@ -54,6 +72,17 @@ SEWSNN_HD T load_global(const T* p) {
   T value;
   memcpy(&value, words, sizeof value);
   return value;
+#else
+  return *p;
+#endif
+}
+
+// What this thread will overwrite: a number of 4 or 8 bytes.
+template <class T>
+SEWSNN_HD T load_own(const T* p) {
+  SEWSNN_TRACE_LOAD(p, sizeof(T));
+#if defined(__CUDA_ARCH__)
+  return bit_cast_<T>(load_own_word(reinterpret_cast<const Word<int(sizeof(T))>*>(p)));
 #else
   return *p;
 #endif
@@ -85,6 +114,27 @@ SEWSNN_HD Pack<T, N> fill_pack(T value) {
   SEWSNN_UNROLL
   for (int j = 0; j < N; ++j) pack.at[j] = value;
   return pack;
+}
+
+// From here on the compiler does not know the pack's numbers: what it has computed from them it computes again, where
+// it would have kept it in registers.
+template <class T, int N>
+SEWSNN_HD void forget([[maybe_unused]] Pack<T, N>& pack) {
+#if defined(__CUDA_ARCH__)
+  constexpr int kBytes = sizeof(pack);
+  using Part = std::conditional_t<kBytes % 4 == 0, uint32_t, uint16_t>;
+  Part parts[kBytes / sizeof(Part)];
+  memcpy(parts, &pack, sizeof pack);
+  SEWSNN_UNROLL
+  for (int i = 0; i < int(kBytes / sizeof(Part)); ++i) {
+    if constexpr (sizeof(Part) == 4) {
+      asm("" : "+r"(parts[i]));
+    } else {
+      asm("" : "+h"(parts[i]));
+    }
+  }
+  memcpy(&pack, parts, sizeof pack);
+#endif
 }
 
 // A thread's N columns of [T, M] rows, at one of the rows. It goes from row to row by adding: left to themselves,

@@ -27,7 +27,8 @@ struct LeakyDivide {
   template <class V>
   SEWSNN_HD V charge(V v, V x) const {
     const V u = v - rest;
-    return decay_input ? v + (x - u) / tau : (v - u / tau) + x;
+    const V part = (decay_input ? x - u : u) / tau;
+    return decay_input ? v + part : (v - part) + x;
   }
   template <class V>
   SEWSNN_HD V grad_x(V gh) const {

@@ -15,6 +15,7 @@ struct Buffer {
   uintptr_t begin = 0;
   size_t bytes = 0;
   bool filled = false;           // by the caller; else only what kernels have written may be read
+  bool updated = false;          // filled, and to be overwritten all the same
   std::vector<uint8_t> written;  // bytes kernels have written: how often
   // Accesses by their size in bytes.
   std::map<size_t, uint64_t> loads, stores;

@@ -79,12 +79,9 @@ def library() -> Path:
 def kernels(path: Path, family: str = "") -> set[str]:
     """The kernels of a library, as the linker names them: those called ``<family>_...``, or those of no family."""
     text = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-    names = {
-        name
-        for name in (line.split()[-1] for line in text.splitlines())
-        if "_kernel" in name and name.startswith("_ZN")
-    }
-    found = {name: re.search(r"\d(bn|pool)_\w*_kernel", name) for name in names}
+    # Of names like sewsnn::generic::forward_kernel<...>; what is local to a function begins with _ZZ.
+    names = {name for name in (line.split()[-1] for line in text.splitlines()) if re.match(r"_ZN\w*?_kernelI", name)}
+    found = {name: re.search(r"\d(bn|pool)_\w*kernelI", name) for name in names}
     return {name for name, match in found.items() if (match.group(1) if match else "") == family}
 
 

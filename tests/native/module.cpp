@@ -1,7 +1,5 @@
-// The CUDA kernels, compiled for the host, as Python functions over NumPy arrays. float32, float64 and float16 arrays
-// are what they say; uint16 is bfloat16.
-#include "module.h"
-
+// The CUDA kernels, compiled for the host, as Python functions over NumPy arrays.
+#include "arrays.h"
 #include "kernels/cuda_kernels.h"
 #include "samples.h"
 
@@ -15,12 +13,6 @@
 using namespace host_module;
 
 namespace {
-
-// [rows, M], rows any number of bytes apart; or [rows, kBroadcast], each row of one number for all neurons.
-Rows rows(const char* name, const Array& a, bool broadcast) {
-  if (!a) return {};
-  return {input(name, a), a->strides(0) / a->itemsize(), broadcast ? 0 : 1};
-}
 
 py::dict forward(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
                  bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0, Array s,
@@ -89,6 +81,9 @@ void unguard([[maybe_unused]] uintptr_t address, [[maybe_unused]] size_t bytes) 
 
 }  // namespace
 
+void add_bn(py::module_&);    // bn_module.cpp
+void add_pool(py::module_&);  // pool_module.cpp
+
 PYBIND11_MODULE(sewsnn_host, m) {
   const auto none = py::none();
   add_pool(m);
@@ -112,4 +107,5 @@ PYBIND11_MODULE(sewsnn_host, m) {
         py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("checkpoints") = none, py::arg("grad_s"),
         py::arg("broadcast_s"), py::arg("grad_v") = none, py::arg("broadcast_v") = false, py::arg("v_seq") = false,
         py::arg("grad_x"), py::arg("grad_v0") = none, py::arg("grad_leak") = none, py::arg("schedule") = 0);
+  add_bn(m);
 }

@@ -1,8 +1,8 @@
 // The stem's kernels, CPU and CUDA, as Python functions over NumPy arrays.
+#include "arrays.h"
 #include "kernels/cpu_pool_kernels.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_pool_kernels.h"
-#include "module.h"
 
 namespace sewsnn {
 extern const CpuPoolKernels kGenericPoolKernels;

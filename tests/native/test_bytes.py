@@ -1,5 +1,6 @@
 """What the kernels move, counted: bytes per element and time-step (docs/kernels.md), and in which portions."""
 
+import bn_host
 import host
 import pytest
 import torch
@@ -94,3 +95,51 @@ def test_repeated_input_is_one_row():
     host.reports.clear()
     host.multistep("if", x)
     assert sum(host.reports[0]["loads"]["x"].values()) == T * M // 4
+
+
+def test_batch_norm_budget():
+    """bf16, channels_last, T = 4, 64 channels, B/el: statistics 2, forward 4, reduce 4, apply 6, which makes 16. A
+    shortcut that is read costs 2 in each pass that reads it, and its gradient, where it is written, 2.
+
+    Beside that, a block loads its channels' parameters once, and leaves partial sums that are read once: 32 bytes for
+    each of its channels at most. There are at most 2048 blocks, however much there is to do: 4 MB, most of it from the
+    cache, beside the 200 to 500 of a batch of 64 in the first stage of a SEW-ResNet.
+    """
+    images, C, size = 3, 64, 56
+    row = images * C * size * size
+    z = current((T, images, C, size, size), torch.bfloat16)
+    for connect, forward, reduce, apply in ((None, 4, 4, 6), ("add", 6, 4, 6), ("and", 6, 6, 10)):
+        kernels = bn_host.Kernels(bn_host.Block(connect=connect))
+        norm = bn_host.SimpleNamespace(mean=None, var=None, weight=torch.ones(C), bias=torch.zeros(C))
+        norm.mean, norm.var = kernels.statistics(z)
+        shortcut = None if connect is None else (z > 1).to(z.dtype)
+        kept = kernels.forward(z, shortcut, norm, want_v=False)
+        kernels.backward(z, shortcut, norm, z, kept)
+        budget = {"statistics": 2, "forward": forward, "reduce": reduce, "apply": apply}
+        big = ("z", "shortcut", "out", "grad_out", "grad_z", "grad_shortcut")
+        for kernel, bytes_per_element in budget.items():
+            report = kernels.reports[kernel]
+            by_buffer = moved(report)
+            blocks = report["launches"][0][1]
+            if kernel == "statistics":  # the first value of each channel
+                by_buffer["z"] -= 2 * C * (blocks + 1)
+            assert sum(by_buffer.pop(name, 0) for name in big) == T * row * bytes_per_element, (connect, kernel)
+            assert blocks <= 2048 and sum(by_buffer.values()) <= (blocks + 1) * C * 32, (connect, kernel)
+
+
+def test_batch_norm_portions():
+    """bf16: statistics and forward by 16 bytes, backward by 8 up to four time-steps, else by 4; bits by bytes."""
+    for steps, portion in ((4, 8), (16, 4)):
+        z = current((steps, 1, 64, 4, 4), torch.bfloat16)
+        kernels = bn_host.Kernels(bn_host.Block())
+        norm = bn_host.SimpleNamespace(mean=None, var=None, weight=None, bias=None)
+        norm.mean, norm.var = kernels.statistics(z)
+        kept = kernels.forward(z, None, norm, want_v=False, bits=True)
+        kernels.backward(z, None, norm, z, kept)
+        reports, size = kernels.reports, z.numel() * 2
+        assert reports["forward"]["loads"]["z"] == reports["forward"]["stores"]["out"] == {16: size // 16}
+        assert reports["statistics"]["loads"]["z"][16] == size // 16
+        assert reports["forward"]["stores"]["bits"] == {1: size // 16}
+        for kernel in ("reduce", "apply"):
+            assert reports[kernel]["loads"]["z"] == reports[kernel]["loads"]["grad_out"] == {portion: size // portion}
+        assert reports["apply"]["stores"]["grad_z"] == {portion: size // portion}

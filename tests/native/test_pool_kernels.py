@@ -3,6 +3,7 @@
 import itertools
 
 import host
+import host_pool
 import pytest
 import torch
 from cases import EPS, current

@@ -1,4 +1,5 @@
-// What the parts of the Python module share: arrays as the kernels' buffers, a neuron's settings, and what happened.
+// What the functions of the module share: NumPy arrays as the operands of kernels, and the report of what was done.
+// float32, float64 and float16 arrays are what they say; uint16 is bfloat16.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,13 +8,15 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <set>
 
 #include "core/params.h"
 #include "device.h"
 
+namespace py = pybind11;
+
 namespace host_module {
 
-namespace py = pybind11;
 using namespace sewsnn;
 using Array = std::optional<py::array>;
 
@@ -49,6 +52,20 @@ inline void* output(const char* name, Array& a) {
   return a->mutable_data();
 }
 
+// To be read and overwritten.
+inline void* updated(const char* name, Array& a) {
+  if (!a) return nullptr;
+  expose(name, *a, true);
+  host_device::device().buffers.back().updated = true;
+  return a->mutable_data();
+}
+
+// [rows, M], rows any number of bytes apart; or [rows, kBroadcast], each row of one number for all neurons.
+inline Rows rows(const char* name, const Array& a, bool broadcast) {
+  if (!a) return {};
+  return {input(name, a), a->strides(0) / a->itemsize(), broadcast ? 0 : 1};
+}
+
 inline NeuronParams neuron(int kind, int surrogate, double alpha, double tau, double v_threshold,
                            std::optional<double> v_reset, bool detach_reset, bool decay_input, const Array& leak) {
   NeuronParams p;
@@ -78,14 +95,15 @@ inline void begin(unsigned schedule) {
 }
 
 // What happened: the kernels launched, and for each buffer how often it was accessed in how many bytes.
-inline py::dict report() {
+// Buffers named in `spare` may be larger than what kernels write.
+inline py::dict report(const std::set<std::string>& spare = {}) {
   py::list launches;
   for (const auto& l : host_device::device().launches) launches.append(py::make_tuple(l.kernel, l.grid.x, l.block.x));
   py::dict loads, stores;
   for (const auto& b : host_device::device().buffers) {
     loads[py::str(b.name)] = b.loads;
     stores[py::str(b.name)] = b.stores;
-    if (!b.filled)
+    if (!b.filled && !spare.count(b.name))
       for (size_t i = 0; i < b.written.size(); ++i)
         if (!b.written[i])
           throw std::runtime_error("byte " + std::to_string(i) + " of " + b.name + " was never written");
@@ -96,6 +114,3 @@ inline py::dict report() {
 }
 
 }  // namespace host_module
-
-// Each adds its functions to the module.
-void add_pool(pybind11::module_&);

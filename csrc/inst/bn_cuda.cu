@@ -1,0 +1,83 @@
+// The kernels of batch norm + neuron + connection that are not instantiated in bn_backward_*.cu, and the choice by
+// dtype.
+#include "kernels/bn_launch.cuh"
+#include "kernels/bn_unpack.cuh"
+
+namespace sewsnn {
+
+#define SEWSNN_EXTERN(Storage)                                                                \
+  extern template cudaError_t launch_bn_reduce<Storage>(const BnReduceParams&, cudaStream_t); \
+  extern template cudaError_t launch_bn_apply<Storage>(const BnApplyParams&, cudaStream_t);
+SEWSNN_EXTERN(float)
+SEWSNN_EXTERN(Half)
+SEWSNN_EXTERN(BFloat16)
+SEWSNN_EXTERN(double)
+#undef SEWSNN_EXTERN
+
+int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType dtype) {
+  return with_storage(dtype, [&](auto storage) {
+    using Storage = typename decltype(storage)::type;
+    int64_t slabs = 1;
+    for (const int N : {1, 2, kWideShort, kWide<Storage>}) {
+      if (!divides(N, channels)) continue;
+      for (const int64_t length : {M, T * M})  // statistics may see all time-steps as one
+        slabs = std::max<int64_t>(slabs, walk_over(length, channels, N, sizeof(Storage), kReducingBlocks).slabs);
+    }
+    return slabs * 2 * channels.count * int64_t(sizeof(State<Storage>));
+  });
+}
+
+int64_t cuda_bn_leak_partials(const BnReduceParams& p) {
+  return with_storage(p.dtype, [&](auto storage) { return reduce_walk<typename decltype(storage)::type>(p).blocks(); });
+}
+
+cudaError_t cuda_bn_statistics(const BnStatisticsParams& p, cudaStream_t stream) {
+  if (!countable(p.channels)) return cudaErrorInvalidValue;
+  return with_storage(p.dtype,
+                      [&](auto storage) { return launch_bn_statistics<typename decltype(storage)::type>(p, stream); });
+}
+
+cudaError_t cuda_bn_update(const void* statistics, int64_t channels, double momentum, double count, DType state,
+                           void* running_mean, void* running_var, cudaStream_t stream) {
+  const auto update = [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    const Momentum<S> o = {S(1 - momentum), S(momentum), S(count / (count - 1))};
+    return launch<kSumThreads>(bn_update_kernel<S>, 1, stream, static_cast<const S*>(statistics), channels, o,
+                               static_cast<S*>(running_mean), static_cast<S*>(running_var));
+  };
+  return state == DType::Float64 ? update(Tag<double>()) : update(Tag<float>());
+}
+
+cudaError_t cuda_bn_forward(const BnForwardParams& p, cudaStream_t stream) {
+  if (!countable(p.channels)) return cudaErrorInvalidValue;
+  return with_storage(p.dtype,
+                      [&](auto storage) { return launch_bn_forward<typename decltype(storage)::type>(p, stream); });
+}
+
+cudaError_t cuda_bn_reduce(const BnReduceParams& p, cudaStream_t stream) {
+  if (!countable(p.channels)) return cudaErrorInvalidValue;
+  return with_storage(p.dtype, [&](auto storage) {
+    using Storage = typename decltype(storage)::type;
+    using S = State<Storage>;
+    const cudaError_t error = launch_bn_reduce<Storage>(p, stream);
+    if (error != cudaSuccess) return error;
+    return launch<kSumThreads>(bn_sums_kernel<S>, blocks_of_channels(p.channels.count), stream, p, S(p.norm.eps),
+                               int64_t(reduce_walk<Storage>(p).slabs));
+  });
+}
+
+cudaError_t cuda_bn_apply(const BnApplyParams& p, cudaStream_t stream) {
+  if (!countable(p.channels)) return cudaErrorInvalidValue;
+  return with_storage(p.dtype,
+                      [&](auto storage) { return launch_bn_apply<typename decltype(storage)::type>(p, stream); });
+}
+
+cudaError_t cuda_unpack(const uint8_t* bits, int64_t bytes, DType dtype, void* out, cudaStream_t stream) {
+  const auto blocks = unsigned(divide_up(bytes, kUnpackThreads));
+  return with_storage(dtype, [&](auto storage) {
+    using Storage = typename decltype(storage)::type;
+    return launch<kUnpackThreads>(bn_unpack_kernel<Storage>, blocks, stream, bits, bytes, static_cast<Storage*>(out));
+  });
+}
+
+}  // namespace sewsnn

@@ -1,0 +1,167 @@
+// Batch norm, neuron and connection over T, forward (core/bn_params.h). A thread runs all time-steps of its N neurons
+// in registers, then goes to the next row of its column.
+#pragma once
+
+#include "kernels/bn_statistics.cuh"
+#include "neurons/any.h"
+
+SEWSNN_BEGIN
+
+// In the state's type, made on the host: kernels compute no constants.
+template <class S>
+struct BnSetup {
+  Setup<AnyNeuron<S>, S> sn;
+  S eps;
+
+  static BnSetup from(const BnParams& p) { return {Setup<AnyNeuron<S>, S>::from(p.neuron), S(p.norm.eps)}; }
+};
+
+template <class S>
+__device__ __forceinline__ S inverse_deviation(const Norm& norm, S eps, int64_t channel) {
+  if (!norm.mean) return S(1);
+  return S(1) / std::sqrt(load_global(static_cast<const S*>(norm.var) + channel) + eps);
+}
+
+// y = (z - mean) scale + bias of a channel.
+template <class S>
+__device__ __forceinline__ void load_affine(const Norm& norm, S inverse, int64_t channel, S& mean, S& scale, S& bias) {
+  mean = bias = S(0), scale = inverse;
+  if (!norm.mean) return;
+  mean = load_global(static_cast<const S*>(norm.mean) + channel);
+  if (norm.weight) scale = load_global(static_cast<const S*>(norm.weight) + channel) * inverse;
+  if (norm.bias) bias = load_global(static_cast<const S*>(norm.bias) + channel);
+}
+
+template <class S>
+struct Affine {
+  S mean, scale, bias;
+  __device__ __forceinline__ S operator()(S z) const { return (z - mean) * scale + bias; }
+};
+
+template <class S>
+__device__ __forceinline__ S connected(Connect connect, S a, S s) {
+  switch (connect) {
+    case Connect::Add: return a + s;
+    case Connect::And: return a * s;
+    case Connect::Iand: return s * (S(1) - a);
+    default: return a;
+  }
+}
+
+// The spikes of a time-step, one bit each.
+template <class S, int N>
+__device__ __forceinline__ void store_bits(const Cursor<uint8_t, 1>& at, const Pack<S, N>& spikes, int64_t i) {
+  static_assert(N == 4 || N == 8, "a byte is one thread's, or two neighbours'");
+  unsigned byte = 0;
+  SEWSNN_UNROLL
+  for (int j = 0; j < N; ++j) byte |= unsigned(spikes.at[j] != S(0)) << j;
+  if (N == 4) {
+    const unsigned pair = 3u << (threadIdx.x % kWarp & ~1u);
+    const unsigned other = __shfl_xor_sync(pair, byte, 1);
+    if (i % 8 != 0) return;
+    byte |= other << 4;
+  }
+  at.store({{uint8_t(byte)}});
+}
+
+template <class Storage, int N, bool Shortcut>
+__device__ __forceinline__ void forward_row(const BnForwardParams& p, const BnSetup<State<Storage>>& o,
+                                            const AnyNeuron<State<Storage>>& neuron,
+                                            const Pack<State<Storage>, N> (&norm)[3], int64_t i) {
+  using S = State<Storage>;
+  constexpr int G = N < 8 ? kAhead : 2;  // time-steps whose A is in registers at a time
+  const FireReset<S>& fire = o.sn.fire;
+  const bool before = p.connect == Connect::AddBefore;
+  Cursor<Storage, N> z_at(p.z, 0, i), shortcut_at(p.shortcut, 0, i), out_at(p.out, p.M, 0, i);
+  Cursor<S, N> checkpoint_at(p.checkpoints, p.M, 0, i);
+  Cursor<uint8_t, 1> bits_at(p.bits, p.M / 8, 0, i / 8);
+  Pack<S, N> v = fill_pack<S, N>(fire.v_reset);
+
+  for (int64_t start = 0; start < p.T; start += kAhead) {
+    Pack<Storage, N> z[kAhead], shortcut[kAhead];
+    SEWSNN_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      if (start + k < p.T) {
+        z[k] = z_at.load();
+        if (Shortcut) shortcut[k] = shortcut_at.load();
+      }
+      z_at.move(1), shortcut_at.move(1);
+    }
+    if (p.checkpoints && start > 0 && start % kChunk == 0) {
+      checkpoint_at.store(v);
+      checkpoint_at.move(1);
+    }
+    const auto input = [&](int k, int j) {
+      const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(load_(z[k].at[j]));
+      return Shortcut && before ? y + load_(shortcut[k].at[j]) : y;
+    };
+    SEWSNN_UNROLL
+    for (int group = 0; group < kAhead; group += G) {
+      Pack<S, N> a[G];
+      if (p.spiking) {
+        neuron.visit([&](const auto& n) {
+          SEWSNN_UNROLL
+          for (int k = 0; k < G; ++k) {
+            if (start + group + k >= p.T) break;
+            SEWSNN_UNROLL
+            for (int j = 0; j < N; ++j) {
+              const S h = n.charge(v.at[j], input(group + k, j));
+              a[k].at[j] = fire.fires(h) ? S(1) : S(0);
+              v.at[j] = fire.reset(h);
+            }
+          }
+        });
+      } else {
+        SEWSNN_UNROLL
+        for (int k = 0; k < G; ++k) {
+          if (start + group + k >= p.T) break;
+          SEWSNN_UNROLL
+          for (int j = 0; j < N; ++j) a[k].at[j] = input(group + k, j);
+        }
+      }
+      SEWSNN_UNROLL
+      for (int k = 0; k < G; ++k) {
+        if (start + group + k >= p.T) break;
+        if constexpr (N >= 4) {
+          if (p.bits) {
+            store_bits(bits_at, a[k], i);
+            bits_at.move(1);
+          }
+        }
+        if (Shortcut) {
+          SEWSNN_UNROLL
+          for (int j = 0; j < N; ++j) a[k].at[j] = connected(p.connect, a[k].at[j], load_(shortcut[group + k].at[j]));
+        }
+        out_at.store(store_<Storage>(a[k]));
+        out_at.move(1);
+      }
+    }
+  }
+  if (p.v) Cursor<S, N>(p.v, p.M, 0, i).store(v);
+}
+
+template <class Storage, int N, bool Shortcut>
+__global__ void __launch_bounds__(kThreads, 4)
+    bn_forward_kernel(const BnForwardParams p, const BnSetup<State<Storage>> o, const Walk walk) {
+  using S = State<Storage>;
+  Pack<S, N> norm[3];
+  share_by_channel<kLine<Storage>>(walk, norm, [&](int64_t channel, S(&out)[3]) {
+    load_affine(p.norm, inverse_deviation(p.norm, o.eps, channel), channel, out[0], out[1], out[2]);
+  });
+  const AnyNeuron<S> neuron = o.sn.load_neuron();
+  for (Walker<N> at(walk); at.inside(walk); at.advance(walk))
+    forward_row<Storage, N, Shortcut>(p, o, neuron, norm, at.i);
+}
+
+// Eight spikes into one byte, read back: where no thread, nor two neighbours, had all eight.
+template <class Storage>
+__global__ void __launch_bounds__(kThreads) bn_bits_kernel(const Storage* spikes, int64_t bytes, uint8_t* bits) {
+  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= bytes) return;
+  unsigned byte = 0;
+  SEWSNN_UNROLL
+  for (int j = 0; j < 8; ++j) byte |= unsigned(load_(load_global(spikes + 8 * i + j)) != 0) << j;
+  store_global(bits + i, uint8_t(byte));
+}
+
+SEWSNN_END

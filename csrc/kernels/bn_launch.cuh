@@ -1,0 +1,158 @@
+// Chooses and launches the kernels of batch norm + neuron + connection. The templates are instantiated by the short
+// files in csrc/inst.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <climits>
+
+#include "kernels/bn_backward.cuh"
+#include "kernels/cuda_bn_kernels.h"
+#include "kernels/multistep_launch.cuh"
+
+namespace sewsnn {
+
+// Blocks wanted: of the kernels with partial sums one or two times what is on a GPU together; of the others more, which
+// fill it more evenly.
+constexpr int64_t kReducingBlocks = 1024, kMappingBlocks = 2048;
+
+// Neurons per thread of statistics and forward: 16 bytes of storage. (Doubles, which nobody trains in, have no packs.)
+template <class Storage>
+constexpr int kWide = sizeof(Storage) == 8 ? 1 : 16 / int(sizeof(Storage));
+// Backward has parameters, sums, h and sigma' in registers besides: fewer; with long chunks of wide numbers and of a
+// shortcut, too, none.
+constexpr int kWideShort = 4;
+template <class Storage, bool Shortcut>
+constexpr int kWideLong = sizeof(Storage) == 2 || !Shortcut ? 2 : 1;
+
+// Whether packs of N do not straddle channels or planes.
+inline bool divides(int N, const Channels& c) { return (c.inner == 1 ? c.count : c.inner) % N == 0; }
+
+// What a thread's counters can hold.
+inline bool countable(const Channels& c) { return c.inner <= INT_MAX && c.count <= INT_MAX; }
+
+// ---- sums by channel
+
+// A second stage over C channels.
+inline unsigned blocks_of_channels(int64_t C) { return unsigned(divide_up(C, kSumChannels)); }
+
+// z as one long time-step, if its rows lie one behind the other; whole images stay whole.
+inline BnStatisticsParams joined(BnStatisticsParams p) {
+  if (p.T > 1 && p.z.row_stride == p.M) p.M *= p.T, p.T = 1;
+  return p;
+}
+
+template <class Storage>
+cudaError_t launch_bn_statistics(const BnStatisticsParams& given, cudaStream_t stream) {
+  constexpr int N = kWide<Storage>;
+  const BnStatisticsParams p = joined(given);
+  const auto go = [&](auto kernel, int neurons) {
+    const Walk walk = walk_over(p.M, p.channels, neurons, sizeof(Storage), kReducingBlocks);
+    const cudaError_t error = launch(kernel, walk.blocks(), stream, p, walk);
+    if (error != cudaSuccess) return error;
+    const double count = double(p.T) * double(p.M / p.channels.count);
+    return launch<kSumThreads>(bn_moments_kernel<Storage>, blocks_of_channels(p.channels.count), stream, p,
+                               int64_t(walk.slabs), count);
+  };
+  if (divides(N, p.channels) && aligned<Storage, N>(p.z, p.T)) return go(bn_statistics_kernel<Storage, N>, N);
+  return go(bn_statistics_kernel<Storage, 1>, 1);
+}
+
+// ---- forward
+
+template <class Storage, int N>
+bool fits(const BnForwardParams& p) {
+  using S = State<Storage>;
+  return divides(N, p.channels) && aligned<Storage, N>(p.z, p.T) && aligned<Storage, N>(p.shortcut, p.T) &&
+         aligned<Storage, N>({p.out, p.M, 1}, p.T) && aligned<S, N>({p.v, p.M, 1}, 1) &&
+         aligned<S, N>({p.checkpoints, p.M, 1}, p.T);
+}
+
+template <class Storage>
+cudaError_t launch_bn_forward(BnForwardParams p, cudaStream_t stream) {
+  using S = State<Storage>;
+  constexpr int N = kWide<Storage>;
+  const bool wide = N > 1 && fits<Storage, N>(p);
+  void* const bits = p.bits;
+  const bool bits_later = bits && !(wide && divides(8, p.channels));
+  if (bits_later) p.bits = nullptr;
+  const auto go = [&](auto kernel, int neurons) {
+    const Walk walk = walk_over(p.M, p.channels, neurons, sizeof(Storage), kMappingBlocks);
+    return launch(kernel, walk.blocks(), stream, p, BnSetup<S>::from(p), walk);
+  };
+  const cudaError_t error = with_bool(p.connect != Connect::None, [&](auto shortcut) {
+    constexpr bool Shortcut = decltype(shortcut)::value;
+    return wide ? go(bn_forward_kernel<Storage, N, Shortcut>, N) : go(bn_forward_kernel<Storage, 1, Shortcut>, 1);
+  });
+  if (error != cudaSuccess || !bits_later) return error;
+  const int64_t bytes = p.T * (p.M / 8);
+  return launch(bn_bits_kernel<Storage>, blocks_for(bytes, 1), stream, static_cast<const Storage*>(p.out), bytes,
+                static_cast<uint8_t*>(bits));
+}
+
+// ---- backward
+
+template <class Storage, int N>
+bool fits(const BnBackwardParams& p) {
+  return divides(N, p.channels) && aligned<Storage, N>(p.z, p.T) && aligned<Storage, N>(p.shortcut, p.T) &&
+         aligned<Storage, N>(p.grad_out, p.T) && aligned<State<Storage>, N>({p.checkpoints, p.M, 1}, p.T);
+}
+template <class Storage, int N>
+bool fits(const BnReduceParams& p) {
+  return fits<Storage, N>(static_cast<const BnBackwardParams&>(p)) && aligned<Storage, N>(p.grad_skip, p.T) &&
+         aligned<Storage, N>({p.grad_sum, p.M, 1}, p.T);
+}
+template <class Storage, int N>
+bool fits(const BnApplyParams& p) {
+  return fits<Storage, N>(static_cast<const BnBackwardParams&>(p)) &&
+         aligned<Storage, N>({p.grad_z, p.M, 1}, p.still ? 1 : p.T) &&
+         aligned<Storage, N>({p.grad_shortcut, p.M, 1}, p.T);
+}
+
+template <int I>
+using Int = std::integral_constant<int, I>;
+
+// Whether backward reads the shortcut.
+inline bool reads_shortcut(Connect connect) { return connect != Connect::None && connect != Connect::Add; }
+
+// f(K, N, Shortcut) of the instance that serves these params: the time-steps of a chunk and the neurons of a thread.
+// K = 4 serves T <= 4.
+template <class Storage, class P, class F>
+auto with_instance(const P& p, F&& f) {
+  return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
+    if constexpr (sizeof(Storage) < 8) {
+      constexpr int N = kWideLong<Storage, decltype(shortcut)::value>;
+      if (p.T <= 4 && fits<Storage, kWideShort>(p)) return f(Int<4>(), Int<kWideShort>(), shortcut);
+      if (fits<Storage, N>(p)) return f(Int<int(kChunk)>(), Int<N>(), shortcut);
+    }
+    return f(Int<int(kChunk)>(), Int<1>(), shortcut);
+  });
+}
+
+template <class Storage>
+Walk reduce_walk(const BnReduceParams& p) {
+  return with_instance<Storage>(
+      p, [&](auto, auto N, auto) { return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks); });
+}
+
+// The first stage.
+template <class Storage>
+cudaError_t launch_bn_reduce(const BnReduceParams& p, cudaStream_t stream) {
+  const Walk walk = reduce_walk<Storage>(p);
+  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut) {
+    return launch(bn_reduce_kernel<Storage, K, N, decltype(shortcut)::value>, walk.blocks(), stream, p,
+                  BnSetup<State<Storage>>::from(p), walk);
+  });
+}
+
+template <class Storage>
+cudaError_t launch_bn_apply(const BnApplyParams& p, cudaStream_t stream) {
+  using S = State<Storage>;
+  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut) {
+    const Walk walk = walk_over(p.M, p.channels, N, sizeof(Storage), kMappingBlocks);
+    return launch(bn_apply_kernel<Storage, K, N, decltype(shortcut)::value>, walk.blocks(), stream, p,
+                  BnSetup<S>::from(p), S(p.count), walk);
+  });
+}
+
+}  // namespace sewsnn

@@ -1,0 +1,139 @@
+// How the kernels of batch norm walk over the [M] neurons of a time-step, and add up by channel.
+//
+// A thread owns N neighbours of one column and goes down the rows, so that it stays with its channels: their parameters
+// are loaded once, its sums stay in registers.
+//   channels_last   a column is N channels, a row a pixel
+//   contiguous      a column is one channel, its rows are the packs of N in the planes of that channel
+// Both are one formula if a pixel is called an image whose planes have one pack. A block is `width` columns (a line of
+// 128 bytes of channels; contiguous: 1) times kThreads / width rows, and the blocks of one group of columns are its
+// slabs. How many slabs there are follows from the shape alone: a device with more multiprocessors gives the same bits.
+#pragma once
+
+#include <algorithm>
+
+#include "core/bn_params.h"
+#include "kernels/multistep.cuh"
+
+SEWSNN_BEGIN
+
+constexpr int kLineBytes = 128;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+struct Walk {
+  int64_t rows;             // of a column
+  int64_t channels;         // in all
+  int64_t image, column;    // neurons from image to image, from column to column
+  int64_t step, turn;       // neurons from a thread's row to its next, and what the end of a plane adds
+  int packs, step_packs;    // of a plane; of a step within it
+  int columns, width;       // in all, in a block
+  int groups, slabs;        // blocks: groups of columns, each over so many slabs of rows
+  int channels_per_column;  // N, or 1
+
+  unsigned blocks() const { return unsigned(groups) * unsigned(slabs); }
+  SEWSNN_HD int channels_per_block() const { return width * channels_per_column; }
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// N divides C (channels_last) or the plane (contiguous); `blocks` are wanted.
+inline Walk walk_over(int64_t M, const Channels& c, int N, int storage_bytes, int64_t blocks) {
+  const bool last = c.inner == 1;
+  Walk w;
+  w.channels = c.count;
+  w.image = c.count * c.inner;
+  w.column = last ? N : c.inner;
+  w.columns = int(last ? c.count / N : c.count);
+  w.packs = int(last ? 1 : c.inner / N);
+  w.channels_per_column = last ? N : 1;
+  w.rows = M / w.image * w.packs;
+  w.width = 1;
+  while (last && w.width < w.columns && w.width < kWarp && 2 * w.width * N * storage_bytes <= kLineBytes) w.width *= 2;
+  w.groups = int(divide_up(w.columns, w.width));
+  const int64_t depth = kThreads / w.width, steps = std::max<int64_t>(1, divide_up(w.rows, depth));
+  const int64_t each = divide_up(steps, std::max<int64_t>(1, blocks / w.groups));  // a thread's rows
+  w.slabs = int(divide_up(steps, each));
+  const int64_t stride = w.slabs * depth;
+  w.step = stride / w.packs * w.image + stride % w.packs * N;
+  w.step_packs = int(stride % w.packs);
+  w.turn = w.image - c.inner;
+  return w;
+}
+
+// One thread on its way: the first of its N neurons is `i`.
+template <int N>
+struct Walker {
+  int64_t i, row;
+  int pack;
+
+  __device__ __forceinline__ explicit Walker(const Walk& w) {
+    const unsigned width = unsigned(w.width), groups = unsigned(w.groups);
+    const unsigned column = blockIdx.x % groups * width + threadIdx.x % width;
+    const unsigned first = blockIdx.x / groups * (kThreads / width) + threadIdx.x / width;
+    const unsigned image = first / unsigned(w.packs);
+    pack = int(first % unsigned(w.packs));
+    i = image * w.image + column * w.column + pack * N;
+    row = column < unsigned(w.columns) ? int64_t(first) : w.rows;  // beside the last column there is nothing to do
+  }
+  __device__ __forceinline__ bool inside(const Walk& w) const { return row < w.rows; }
+  __device__ __forceinline__ void advance(const Walk& w) {
+    row += int64_t(w.slabs) * (kThreads / w.width);
+    i += w.step;
+    pack += w.step_packs;
+    if (pack >= w.packs) pack -= w.packs, i += w.turn;
+  }
+};
+
+__device__ __forceinline__ int64_t first_channel(const Walk& w) {
+  return int64_t(blockIdx.x % unsigned(w.groups)) * w.channels_per_block();
+}
+
+// Q numbers of each channel, which of(channel, numbers) makes: once in the block, then every thread gets those of its N
+// neurons. Line: the most neurons in a row of the block.
+template <int Line, class S, int N, int Q, class F>
+__device__ __forceinline__ void share_by_channel(const Walk& w, Pack<S, N> (&mine)[Q], F&& of) {
+  __shared__ Pack<S, N> all[Q][Line / N];
+  const int entry = int(threadIdx.x);
+  const int64_t channel = first_channel(w) + (w.channels_per_column == 1 ? entry / N : entry);
+  if (entry < w.width * N && channel < w.channels) {
+    S numbers[Q];
+    of(channel, numbers);
+    SEWSNN_UNROLL
+    for (int q = 0; q < Q; ++q) all[q][entry / N].at[entry % N] = numbers[q];
+  }
+  __syncthreads();
+  SEWSNN_UNROLL
+  for (int q = 0; q < Q; ++q) mine[q] = all[q][threadIdx.x % unsigned(w.width)];
+}
+
+// Two sums by channel over the rows of the block, each in an order that depends on nothing but the thread number, into
+// partials [slabs, 2, C].
+template <int Line, class S, int N>
+__device__ __forceinline__ void store_partials(const Walk& w, Pack<S, N> (&sums)[2], void* partials) {
+  __shared__ Pack<S, N> warps[kThreads / kWarp][2][Line / N];
+  for (int offset = kWarp / 2; offset >= w.width; offset /= 2) {
+    SEWSNN_UNROLL
+    for (int q = 0; q < 2; ++q) {
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) sums[q].at[j] += __shfl_down_sync(kAllLanes, sums[q].at[j], offset);
+    }
+  }
+  const int lane = int(threadIdx.x) % kWarp;
+  if (lane < w.width) {
+    SEWSNN_UNROLL
+    for (int q = 0; q < 2; ++q) warps[threadIdx.x / kWarp][q][lane] = sums[q];
+  }
+  __syncthreads();
+  const int own = w.channels_per_block(), q = int(threadIdx.x) / own, entry = int(threadIdx.x) % own;
+  const int64_t channel = first_channel(w) + entry;
+  if (q >= 2 || channel >= w.channels) return;
+  const int neurons = N / w.channels_per_column;  // of the row that belong to this channel
+  S sum = S(0);
+  SEWSNN_UNROLL
+  for (int warp = 0; warp < kThreads / kWarp; ++warp)
+    for (int n = entry * neurons; n < (entry + 1) * neurons; ++n) sum += warps[warp][q][n / N].at[n % N];
+  const int64_t slab = blockIdx.x / unsigned(w.groups);
+  store_global(static_cast<S*>(partials) + (2 * slab + q) * w.channels + channel, sum);
+}
+
+SEWSNN_END

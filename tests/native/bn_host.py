@@ -1,0 +1,201 @@
+"""Batch norm + neuron + connection: the CUDA kernels on the host, and the formulas of core/bn_params.h in torch."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import host
+import numpy as np
+import torch
+
+from sewsnn.ops import reference
+from sewsnn.ops.neuron import checkpoint_count
+from sewsnn.ops.reference import state_dtype
+from sewsnn.surrogate import ATan
+
+CONNECT = {None: 0, "add": 1, "and": 2, "iand": 3, "add_before": 4}
+
+
+@dataclass
+class Block:
+    """What forward and backward are both told. Tensors are ``[T, images, C, height, width]`` in logical order;
+    ``channels_last`` is how they lie in memory."""
+
+    neuron: str = "if"
+    tau: float = 2.0
+    leak: float | None = None
+    connect: str | None = None
+    spiking: bool = True
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    detach_reset: bool = True
+    decay_input: bool = True
+    surrogate: object = field(default_factory=lambda: ATan(2.0))
+    eps: float = 1e-5
+    channels_last: bool = True
+    still: bool = False  # z is [1, ...], shown T times
+    normalised: bool = True  # False: y = z
+    affine: bool = True  # False: no weight, no bias
+
+    def settings(self, shape, T):
+        C, height, width = shape[2:]
+        return {
+            "kind": host.KINDS[self.neuron],
+            "surrogate": self.surrogate.kind,
+            "alpha": self.surrogate.parameter,
+            "tau": self.tau,
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "detach_reset": self.detach_reset,
+            "decay_input": self.decay_input,
+            "spiking": self.spiking,
+            "connect": CONNECT[self.connect],
+            "eps": self.eps,
+            "still": self.still,
+            "channels": C,
+            "inner": 1 if self.channels_last else height * width,
+            "T": T,
+        }
+
+
+def affine(z, norm, block):
+    """y in the dtype of ``norm``."""
+    if not block.normalised:
+        return z
+    column = lambda t: t.reshape(-1, 1, 1)  # noqa: E731
+    var = norm.var + torch.tensor(block.eps, dtype=norm.var.dtype)
+    # torch's square root may be one rounding off (it is MKL's).
+    scale = 1 / (var.sqrt() if var.requires_grad else torch.from_numpy(np.sqrt(var.numpy())))
+    scale = scale if norm.weight is None else norm.weight * scale
+    y = (z - column(norm.mean)) * column(scale)
+    return y if norm.bias is None else y + column(norm.bias)
+
+
+def formula(z, shortcut, norm, leak, block, T):
+    """(out, v, A), all in the state's type: z, shortcut and norm are of that type."""
+    y = affine(z, norm, block).expand(T, *z.shape[1:])
+    x = y + shortcut if block.connect == "add_before" else y
+    a, v = x, None
+    if block.spiking:
+        options = {"v_threshold": block.v_threshold, "v_reset": block.v_reset, "detach_reset": block.detach_reset}
+        options |= {"decay_input": block.decay_input, "leak": leak}
+        options |= {"tau": block.tau if block.neuron == "lif" else None}
+        a, v = reference.multistep(x, fire=block.surrogate, **options)
+        v = v[-1]
+    connect = {"add": lambda: a + shortcut, "and": lambda: a * shortcut, "iand": lambda: shortcut * (1 - a)}
+    return connect.get(block.connect, lambda: a)(), v, a
+
+
+def flat(t, block):
+    """[T, M] as it lies in memory."""
+    if t is None:
+        return None
+    t = t.permute(0, 1, 3, 4, 2) if block.channels_last else t
+    return t.reshape(len(t), -1)
+
+
+def shaped(rows, shape, block):
+    """The inverse of :func:`flat`, for any number of rows."""
+    _, images, C, height, width = shape
+    if block.channels_last:
+        return rows.reshape(-1, images, height, width, C).permute(0, 1, 4, 2, 3)
+    return rows.reshape(-1, images, C, height, width)
+
+
+class Kernels:
+    """One call after the other, as csrc/ops makes them. Every output lies between guards; ``reports`` by kernel."""
+
+    def __init__(self, block, layout=None, schedule=0):
+        self.block, self.layout, self.schedule = block, layout or host.Layout(), schedule
+        self.reports, self.outputs = {}, {}
+
+    def call(self, name, inputs=(), outputs=(), **numbers):
+        arguments = dict(numbers)
+        arguments |= {key: host.as_array(t) for key, t in dict(inputs).items()}
+        guarded = {key: g for key, g in dict(outputs).items() if g is not None}
+        arguments |= {key: host.as_array(g.tensor) for key, g in guarded.items()}
+        self.reports[name] = getattr(host.module(), f"bn_{name}")(arguments, self.schedule)
+        for key, g in guarded.items():
+            g.check(key)
+        return {key: g.tensor.clone() for key, g in guarded.items()}
+
+    def rows(self, t):
+        return None if t is None else self.layout.input(flat(t, self.block))
+
+    def norm(self, norm):
+        if not self.block.normalised:
+            return {}
+        return {"mean": norm.mean, "var": norm.var, "weight": norm.weight, "bias": norm.bias}
+
+    def statistics(self, z):
+        C = z.shape[2]
+        out = {"statistics": host.Guarded(2, C, state_dtype(z.dtype))}
+        numbers = {key: self.block.settings(z.shape, len(z))[key] for key in ("channels", "inner")}
+        return self.call("statistics", {"z": self.rows(z)}, out, **numbers)["statistics"]
+
+    def shared(self, z, shortcut, norm, leak, T):
+        rows = self.rows(z)
+        inputs = {"z": rows.expand(T, -1) if self.block.still else rows, "shortcut": self.rows(shortcut)}
+        inputs |= self.norm(norm) | {"leak": leak}
+        return inputs, self.block.settings(z.shape, T)
+
+    def forward(self, z, shortcut, norm, leak=None, T=None, keep=True, want_v=True, bits=False):
+        """out [T, ...], v [...] or None, checkpoints, bits."""
+        T, M, state = T or len(z), z[0].numel(), state_dtype(z.dtype)
+        inputs, numbers = self.shared(z, shortcut, norm, leak, T)
+        count = checkpoint_count(T) if keep and self.block.spiking else 0
+        out = {
+            "out": self.layout.output(T, M, z.dtype),
+            "v": self.layout.output(1, M, state) if want_v and self.block.spiking else None,
+            "checkpoints": self.layout.output(count, M, state) if count else None,
+            "bits": host.Guarded(T, M // 8, torch.uint8) if bits else None,
+        }
+        got = self.call("forward", inputs, out, **numbers)
+        unflat = lambda t: None if t is None else shaped(t, z.shape, self.block)  # noqa: E731
+        v = unflat(got.get("v"))
+        return SimpleNamespace(
+            out=unflat(got["out"]),
+            v=None if v is None else v[0],
+            checkpoints=got.get("checkpoints"),
+            bits=got.get("bits"),
+        )
+
+    def gradient(self, grad):
+        """As csrc/ops hands it over: one number for all neurons as rows of kBroadcast."""
+        if not host.is_scalar(grad):
+            return self.rows(grad)
+        rows = grad.as_strided((len(grad), host.module().broadcast), (grad.stride(0), 0))
+        return host.Layout().input(rows)
+
+    def backward(self, z, shortcut, norm, grad_out, forward, leak=None, skip=None, frozen=False, T=None):
+        """Gradients of z, shortcut, weight, bias, leak; None where there is none."""
+        block, T, M, state = self.block, T or len(z), z[0].numel(), state_dtype(z.dtype)
+        read = None if block.connect == "add" else shortcut
+        inputs, numbers = self.shared(z, read, norm, leak, T)
+        inputs |= {"checkpoints": forward.checkpoints}
+        go = self.gradient(grad_out)
+        out = {
+            "sums": host.Guarded(2, z.shape[2], state),
+            "grad_sum": None if skip is None else self.layout.output(T, M, z.dtype),
+            "grad_leak": host.Guarded(1, 1, state) if leak is not None else None,
+        }
+        skip = None if skip is None else self.gradient(skip)
+        reduced = self.call("reduce", inputs | {"grad_out": go, "grad_skip": skip}, out, **numbers)
+        if out["grad_sum"] is not None:
+            go = out["grad_sum"].tensor
+        out = {
+            "grad_z": self.layout.output(1 if block.still else T, M, z.dtype),
+            "grad_shortcut": None if read is None else self.layout.output(T, M, z.dtype),
+        }
+        numbers["count"] = float((1 if block.still else T) * M // z.shape[2])
+        sums = None if frozen or not block.normalised else reduced["sums"]
+        got = self.call("apply", inputs | {"grad_out": go, "sums": sums}, out, **numbers)
+        unflat = lambda t: None if t is None else shaped(t, z.shape, block)  # noqa: E731
+        grad_sum = unflat(reduced.get("grad_sum"))
+        return SimpleNamespace(
+            z=unflat(got["grad_z"]),
+            shortcut=grad_sum if block.connect == "add" else unflat(got.get("grad_shortcut")),
+            bias=reduced["sums"][0],
+            weight=reduced["sums"][1],
+            leak=reduced.get("grad_leak"),
+            sum=grad_sum,
+        )

@@ -1,0 +1,153 @@
+// The kernels of batch norm + neuron + connection as Python functions over NumPy arrays.
+#include "arrays.h"
+#include "kernels/cuda_bn_kernels.h"
+#include "kernels/cuda_kernels.h"
+
+using namespace host_module;
+
+void add_bn(py::module_&);
+
+namespace {
+
+// What forward and backward are both told, from a dictionary: numbers, and arrays or None.
+struct Given {
+  py::dict at;
+
+  Array array(const char* name) const { return at.contains(name) ? at[name].cast<Array>() : std::nullopt; }
+  template <class T>
+  T number(const char* name) const {
+    return at[name].cast<T>();
+  }
+  const void* read(const char* name) const { return input(name, array(name)); }
+  void* written(const char* name) const {
+    Array a = array(name);
+    return output(name, a);
+  }
+  // Rows of one number for all neurons have kBroadcast of them.
+  Rows read_rows(const char* name, int64_t M) const {
+    const Array a = array(name);
+    return rows(name, a, a && M != kBroadcast && a->shape(1) == kBroadcast);
+  }
+  Channels channels() const { return {number<int64_t>("channels"), number<int64_t>("inner")}; }
+};
+
+void fill(BnParams& p, const Given& given) {
+  p.neuron = neuron(given.number<int>("kind"), given.number<int>("surrogate"), given.number<double>("alpha"),
+                    given.number<double>("tau"), given.number<double>("v_threshold"),
+                    given.number<std::optional<double>>("v_reset"), given.number<bool>("detach_reset"),
+                    given.number<bool>("decay_input"), given.array("leak"));
+  p.spiking = given.number<bool>("spiking");
+  p.norm = {given.read("mean"), given.read("var"), given.read("weight"), given.read("bias"),
+            given.number<double>("eps")};
+  p.channels = given.channels();
+  p.connect = Connect(given.number<int>("connect"));
+  const Array z = given.array("z");
+  p.dtype = dtype_of(*z);
+  p.M = z->shape(1);
+  p.T = given.number<int64_t>("T");
+  p.still = given.number<bool>("still");
+  p.z = given.read_rows("z", p.M);
+  p.shortcut = given.read_rows("shortcut", p.M);
+}
+
+void fill(BnBackwardParams& p, const Given& given) {
+  fill(static_cast<BnParams&>(p), given);
+  p.checkpoints = given.read("checkpoints");
+  p.grad_out = given.read_rows("grad_out", p.M);
+}
+
+// Workspace of exactly so many bytes.
+Array workspace(int64_t bytes) { return py::array_t<uint8_t>(bytes); }
+
+py::dict statistics(const py::dict& arguments, unsigned schedule) {
+  begin(schedule);
+  const Given given{arguments};
+  const Array z = given.array("z");
+  BnStatisticsParams p;
+  p.dtype = dtype_of(*z);
+  p.T = z->shape(0), p.M = z->shape(1);
+  p.channels = given.channels();
+  p.z = given.read_rows("z", p.M);
+  Array partials = workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype));
+  p.partials = output("partials", partials);
+  p.statistics = given.written("statistics");
+  check(cuda_bn_statistics(p, nullptr));
+  return report({"partials"});
+}
+
+py::dict update(const py::dict& arguments, unsigned schedule) {
+  begin(schedule);
+  const Given given{arguments};
+  Array mean = given.array("running_mean"), var = given.array("running_var");
+  const void* const statistics = given.read("statistics");
+  void* const running_mean = updated("running_mean", mean);
+  void* const running_var = updated("running_var", var);
+  check(cuda_bn_update(statistics, mean->size(), given.number<double>("momentum"), given.number<double>("count"),
+                       dtype_of(*mean), running_mean, running_var, nullptr));
+  return report();
+}
+
+py::dict forward(const py::dict& arguments, unsigned schedule) {
+  begin(schedule);
+  const Given given{arguments};
+  BnForwardParams p;
+  fill(p, given);
+  p.out = given.written("out");
+  p.v = given.written("v");
+  p.checkpoints = given.written("checkpoints");
+  p.bits = given.written("bits");
+  check(cuda_bn_forward(p, nullptr));
+  return report();
+}
+
+py::dict reduce(const py::dict& arguments, unsigned schedule) {
+  begin(schedule);
+  const Given given{arguments};
+  BnReduceParams p;
+  fill(p, given);
+  p.grad_skip = given.read_rows("grad_skip", p.M);
+  p.grad_sum = given.written("grad_sum");
+  p.sums = given.written("sums");
+  Array grad_leak = given.array("grad_leak"), leak_partials;
+  void* const sum = output("grad_leak", grad_leak);
+  if (sum) {
+    leak_partials = py::array_t<double>(cuda_bn_leak_partials(p));
+    p.grad_leak_partials = static_cast<double*>(output("leak_partials", leak_partials));
+  }
+  Array partials = workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype));
+  p.partials = output("partials", partials);
+  check(cuda_bn_reduce(p, nullptr));
+  if (sum) check(cuda_sum_partials(p.grad_leak_partials, leak_partials->size(), p.dtype, sum, nullptr));
+  return report({"partials"});
+}
+
+py::dict apply(const py::dict& arguments, unsigned schedule) {
+  begin(schedule);
+  const Given given{arguments};
+  BnApplyParams p;
+  fill(p, given);
+  p.sums = given.read("sums");
+  p.count = given.number<double>("count");
+  p.grad_z = given.written("grad_z");
+  p.grad_shortcut = given.written("grad_shortcut");
+  check(cuda_bn_apply(p, nullptr));
+  return report();
+}
+
+py::dict unpack(Array bits, Array out, unsigned schedule) {
+  begin(schedule);
+  const auto* const from = static_cast<const uint8_t*>(input("bits", bits));
+  void* const to = output("out", out);
+  check(cuda_unpack(from, bits->size(), dtype_of(*out), to, nullptr));
+  return report();
+}
+
+}  // namespace
+
+void add_bn(py::module_& m) {
+  for (const auto& [name, function] :
+       {std::pair{"bn_statistics", statistics}, std::pair{"bn_update", update}, std::pair{"bn_forward", forward},
+        std::pair{"bn_reduce", reduce}, std::pair{"bn_apply", apply}})
+    m.def(name, function, py::arg("arguments"), py::arg("schedule") = 0);
+  m.def("unpack", unpack, py::arg("bits"), py::arg("out"), py::arg("schedule") = 0);
+}
