@@ -191,8 +191,8 @@ def test_wide_stores(rows):
 @needs_nvcc
 def test_loads_are_issued_together(rows):
     """Forward: AHEAD of x. Backward: a chunk of x, and where that is short AHEAD of grad_s and the first potential. The
-    stem: both columns of z; the gradients of a window in all time-steps. With batch norm
-    chunks of z and of the shortcut, and AHEAD of the gradient.
+    stem: both columns of z; the gradients of a window in all time-steps. With batch norm a chunk of z and of the
+    shortcut, and where it is short AHEAD of the gradient.
 
     Doubles, which nobody trains in, are left out.
     """
@@ -200,7 +200,7 @@ def test_loads_are_issued_together(rows):
     def wrong(row):
         chunk = row.get("K", AHEAD)
         if row["kernel"].startswith("bn_"):
-            needed = chunk * (1 + row.get("Shortcut", 0)) + AHEAD * ("K" in row)
+            needed = chunk * (1 + row.get("Shortcut", 0)) + AHEAD * (row.get("K") == AHEAD)
         elif row["kernel"].startswith("pool_"):
             needed = 2 if row["kernel"] == "pool_forward_kernel" else chunk
         else:
