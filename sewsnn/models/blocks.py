@@ -41,7 +41,7 @@ class Style(NamedTuple):
 
 
 class Block(nn.Module):
-    """The shortcut, and how it is joined. Subclasses add the ``convs`` convolutions of the branch: conv1, bn1, sn1 ..."""
+    """The shortcut, and how it is joined. Subclasses add the ``convs`` convolutions of the branch: conv1, bn1, sn1.."""
 
     convs: int
 
