@@ -102,7 +102,7 @@ def device_name(device: str) -> str:
     import torch
 
     if device != "cpu":
-        return torch.cuda.getdevice_name()
+        return torch.cuda.get_device_name()
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))

@@ -12,6 +12,12 @@ NAMES = {
     "spikingjelly": "SpikingJelly {spikingjelly}",
     "spikingjelly_cupy": "SpikingJelly {spikingjelly}, cupy",
 }
+STEP_NAMES = NAMES | {
+    "fused": "**sewsnn**",
+    "unfused": "sewsnn, batch norm by torch",
+    "plain": "loop over time-steps",
+    "spikingjelly_repeat": "SpikingJelly {spikingjelly}, image repeated T times",
+}
 COMMAND = "python -m benchmarks.tables"
 
 
@@ -119,11 +125,49 @@ def gpu_table(rows: list[dict], current: str) -> str:
     return "\n\n".join([*blocks, about + age(measured, current)])
 
 
+def step_table(rows: list[dict], current: str) -> str:
+    """Training steps: for each device, model and dtype the newest run, each provider in its better memory format."""
+    runs = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("device", "case", "dtype", "batch", "size", "T"))
+        run = runs.setdefault(key, [])
+        if run and run[0]["run"] != row["run"]:
+            run.clear()
+        run.append(row)
+    if not runs:
+        return "**Training steps are not yet measured.**"
+    return "\n\n".join(_step_table([r for r in run if r.get("best")], current) for run in runs.values())
+
+
+def _step_table(rows: list[dict], current: str) -> str:
+    """One run."""
+    about = next((r for r in rows if "spikingjelly" in r), rows[-1])
+    ours = next((r for r in rows if r["provider"] == "fused"), None)
+    columns = ("p50_ms", "other_ms", "saved_MiB", "peak_MiB")
+    lines = [
+        "| {case}, {dtype}, batch {batch}, {size} x {size}, T = {T} | memory format ".format(**about)
+        + "| step | | outside the convolutions | | saved for backward | | peak |  |",
+        "|---|---|" + "---:|---:|" * len(columns),
+    ]
+    for row in sorted(rows, key=lambda r: r["p50_ms"]):
+        cells = [STEP_NAMES[row["provider"]].format(**about), row["memory_format"]]
+        for name in columns:
+            unit = "ms" if name.endswith("ms") else "MiB"
+            known = row[name] is not None
+            cells.append(f"{row[name]:.0f} {unit}" if known else "unmeasured")
+            cells.append(f"{row[name] / ours[name]:.2f}x" if known and ours and ours[name] else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    where = "{isa}, {threads} threads" if "threads" in about else "driver {driver}, CUDA {cuda}"
+    where = ("{device}, " + where + ", torch {torch}, {date}, commit {commit}.").format(**about)
+    return "\n".join([*lines, "", where + age(rows, current)])
+
+
 def filled(readme: str, current: str | None = None) -> str:
     """The README with its tables made anew."""
     current = current or csrc_hash()
     tables = {
         "cpu_table": cpu_table(read_rows(RESULTS / "cpu_neuron.jsonl"), current),
+        "step_table": step_table(read_rows(RESULTS / "sew_step.jsonl"), current),
         "overhead": overhead(read_rows(RESULTS / "overhead.jsonl"), current),
         "gpu_table": gpu_table(read_rows(RESULTS / "gpu.jsonl"), current),
     }

@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with SEWSNN_ISA and SEWSNN_BN_TABLE naming it (CMakeLists.txt).
+// Compiled once per instruction set, with SEWSNN_ISA and SEWSNN_NAME naming it (CMakeLists.txt).
 #include "kernels/bn_cpu.h"
 #include "kernels/cpu_bn_kernels.h"
 
@@ -28,6 +28,6 @@ void apply(const BnApplyParams& p, const void* table, int64_t first, int64_t las
 
 }  // namespace
 
-extern const CpuBnKernels SEWSNN_BN_TABLE = {kBlock, statistics, forward, reduce, apply};
+extern const CpuBnKernels SEWSNN_NAMED(BnKernels) = {kBlock, statistics, forward, reduce, apply};
 
 }  // namespace sewsnn

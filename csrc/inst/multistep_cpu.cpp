@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with SEWSNN_ISA, SEWSNN_TABLE and SEWSNN_BN_TABLE naming it (CMakeLists.txt).
+// Compiled once per instruction set, with SEWSNN_ISA and SEWSNN_NAME naming it (CMakeLists.txt).
 #include "kernels/multistep_cpu.h"
 #include "kernels/cpu_kernels.h"
 
@@ -15,9 +15,11 @@ void backward(const BackwardParams& p, int64_t first, int64_t last) {
 
 }  // namespace
 
-extern const CpuBnKernels SEWSNN_BN_TABLE;  // of bn_cpu.cpp
+extern const CpuBnKernels SEWSNN_NAMED(BnKernels);      // of bn_cpu.cpp
+extern const CpuPoolKernels SEWSNN_NAMED(PoolKernels);  // of pool_cpu.cpp
 #define SEWSNN_STRING_(x) #x
 #define SEWSNN_STRING(x) SEWSNN_STRING_(x)
-extern const CpuKernels SEWSNN_TABLE = {SEWSNN_STRING(SEWSNN_ISA), kBlock, forward, backward, &SEWSNN_BN_TABLE};
+extern const CpuKernels SEWSNN_NAMED(Kernels) = {
+    SEWSNN_STRING(SEWSNN_ISA), kBlock, forward, backward, &SEWSNN_NAMED(BnKernels), &SEWSNN_NAMED(PoolKernels)};
 
 }  // namespace sewsnn

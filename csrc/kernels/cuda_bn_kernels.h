@@ -20,5 +20,7 @@ cudaError_t cuda_bn_update(const void* statistics, int64_t channels, double mome
 cudaError_t cuda_bn_forward(const BnForwardParams&, cudaStream_t);
 cudaError_t cuda_bn_reduce(const BnReduceParams&, cudaStream_t);
 cudaError_t cuda_bn_apply(const BnApplyParams&, cudaStream_t);
+// Packed spikes (BnForwardParams::bits) as 8 * bytes numbers.
+cudaError_t cuda_unpack(const uint8_t* bits, int64_t bytes, DType, void* out, cudaStream_t);
 
 }  // namespace sewsnn

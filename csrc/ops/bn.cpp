@@ -29,14 +29,6 @@ Channels channels_of(const Layout& layout) {
   return {count, layout.strides[2]};
 }
 
-const void* channel_data(const char* name, const MaybeTensor& t, const Tensor& z, int64_t numel) {
-  if (!t) return nullptr;
-  STD_TORCH_CHECK(t->scalar_type() == state_type(z) && t->is_contiguous() && t->numel() == numel &&
-                      t->is_cuda() == z.is_cuda() && t->get_device_index() == z.get_device_index(),
-                  name, " must have ", numel, " numbers in the dtype of the state, on the device of z");
-  return t->const_data_ptr();
-}
-
 Operand like_z(const char* name, const Tensor& t, const Tensor& z, const Layout& layout, bool broadcast) {
   check_like(name, t, z, z.scalar_type(), layout, true);
   return as_operand(t, layout, true, broadcast);
@@ -87,15 +79,7 @@ BnCall<P>::BnCall(const Tensor& z_in, const MaybeTensor& shortcut_in, const Mayb
   }
   leak = params.spiking ? leak_operand(leak_in, z_in, params.neuron.kind) : Operand{};
   params.neuron.leak = leak.rows.data;
-  const int64_t C = params.channels.count;
-  const void* const moments = channel_data("statistics", statistics, z_in, 2 * C);
-  STD_TORCH_CHECK(moments || (!weight && !bias), "weight and bias need statistics");
-  params.norm.mean = moments;
-  if (moments)
-    params.norm.var = static_cast<const char*>(moments) + C * (state_type(z_in) == ScalarType::Double ? 8 : 4);
-  params.norm.weight = channel_data("weight", weight, z_in, C);
-  params.norm.bias = channel_data("bias", bias, z_in, C);
-  params.norm.eps = options.eps;
+  params.norm = norm_params(z_in, params.channels.count, statistics, weight, bias, options.eps);
 }
 template struct BnCall<BnForwardParams>;
 template struct BnCall<BnReduceParams>;

@@ -73,4 +73,21 @@ VMode checked_mode(int64_t v_mode) {
   return VMode(v_mode);
 }
 
+const void* channel_data(const char* name, const std::optional<Tensor>& t, const Tensor& z, int64_t numel) {
+  if (!t) return nullptr;
+  STD_TORCH_CHECK(t->scalar_type() == state_type(z) && t->is_contiguous() && t->numel() == numel &&
+                      t->is_cuda() == z.is_cuda() && t->get_device_index() == z.get_device_index(),
+                  name, " must have ", numel, " numbers in the dtype of the state, on the device of z");
+  return t->const_data_ptr();
+}
+
+Norm norm_params(const Tensor& z, int64_t channels, const std::optional<Tensor>& statistics,
+                 const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
+  const void* const mean = channel_data("statistics", statistics, z, 2 * channels);
+  STD_TORCH_CHECK(mean || (!weight && !bias), "weight and bias need statistics");
+  const int64_t bytes = state_type(z) == ScalarType::Double ? 8 : 4;
+  const void* const var = mean ? static_cast<const char*>(mean) + channels * bytes : nullptr;
+  return {mean, var, channel_data("weight", weight, z, channels), channel_data("bias", bias, z, channels), eps};
+}
+
 }  // namespace sewsnn

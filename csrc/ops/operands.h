@@ -1,6 +1,9 @@
 // What the ops check and convert alike: dtypes, shapes, the neuron's options.
 #pragma once
 
+#include <optional>
+
+#include "core/bn_params.h"
 #include "ops/layout.h"
 
 namespace sewsnn {
@@ -30,6 +33,12 @@ Layout layout_of(const Tensor& x);
 
 Operand x_operand(const Tensor& x, const Layout&);
 Operand leak_operand(const std::optional<Tensor>& leak, const Tensor& x, NeuronKind);
+
+// Numbers of the channels, in the dtype of the state, where z is; null if there are none.
+const void* channel_data(const char* name, const std::optional<Tensor>&, const Tensor& z, int64_t numel);
+// Batch norm with [2, C] statistics (mean, variance), or none at all.
+Norm norm_params(const Tensor& z, int64_t channels, const std::optional<Tensor>& statistics,
+                 const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps);
 
 // Null if there is nothing in it.
 inline void* data(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }

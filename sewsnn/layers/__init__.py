@@ -1,6 +1,18 @@
 """Layers that fuse what stands between two convolutions of a spiking network."""
 
-from sewsnn.layers.bn_neuron import BNNeuron, bn_neuron
+from sewsnn.layers.bn_neuron import bn_neuron, bn_neuron_pool
+from sewsnn.layers.fuse import fuse
+from sewsnn.layers.modules import BNNeuron, NeuronConnection
 from sewsnn.layers.packed import conv_over_time, over_time
+from sewsnn.layers.sync import convert_sync_batchnorm
 
-__all__ = ["BNNeuron", "bn_neuron", "conv_over_time", "over_time"]
+__all__ = [
+    "BNNeuron",
+    "NeuronConnection",
+    "bn_neuron",
+    "bn_neuron_pool",
+    "conv_over_time",
+    "convert_sync_batchnorm",
+    "fuse",
+    "over_time",
+]

@@ -1,17 +1,70 @@
 """Convolutions of spikes that keep 1 bit per spike for backward instead of a number."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
+from sewsnn.layers.fusing import has_hooks
+from sewsnn.ops import bn as native
 from sewsnn.ops.bn import Output
 
 
-def over_time(layers, x_seq: Tensor) -> Tensor:
+def over_time(layers: Callable[[Tensor], Tensor], x_seq: Tensor) -> Tensor:
     """Applies a stateless ``layers`` to ``[T, N, ...]`` as one batch of T * N."""
     return layers(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
 
 
 def conv_over_time(conv: nn.Module, x: Output) -> Tensor:
-    """``conv`` of ``x.out [T, N, C, H, W]``. Where x has ``bits``, they are what is kept for the weight's gradient."""
-    if x.bits is None or type(conv) is not nn.Conv2d or conv._forward_hooks or conv.padding_mode != "zeros":
+    """``conv`` of ``x.out``, ``[T, N, C, H, W]``.
+
+    Where x has ``bits``, a plain ``nn.Conv2d`` keeps those for its weight's gradient, and not the spikes themselves:
+    1 bit instead of 16 or 32. Backward unpacks them for as long as it needs them.
+    """
+    if x.bits is None or type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or has_hooks(conv):
         return over_time(conv, x.out)
-    raise NotImplementedError
+    weight, bias, s_seq = conv.weight, conv.bias, x.out
+    device = s_seq.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        weight, s_seq = weight.to(dtype), s_seq.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return _PackedConv.apply(s_seq, x.bits, weight, bias, settings)
+
+
+class _PackedConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, s_seq, bits, weight, bias, settings):
+        stride, padding, dilation, groups = settings
+        ctx.settings = settings
+        ctx.sizes, ctx.strides, ctx.dtype = s_seq.shape, s_seq.stride(), s_seq.dtype
+        ctx.bias_sizes = None if bias is None else [len(bias)]
+        ctx.save_for_backward(bits, weight)
+        z = torch.conv2d(s_seq.flatten(0, 1), weight, bias, stride, padding, dilation, groups)
+        return z.unflatten(0, s_seq.shape[:2])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_z):
+        bits, weight = ctx.saved_tensors
+        need_s, _, need_weight, need_bias, _ = ctx.needs_input_grad
+        if need_weight:
+            s_seq = native.unpack_spikes(bits, ctx.sizes, ctx.strides, ctx.dtype)
+        else:  # only its shape is looked at
+            s_seq = torch.empty_strided(ctx.sizes, ctx.strides, dtype=ctx.dtype, device=bits.device)
+        stride, padding, dilation, groups = ctx.settings
+        grad_s, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad_z.flatten(0, 1),
+            s_seq.flatten(0, 1),
+            weight,
+            ctx.bias_sizes,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            [need_s, need_weight, need_bias],
+        )
+        return grad_s.unflatten(0, ctx.sizes[:2]) if need_s else None, None, grad_weight, grad_bias, None

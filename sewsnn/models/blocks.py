@@ -5,9 +5,10 @@ Blocks hand on a pair: their output, and the same numbers once more for whoever 
 that the two gradients meet inside the op's backward and not in a pass of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, conv_over_time
@@ -41,7 +42,7 @@ class Style(NamedTuple):
 
 
 class Block(nn.Module):
-    """The shortcut, and how it is joined. Subclasses add the ``convs`` convolutions of the branch: conv1, bn1, sn1.."""
+    """The shortcut, and how it is joined. Subclasses add the branch's ``convs`` convolutions: conv1, bn1, sn1 ..."""
 
     convs: int
 
@@ -60,6 +61,13 @@ class Block(nn.Module):
     def last_bn(self) -> nn.BatchNorm2d:
         """The BN that ``zero_init_residual`` starts at 0."""
         return getattr(self, f"bn{self.convs}")
+
+    def conv_bn_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        """Every convolution with the norm that follows it."""
+        for i in range(1, self.convs + 1):
+            yield getattr(self, f"conv{i}"), getattr(self, f"bn{i}")
+        if self.downsample is not None:
+            yield tuple(self.downsample)
 
     def _layer(self, name: int | str, x: Output, shortcut: Tensor | None = None, **options) -> Output:
         conv, bn, sn = (getattr(self, f"{kind}{name}") for kind in ("conv", "bn", "sn"))
@@ -83,7 +91,7 @@ class Block(nn.Module):
         """``forward`` for a pair; whether its own output has two readers."""
         a = x
         for i in range(1, self.convs):
-            a = self._layer(i, a, pack_spikes=self.style.pack_spikes)
+            a = self._layer(i, a, pack_spikes=self.style.pack_spikes and torch.is_grad_enabled())
         join = {
             "sew": {"connect_f": self.style.connect_f},
             "spiking": {"connect_f": "ADD", "connect_before": True},

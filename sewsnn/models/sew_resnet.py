@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from sewsnn.layers import bn_neuron, over_time
+from sewsnn.layers import bn_neuron, bn_neuron_pool, over_time
+from sewsnn.layers.fusing import has_hooks
 from sewsnn.models.blocks import BasicBlock, Block, Bottleneck, Style
 from sewsnn.models.registry import register_model
 from sewsnn.neuron import BaseNode, IFNode
@@ -120,10 +121,17 @@ class SEWResNet(nn.Module):
                     if module.style.residual == "sew" and module.style.connect_f == "AND":
                         nn.init.ones_(module.last_bn.bias)
 
+    def conv_bn_pairs(self):
+        """The stem's convolution with its norm; blocks name their own."""
+        yield self.conv1, self.bn1
+
     def _stem(self, x: Tensor) -> Output:
         still = x.dim() == 4  # convolved and normalised once
         z = self.conv1(x) if still else over_time(self.conv1, x)
         pooled = not isinstance(self.maxpool, nn.Identity)
+        if still and pooled and not has_hooks(self.maxpool):
+            s_seq = bn_neuron_pool(z, self.bn1, self.sn1, self.T, fused=self.fused)
+            return Output(s_seq, None, None, None)
         s = bn_neuron(z, self.bn1, self.sn1, T=self.T if still else None, two=not pooled, fused=self.fused)
         return Output(over_time(self.maxpool, s.out), None, None, None) if pooled else s
 

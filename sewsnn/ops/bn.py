@@ -130,6 +130,11 @@ def bn_neuron(
     return Output(out, skip, v if v_mode else None, bits if pack else None)
 
 
+def unpack_spikes(bits: Tensor, sizes, strides, dtype: torch.dtype) -> Tensor:
+    """The spikes of ``Output.bits`` as numbers: a dense tensor of these sizes and strides."""
+    return torch.ops.sewsnn.unpack_spikes(bits, list(sizes), list(strides), dtype)
+
+
 class _Saved(NamedTuple):
     """What backward needs, in the order it is saved."""
 
@@ -284,7 +289,12 @@ def _apply_fake(
     )
 
 
+def _unpack_fake(bits, sizes, strides, dtype):
+    return bits.new_empty_strided(sizes, strides, dtype=dtype)
+
+
 if NATIVE_ERROR is None:
+    torch.library.register_fake("sewsnn::unpack_spikes", _unpack_fake)
     torch.library.register_fake("sewsnn::bn_statistics", _statistics_fake)
     torch.library.register_fake("sewsnn::bn_update", _update_fake)
     torch.library.register_fake("sewsnn::bn_neuron_forward", _forward_fake)

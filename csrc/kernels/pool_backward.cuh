@@ -1,0 +1,260 @@
+// The stem's backward, twice: reduce and apply recompute dL/dy. Each thread walks down its columns one row of windows
+// after the other: spikes of the rows to come into shared memory, winners of the windows from there, then the neurons
+// of the two rows of z whose windows are all known. Gradients are loaded for each neuron that may get them, up to four
+// times, from the cache: kept in registers they would be as many as the potentials.
+#pragma once
+
+#include "kernels/pool_tile.cuh"
+#include "kernels/pool_window.h"
+
+SEWSNN_BEGIN
+
+constexpr int kPoolRows = 8;  // of spikes in shared memory: three are read while two of the next windows are written
+
+struct PoolSpikes {
+  uint32_t even[kPoolRows][kThreads], odd[kPoolRows][kThreads];
+};
+
+// Where gradients of a row of windows go, of those a thread's two columns are in: by row of the window, of the thread's
+// own to its even and its odd column, and of that to the right to its odd column. Shared memory because there a thread
+// may choose among them; others do not look.
+struct PoolWins {
+  uint32_t even[3][kThreads], odd[3][kThreads], odd_from_right[3][kThreads];
+};
+
+// `first_row`: of z.
+template <int N>
+__device__ __forceinline__ void set_wins(const PoolTiling& g, const PoolThread<N>& at, const PoolSpikes& spikes,
+                                         int first_row, PoolWins& wins) {
+  const int thread = int(threadIdx.x);
+  const bool has_left = at.column > 0, has_right = at.column + 1 < g.columns && at.j + 1 < g.out_width;
+  Window<uint32_t> own, right;
+  SEWSNN_UNROLL
+  for (int r = 0; r < 3; ++r) {
+    const int row = (first_row + r) & (kPoolRows - 1);
+    own.at[r][0] = has_left ? spikes.odd[row][thread - at.neighbour] : 0;
+    own.at[r][1] = spikes.even[row][thread];
+    own.at[r][2] = right.at[r][0] = spikes.odd[row][thread];
+    right.at[r][1] = has_right ? spikes.even[row][thread + at.neighbour] : 0;
+    right.at[r][2] = has_right ? spikes.odd[row][thread + at.neighbour] : 0;
+  }
+  own = winners(own, first_row < 0, at.j == 0 ? ~0u : 0u);
+  right = winners(right, first_row < 0, 0u);
+  SEWSNN_UNROLL
+  for (int r = 0; r < 3; ++r) {
+    wins.even[r][thread] = own.at[r][1];
+    wins.odd[r][thread] = own.at[r][2];
+    wins.odd_from_right[r][thread] = right.at[r][0];
+  }
+}
+
+// Adds the gradients of one window in all time-steps, where it has won.
+template <int K, class Storage, int N>
+__device__ __forceinline__ void add_gradients(Cursor<Storage, N> grads, int T, uint32_t wins,
+                                              Pack<State<Storage>, N> (&gs)[K]) {
+  Pack<Storage, N> grad[K];
+  SEWSNN_UNROLL
+  for (int t = 0; t < K; ++t) {
+    if (t < T) grad[t] = grads.load();
+    grads.move(1);
+  }
+  SEWSNN_UNROLL
+  for (int t = 0; t < K; ++t) {
+    if (t >= T) break;
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) gs[t].at[j] += wins >> (t * N + j) & 1 ? load_(grad[t].at[j]) : State<Storage>(0);
+  }
+}
+
+// dL/dy of N neurons, summed over time, from the gradients of their spikes; their share of dL/dleak is added, if
+// wanted.
+template <int K, class S, int N>
+__device__ __forceinline__ Pack<S, N> neuron_gradients(const AnyNeuron<S>& neuron, const PoolSetup<S>& o, int T,
+                                                       const Pack<S, N>& y, const Pack<S, N> (&gs)[K], bool leak,
+                                                       double& grad_leak) {
+  constexpr int G = K < 8 ? K : 8;  // time-steps whose sigma' is in registers at a time
+  const FireReset<S>& fire = o.neuron.fire;
+  Pack<S, N> h[K], total = fill_pack<S, N>(S(0)), gv = fill_pack<S, N>(S(0));
+  neuron.visit([&](const auto& of_kind) {
+    Pack<S, N> v = fill_pack<S, N>(fire.v_reset);
+    SEWSNN_UNROLL
+    for (int t = 0; t < K; ++t) {
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) {
+        h[t].at[j] = t < T ? of_kind.charge(v.at[j], y.at[j]) : S(0);
+        v.at[j] = fire.reset(h[t].at[j]);
+      }
+    }
+  });
+  S leak_sum = S(0);
+  SEWSNN_UNROLL
+  for (int group = K - G; group >= 0; group -= G) {
+    if (group >= T) continue;
+    Pack<S, N> sigma[G];
+    o.neuron.surrogate.visit([&](const auto& surrogate) {
+      SEWSNN_UNROLL
+      for (int k = 0; k < G; ++k) {
+        SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j) sigma[k].at[j] = surrogate(h[group + k].at[j] - fire.v_threshold);
+      }
+    });
+    neuron.visit([&](const auto& of_kind) {
+      SEWSNN_UNROLL
+      for (int k = G - 1; k >= 0; --k) {
+        const int t = group + k;
+        if (t >= T) continue;
+        SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j) {
+          const S gh = fire.grad_h(gs[t].at[j], gv.at[j], h[t].at[j], sigma[k].at[j]);
+          total.at[j] += of_kind.grad_x(gh);
+          gv.at[j] = of_kind.grad_v(gh);
+          if (leak) leak_sum += gh * of_kind.d_leak(t ? fire.reset(h[t ? t - 1 : 0].at[j]) : fire.v_reset, y.at[j]);
+        }
+      }
+    });
+  }
+  if (leak) grad_leak += double(leak_sum);
+  return total;
+}
+
+// What the blocks of backward keep in shared memory.
+template <class S, int N>
+struct PoolShared {
+  PoolNumbers<S, N> numbers[kNumbers];
+  PoolSpikes spikes;
+  PoolWins wins[2];  // of the windows at odd rows, and at even ones
+};
+
+// use(z, dL/dy summed over time, offset in z) for every neuron a thread owns: those of rows 2 first - 1 to 2 last - 2,
+// and of the last row below them. Returns the share of dL/dleak.
+template <class Storage, int K, int N, class Use>
+__device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, const PoolTiling& g,
+                                                const PoolSetup<State<Storage>>& o, const PoolThread<N>& at,
+                                                PoolShared<State<Storage>, N>& shared, bool leak, const Use& use) {
+  using S = State<Storage>;
+  const int thread = int(threadIdx.x);
+  const AnyNeuron<S> neuron = o.neuron.load_neuron();
+  const int begin = at.first > 0 ? at.first - 1 : 0;  // one row of windows before, for what it leaves to ours
+  const int end = at.last < g.out_height || g.height % 2 ? at.last : at.last + 1;
+  double grad_leak = 0;
+  const Rows z_rows = {p.z, g.row, 1};
+
+  int row = 2 * begin - 1;
+  SEWSNN_ROLLED
+  for (int i = begin; i < end; ++i) {
+    SEWSNN_ROLLED
+    for (; row <= 2 * i + 1; ++row) {
+      const bool valid = row >= 0 && row < g.height;
+      const Cursor<Storage, N> even_at(z_rows, row, at.z), odd_at(z_rows, row, at.z + g.column);
+      const auto z = PoolColumns<Storage, N>::load(even_at, odd_at, at, valid);
+      const PoolTrains trains = fired<K>(z, at, valid, neuron, o.neuron.fire, g.steps, shared.numbers);
+      shared.spikes.even[row & (kPoolRows - 1)][thread] = trains.even;
+      shared.spikes.odd[row & (kPoolRows - 1)][thread] = trains.odd;
+    }
+    __syncthreads();
+    if (!at.owns) continue;
+    const PoolWins &above = shared.wins[(i + 1) % 2], &here = shared.wins[i % 2];
+    if (i < g.out_height) set_wins(g, at, shared.spikes, 2 * i - 1, shared.wins[i % 2]);
+    // Rows 2 i - 1 and 2 i, even column and odd.
+    SEWSNN_ROLLED
+    for (int q = i < at.first ? 4 : 0; q < 4; ++q) {
+      const int odd_column = q % 2, odd_row = q < 2, y_row = 2 * i - odd_row;
+      if (y_row < 0 || y_row >= g.height || (odd_column && !at.has_odd)) continue;
+      const int64_t offset = at.z + odd_column * g.column;
+      const Pack<Storage, N> z = Cursor<Storage, N>(z_rows, y_row, offset).load();
+      Pack<S, N> gs[K];
+      SEWSNN_UNROLL
+      for (int t = 0; t < K; ++t) gs[t] = fill_pack<S, N>(S(0));
+      // The windows above, here, and to the right of both: sums are in the order of rows, then columns.
+      const auto add = [&](const PoolWins& wins, int window_row, int r) {
+        const int64_t window = at.out + window_row * g.out_row;
+        const uint32_t won = odd_column ? wins.odd[r][thread] : wins.even[r][thread];
+        add_gradients<K>(Cursor<Storage, N>({p.grad_out, g.out_step, 1}, 0, window), g.steps, won, gs);
+        if (odd_column && at.j + 1 < g.out_width) {
+          const Cursor<Storage, N> right({p.grad_out, g.out_step, 1}, 0, window + g.column);
+          add_gradients<K>(right, g.steps, wins.odd_from_right[r][thread], gs);
+        }
+      };
+      if (odd_row) add(above, i - 1, 2);
+      if (i < g.out_height) add(here, i, odd_row ? 0 : 1);
+      const Pack<S, N> y = normalised(z, shared.numbers, at.pack);
+      use(z, neuron_gradients<K>(neuron, o, g.steps, y, gs, leak, grad_leak), offset + y_row * g.row);
+    }
+  }
+  return grad_leak;
+}
+
+// How many the registers must leave room for.
+template <class S, int K, int N>
+constexpr int pool_blocks_per_multiprocessor() {
+  return sizeof(S) == 8 ? 2 : K * N > 16 ? 3 : 4;
+}
+
+template <class Storage, int K, int N>
+__global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State<Storage>, K, N>())
+    pool_reduce_kernel(const PoolReduceParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
+  using S = State<Storage>;
+  __shared__ PoolShared<S, N> shared;
+  __shared__ S sums[2][N][kThreads];  // each thread's own, which registers have no room for
+  load_numbers<S, N>(p, g, o, nullptr, shared.numbers);
+  const auto at = PoolThread<N>::at(g);
+  SEWSNN_UNROLL
+  for (int j = 0; j < N; ++j) sums[0][j][threadIdx.x] = sums[1][j][threadIdx.x] = S(0);
+  const auto use = [&](const Pack<Storage, N>& z, const Pack<S, N>& grad, int64_t) {
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const S u = load_(z.at[j]) - shared.numbers[kMean][at.pack].at[j];
+      sums[0][j][threadIdx.x] += grad.at[j];
+      sums[1][j][threadIdx.x] += grad.at[j] * (u * shared.numbers[kInvstd][at.pack].at[j]);
+    }
+  };
+  const bool leak = p.grad_leak_partials != nullptr;
+  const double grad_leak = pool_backward<Storage, K, N>(p, g, o, at, shared, leak, use);
+  if (leak) {
+    const double total = block_sum<kThreads>(grad_leak);
+    if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, total);
+  }
+  __syncthreads();
+  // One thread per channel and sum adds the columns, left to right.
+  for (int i = int(threadIdx.x); i < 2 * g.packs * N; i += kThreads) {
+    const int which = i / (g.packs * N), channel = i % (g.packs * N), of_pack = channel / N;
+    const int c = at.slice * g.packs * N + channel;
+    if (c >= g.channels) continue;
+    double total = 0;
+    for (int column = 0; column < g.columns; ++column)
+      total +=
+          double(sums[which][channel % N][g.channels_last ? column * g.packs + of_pack : of_pack * g.columns + column]);
+    store_global(static_cast<double*>(p.partials) + int64_t(at.place * 2 + which) * g.channels + c, total);
+  }
+}
+
+// [rows, n] partial sums to [n], a block for each.
+template <class S>
+__global__ void __launch_bounds__(kThreads) pool_sums_kernel(const double* partials, int64_t rows, int64_t n, S* out) {
+  double sum = 0;
+  for (int64_t r = threadIdx.x; r < rows; r += kThreads) sum += load_global(partials + r * n + blockIdx.x);
+  sum = block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) store_global(out + blockIdx.x, S(sum));
+}
+
+template <class Storage, int K, int N>
+__global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State<Storage>, K, N>())
+    pool_apply_kernel(const PoolApplyParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
+  using S = State<Storage>;
+  __shared__ PoolShared<S, N> shared;
+  load_numbers<S, N>(p, g, o, p.sums, shared.numbers);
+  const auto at = PoolThread<N>::at(g);
+  const auto use = [&](const Pack<Storage, N>& z, const Pack<S, N>& grad, int64_t offset) {
+    const auto number = [&](PoolNumber which, int j) { return shared.numbers[which][at.pack].at[j]; };
+    Pack<S, N> grad_z;
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const S xhat = (load_(z.at[j]) - number(kMean, j)) * number(kInvstd, j);
+      grad_z.at[j] = number(kScale, j) * (grad.at[j] - number(kGradMean, j) - xhat * number(kGradXhat, j));
+    }
+    Cursor<Storage, N>({p.grad_z, g.row, 1}, 0, offset).store(store_<Storage>(grad_z));
+  };
+  pool_backward<Storage, K, N>(p, g, o, at, shared, false, use);
+}
+
+SEWSNN_END

@@ -1,0 +1,174 @@
+// What the stem's CUDA kernels share: how images are cut into blocks and threads, the norm's numbers, and spike trains.
+//
+// A thread has one column of windows, two columns of z, and N channels; it walks down the rows. What its neurons fire
+// over all time-steps is one word. Windows look at the column to the left, and gradients at the one to the right: words
+// are exchanged through shared memory.
+#pragma once
+
+#include "core/bn_params.h"
+#include "kernels/multistep.cuh"
+#include "neurons/any.h"
+
+SEWSNN_BEGIN
+
+constexpr int kPoolColumns = 64;  // windows of a tile
+constexpr int kPoolPacks = 32;    // packs of N channels of a tile
+
+// How [images, C, H, W] is cut into blocks: a tile of columns and packs of channels, and a strip of rows of windows.
+// Made on the host. Where a row has more windows than a tile, tiles overlap by `halo` columns on either side, which are
+// only looked at.
+struct PoolTiling {
+  int steps, height, width, channels, out_height, out_width;  // PoolParams, in the device's integers
+  int columns, halo, packs;                                   // of a tile; columns * packs <= kThreads
+  int rows;                                                   // of windows, of a strip
+  int tiles, slices, strips;                                  // along columns, channels, rows
+  bool channels_last;
+  int64_t image, row, column, channel;                // distances in z
+  int64_t out_step, out_image, out_row, out_channel;  // in out, where columns are as far apart as in z
+
+  int64_t blocks_per_slice(int64_t images) const { return images * strips * tiles; }
+};
+
+// Where a thread is.
+template <int N>
+struct PoolThread {
+  int pack, column;   // in the tile
+  int neighbour;      // from a thread to that of the next column
+  int slice, place;   // of the block: its channels; which of blocks_per_slice
+  int j;              // the thread's column of windows
+  int first, last;    // rows of windows
+  bool inside, owns;  // has a window; and it is this block that deals with it
+  bool has_odd;       // both of its columns lie inside of z
+  int64_t z, out;     // offsets of row 0 (and time-step 0) of its columns
+
+  static __device__ __forceinline__ PoolThread at(const PoolTiling& g) {
+    PoolThread a;
+    const int thread = int(threadIdx.x), block = int(blockIdx.x);
+    a.pack = g.channels_last ? thread % g.packs : thread / g.columns;
+    a.column = g.channels_last ? thread / g.packs : thread % g.columns;
+    a.neighbour = g.channels_last ? g.packs : 1;
+    a.slice = block % g.slices;
+    a.place = block / g.slices;
+    const int strip = a.place / g.tiles % g.strips, image = a.place / g.tiles / g.strips;
+    const int channel = (a.slice * g.packs + a.pack) * N;
+    a.j = a.place % g.tiles * (g.columns - 2 * g.halo) - g.halo + a.column;
+    a.first = strip * g.rows;
+    a.last = a.first + g.rows < g.out_height ? a.first + g.rows : g.out_height;
+    a.inside = a.column < g.columns && a.pack < g.packs && channel < g.channels && a.j >= 0 && a.j < g.out_width;
+    a.owns = a.inside && a.column >= g.halo && a.column < g.columns - g.halo;
+    a.has_odd = a.inside && 2 * a.j + 1 < g.width;
+    a.z = image * g.image + channel * g.channel + 2 * a.j * g.column;
+    a.out = image * g.out_image + channel * g.out_channel + a.j * g.column;
+    return a;
+  }
+};
+
+// The norm of a tile's channels, in shared memory: of each number one pack per pack of channels.
+enum PoolNumber { kMean, kScale, kBias, kForwardNumbers, kInvstd = kForwardNumbers, kGradMean, kGradXhat, kNumbers };
+
+template <class S, int N>
+using PoolNumbers = Pack<S, N>[kPoolPacks];
+
+template <class S>
+struct PoolSetup {
+  Setup<AnyNeuron<S>, S> neuron;
+  S eps, count;
+};
+
+// By all threads of the block. `sums`: of apply, or null.
+template <class S, int N, int Count>
+__device__ __forceinline__ void load_numbers(const PoolParams& p, const PoolTiling& g, const PoolSetup<S>& o,
+                                             const void* sums, PoolNumbers<S, N> (&numbers)[Count]) {
+  const auto at = [](const void* data, int i, S otherwise) {
+    return data ? load_global(static_cast<const S*>(data) + i) : otherwise;
+  };
+  for (int i = int(threadIdx.x); i < g.packs * N; i += kThreads) {
+    const int c = int(blockIdx.x) % g.slices * g.packs * N + i;
+    if (c >= g.channels) break;
+    const bool norm = p.norm.mean != nullptr;
+    const S invstd = norm ? S(1) / std::sqrt(at(p.norm.var, c, S(1)) + o.eps) : S(1);
+    numbers[kMean][i / N].at[i % N] = at(p.norm.mean, c, S(0));
+    numbers[kScale][i / N].at[i % N] = norm && p.norm.weight ? at(p.norm.weight, c, S(1)) * invstd : invstd;
+    numbers[kBias][i / N].at[i % N] = norm ? at(p.norm.bias, c, S(0)) : S(0);
+    if constexpr (Count == kNumbers) {
+      numbers[kInvstd][i / N].at[i % N] = invstd;
+      numbers[kGradMean][i / N].at[i % N] = at(sums, c, S(0)) / o.count;
+      numbers[kGradXhat][i / N].at[i % N] = at(sums, g.channels + c, S(0)) / o.count;
+    }
+  }
+  __syncthreads();
+}
+
+template <class Storage, int N, int Count>
+__device__ __forceinline__ Pack<State<Storage>, N> normalised(const Pack<Storage, N>& z,
+                                                              const PoolNumbers<State<Storage>, N> (&numbers)[Count],
+                                                              int pack) {
+  Pack<State<Storage>, N> y;
+  SEWSNN_UNROLL
+  for (int j = 0; j < N; ++j)
+    y.at[j] = (load_(z.at[j]) - numbers[kMean][pack].at[j]) * numbers[kScale][pack].at[j] + numbers[kBias][pack].at[j];
+  return y;
+}
+
+// What N neurons with inputs y fire in T <= K time-steps: neuron j at time-step t is bit t N + j.
+template <int K, class S, int N>
+__device__ __forceinline__ uint32_t spike_trains(const AnyNeuron<S>& neuron, const FireReset<S>& fire, int T,
+                                                 const Pack<S, N>& y) {
+  static_assert(K * N <= 32, "spike trains fill a word");
+  uint32_t trains = 0;
+  neuron.visit([&](const auto& of_kind) {
+    Pack<S, N> v = fill_pack<S, N>(fire.v_reset);
+    SEWSNN_UNROLL
+    for (int t = 0; t < K; ++t) {
+      if (t >= T) break;
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) {
+        const S h = of_kind.charge(v.at[j], y.at[j]);
+        trains |= fire.fires(h) ? 1u << (t * N + j) : 0u;
+        v.at[j] = fire.reset(h);
+      }
+    }
+  });
+  return trains;
+}
+
+// A row of z at a thread's columns.
+template <class Storage, int N>
+struct PoolColumns {
+  Pack<Storage, N> even, odd;
+
+  // `valid`: the row lies inside of z.
+  static __device__ __forceinline__ PoolColumns load(const Cursor<Storage, N>& even_at,
+                                                     const Cursor<Storage, N>& odd_at, const PoolThread<N>& at,
+                                                     bool valid) {
+    PoolColumns c;
+    if (valid && at.inside) c.even = even_at.load();
+    if (valid && at.has_odd) c.odd = odd_at.load();
+    return c;
+  }
+};
+
+struct PoolTrains {
+  uint32_t even, odd;
+};
+
+// What is fired there. One after the other: two copies of all neurons would be as fast, and twice the code.
+template <int K, class Storage, int N, int Count>
+__device__ __forceinline__ PoolTrains fired(const PoolColumns<Storage, N>& z, const PoolThread<N>& at, bool valid,
+                                            const AnyNeuron<State<Storage>>& neuron,
+                                            const FireReset<State<Storage>>& fire, int T,
+                                            const PoolNumbers<State<Storage>, N> (&numbers)[Count]) {
+  PoolTrains trains = {0, 0};
+  Pack<Storage, N> column = z.even;
+  SEWSNN_ROLLED
+  for (int odd = 0; odd < 2; ++odd) {
+    trains.even = trains.odd;
+    trains.odd = 0;
+    if (valid && (odd ? at.has_odd : at.inside))
+      trains.odd = spike_trains<K>(neuron, fire, T, normalised(column, numbers, at.pack));
+    column = z.odd;
+  }
+  return trains;
+}
+
+SEWSNN_END

@@ -1,0 +1,68 @@
+// sewsnn::unpack_spikes: what bn_neuron_forward packed, 8 spikes in a byte in the order of memory, as numbers again.
+#include "ops/spikes.h"
+
+#include <cstring>
+
+#include "core/dtype.h"
+
+namespace sewsnn {
+
+UnpackCall::UnpackCall(const Tensor& bits_in, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                       ScalarType dtype)
+    : bits(bits_in), bytes(bits_in.numel()) {
+  STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous(), "bits must be contiguous bytes");
+  int64_t numel = 1, last = 1;
+  STD_TORCH_CHECK(sizes.size() == strides.size(), "there must be a stride for each size");
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    STD_TORCH_CHECK(sizes[d] >= 0 && strides[d] >= 0, "sizes and strides must not be negative");
+    numel *= sizes[d];
+    last += (sizes[d] - 1) * strides[d];
+  }
+  STD_TORCH_CHECK(numel == 8 * bytes && (numel == 0 || last == numel),
+                  "bits must be those of a dense tensor of this size");
+  out = empty_strided(sizes, strides, dtype, bits);
+  dtype_of(out);  // one there are kernels for
+}
+
+namespace {
+
+// All bytes' spikes as numbers.
+template <class Storage>
+struct Table {
+  Storage spikes[256][8];
+  Table() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0; bit < 8; ++bit) spikes[byte][bit] = store_<Storage>(State<Storage>(byte >> bit & 1));
+  }
+};
+
+template <class Storage>
+void unpack(const UnpackCall& call) {
+  static const Table<Storage> table;
+  const auto* const bits = static_cast<const uint8_t*>(call.bits.const_data_ptr());
+  auto* const out = static_cast<Storage*>(call.out.mutable_data_ptr());
+  torch::stable::parallel_for(0, call.bytes, 1 << 14, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) std::memcpy(out + 8 * i, table.spikes[bits[i]], sizeof table.spikes[0]);
+  });
+}
+
+Tensor unpack_spikes(Tensor bits, std::vector<int64_t> sizes, std::vector<int64_t> strides, ScalarType dtype) {
+  const UnpackCall call(bits, sizes, strides, dtype);
+  if (call.bytes == 0) return call.out;
+  switch (dtype_of(call.out)) {
+    case DType::Float32: unpack<float>(call); break;
+    case DType::Float64: unpack<double>(call); break;
+    case DType::Float16: unpack<Half>(call); break;
+    case DType::BFloat16: unpack<BFloat16>(call); break;
+  }
+  return call.out;
+}
+
+}  // namespace
+}  // namespace sewsnn
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
+  m.def("unpack_spikes(Tensor bits, int[] sizes, int[] strides, ScalarType dtype) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { m.impl("unpack_spikes", TORCH_BOX(&sewsnn::unpack_spikes)); }

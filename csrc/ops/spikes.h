@@ -1,0 +1,18 @@
+// From packed spikes to numbers, shared by the CPU and CUDA sides of sewsnn::unpack_spikes.
+#pragma once
+
+#include <vector>
+
+#include "ops/operands.h"
+
+namespace sewsnn {
+
+struct UnpackCall {
+  Tensor bits, out;
+  int64_t bytes;
+
+  UnpackCall(const Tensor& bits, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+             ScalarType dtype);
+};
+
+}  // namespace sewsnn

@@ -1,0 +1,67 @@
+"""Evaluation: batch norm goes into the convolutions' weights, the neurons and connections stay one op each."""
+
+import copy
+import itertools
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from sewsnn.layers.modules import BNNeuron, NeuronConnection
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` for evaluation, with every batch norm that follows a convolution folded into its weights:
+
+        W' = W weight / sqrt(running_var + eps),  b' = (b - running_mean) weight / sqrt(running_var + eps) + bias
+
+    What follows a convolution: in a network of :mod:`sewsnn.models` (or a module of yours with a method
+    ``conv_bn_pairs()`` that yields ``(conv, bn)``) all of them; elsewhere, in an ``nn.Sequential``, the module after
+    it. Other norms stay as they are. The outputs are the model's, but for rounding: a potential within rounding of the
+    threshold may fire here and not there.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: a norm to be folded has no running statistics.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {type(model).__name__}")
+    fused = copy.deepcopy(model).eval()
+    folded = {}
+    for conv, bn in _pairs(fused):
+        if bn.running_mean is None:
+            raise ValueError(f"cannot fold {bn}: it has no running statistics (track_running_stats=False)")
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+        )
+        folded[bn] = bn.without_norm() if isinstance(bn, BNNeuron) else nn.Identity()
+    for module in fused.modules():
+        for name, child in list(module.named_children()):
+            if child in folded:
+                module._modules[name] = folded[child]
+    return fused
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each convolution with the norm that follows it, once."""
+    seen = set()
+    for module in list(model.modules()):
+        pairs = getattr(module, "conv_bn_pairs", None)
+        if pairs is not None:
+            found = list(pairs())
+        elif isinstance(module, nn.Sequential):
+            children = list(module.children())
+            found = [
+                (conv, bn)
+                for conv, bn in itertools.pairwise(children)
+                if isinstance(conv, _CONVS) and isinstance(bn, _NORMS)
+            ]
+        else:
+            continue
+        for conv, bn in found:
+            if bn not in seen and not isinstance(bn, (nn.Identity, NeuronConnection)):
+                seen.add(bn)
+                yield conv, bn

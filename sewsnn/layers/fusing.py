@@ -1,0 +1,135 @@
+"""When one op can stand for a batch norm and a neuron, and what it has to be told of them."""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _NormBase
+
+from sewsnn.neuron import BaseNode
+from sewsnn.ops import bn as native
+from sewsnn.ops.load import resolve_backend
+from sewsnn.surrogate import ATan
+
+_FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_ATAN = ATan(2.0)
+
+
+class Norm(_NormBase):
+    """Parameters and buffers of ``nn.BatchNorm2d`` for a layer that does more than normalise. It is no ``_BatchNorm``,
+    for which ``nn.SyncBatchNorm.convert_sync_batchnorm`` would put a mere norm."""
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Batch norm alone, of ``[N, C, ...]``, by torch."""
+        factor = self.momentum
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            factor = 1 / float(self.num_batches_tracked) if factor is None else factor
+        training = self.training or self.running_mean is None
+        keep = not self.training or self.track_running_stats
+        running = (self.running_mean, self.running_var) if keep else (None, None)
+        return nn.functional.batch_norm(z, *running, self.weight, self.bias, training, factor or 0.0, self.eps)
+
+
+# ---- when
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches the module's calls, which then have to take place."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
+    """Whether the op gives what the modules would give.
+
+    Raises:
+        sewsnn.BackendError: the neuron asks for a backend that cannot run here.
+    """
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or has_hooks(norm)):
+        return False
+    if neuron is None:
+        return resolve_backend("auto", z_seq.device.type, _ATAN) == "native"
+    if not isinstance(neuron, BaseNode) or type(neuron).forward is not BaseNode.forward or has_hooks(neuron):
+        return False
+    if neuron.step_mode != "m" or neuron.keeps_state or neuron.store_v_seq:
+        return False
+    return resolve_backend(neuron.backend, z_seq.device.type, neuron.surrogate_function) == "native"
+
+
+# ---- what
+
+
+def group_of(norm: nn.Module):
+    """The process group to share statistics with; None: this process alone."""
+    group = getattr(norm, "process_group", None)
+    wanted = isinstance(norm, nn.SyncBatchNorm) or group is not None
+    if not (wanted and norm.training and dist.is_available() and dist.is_initialized()):
+        return None
+    group = dist.group.WORLD if group is None or group == "world" else group
+    return group if dist.get_world_size(group) > 1 else None
+
+
+class Normalisation(NamedTuple):
+    """A batch norm as the ops see it."""
+
+    statistics: Tensor | None = None  # [2, C] mean and variance; None: no norm
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 0.0
+    training: bool = False  # the statistics are those of the batch
+    count: Tensor | float = 1.0  # of the numbers they are of
+    group: object = None
+
+
+def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype) -> Normalisation:
+    """Statistics of z (training) or of the past, with weight and bias, in the state's dtype."""
+    if norm is None:
+        return Normalisation()
+    weight, bias = (None if p is None else p.to(state).contiguous() for p in (norm.weight, norm.bias))
+    held = norm.running_mean if weight is None else weight
+    if held is not None and held.device != z.device:
+        raise ValueError(f"bn must be on the device of z_seq, {z.device}, got {held.device}")
+    if not norm.training and norm.running_mean is not None:
+        statistics = torch.stack([norm.running_mean, norm.running_var]).to(state)
+        return Normalisation(statistics, weight, bias, norm.eps)
+    group = group_of(norm)
+    if group is None and z.numel() <= z.shape[1 if T else 2]:
+        raise ValueError(f"z_seq must have more than one value per channel in training, got shape {list(z.shape)}")
+    statistics, count = native.moments(z, T, group)
+    return Normalisation(statistics, weight, bias, norm.eps, True, count, group)
+
+
+def update_running(norm: nn.Module | None, n: Normalisation) -> None:
+    """After a forward that did not fail."""
+    if not (n.training and norm.training and norm.track_running_stats and norm.running_mean is not None):
+        return
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum
+    if momentum is None:  # cumulative average; the number stays where it is
+        momentum = 1 / norm.num_batches_tracked.to(n.statistics.dtype)
+    native.update_running(n.statistics, n.count, momentum, norm.running_mean, norm.running_var)
+
+
+def neuron_settings(neuron: nn.Module | None, state: torch.dtype) -> tuple[tuple, Tensor | None]:
+    """The ops' eight numbers about a neuron, and the leak of PLIF."""
+    if neuron is None:
+        return (native.NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
+    charge = neuron.charge_arguments()
+    w = charge.get("w")
+    settings = (
+        neuron.kind,
+        float(charge.get("tau", 2.0)),
+        charge.get("decay_input", True),
+        float(neuron.v_threshold),
+        None if neuron.v_reset is None else float(neuron.v_reset),
+        neuron.surrogate_function.kind,
+        neuron.surrogate_function.parameter,
+        neuron.detach_reset,
+    )
+    return settings, None if w is None else w.to(state).reshape(()).sigmoid()

@@ -1,0 +1,147 @@
+"""The native ops of the stem, batch norm + neuron over T of one still image + MaxPool 3x3 stride 2 padding 1: fake
+kernels and autograd, around ``torch.ops.sewsnn``.
+
+Only pooled spikes are written. Backward recomputes all from z, in two passes as in :mod:`sewsnn.ops.bn`: a window's
+gradient goes to the first position that holds its maximum, as in ``torch.nn.functional.max_pool2d``.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sewsnn.ops.load import NATIVE_ERROR
+from sewsnn.ops.neuron import CHUNK
+from sewsnn.ops.reference import state_dtype
+
+MAX_T = CHUNK  # time-steps that one pass holds
+
+
+def bn_neuron_pool(
+    z: Tensor,
+    statistics: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    leak: Tensor | None,
+    options: tuple,
+    *,
+    training: bool,
+    count: Tensor | float = 1.0,
+    group=None,
+) -> Tensor:
+    """``[T, N, C, H / 2, W / 2]`` pooled spikes of z ``[N, C, H, W]``; arguments as checked and completed by
+    :mod:`sewsnn.layers`. ``options``: eps, T, and the neuron's eight."""
+    tensors = (z, statistics, weight, bias, leak)
+    if torch.compiler.is_compiling() and group is None:
+        return torch.ops.sewsnn.bn_neuron_pool_forward(*tensors, *options, training)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _BnNeuronPool.apply(*tensors, options, training, count, group)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.sewsnn.bn_neuron_pool_forward.default(*tensors, *options, training)
+
+
+def _remember(ctx, tensors, options, training, count, group):
+    ctx.options, ctx.training, ctx.count, ctx.group = options, training, count, group
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx, grad_out):
+    """Of z, statistics (never), weight, bias, leak."""
+    if grad_out is None:
+        return (None,) * 5
+    need_z, _, need_weight, need_bias, need_leak, *_ = ctx.needs_input_grad
+    z, *channels = ctx.saved_tensors
+    sums = grad_leak = grad_z = None
+    if need_weight or need_bias or need_leak or (need_z and ctx.training):
+        arguments = (grad_out, z, *channels, *ctx.options, need_leak)
+        sums, grad_leak = _below_autograd("bn_neuron_pool_reduce", *arguments)
+    if need_z:
+        all_sums, count = (sums, z.numel() / z.shape[1]) if ctx.training else (None, 1.0)
+        if ctx.training and ctx.group is not None:  # of all processes, as if they were of so many values as here
+            all_sums = sums.clone()
+            dist.all_reduce(all_sums, group=ctx.group)
+            all_sums = all_sums * (count / ctx.count).to(all_sums.dtype)
+        grad_z = _below_autograd("bn_neuron_pool_apply", grad_out, z, *channels, all_sums, count, *ctx.options)
+    return (
+        grad_z,
+        None,
+        sums[1] if need_weight else None,
+        sums[0] if need_bias else None,
+        grad_leak if need_leak else None,
+    )
+
+
+def _below_autograd(name, *arguments):
+    op = getattr(torch.ops.sewsnn, name).default
+    if torch.is_grad_enabled():  # create_graph: the op's formula raises
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+class _BnNeuronPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, statistics, weight, bias, leak, options, training, count, group):
+        tensors = (z, statistics, weight, bias, leak)
+        _remember(ctx, tensors, options, training, count, group)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.sewsnn.bn_neuron_pool_forward.default(*tensors, *options, training)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        return *_gradients(ctx, grad_out), *(None,) * 4
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors_and_options, training = inputs
+    _remember(ctx, tensors_and_options[:5], tuple(tensors_and_options[5:]), training, 1.0, None)
+
+
+def _backward(ctx, grad_out):
+    return *_gradients(ctx, grad_out), *(None,) * 11
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(
+        "sewsnn's compiled neurons have no second derivative (the spike's surrogate has none); "
+        "use backend='torch' to differentiate twice"
+    )
+
+
+# ---- shapes and strides without data
+
+
+def _is_channels_last(z: Tensor) -> bool:
+    """The twin of ``lies`` in csrc/ops/pool.cpp: contiguous where both would do."""
+    return not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
+
+
+def _like(z: Tensor, sizes: list[int]) -> Tensor:
+    """A dense tensor ``[..., C, H, W]`` in the order of z."""
+    if not _is_channels_last(z):
+        return z.new_empty(sizes)
+    *outer, c, h, w = sizes
+    return z.new_empty([*outer, h, w, c]).movedim(-1, -3)
+
+
+def _forward_fake(z, statistics, weight, bias, leak, eps, T, *rest):
+    n, c, h, w = z.shape
+    return _like(z, [T, n, c, (h + 1) // 2, (w + 1) // 2])
+
+
+def _reduce_fake(grad_out, z, statistics, weight, bias, leak, *rest):
+    state = state_dtype(z.dtype)
+    return z.new_empty(2, z.shape[1], dtype=state), leak.new_empty(()) if rest[-1] else z.new_empty(0, dtype=state)
+
+
+def _apply_fake(grad_out, z, *rest):
+    return _like(z, list(z.shape))
+
+
+if NATIVE_ERROR is None:
+    torch.library.register_fake("sewsnn::bn_neuron_pool_forward", _forward_fake)
+    torch.library.register_fake("sewsnn::bn_neuron_pool_reduce", _reduce_fake)
+    torch.library.register_fake("sewsnn::bn_neuron_pool_apply", _apply_fake)
+    torch.library.register_autograd("sewsnn::bn_neuron_pool_forward", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("sewsnn::bn_neuron_pool_reduce", _no_double_backward)
+    torch.library.register_autograd("sewsnn::bn_neuron_pool_apply", _no_double_backward)

@@ -1,0 +1,133 @@
+"""The stem's kernels, CPU and CUDA, called on guarded buffers; and what they should compute, in plain torch."""
+
+import host
+import torch
+from host import Guarded, as_array, module
+from torch.nn.functional import max_pool2d
+
+from sewsnn.ops import reference
+from sewsnn.ops.reference import state_dtype
+from sewsnn.surrogate import ATan
+
+#: what the last calls of CUDA kernels did
+reports: list[dict] = []
+
+
+class Stem:
+    """z [images, C, H, W] in its own order, contiguous or channels_last, and what is done to it over T time-steps.
+
+    ``norm``: mean, var, weight, bias [C] in the state's type, each or all of them None. ``w``: PLIF's parameter.
+    """
+
+    def __init__(self, name, z, T, norm, w=None, offset=0, tau=2.0, v_threshold=1.0, v_reset=0.0, **options):
+        self.name, self.z, self.T, self.norm, self.w, self.offset = name, z.detach(), T, norm, w, offset
+        self.tau, self.v_threshold, self.v_reset = tau, v_threshold, v_reset
+        self.sigma = options.pop("surrogate_function", ATan(2.0))
+        self.decay_input, self.detach_reset = options.pop("decay_input", True), options.pop("detach_reset", True)
+        self.eps = options.pop("eps", 1e-5)
+        assert not options
+        self.state = state_dtype(z.dtype)
+        self.last = z.shape[1] > 1 and z.stride(1) == 1
+        n, c, h, w_ = z.shape
+        self.out_shape = (T, n, c, (h + 1) // 2, (w_ + 1) // 2)
+        self.leak = None if w is None else w.detach().to(self.state).reshape(()).sigmoid()
+
+    # ---- the reference
+
+    def normed(self):
+        """invstd, scale, bias and z - mean, rounded as the kernels do."""
+        mean, var, weight, bias = (None if n is None else n.reshape(-1, 1, 1) for n in self.norm)
+        z = self.z.to(self.state)
+        if mean is None:
+            one = torch.ones(z.shape[1], 1, 1, dtype=self.state)
+            return one, one, 0 * one, z
+        invstd = 1 / torch.sqrt(var + self.eps)
+        return invstd, invstd if weight is None else weight * invstd, 0 * mean if bias is None else bias, z - mean
+
+    def neuron(self, x, leak):
+        s, _ = reference.multistep(
+            x,
+            fire=self.sigma,
+            tau=self.tau if self.name == "lif" else None,
+            leak=leak,
+            decay_input=self.decay_input,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            detach_reset=self.detach_reset,
+        )
+        return max_pool2d(s.flatten(0, 1), 3, 2, 1).view(self.out_shape)
+
+    def expected(self, grad_out=None):
+        """out; with a gradient also dL/dy summed over T, xhat, scale and dL/dleak, all in the state's type."""
+        invstd, scale, bias, u = self.normed()
+        y = (u * scale + bias).requires_grad_(grad_out is not None)
+        leak = None if self.leak is None else self.leak.detach().requires_grad_(grad_out is not None)
+        out = self.neuron(y.expand(self.T, *y.shape), leak)
+        if grad_out is None:
+            return out
+        inputs = [y] if leak is None else [y, leak]
+        grads = torch.autograd.grad(out, inputs, grad_out.to(self.state))
+        return out.detach(), grads[0], u * invstd, scale, grads[1] if leak is not None else None
+
+    # ---- the kernels
+
+    def flat(self, t):
+        """A guarded copy of [..., C, H, W] in the order of z, and as a tensor of that shape."""
+        order = t.movedim(-3, -1) if self.last else t
+        guarded = Guarded(1, t.numel(), t.dtype, offset=self.offset)
+        guarded.tensor.copy_(order.reshape(1, -1))
+        return guarded.tensor
+
+    def result(self, shape, dtype):
+        return Guarded(1, torch.Size(shape).numel(), dtype, offset=self.offset)
+
+    def shaped(self, t, shape):
+        return t.view(*shape[:-3], *shape[-2:], shape[-3]).movedim(-1, -3) if self.last else t.view(shape)
+
+    def given(self):
+        n, c, h, w = self.z.shape
+        mean, var, weight, bias = map(as_array, self.norm)
+        options = {"kind": host.KINDS[self.name], "surrogate": self.sigma.kind, "alpha": self.sigma.parameter}
+        options |= {"tau": self.tau, "v_threshold": self.v_threshold, "v_reset": self.v_reset, "eps": self.eps}
+        options |= {"detach_reset": self.detach_reset, "decay_input": self.decay_input, "leak": as_array(self.leak)}
+        options |= {"mean": mean, "var": var, "weight": weight, "bias": bias, "channels_last": self.last}
+        return options | {"T": self.T, "images": n, "channels": c, "height": h, "width": w}
+
+    def call(self, function, kernels, schedule, *arguments, **outs):
+        z = self.flat(self.z)
+        given = self.given() | {"z": as_array(z)}
+        outs = {name: out for name, out in outs.items() if out is not None}
+        report = function(kernels, schedule, given, *map(as_array, arguments))
+        if kernels == "cuda":
+            reports.append(report)
+        for name, out in outs.items():
+            out.check(name)
+
+    def forward(self, kernels, schedule=0):
+        out = self.result(self.out_shape, self.z.dtype)
+        self.call(module().pool_forward, kernels, schedule, out.tensor, out=out)
+        return self.shaped(out.tensor, self.out_shape)
+
+    def reduce(self, kernels, grad_out, schedule=0):
+        """sums [2, C], and dL/dleak where it is learnt."""
+        sums = Guarded(2, self.z.shape[1], self.state)
+        leak = None if self.leak is None else Guarded(1, 1, self.state)
+        arguments = self.flat(grad_out), sums.tensor, None if leak is None else leak.tensor
+        self.call(module().pool_reduce, kernels, schedule, *arguments, sums=sums, leak=leak)
+        return sums.tensor, None if leak is None else leak.tensor.reshape(())
+
+    def apply(self, kernels, grad_out, sums, count, schedule=0):
+        grad_z = self.result(self.z.shape, self.z.dtype)
+        # The kernels get the count as a number of their own.
+        z = self.flat(self.z)
+        arguments = as_array(self.flat(grad_out)), as_array(sums), float(count), as_array(grad_z.tensor)
+        report = module().pool_apply(kernels, schedule, self.given() | {"z": as_array(z)}, *arguments)
+        if kernels == "cuda":
+            reports.append(report)
+        grad_z.check("grad_z")
+        return self.shaped(grad_z.tensor, self.z.shape)
+
+
+def kernel_names(library) -> set[str]:
+    """The stem's kernels of a library."""
+    return {name for name in host.kernels(library) if "pool_" in name}

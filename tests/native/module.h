@@ -1,0 +1,101 @@
+// What the parts of the Python module share: arrays as the kernels' buffers, a neuron's settings, and what happened.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "core/params.h"
+#include "device.h"
+
+namespace host_module {
+
+namespace py = pybind11;
+using namespace sewsnn;
+using Array = std::optional<py::array>;
+
+inline DType dtype_of(const py::array& a) {
+  const char kind = a.dtype().kind();
+  const auto bytes = a.itemsize();
+  if (kind == 'f' && bytes == 4) return DType::Float32;
+  if (kind == 'f' && bytes == 8) return DType::Float64;
+  if (kind == 'f' && bytes == 2) return DType::Float16;
+  if (kind == 'u' && bytes == 2) return DType::BFloat16;
+  throw py::type_error("arrays must be float32, float64, float16 or uint16 (bfloat16)");
+}
+
+// The bytes an array spans, which is what a kernel may touch.
+inline void expose(const char* name, const py::array& a, bool filled) {
+  py::ssize_t span = a.itemsize();
+  for (py::ssize_t d = 0; d < a.ndim(); ++d) {
+    if (a.shape(d) == 0) return;
+    span += (a.shape(d) - 1) * a.strides(d);
+  }
+  host_device::device().add(name, a.data(), size_t(span), filled);
+}
+
+inline const void* input(const char* name, const Array& a) {
+  if (!a) return nullptr;
+  expose(name, *a, true);
+  return a->data();
+}
+
+inline void* output(const char* name, Array& a) {
+  if (!a) return nullptr;
+  expose(name, *a, false);
+  return a->mutable_data();
+}
+
+inline NeuronParams neuron(int kind, int surrogate, double alpha, double tau, double v_threshold,
+                           std::optional<double> v_reset, bool detach_reset, bool decay_input, const Array& leak) {
+  NeuronParams p;
+  p.kind = NeuronKind(kind);
+  p.surrogate = SurrogateKind(surrogate);
+  p.alpha = alpha;
+  p.tau = tau;
+  p.inverse_tau = 1 / tau;
+  p.leak = input("leak", leak);
+  p.v_threshold = v_threshold;
+  p.v_reset = v_reset.value_or(0);
+  p.hard_reset = v_reset.has_value();
+  p.detach_reset = detach_reset;
+  p.decay_input = decay_input;
+  return p;
+}
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+inline void begin(unsigned schedule) {
+  auto& device = host_device::device();
+  device.buffers.clear();
+  device.launches.clear();
+  device.schedule = schedule;
+}
+
+// What happened: the kernels launched, and for each buffer how often it was accessed in how many bytes.
+inline py::dict report() {
+  py::list launches;
+  for (const auto& l : host_device::device().launches) launches.append(py::make_tuple(l.kernel, l.grid.x, l.block.x));
+  py::dict loads, stores;
+  for (const auto& b : host_device::device().buffers) {
+    loads[py::str(b.name)] = b.loads;
+    stores[py::str(b.name)] = b.stores;
+    if (!b.filled)
+      for (size_t i = 0; i < b.written.size(); ++i)
+        if (!b.written[i])
+          throw std::runtime_error("byte " + std::to_string(i) + " of " + b.name + " was never written");
+  }
+  py::dict out;
+  out["launches"] = launches, out["loads"] = loads, out["stores"] = stores;
+  return out;
+}
+
+}  // namespace host_module
+
+// Each adds its functions to the module.
+void add_pool(pybind11::module_&);
