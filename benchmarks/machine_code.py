@@ -37,6 +37,10 @@ PARAMETERS = {
     "forward_kernel": ("Neuron", "Storage", "N"),
     "backward_kernel": ("Neuron", "Storage", "K", "N", "Leak"),
     "sum_partials_kernel": ("Storage",),
+    "pool_forward_kernel": ("Storage", "K", "N"),
+    "pool_reduce_kernel": ("Storage", "K", "N"),
+    "pool_apply_kernel": ("Storage", "K", "N"),
+    "pool_sums_kernel": ("Storage",),
 }
 THREADS, REGISTERS_PER_SM = 128, 1 << 16  # kThreads of multistep.cuh
 COUNTED = ("LDL", "STL", "LDS", "STS", "BAR", "SHFL", "MUFU", "FFMA", "DFMA", "CALL")

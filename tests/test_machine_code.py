@@ -42,22 +42,33 @@ def titles(rows):
 
 
 def required(row):
-    """How often the text of a wide kernel loads packs, loads single numbers, stores packs: {bytes of each: times}."""
+    """How often the text of a wide kernel loads packs, loads single numbers, stores packs, stores single numbers:
+    {bytes of each: times}."""
     storage, state = SIZE[row["Storage"]], max(4, SIZE[row["Storage"]])
-    loads, scalars, stores = Counter(), Counter(), Counter()
+    loads, scalars, stores, single = Counter(), Counter(), Counter(), Counter()
     if row["kernel"] == "forward_kernel":
         loads[storage * row["N"]] += AHEAD  # x
         loads[state * row["N"]] += 1  # v0
         stores[storage * row["N"]] += AHEAD  # s
         stores[state * row["N"]] += AHEAD + 2  # v_seq, checkpoint, the last v
-    else:
+    elif row["kernel"] == "backward_kernel":
         loads[storage * row["N"]] += 2 * row["K"]  # x, grad_s
         loads[state * row["N"]] += row["K"] + 2  # grad_v of v_seq; the potential before the chunk, grad_v of the last
         stores[storage * row["N"]] += row["K"]  # grad_x
         stores[state * row["N"]] += 1  # grad_v0
-    if row["Neuron"] == "LeakyMultiply":
+        single[8] += row["Leak"]  # its partial sum
+    elif row["kernel"] == "pool_forward_kernel":
+        loads[storage * row["N"]] += 4  # two columns of z, ahead of the first row and in the loop
+        stores[storage * row["N"]] += row["K"]  # out
+    else:
+        loads[storage * row["N"]] += 3 + 4 * row["K"]  # z for the spikes, for the gradient; grad_out of four windows
+        stores[storage * row["N"]] += row["kernel"] == "pool_apply_kernel"  # grad_z
+        single[8] += 2 * (row["kernel"] == "pool_reduce_kernel")  # partial sums, also of the leak
+    if row.get("Neuron", "LeakyMultiply") == "LeakyMultiply":
         scalars[state] += 1  # PLIF's leak
-    return loads, scalars, stores
+    if row["kernel"].startswith("pool_"):
+        scalars[state] += 4 + 2 * (row["kernel"] == "pool_apply_kernel")  # of the norm, and its two sums
+    return +loads, +scalars, +stores, +single
 
 
 def moved(counts):
@@ -74,7 +85,7 @@ def too_narrow(counts, packs, scalars):
     Where the compiler has written the packs out more than once, it may have done so with the numbers beside them.
     """
     found, needed = moved(counts), moved({8 * size: times for size, times in packs.items()})
-    copies = max(1, *(-(-found[width] // needed[width]) for width in needed))
+    copies = max([1, *(-(-found[width] // needed[width]) for width in needed)])
     wrong = [f"{found[w]} bytes by {8 * w} bits, {needed[w]} needed" for w in needed if found[w] < needed[w]]
     most = {width: scalars.get(width, 0) * copies for width in found.keys() - needed.keys()}
     wrong += [f"{found[w] // w} of {8 * w} bits, at most {most[w]} needed" for w in most if found[w] > w * most[w]]
@@ -96,8 +107,14 @@ def test_every_kernel_on_every_architecture(rows):
         assert len(kernels) == len(set(kernels)), arch
         assert kernels == found[90], arch
     kinds = Counter(row["kernel"] for row in rows if row["arch"] == 90)
-    assert kinds == {"forward_kernel": 24, "backward_kernel": 52, "sum_partials_kernel": 2}
-    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == 90) == 36
+    assert kinds == {
+        "forward_kernel": 24,
+        "backward_kernel": 52,
+        "sum_partials_kernel": 2,
+        **dict.fromkeys(("pool_forward_kernel", "pool_reduce_kernel", "pool_apply_kernel"), 13),
+        "pool_sums_kernel": 2,
+    }
+    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == 90) == 36 + 18
 
 
 @needs_nvcc
@@ -117,7 +134,7 @@ def test_accesses_are_to_global_memory(rows):
 @needs_nvcc
 def test_wide_loads(rows):
     def wrong(row):
-        packs, scalars, _ = required(row)
+        packs, scalars, _, _ = required(row)
         return too_narrow(together(row["LDG"], row["LD"]), packs, scalars)
 
     none_of([row for row in rows if row.get("N", 1) > 1], wrong)
@@ -126,22 +143,24 @@ def test_wide_loads(rows):
 @needs_nvcc
 def test_wide_stores(rows):
     def wrong(row):
-        _, _, packs = required(row)
-        return too_narrow(together(row["STG"], row["ST"]), packs, {8: 1} if row.get("Leak") else {})
+        _, _, packs, scalars = required(row)
+        return too_narrow(together(row["STG"], row["ST"]), packs, scalars)
 
     none_of([row for row in rows if row.get("N", 1) > 1], wrong)
 
 
 @needs_nvcc
 def test_loads_are_issued_together(rows):
-    """Forward: AHEAD of x. Backward: a chunk of x, and where that is short AHEAD of grad_s and the first potential.
+    """Forward: AHEAD of x. Backward: a chunk of x, and where that is short AHEAD of grad_s and the first potential. The
+    stem: both columns of z; the gradients of a window in all time-steps.
 
     Doubles, which nobody trains in, are left out.
     """
 
     def wrong(row):
         chunk = row.get("K", AHEAD)
-        needed = chunk + AHEAD + 1 if "K" in row and chunk == AHEAD else chunk
+        needed = chunk + AHEAD + 1 if row["kernel"] == "backward_kernel" and chunk == AHEAD else chunk
+        needed = 2 if row["kernel"] == "pool_forward_kernel" else needed
         return f"{row['ahead']} under way, {needed} wanted" if row["ahead"] < needed else None
 
     none_of([row for row in rows if row.get("N", 1) > 1 and row["Storage"] != "double"], wrong)
@@ -158,10 +177,15 @@ def test_no_contraction(rows):
 @needs_nvcc
 def test_occupancy(rows):
     """What the registers leave room for: forward 1024 threads a multiprocessor, backward 512 with short chunks (384 for
-    PLIF's gradient in half precision) and 256 with long ones."""
+    PLIF's gradient in half precision) and 256 with long ones. The stem: forward 896, backward 512 and 384; of doubles
+    768 and 256."""
 
     def wrong(row):
-        if row["kernel"] != "backward_kernel":
+        if row["kernel"] == "pool_forward_kernel":
+            needed = 6 if row["Storage"] == "double" else 7
+        elif row["kernel"] in ("pool_reduce_kernel", "pool_apply_kernel"):
+            needed = 2 if row["Storage"] == "double" else 3 if row["N"] * row["K"] > 16 else 4
+        elif row["kernel"] != "backward_kernel":
             needed = 8
         else:
             needed = 2 if row["K"] > AHEAD else 3 if row["Leak"] and row["N"] == 8 else 4

@@ -1,7 +1,6 @@
 // Compiled once per instruction set, with SEWSNN_ISA and SEWSNN_NAME naming it (CMakeLists.txt).
-#include "kernels/pool_cpu.h"
-
 #include "kernels/cpu_pool_kernels.h"
+#include "kernels/pool_backward_cpu.h"
 
 namespace sewsnn {
 namespace {

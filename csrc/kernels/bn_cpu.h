@@ -69,6 +69,8 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
   const S leak = leak_of<S>(p.neuron), rest = S(p.neuron.v_reset);
   const ForwardFunction<S> forward = select_forward<S>(p.neuron);
   const Sink<Storage> out = sink_of<Storage>(p.out, p.T, p.M);
+  // The spikes are what comes out, in the type they are computed in.
+  const bool direct = std::is_same_v<Storage, S> && p.spiking && !connects_after(p.connect) && !p.bits;
   uint8_t* const bits = static_cast<uint8_t*>(p.bits);
   NormLanes<S> lanes(p.channels, table, kBias + 1);
   alignas(64) S y[kChunk * kTile], a[kChunk * kTile], v[kTile];
@@ -91,12 +93,15 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
       }
       normalise(steps, z, shortcut, p.connect == Connect::AddBefore, lanes, y);
       if (p.spiking) {
-        forward(p.neuron, leak, {steps, {y, kTile, 1}, before, v, {a, kTile, false}, {}});
+        Sink<S> s = {a, kTile, false};
+        if constexpr (std::is_same_v<Storage, S>)
+          if (direct) s = sink;
+        forward(p.neuron, leak, {steps, {y, kTile, 1}, before, v, s, {}});
         before = {v, 0, 1};
         if (p.checkpoints && t + kChunk < p.T)
           memcpy(static_cast<S*>(p.checkpoints) + t / kChunk * p.M + i, v, n * sizeof(S));
       }
-      connect(p.connect, steps, p.spiking ? a : y, shortcut, sink);
+      if (!direct) connect(p.connect, steps, p.spiking ? a : y, shortcut, sink);
       if (n < kTile) out_tail.copy_to(out_here, steps, n);
       if (bits) pack_spikes(steps, a, bits + (t * p.M + i) / 8, p.M / 8, n);
     }
@@ -133,7 +138,11 @@ class GradY {
       z_ = z_tail_.filled(z_, steps, n_);
       shortcut = shortcut_tail_.filled(shortcut, steps, n_);
     }
-    connect_grad_a(p_.connect, steps, grad_out, shortcut, dy_);
+    Source<S> grad_a = {dy_, kTile, 1};
+    const bool direct = std::is_same_v<Storage, S> && p_.spiking && !connects_after(p_.connect);
+    if constexpr (std::is_same_v<Storage, S>)
+      if (direct) grad_a = grad_out;
+    if (!direct) connect_grad_a(p_.connect, steps, grad_out, shortcut, dy_);
     normalise(steps, z_, shortcut, p_.connect == Connect::AddBefore, lanes, y_);
     if (!p_.spiking) return;
     Source<S> before = v_before<S>(nullptr, p_.checkpoints, t, p_.M, i_, &rest_);
@@ -142,7 +151,7 @@ class GradY {
     tile.steps = steps;
     tile.x = {y_, kTile, 1};
     tile.v_before = before;
-    tile.grad_s = {dy_, kTile, 1};
+    tile.grad_s = grad_a;
     tile.grad_v_after = {gv_, 0, 1};
     tile.grad_v_before = gv_;
     tile.grad_x = {dy_, kTile, false};
@@ -174,7 +183,7 @@ class GradY {
   int64_t i_ = 0;
   int n_ = 0;
   Source<Storage> z_ = {};
-  // dy: dL/dA, then dL/dy in its place
+  // dy: dL/dA, where that is not dL/dout as it lies; then dL/dy
   alignas(64) S y_[kChunk * kTile], dy_[kChunk * kTile], h_[kChunk * kTile], g_[kChunk * kTile], gv_[kTile];
   Padded<Storage> z_tail_, shortcut_tail_;
   Padded<S> v_tail_;

@@ -153,6 +153,9 @@ void normalise(int64_t steps, const Source<Storage>& z, const Source<Storage>& s
   with_bool(add_before, run);
 }
 
+// Whether the shortcut is joined to what the neuron gives.
+inline bool connects_after(Connect g) { return g == Connect::Add || g == Connect::And || g == Connect::Iand; }
+
 // out = g(A, S)
 template <class Storage>
 void connect(Connect g, int64_t steps, const State<Storage>* a, const Source<Storage>& shortcut,

@@ -55,6 +55,7 @@ __device__ __forceinline__ void add_gradients(Cursor<Storage, N> grads, int T, u
   Pack<Storage, N> grad[K];
   SEWSNN_UNROLL
   for (int t = 0; t < K; ++t) {
+    grad[t] = fill_pack<Storage, N>(Storage());  // not left open: some compilers would carry it from row to row
     if (t < T) grad[t] = grads.load();
     grads.move(1);
   }

@@ -141,7 +141,7 @@ struct PoolColumns {
   static __device__ __forceinline__ PoolColumns load(const Cursor<Storage, N>& even_at,
                                                      const Cursor<Storage, N>& odd_at, const PoolThread<N>& at,
                                                      bool valid) {
-    PoolColumns c;
+    PoolColumns c = {fill_pack<Storage, N>(Storage()), fill_pack<Storage, N>(Storage())};
     if (valid && at.inside) c.even = even_at.load();
     if (valid && at.has_odd) c.odd = odd_at.load();
     return c;

@@ -1,5 +1,4 @@
-"""Batch norm + neuron + connection in one op: :func:`bn_neuron`; with max pooling, for the stem: :func:`bn_neuron_pool`.
-"""
+"""Batch norm + neuron + connection in one op: :func:`bn_neuron`; the stem, with max pooling: :func:`bn_neuron_pool`."""
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +97,7 @@ def bn_neuron(
     return output
 
 
-def bn_neuron_pool(z: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *, fused: bool = True) -> Tensor:
+def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *, fused: bool = True) -> Tensor:
     """The stem of the ImageNet networks: batch norm of a still image, the neuron over T time-steps, and
     ``max_pool2d(kernel_size=3, stride=2, padding=1)`` of its spikes, in one op that writes the pooled spikes alone.
 
@@ -109,7 +108,7 @@ def bn_neuron_pool(z: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *
     potential is to be stored (``store_v``).
 
     Args:
-        z: ``[N, C, H, W]``, contiguous or channels_last.
+        z_seq: a still image ``[N, C, H, W]``, contiguous or channels_last.
         bn, neuron, fused: as in :func:`bn_neuron`.
         T: how often the image is shown.
 
@@ -118,22 +117,21 @@ def bn_neuron_pool(z: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *
 
     Raises: as :func:`bn_neuron`. Source: supplement, Table S1 (conv1).
     """
-    if neuron is None:
-        raise TypeError("neuron must be a module, got None")
-    _check(z, bn, neuron, None, None, False, T)
-    if T is None:
-        raise TypeError("T must be an int, got None")
-    if z.dim() != 4:
-        raise ValueError(f"z must be [N, C, H, W], got shape {list(z.shape)}")
+    for name, value in (("neuron", neuron), ("T", T)):
+        if value is None:
+            raise TypeError(f"{name} must not be None")
+    _check(z_seq, bn, neuron, None, None, False, T)
+    if z_seq.dim() != 4:
+        raise ValueError(f"z_seq must be [N, C, H, W], got shape {list(z_seq.shape)}")
     norm = None if isinstance(bn, nn.Identity) else bn
-    if not fused or T > native_pool.MAX_T or not fusing.can_fuse(z, norm, neuron) or _stores_v(neuron):
-        s_seq = bn_neuron(z, bn, neuron, T=T, fused=fused).out
+    if not fused or T > native_pool.MAX_T or not fusing.can_fuse(z_seq, norm, neuron) or _stores_v(neuron):
+        s_seq = bn_neuron(z_seq, bn, neuron, T=T, fused=fused).out
         return max_pool2d(s_seq.flatten(0, 1), 3, 2, 1).unflatten(0, s_seq.shape[:2])
-    state = state_dtype(z.dtype)
-    n = fusing.normalisation(norm, z, T, state)
+    state = state_dtype(z_seq.dtype)
+    n = fusing.normalisation(norm, z_seq, T, state)
     settings, leak = fusing.neuron_settings(neuron, state)
     out = native_pool.bn_neuron_pool(
-        z,
+        z_seq,
         n.statistics,
         n.weight,
         n.bias,

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -75,10 +76,16 @@ def library() -> Path:
     return Path(module().__file__).parent / "libsewsnn_host_kernels.so"
 
 
-def kernels(path: Path) -> set[str]:
-    """All kernels of a library, as the linker names them."""
+def kernels(path: Path, family: str = "") -> set[str]:
+    """The kernels of a library, as the linker names them: those called ``<family>_...``, or those of no family."""
     text = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-    return {name for name in (line.split()[-1] for line in text.splitlines()) if "_kernel" in name}
+    names = {
+        name
+        for name in (line.split()[-1] for line in text.splitlines())
+        if "_kernel" in name and name.startswith("_ZN")
+    }
+    found = {name: re.search(r"\d(bn|pool)_\w*_kernel", name) for name in names}
+    return {name for name, match in found.items() if (match.group(1) if match else "") == family}
 
 
 class Guarded:

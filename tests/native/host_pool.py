@@ -94,14 +94,15 @@ class Stem:
         return options | {"T": self.T, "images": n, "channels": c, "height": h, "width": w}
 
     def call(self, function, kernels, schedule, *arguments, **outs):
+        """A tensor is passed as its memory, a number as it is. ``outs``: the guarded ones among them, by name."""
         z = self.flat(self.z)
         given = self.given() | {"z": as_array(z)}
-        outs = {name: out for name, out in outs.items() if out is not None}
-        report = function(kernels, schedule, given, *map(as_array, arguments))
+        report = function(kernels, schedule, given, *(a if isinstance(a, float) else as_array(a) for a in arguments))
         if kernels == "cuda":
             reports.append(report)
         for name, out in outs.items():
-            out.check(name)
+            if out is not None:
+                out.check(name)
 
     def forward(self, kernels, schedule=0):
         out = self.result(self.out_shape, self.z.dtype)
@@ -118,16 +119,6 @@ class Stem:
 
     def apply(self, kernels, grad_out, sums, count, schedule=0):
         grad_z = self.result(self.z.shape, self.z.dtype)
-        # The kernels get the count as a number of their own.
-        z = self.flat(self.z)
-        arguments = as_array(self.flat(grad_out)), as_array(sums), float(count), as_array(grad_z.tensor)
-        report = module().pool_apply(kernels, schedule, self.given() | {"z": as_array(z)}, *arguments)
-        if kernels == "cuda":
-            reports.append(report)
-        grad_z.check("grad_z")
+        arguments = self.flat(grad_out), sums, float(count), grad_z.tensor
+        self.call(module().pool_apply, kernels, schedule, *arguments, grad_z=grad_z)
         return self.shaped(grad_z.tensor, self.z.shape)
-
-
-def kernel_names(library) -> set[str]:
-    """The stem's kernels of a library."""
-    return {name for name in host.kernels(library) if "pool_" in name}

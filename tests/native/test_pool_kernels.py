@@ -146,3 +146,31 @@ def test_all_instruction_sets_give_the_same_bits(dtype):
         first = compare(case, "generic")
         for isa, schedule in itertools.product(host.module().cpu_isas(), (0, 1)):
             assert same(first, compare(case, isa, schedule)), isa
+
+
+def test_any_order_of_threads_gives_the_same_bits():
+    for shape, order, T in itertools.product(((1, 24, 35, 9), (1, 2, 5, 150)), ORDERS, (4, 5)):
+        case = stem(shape, torch.float32, order, "plif", T)
+        first = compare(case, "cuda")
+        for schedule in (1, 7, 8):
+            assert same(first, compare(case, "cuda", schedule))
+
+
+def test_every_kernel_is_compared():
+    """All of the stem's kernels that the library can launch."""
+    host_pool.reports.clear()
+    for dtype, order, T in itertools.product(DTYPES, ORDERS, (4, 5)):
+        compare(stem((1, 8, 4, 4), dtype, order, "if", T), "cuda")
+    every = host.kernels(host.library(), "pool")
+    assert len(every) > 40
+    assert {kernel for report in host_pool.reports for kernel, _, _ in report["launches"]} == every
+
+
+def test_cpu_and_cuda_agree():
+    """Bit for bit but for sums, which are added in another order: the same text compiled twice."""
+    for dtype, order, neuron in itertools.product(DTYPES, ORDERS, NEURONS):
+        case = stem((2, 8, 9, 6), dtype, order, neuron, 4, detach_reset=False)
+        grad_out = current(case.out_shape, dtype, seed=7)
+        sums, _ = case.reduce("generic", grad_out)
+        assert torch.equal(case.forward("generic"), case.forward("cuda"))
+        assert torch.equal(*(case.apply(kernels, grad_out, sums, 100) for kernels in ("generic", "cuda")))

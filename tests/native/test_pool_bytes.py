@@ -1,0 +1,51 @@
+"""What the stem's CUDA kernels move, counted: bf16, channels_last, 64 channels, T = 4."""
+
+import host_pool
+import pytest
+import torch
+from cases import current
+from test_bytes import moved
+from test_pool_kernels import stem
+
+T, C = 4, 64
+NUMBERS = ("mean", "var", "weight", "bias", "sums", "partials")  # per channel, and per block and channel
+# Rows of z and strips: 8 rows of windows or more in each.
+SIZES = ((16, 1), (32, 2), (112, 7))
+
+
+def accesses(report, kind):
+    """{bytes of each: how many} by buffer, without what is per channel."""
+    return {name: dict(sizes) for name, sizes in report[kind].items() if sizes and name not in NUMBERS}
+
+
+@pytest.mark.parametrize("size, strips", SIZES)
+def test_forward(size, strips):
+    """z once, in packs of 16 bytes, but for a row above each strip; the pooled spikes once; nothing else."""
+    host_pool.reports.clear()
+    stem((1, C, size, size), torch.bfloat16).forward("cuda")
+    (report,) = host_pool.reports
+    rows = size + strips - 1
+    assert accesses(report, "loads") == {"z": {16: rows * size * C // 8}}
+    assert accesses(report, "stores") == {"out": {16: T * (size // 2) ** 2 * C // 8}}
+    # What is per channel each block reads for its own.
+    total = moved(report)
+    assert sum(total[name] for name in NUMBERS if name in total) == 4 * 4 * C * strips
+
+
+@pytest.mark.parametrize("size, strips", SIZES[:2])
+def test_backward(size, strips):
+    """By each pass. z: twice, a row of windows apart, and three rows more per strip. grad_out: for each neuron that may
+    get it, which is up to nine times and from the cache. grad_z once. Packs of 8 bytes: four channels a thread."""
+    host_pool.reports.clear()
+    case = stem((1, C, size, size), torch.bfloat16)
+    grad_out = current(case.out_shape, torch.bfloat16)
+    sums, _ = case.reduce("cuda", grad_out)
+    case.apply("cuda", grad_out, sums, 1000)
+    positions = (3 * size // 2 - 1) ** 2  # of all windows, those inside the image
+    loads = {"z": {8: (2 * size + 3 * (strips - 1)) * size * C // 4}, "grad_out": {8: T * positions * C // 4}}
+    reduced, applied = host_pool.reports
+    assert accesses(reduced, "loads") == accesses(applied, "loads") == loads
+    assert accesses(reduced, "stores") == {}
+    assert accesses(applied, "stores") == {"grad_z": {8: size * size * C // 4}}
+    # The sums: one double per block and channel, written and read.
+    assert moved(reduced)["partials"] == 2 * 2 * 8 * C * strips
