@@ -30,9 +30,11 @@ CONNECTIONS = {
 }
 
 
-def norm(channels: int, dtype=torch.float32, device="cpu", training=True, seed=5, **settings) -> nn.BatchNorm2d:
+def norm(channels, dtype=torch.float32, device="cpu", training=True, seed=5, without=(), **settings) -> nn.BatchNorm2d:
     """A batch norm whose every number differs from what it starts with."""
     bn = nn.BatchNorm2d(channels, **settings).to(device, dtype)
+    for name in without:
+        bn.register_parameter(name, None)
     with torch.no_grad():
         for i, name in enumerate(("weight", "bias", "running_mean", "running_var")):
             if getattr(bn, name) is not None:

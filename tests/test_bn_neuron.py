@@ -61,13 +61,19 @@ def test_resets(v_reset, detach_reset, decay_input, device):
     compare(Case(z, node="PLIF", neuron={**options, "decay_input": decay_input}))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [{"affine": False}, {"track_running_stats": False}, {"eps": 0.5}, None],
-    ids=["plain", "untracked", "eps", "none"],
-)
+NORMS = {
+    "no weight, no bias": {"affine": False},
+    "no bias": {"without": ["bias"]},
+    "no weight": {"without": ["weight"]},
+    "untracked": {"track_running_stats": False},
+    "eps": {"eps": 0.5},
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("how", NORMS.values(), ids=NORMS.keys())
 def test_norms(how, device):
-    """Without weight and bias; without running statistics (then eval uses the batch's, too); without a norm."""
+    """Untracked: then evaluation uses the batch's statistics, too."""
     for training in (True, False):
         for T in (None, 5):
             z = current((2, 3, 4, 5) if T else (6, 2, 3, 4, 5), device=device)

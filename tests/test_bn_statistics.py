@@ -77,6 +77,17 @@ def test_running_statistics_are_torchs(T, momentum, device):
     assert fused.num_batches_tracked == 3
 
 
+@pytest.mark.parametrize("momentum", [0.1, None], ids=str)
+def test_a_norm_that_does_not_count(momentum, device):
+    """num_batches_tracked None, which torch allows: running statistics are updated as torch would."""
+    z = current((3, 5, 4, 3, 3), torch.float64, device)
+    fused, torchs = (norm(4, torch.float64, device, momentum=momentum) for _ in range(2))
+    fused.num_batches_tracked = torchs.num_batches_tracked = None
+    bn_neuron(z, fused, None)
+    torchs(z.flatten(0, 1))
+    torch.testing.assert_close(dict(fused.named_buffers()), dict(torchs.named_buffers()), rtol=1e-14, atol=1e-14)
+
+
 def test_what_leaves_running_statistics_alone(device):
     """Evaluation; no tracking, from the start or later; they are torch's rules."""
     z = current((3, 2, 4, 3, 3), device=device)
