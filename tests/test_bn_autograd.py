@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bn_cases import CONNECTIONS, Case, by_op, compare, norm
+from bn_cases import CONNECTIONS, Case, by_op, compare, loss_of, norm
 from cases import EPS, current
 from torch.utils.checkpoint import checkpoint
 
@@ -49,19 +49,21 @@ def test_what_is_kept(training, connection, T, device):
     assert output.out.untyped_storage().data_ptr() not in kept
 
 
+@pytest.mark.parametrize("two", [False, True], ids=["one reader", "two readers"])
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("connection", CONNECTIONS)
-def test_gradients_of_any_subset(connection, device):
+def test_gradients_of_any_subset(connection, training, two, device):
     """Each gradient alone, and all but one, have the bits they have among all; nobody else gets one."""
     names = ["z", "weight", "bias", "w", *(["shortcut"] if connection != "none" else [])]
 
     def grads(wanted):
         z, shortcut = pair(device, connection)
-        bn, node = norm(4, device=device), neuron.ParametricLIFNode().to(device)
+        bn, node = norm(4, device=device, training=training), neuron.ParametricLIFNode().to(device)
         inputs = {"z": z, "shortcut": shortcut, "weight": bn.weight, "bias": bn.bias, "w": node.w}
         for name in names:
             inputs[name].requires_grad_(name in wanted)
-        out = call(z, shortcut, connection, node, bn).out
-        (out * current(SHAPE, device=device, seed=2)).sum().backward()
+        output = call(z, shortcut, connection, node, bn, two=two)
+        loss_of(output.out, output.skip).backward()
         return {name: inputs[name].grad for name in names}
 
     everything = grads(names)

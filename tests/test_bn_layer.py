@@ -213,6 +213,16 @@ def test_the_op_runs_where_it_can(settings, monkeypatch, device):
     assert len(calls) == 3
 
 
+def test_v_seq_is_not_left_over(device):
+    """A node that no longer stores it has none, and not that of an earlier call."""
+    z, bn, node = current((5, 2, 4, 3, 3), device=device), norm(4, device=device), neuron.IFNode(store_v_seq=True)
+    bn_neuron(z, bn, node)
+    assert node.v_seq is not None
+    node.store_v_seq = False
+    output = bn_neuron(z, bn, node)
+    assert node.v_seq is None and node.v is output.v
+
+
 def test_layer_equals_the_function(device):
     bn = norm(4, torch.float64, device)
     z, shortcut = (current((3, 2, 4, 3, 3), torch.float64, device, seed=s) for s in range(2))

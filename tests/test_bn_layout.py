@@ -114,6 +114,19 @@ def test_fake_kernels(layout, connect, T, device):
         assert (r.shape, r.stride(), r.dtype, r.device) == (f.shape, f.stride(), f.dtype, f.device)
 
 
+@pytest.mark.parametrize("T", [16, 17, 32, 33])
+def test_fake_checkpoints(T, device):
+    """One potential per neuron before each chunk of 16 time-steps but the first; none without gradients to come."""
+    options = (None, None, None, None, None, 0.0, 0, 0, 0, 2.0, True, 1.0, 0.0, 0, 2.0, True, 0)
+    for needs_grad in (True, False):
+        z = current((T, 2, 3, 5), device=device)
+        real = torch.ops.sewsnn.bn_neuron_forward(z, *options, needs_grad, False, False)[2]
+        with FakeTensorMode() as mode:
+            z = mode.from_tensor(z)
+            fake = torch.ops.sewsnn.bn_neuron_forward(z, *options, needs_grad, False, False)[2]
+        assert real.shape == fake.shape == ((T - 1) // 16 * 30 * needs_grad,)
+
+
 @pytest.mark.parametrize("connection", CONNECTIONS)
 def test_gradient_of_another_layout(connection, device):
     """An incoming gradient in any order: its values count, and z's gradient has z's order."""

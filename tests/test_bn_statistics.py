@@ -115,12 +115,17 @@ def test_running_statistics_of_another_dtype(device):
     assert torch.equal(narrow.running_mean, expected.running_mean.bfloat16())
 
 
-def test_running_statistics_of_any_stride(device):
+def test_a_norm_of_any_stride(device):
+    """Parameters and running statistics that are every other number of something."""
     z, bn, dense = current((3, 2, 4, 3, 3), device=device), norm(4, device=device), norm(4, device=device)
-    for name in ("running_mean", "running_var"):
-        setattr(bn, name, getattr(dense, name).repeat_interleave(2)[::2])
-    bn_neuron(z, bn, None)
-    bn_neuron(z, dense, None)
+    for name, value in {**dict(dense.named_parameters()), **dict(dense.named_buffers())}.items():
+        if value.dim():
+            strided = value.detach().repeat_interleave(2)[::2]
+            setattr(bn, name, nn.Parameter(strided) if isinstance(value, nn.Parameter) else strided)
+            assert getattr(bn, name).stride() == (2,)
+    for training in (True, False):
+        out, expected = (bn_neuron(z, m.train(training), neuron.LIFNode()).out for m in (bn, dense))
+        assert torch.equal(out, expected)
     assert torch.equal(bn.running_mean, dense.running_mean) and torch.equal(bn.running_var, dense.running_var)
 
 
