@@ -75,7 +75,7 @@ def test_inductor_trains_a_network(device):
 
 
 def test_export(device):
-    net = small_net(device).eval()
+    net = small_net(device, fused=False).eval()
     x = current((2, 3, 8, 8), device=device)
     program = torch.export.export(net, (x,))
     assert any("sewsnn.neuron_forward" in str(node.target) for node in program.graph.nodes)

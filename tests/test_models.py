@@ -1,28 +1,33 @@
-"""SEW ResNets."""
+"""SEW ResNets, Spiking ResNets and plain networks. Fused or not: test_model_fusion.py."""
 
 import pytest
 import torch
 
 from sewsnn import models, neuron
+from sewsnn.models.blocks import RESIDUALS
 from sewsnn.models.sew_resnet import count_parameters
 from sewsnn.ops.reference import CONNECT
 
-# Parameters and neuron layers of the published networks (torchvision's counts; one neuron layer per convolution).
+# Parameters (torchvision's counts), neuron layers, and the shortcuts' share of both: 1x1 convolutions with BN and, in
+# SEW ResNet, a neuron. SEW has one neuron layer per convolution, Spiking ResNet none in its shortcuts.
 PUBLISHED = {
-    "sew_resnet18": (11_689_512, 20),
-    "sew_resnet34": (21_797_672, 36),
-    "sew_resnet50": (25_557_032, 53),
-    "sew_resnet101": (44_549_160, 104),
-    "sew_resnet152": (60_192_808, 155),
+    18: (11_689_512, 20, 173_824, 3),
+    34: (21_797_672, 36, 173_824, 3),
+    50: (25_557_032, 53, 2_776_576, 4),
+    101: (44_549_160, 104, 2_776_576, 4),
+    152: (60_192_808, 155, 2_776_576, 4),
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes(name):
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("depth", PUBLISHED)
+def test_sizes(depth, residual):
     with torch.device("meta"):
-        model = models.create_model(name)
-    layers = sum(isinstance(m, neuron.BaseNode) for m in model.modules())
-    assert (count_parameters(model), layers) == PUBLISHED[name]
+        model = models.create_model(f"{residual}_resnet{depth}")
+    layers = sum(isinstance(m, neuron.IFNode) for m in model.modules())
+    parameters, neurons, in_shortcuts, shortcuts = PUBLISHED[depth]
+    assert count_parameters(model) == parameters - (in_shortcuts if residual == "plain" else 0)
+    assert layers == neurons - (0 if residual == "sew" else shortcuts)
 
 
 def test_names_are_torchvisions():
@@ -101,6 +106,7 @@ def test_backends_agree(device):
     [
         ({"connect_f": "OR"}, "connect_f must be one of 'ADD'"),
         ({"T": 0}, "T must be at least 1"),
+        ({"residual": "dense"}, "residual must be one of 'sew', 'spiking', 'plain', got 'dense'"),
         ({"stem": "big"}, "stem must be"),
         ({"blocks": [1]}, "one entry per stage"),
         ({"blocks": [0, 1]}, "must be positive"),

@@ -68,6 +68,18 @@ def test_spikes_of_narrow_storage(dtype, order, device):
     assert wrong < (1e-4 if dtype == torch.float32 else torch.finfo(dtype).eps)
 
 
+def test_empty_batch(device):
+    """No image: no spike, of the shape that max_pool2d gives, and gradients of zero."""
+    for shape in ((0, 3, 4, 4), (0, 3, 5, 8)):
+        (out, grads, _), (out_ref, grads_ref, _) = (
+            run(fused, torch.zeros(shape, device=device, requires_grad=True), NEURONS["plif"], 3, training=False)
+            for fused in (True, False)
+        )
+        assert out.shape == out_ref.shape
+        for actual, expected in zip(grads, grads_ref, strict=True):
+            assert torch.equal(actual, expected)
+
+
 def test_ties_go_to_the_first_position(device):
     """As in max_pool2d: of a silent window the first valid neuron gets the gradient, of one that fires the first that
     does. One window of 3 x 3, its upper and left neighbours being padding."""

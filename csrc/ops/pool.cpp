@@ -61,7 +61,7 @@ PoolCall<P>::PoolCall(const Tensor& z_in, const MaybeTensor& statistics_in, cons
   const std::vector<int64_t> sizes(z_in.sizes().begin(), z_in.sizes().end());
   const std::vector<int64_t> contiguous = dense(sizes, false), last = dense(sizes, true);
   params.channels_last = !lies(z_in, contiguous) && lies(z_in, last);
-  out_sizes = {params.T, sizes[0], sizes[1], empty() ? 0 : params.out_height(), empty() ? 0 : params.out_width()};
+  out_sizes = {params.T, sizes[0], sizes[1], (sizes[2] + 1) / 2, (sizes[3] + 1) / 2};  // also where nothing is in it
   out_strides = dense(out_sizes, params.channels_last);
   if (!empty()) z = in_order(z_in, sizes, params.channels_last ? last : contiguous);
   params.z = z.rows.data;

@@ -109,10 +109,11 @@ def update_running(norm: nn.Module | None, n: Normalisation) -> None:
     """After a forward that did not fail."""
     if not (n.training and norm.training and norm.track_running_stats and norm.running_mean is not None):
         return
-    norm.num_batches_tracked.add_(1)
-    momentum = norm.momentum
-    if momentum is None:  # cumulative average; the number stays where it is
-        momentum = 1 / norm.num_batches_tracked.to(n.statistics.dtype)
+    momentum, tracked = norm.momentum, norm.num_batches_tracked
+    if tracked is not None:
+        tracked.add_(1)
+    if momentum is None:  # cumulative average; the number stays where it is. Nobody counts: torch keeps what it has
+        momentum = 0.0 if tracked is None else 1 / tracked.to(n.statistics.dtype)
     native.update_running(n.statistics, n.count, momentum, norm.running_mean, norm.running_var)
 
 

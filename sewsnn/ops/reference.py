@@ -13,6 +13,7 @@ The compiled kernels are tested against this. It is written to be read, one time
 v_rest is v_reset, or 0 for soft reset, and the v a neuron starts from. (Main paper, section 3.1; supplement, A.1.)
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -94,11 +95,18 @@ def moments(z_seq: Tensor) -> tuple[Tensor, Tensor]:
     return z.mean(1), z.var(1, unbiased=False)
 
 
+def _root(x: Tensor) -> Tensor:
+    """The square root, correctly rounded as IEEE 754 has it; torch's own may be a unit in the last place off."""
+    root = x.sqrt()
+    values = [math.sqrt(value) if value >= 0 else math.nan for value in x.detach().double().flatten().tolist()]
+    return root + (x.new_tensor(values).view_as(x) - root).nan_to_num(0).detach()
+
+
 def normalise(
     z_seq: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """``(z - mean) weight / sqrt(var + eps) + bias`` of ``[T, N, C, ...]``, in :func:`state_dtype`."""
-    scale = 1 / (var + eps).sqrt()
+    scale = 1 / _root(var + eps)
     scale = scale if weight is None else weight.to(scale.dtype) * scale
     channel = [-1, *[1] * (z_seq.dim() - 3)]
     y = (z_seq.to(scale.dtype) - mean.view(channel)) * scale.view(channel)

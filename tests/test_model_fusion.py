@@ -1,0 +1,176 @@
+"""Networks whose batch norms, neurons and connections are one op each, against the same networks module by module."""
+
+import copy
+
+import pytest
+import torch
+from cases import EPS, current
+from torch import nn
+
+from sewsnn import models, neuron
+from sewsnn.analysis import firing_rates
+from sewsnn.models.blocks import RESIDUALS, Style
+from sewsnn.ops import bn as native
+from sewsnn.ops.reference import CONNECT
+
+KINDS = [{"connect_f": connect_f} for connect_f in CONNECT] + [{"residual": "spiking"}, {"residual": "plain"}]
+
+
+def net(fused=True, **settings):
+    torch.manual_seed(0)
+    settings = {"stem": "small", "num_classes": 5, "T": 3, **settings}
+    return models.create_model("sew_resnet", blocks=[2, 1], widths=[4, 8], fused=fused, **settings)
+
+
+def batch(device, still=True, dtype=torch.float64):
+    return current((3, 3, 8, 8) if still else (3, 3, 3, 8, 8), dtype, device)
+
+
+def step(model, x):
+    """Logits, and what a training step leaves behind by name: gradients and buffers."""
+    logits = model(x)
+    (logits * current(logits.shape, logits.dtype, logits.device, seed=3)).sum().backward()
+    left = {f"grad {name}": p.grad for name, p in model.named_parameters()}
+    return logits.detach(), {**left, **dict(model.named_buffers())}
+
+
+def assert_same(actual, expected):
+    """In float64: rounding differs by far less than 1e8 ulps, and no spike is so near its threshold that it flips."""
+    assert actual.keys() == expected.keys() and all(value is not None for value in expected.values())
+    scale = max(float(value.abs().max()) for value in expected.values())
+    torch.testing.assert_close(actual, expected, rtol=1e8 * EPS[torch.float64], atol=1e6 * EPS[torch.float64] * scale)
+
+
+@pytest.mark.parametrize("still", [True, False], ids=["still", "sequence"])
+@pytest.mark.parametrize("bottleneck", [False, True], ids=["basic", "bottleneck"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
+def test_fused_equals_modules(kind, bottleneck, still, device):
+    """Outputs, every gradient and every running statistic; training, then evaluation, then with frozen statistics."""
+    fused, modules = (net(f, bottleneck=bottleneck, **kind).to(device).double() for f in (True, False))
+    x = batch(device, still)
+    for training in (True, False):
+        for (logits, left), (expected, expected_left) in [(step(m.train(training), x) for m in (fused, modules))]:
+            torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+            assert_same(left, expected_left)
+            assert logits.std() > 0.01 and left["grad conv1.weight"].norm() > 1e-4
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), modules(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [neuron.ParametricLIFNode, lambda: neuron.LIFNode(v_reset=None, detach_reset=False)])
+def test_other_neurons_and_the_imagenet_stem(make, device):
+    """PLIF's w of every layer; a stem that pools; images in channels_last."""
+    fused, modules = (net(f, neuron=make, stem="imagenet", connect_f="IAND").to(device).double() for f in (True, False))
+    x = current((2, 3, 17, 20), torch.float64, device, scale=2.0)
+    (logits, left), (expected, expected_left) = step(fused, x), step(modules, x)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    assert_same(left, expected_left)
+    last = fused.to(memory_format=torch.channels_last)
+    fused.zero_grad()
+    again, _ = step(last, x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(again, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_channels_last_stays_channels_last(device):
+    """From the stem's convolution to the last block: a copy to another order would cost a pass over memory."""
+    model = net(T=2).to(device, memory_format=torch.channels_last)
+    strides = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda m, inputs, z: strides.append((inputs[0], z)))
+    model(batch(device, dtype=torch.float32).contiguous(memory_format=torch.channels_last))
+    assert len(strides) == 8
+    for tensors in strides:
+        assert all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
+def test_state_is_the_same(kind):
+    """Names in their order, shapes, dtypes and first values; what one has learnt the other can load."""
+    fused, modules = (net(f, **kind) for f in (True, False))
+    state, expected = fused.state_dict(), modules.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    step(fused, batch("cpu", dtype=torch.float32))
+    modules.load_state_dict(fused.state_dict())
+
+
+def test_every_layer_is_one_op(monkeypatch, device):
+    """As many calls as neurons; Spiking ResNet's shortcuts are norms without one; ``fused=False`` makes none."""
+    calls = []
+    run = native.bn_neuron
+    monkeypatch.setattr(native, "bn_neuron", lambda *a, **kw: calls.append(a) or run(*a, **kw))
+    for residual, expected in zip(RESIDUALS, (8, 8, 7), strict=True):
+        for fused in (True, False):
+            calls.clear()
+            net(fused, residual=residual).to(device)(batch(device, dtype=torch.float32))
+            assert len(calls) == (expected if fused else 0)
+
+
+def test_hooks_on_layers_are_called(device):
+    """Rates of the fused network are those of its modules, whose hooks they come from."""
+    fused, modules = (net(f).to(device).double() for f in (True, False))
+    rates = [firing_rates(m, [batch(device)]) for m in (fused, modules)]
+    assert rates[0] == rates[1] and len(rates[0]) == 8 and any(0 < rate < 1 for rate in rates[0].values())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
+def test_bfloat16_autocast(kind, device):
+    """It trains, with gradients of every parameter in float32, and a loss near that in float32.
+
+    A bfloat16 number is off by up to 2^-9, which flips some spikes: the logits agree in the main, not number by number.
+    """
+    losses = []
+    for autocast in (True, False):
+        model, target = net(**kind).to(device), torch.tensor([0, 1, 2], device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            logits = model(batch(device, dtype=torch.float32))
+            loss = nn.functional.cross_entropy(logits, target)
+        loss.backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+        assert model.layer1[0].bn1.running_mean.dtype == torch.float32
+        assert logits.dtype == (torch.bfloat16 if autocast else torch.float32)
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=0.1) and losses[0] != losses[1]
+
+
+def test_a_block_is_given_float32_spikes_under_autocast(device):
+    """Its shortcut is then cast like its branch: spikes lose nothing."""
+    block = models.BasicBlock(4, 4, 1, Style(neuron=neuron.IFNode)).to(device)
+    spikes = (current((3, 2, 4, 5, 5), device=device) > 1).float()
+    with torch.autocast(device, torch.bfloat16):
+        out = block(spikes)
+    assert out.dtype == torch.bfloat16 and ((out - spikes == 0) | (out - spikes == 1)).all()
+
+
+def test_deterministic_algorithms():
+    """torch's deterministic mode, which also fills new memory with NaN: nothing is left unwritten, nothing refused."""
+    expected = step(net(), batch("cpu", dtype=torch.float32))
+    torch.use_deterministic_algorithms(True)
+    try:
+        actual = step(net(), batch("cpu", dtype=torch.float32))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(actual[0], expected[0])
+    assert all(torch.equal(actual[1][name], value) for name, value in expected[1].items())
+
+
+def test_half_and_copies(device):
+    """A model of bfloat16 numbers throughout, and a copy of it."""
+    model = net().to(device).bfloat16()
+    x = batch(device, dtype=torch.bfloat16)
+    again = copy.deepcopy(model)
+    logits, left = step(model, x)
+    assert logits.dtype == torch.bfloat16 and all(value.isfinite().all() for value in left.values())
+    assert torch.equal(step(again, x)[0], logits)
+
+
+def test_an_error_leaves_the_network_as_it_was():
+    """A NaN in a batch: the first norm says so, and no running statistic has seen it."""
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    x = batch("cpu", dtype=torch.float32)
+    x[0, 0, 0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="not finite"):
+        model(x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
