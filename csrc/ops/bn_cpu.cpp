@@ -101,10 +101,10 @@ void bn_update(Tensor statistics, double momentum, double count, Tensor running_
     const int64_t C = statistics.size(1);
     for (int64_t i = 0; i < 2 * C; ++i)
       if (!std::isfinite(now[i])) return;
-    const S m = S(momentum), unbiased = S(count / (count - 1));
+    const S keep = S(1 - momentum), m = S(momentum), unbiased = S(count / (count - 1));
     for (int64_t c = 0; c < C; ++c) {
-      mean[c] = mean[c] * (1 - m) + now[c] * m;
-      var[c] = var[c] * (1 - m) + now[C + c] * unbiased * m;
+      mean[c] = mean[c] * keep + now[c] * m;
+      var[c] = var[c] * keep + now[C + c] * unbiased * m;
     }
   });
 }
