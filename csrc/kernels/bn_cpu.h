@@ -32,10 +32,9 @@ void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t
   for (int64_t slab = first; slab < last; ++slab) {
     const auto [begin, end] = Slab::of(slab, slabs, p.M);
     NormLanes<S> lanes(p.channels, table, 1);
-    ChannelSums<S> sums(p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
+    ChannelSums<S> sums(lanes, p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
     for (int64_t i = begin; i < end; i += kTile) {
-      if (lanes.differs(i)) sums.flush(lanes);
-      lanes.move_to(i);
+      sums.move_to(i);
       const int n = tile_size(i, end);
       for (int64_t t = 0; t < p.T; t += kChunk) {
         const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
@@ -46,7 +45,7 @@ void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t
             for (int j = n; j < kTile; ++j) tail.rows[s][j] = store_<Storage>(lanes.row(kMean)[j]);
         }
         for (int j = 0; j < kTile; j += kGroupSize<S>) {
-          const Group<S> k = Group<S>::read_from(lanes.row(kMean) + j);
+          const Group<S> k = lanes.group(kMean, j);
           Group<S> sum = splat_group(S(0)), squares = sum;
           for (int64_t s = 0; s < steps; ++s) {
             z.prefetch_group(s, j);
@@ -59,7 +58,7 @@ void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t
         }
       }
     }
-    sums.flush(lanes);
+    sums.flush();
   }
 }
 
@@ -157,6 +156,7 @@ class GradY {
     tile.grad_x = {dy_, kTile, false};
     tile.h = h_;
     tile.g = g_;
+    tile.keep_grad_h = grad_leak != nullptr;
     replay_(p_.neuron, leak_, tile);
     surrogate_(p_.neuron, h_, g_, steps * kTile);
     backward_(p_.neuron, leak_, tile);
@@ -164,7 +164,7 @@ class GradY {
   }
 
   Group<S> dy(int64_t t, int i) const { return Group<S>::read_from(dy_ + t * kTile + i); }
-  Group<S> z(int64_t t, int i) const { return z_.group(t, i); }
+  const Source<Storage>& z() const { return z_; }
   // dL/dS of the connections it needs something recomputed for.
   void shortcut_gradient(int64_t steps, const Source<Storage>& grad_out, const Sink<Storage>& to) const {
     if (p_.connect == Connect::AddBefore) {
@@ -198,11 +198,10 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
   for (int64_t slab = first; slab < last; ++slab) {
     const auto [begin, end] = Slab::of(slab, slabs, p.M);
     NormLanes<S> lanes(p.channels, table, kBias + 1);
-    ChannelSums<S> sums(p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
+    ChannelSums<S> sums(lanes, p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
     double grad_leak[kTile] = {};
     for (int64_t i = begin; i < end; i += kTile) {
-      if (lanes.differs(i)) sums.flush(lanes);
-      lanes.move_to(i);
+      sums.move_to(i);
       const int n = tile_size(i, end);
       grad.begin(i, n);
       for (int64_t t = (p.T - 1) / kChunk * kChunk; t >= 0; t -= kChunk) {
@@ -219,20 +218,21 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
           grad_out = {to.data, to.row_stride, 1};
         }
         grad.run(t, steps, grad_out, lanes, p.grad_leak_partials ? grad_leak : nullptr);
+        const Source<Storage> z = grad.z();
         for (int j = 0; j < kTile; j += kGroupSize<S>) {
-          const Group<S> mean = Group<S>::read_from(lanes.row(kMean) + j);
+          const Group<S> mean = lanes.group(kMean, j);
           Group<S> sum = splat_group(S(0)), products = sum;
           for (int64_t s = 0; s < steps; ++s) {
             const Group<S> dy = grad.dy(s, j);
             sum = sum + dy;
-            products = products + dy * (grad.z(s, j) - mean);
+            products = products + dy * (z.group(s, j) - mean);
           }
           sums.add(0, j, sum);
           sums.add(1, j, products);
         }
       }
     }
-    sums.flush(lanes);
+    sums.flush();
     if (p.grad_leak_partials) {
       double sum = 0;
       for (double lane : grad_leak) sum += lane;
@@ -276,9 +276,12 @@ void bn_apply_blocks(const BnApplyParams& p, const void* table, int64_t first, i
       }
       const int64_t rows = p.still ? 1 : steps;
       const Sink<Storage> here = from(grad_z, p.still ? 0 : t, i), to = n < kTile ? z_tail.sink(here) : here;
-      each_group<S>(rows, [&](int64_t s, int j) {
-        const Group<S> dy = p.still ? Group<S>::read_from(over_time + j) : grad.dy(s, j);
-        to.put(s, j, norm_grad(dy, grad.z(s, j), lanes, j));
+      const Source<Storage> z = grad.z();
+      each_column<S>(rows, [&](int j) {
+        return [&, j, z, to, grad_z = NormGrad<S>(lanes, j)](int64_t s) {
+          const Group<S> dy = p.still ? Group<S>::read_from(over_time + j) : grad.dy(s, j);
+          to.put(s, j, grad_z(dy, z.group(s, j)));
+        };
       });
       if (n < kTile) z_tail.copy_to(here, rows, n);
     }

@@ -18,6 +18,8 @@ class NormLanes {
       : channels_(channels), table_(static_cast<const S*>(table)), rows_(rows) {}
 
   const S* row(int r) const { return direct() ? table_ + r * channels_.count + place_.channel : lanes_[r]; }
+  // A row's numbers at the group that begins at lane i.
+  Group<S> group(int r, int i) const { return Group<S>::read_from(row(r) + i); }
 
   // Whether the tile at neuron i has other channels than the one before.
   bool differs(int64_t i) const { return !(place_ == place(i)); }
@@ -30,13 +32,10 @@ class NormLanes {
     });
   }
 
-  // Adds what the lanes have summed to the channels' sums.
+  // The sums of the tile's channels, if they lie there lane by lane; else null, and scatter() adds to them.
+  double* in_place(double* sums) const { return direct() ? sums + place_.channel : nullptr; }
   void scatter(const double* lanes, double* sums) const {
-    if (direct()) {
-      for (int lane = 0; lane < kTile; ++lane) sums[place_.channel + lane] += lanes[lane];
-    } else {
-      each([&](int lane, int64_t c) { sums[c] += lanes[lane]; });
-    }
+    each([&](int lane, int64_t c) { sums[c] += lanes[lane]; });
   }
 
  private:
@@ -71,33 +70,42 @@ class NormLanes {
   alignas(64) S lanes_[kNormRows][kTile];
 };
 
-// Sums over the neurons of each channel, in double, in an order that the tiles alone determine.
+// Two sums over the neurons of each channel, in double, in an order that the tiles alone determine. They grow in the
+// lanes of the tile, until those belong to other channels.
 template <class S>
 class ChannelSums {
  public:
-  explicit ChannelSums(int64_t channels, double* sums) : sums_(sums), channels_(channels) {
+  // sums: [2, C]
+  ChannelSums(NormLanes<S>& lanes, int64_t channels, double* sums) : lanes_(lanes), sums_(sums), channels_(channels) {
     memset(sums, 0, 2 * channels * sizeof(double));
   }
-  // Before lanes moves on to other channels, and at the end.
-  void flush(const NormLanes<S>& lanes) {
-    if (empty_) return;
-    for (int k = 0; k < 2; ++k) lanes.scatter(lanes_[k], sums_ + k * channels_);
-    memset(lanes_, 0, sizeof lanes_);
-    empty_ = true;
+  void move_to(int64_t i) {
+    if (!lanes_.differs(i)) return;
+    flush();
+    lanes_.move_to(i);
+    for (int k = 0; k < 2; ++k) {
+      double* const place = lanes_.in_place(sums_ + k * channels_);
+      at_[k] = place ? place : own_[k];
+    }
   }
   void add(int k, int i, const Group<S>& group) {
     for (int j = 0; j < kGroup; ++j) {
-      double* const at = lanes_[k] + i + j * kLanes<S>;
+      double* const at = at_[k] + i + j * kLanes<S>;
       write(at, read<Doubles<S>>(at) + __builtin_convertvector(group.at[j], Doubles<S>));
     }
-    empty_ = false;
+  }
+  void flush() {
+    if (at_[0] != own_[0]) return;
+    for (int k = 0; k < 2; ++k) lanes_.scatter(own_[k], sums_ + k * channels_);
+    memset(own_, 0, sizeof own_);
   }
 
  private:
+  NormLanes<S>& lanes_;
   double* const sums_;
   const int64_t channels_;
-  bool empty_ = true;
-  alignas(64) double lanes_[2][kTile] = {};
+  double* at_[2] = {};
+  alignas(64) double own_[2][kTile] = {};
 };
 
 template <class S>
@@ -132,22 +140,32 @@ inline void each_group(int64_t steps, const F& f) {
     for (int64_t t = 0; t < steps; ++t) f(t, i);
 }
 
+// f(i) makes a function of t, which stays the same for all time-steps of a group: what it holds stays in registers.
+template <class S, class F>
+inline void each_column(int64_t steps, const F& f) {
+  for (int i = 0; i < kTile; i += kGroupSize<S>) {
+    const auto at = f(i);
+    for (int64_t t = 0; t < steps; ++t) at(t);
+  }
+}
+
 // y = (z - mean) scale + bias, and the shortcut if it is added before the neuron.
 template <class Storage>
 void normalise(int64_t steps, const Source<Storage>& z, const Source<Storage>& shortcut, bool add_before,
                const NormLanes<State<Storage>>& lanes, State<Storage>* y) {
   using S = State<Storage>;
-  const S *const mean = lanes.row(kMean), *const scale = lanes.row(kScale), *const bias = lanes.row(kBias);
   const auto run = [&](auto add) {
-    each_group<S>(steps, [&](int64_t t, int i) {
-      z.prefetch_group(t, i);
-      Group<S> g = (z.group(t, i) - Group<S>::read_from(mean + i)) * Group<S>::read_from(scale + i) +
-                   Group<S>::read_from(bias + i);
-      if constexpr (decltype(add)::value) {
-        shortcut.prefetch_group(t, i);
-        g = g + shortcut.group(t, i);
-      }
-      g.write_to(y + t * kTile + i);
+    each_column<S>(steps, [&](int i) {
+      return
+          [=, mean = lanes.group(kMean, i), scale = lanes.group(kScale, i), bias = lanes.group(kBias, i)](int64_t t) {
+            z.prefetch_group(t, i);
+            Group<S> g = (z.group(t, i) - mean) * scale + bias;
+            if constexpr (decltype(add)::value) {
+              shortcut.prefetch_group(t, i);
+              g = g + shortcut.group(t, i);
+            }
+            g.write_to(y + t * kTile + i);
+          };
     });
   };
   with_bool(add_before, run);
@@ -227,10 +245,18 @@ void add_gradients(int64_t steps, const Source<Storage>& a, const Source<Storage
 
 // dL/dz = scale (dL/dy - mean(dL/dy) - (z - mean) mean(dL/dy xhat) / sqrt(var + eps))
 template <class S>
-Group<S> norm_grad(const Group<S>& dy, const Group<S>& z, const NormLanes<S>& lanes, int i) {
-  const auto at = [&](NormRow r) { return Group<S>::read_from(lanes.row(r) + i); };
-  return at(kScale) * ((dy - at(kMeanGrad)) - (z - at(kMean)) * at(kMeanGradU));
-}
+struct NormGrad {
+  Group<S> mean, scale, mean_grad, mean_grad_u;
+
+  NormGrad(const NormLanes<S>& lanes, int i)
+      : mean(lanes.group(kMean, i)),
+        scale(lanes.group(kScale, i)),
+        mean_grad(lanes.group(kMeanGrad, i)),
+        mean_grad_u(lanes.group(kMeanGradU, i)) {}
+  Group<S> operator()(const Group<S>& dy, const Group<S>& z) const {
+    return scale * ((dy - mean_grad) - (z - mean) * mean_grad_u);
+  }
+};
 
 // Spikes as bits: that of neuron i is bit i % 8 of byte i / 8.
 template <class S>

@@ -46,7 +46,11 @@ struct Source {
   Group<S> group(int64_t t, int i) const {
     const T* const p = data + t * row_stride;
     Group<S> g;
-    for (int k = 0; k < kGroup; ++k) g.at[k] = step ? load_vector(p + i + k * kLanes<S>) : splat<Vector<S>>(load_(*p));
+    if (step) {
+      for (int k = 0; k < kGroup; ++k) g.at[k] = load_vector(p + i + k * kLanes<S>);
+    } else {
+      for (int k = 0; k < kGroup; ++k) g.at[k] = splat<Vector<S>>(load_(*p));
+    }
     return g;
   }
   void prefetch_group(int64_t t, int i) const {
@@ -138,7 +142,8 @@ struct BackwardTile {
   S* grad_v_before;        // [kTile]
   Sink<Storage> grad_x;
   S* h;  // [kChunk, kTile] scratch
-  S* g;  // [kChunk, kTile] scratch: sigma'(h - v_threshold), then dL/dh
+  S* g;  // [kChunk, kTile] scratch: sigma'(h - v_threshold), then dL/dh if that is kept for leak_gradient()
+  bool keep_grad_h;
 };
 
 template <class Storage>
@@ -193,7 +198,7 @@ void backward_tile(const NeuronParams& p, State<Storage> leak, const BackwardTil
         gx.at[k] = neuron.grad_x(g.at[k]);
         gv.at[k] = neuron.grad_v(g.at[k]);
       }
-      g.write_to(tile.g + t * kTile + i);
+      if (tile.keep_grad_h) g.write_to(tile.g + t * kTile + i);
       tile.grad_x.put(t, i, gx);
     }
     gv.write_to(tile.grad_v_before + i);
@@ -201,7 +206,7 @@ void backward_tile(const NeuronParams& p, State<Storage> leak, const BackwardTil
 }
 
 // Adds the tile's share of dL/dleak, the sum over time-steps of dL/dh dh/dleak, to kTile double lanes, one per neuron:
-// the same numbers whatever the vectors are. Comes after backward_tile.
+// the same numbers whatever the vectors are. Comes after backward_tile with keep_grad_h.
 template <class Storage>
 void leak_gradient(const NeuronParams& p, State<Storage> leak, const BackwardTile<Storage>& tile, double* lanes) {
   using S = State<Storage>;

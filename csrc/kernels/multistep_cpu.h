@@ -175,6 +175,7 @@ void backward_blocks(const BackwardParams& p, int64_t first, int64_t last) {
         tile.grad_x = grad_x_here;
         tile.h = h;
         tile.g = g;
+        tile.keep_grad_h = p.grad_leak_partials != nullptr;
         if (n < kTile) {
           tile.x = x_tail.filled(tile.x, steps, n);
           tile.v_before = v_tail.filled(tile.v_before, 1, n);

@@ -169,6 +169,7 @@ class PoolBackward {
     neurons.grad_x = {gy, kTile, false};
     neurons.h = h;
     neurons.g = g;
+    neurons.keep_grad_h = grad_leak != nullptr;
     replay_(p_.neuron, leak_, neurons);
     surrogate_(p_.neuron, h, g, p_.T * kTile);
     backward_(p_.neuron, leak_, neurons);
