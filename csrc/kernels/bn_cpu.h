@@ -16,6 +16,20 @@ struct Slab {
   }
 };
 
+// Scratch [time-step][neuron] of a tile, one after the other for as many time-steps as there are: arrays of kChunk
+// would lie 4 KB apart, as the rows of tensors often do, and drive one another out of the first-level cache.
+template <class S, int Count>
+class Scratch {
+ public:
+  explicit Scratch(int64_t T) : stride_(((T < kChunk ? T : kChunk) + 1) * kTile) {}
+  S* operator[](int i) { return memory_ + i * stride_; }
+  const S* operator[](int i) const { return memory_ + i * stride_; }
+
+ private:
+  const int64_t stride_;
+  alignas(64) S memory_[Count * (kChunk + 1) * kTile];
+};
+
 inline int tile_size(int64_t i, int64_t end) { return int(end - i < kTile ? end - i : kTile); }
 
 // [T, M] operands of which there may be none.
@@ -72,7 +86,9 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
   const bool direct = std::is_same_v<Storage, S> && p.spiking && !connects_after(p.connect) && !p.bits;
   uint8_t* const bits = static_cast<uint8_t*>(p.bits);
   NormLanes<S> lanes(p.channels, table, kBias + 1);
-  alignas(64) S y[kChunk * kTile], a[kChunk * kTile], v[kTile];
+  Scratch<S, 2> scratch(p.T);
+  S *const y = scratch[0], *const a = scratch[1];
+  alignas(64) S v[kTile];
   Padded<Storage> z_tail, shortcut_tail, out_tail;
 
   const int64_t end = last * kBlock < p.M ? last * kBlock : p.M;
@@ -122,7 +138,10 @@ class GradY {
         fire_(FireReset<S>::from(p.neuron)),
         replay_(select_replay<S>(p.neuron)),
         backward_(select_backward<S>(p.neuron)),
-        surrogate_(select_surrogate<S>(p.neuron)) {}
+        surrogate_(select_surrogate<S>(p.neuron)),
+        scratch_(p.T) {}
+
+  GradY(const GradY&) = delete;
 
   void begin(int64_t i, int n) {
     i_ = i, n_ = n;
@@ -183,8 +202,10 @@ class GradY {
   int64_t i_ = 0;
   int n_ = 0;
   Source<Storage> z_ = {};
+  Scratch<S, 4> scratch_;
   // dy: dL/dA, where that is not dL/dout as it lies; then dL/dy
-  alignas(64) S y_[kChunk * kTile], dy_[kChunk * kTile], h_[kChunk * kTile], g_[kChunk * kTile], gv_[kTile];
+  S *const y_ = scratch_[0], *const dy_ = scratch_[1], *const h_ = scratch_[2], *const g_ = scratch_[3];
+  alignas(64) S gv_[kTile];
   Padded<Storage> z_tail_, shortcut_tail_;
   Padded<S> v_tail_;
 };
