@@ -7,8 +7,8 @@ benchmarks/sew_step/networks.py says what the rivals are; torch.compile takes pa
 CPU it compiles for minutes. Each rival, contiguous and channels_last, is a process of its own, alive all the time; in
 every round each of them runs a step, one after the other. All start from the same weights with the same random images.
 
-Columns: `p20_ms`, `p50_ms`, `p80_ms` of the step. `conv_ms`: the convolutions and the linear layer, forward and
-backward, by the profiler's self time (on CUDA that of their kernels); `other_ms`: the rest of the step; both are
+Columns: `p20_ms`, `p50_ms`, `p80_ms` of the step. `conv_ms`: the convolutions, forward and backward, by a stopwatch in
+the same step (on CUDA, and compiled, by a profile of the step after it); `other_ms`: the rest of the step; both are
 medians over the rounds. `peak_MiB`: the highest memory of a step above that before the first one (resident on the CPU,
 allocated on CUDA), gradients included; on the CPU what an allocator keeps from step to step counts, glibc's (`malloc`:
 its settings) as well as sewsnn's (`keep_MB`: SEWSNN_CPU_KEEP_MB). `saved_MiB`: what forward saves for backward,
@@ -84,10 +84,10 @@ def measure(case: Case, providers: list[str], repeats: int) -> list[dict]:
         steps = 1 if case.device == "cpu" else 5
         turns = [found.ask("turn", steps) for _ in range(repeats)]
         for i in found.workers:
-            bare, products = zip(*(turn[i] for turn in turns), strict=True)
-            other = [a - b for a, b in zip(bare, products, strict=True)]
+            bare, convolutions = zip(*(turn[i] for turn in turns), strict=True)
+            other = [a - b for a, b in zip(bare, convolutions, strict=True)]
             found.rows[i] |= {f"{name}_ms": value for name, value in quantiles(bare).items()}
-            found.rows[i] |= {"conv_ms": quantiles(products)["p50"], "other_ms": quantiles(other)["p50"]}
+            found.rows[i] |= {"conv_ms": quantiles(convolutions)["p50"], "other_ms": quantiles(other)["p50"]}
     finally:
         found.close()
     mark_best(found.rows)

@@ -10,13 +10,10 @@ import torch
 from torch import nn
 
 from benchmarks.sew_step.networks import DTYPES, MEMORY_FORMATS, Case, build
+from benchmarks.sew_step.stopwatch import Stopwatch
 
-#: The operations that multiply matrices: convolutions and the linear layer, forward and backward. Self time counts, so
-#: that a copy a convolution makes because its input has another memory format is not part of it.
-PRODUCTS = {
-    f"aten::{name}"
-    for name in ("mkldnn_convolution", "cudnn_convolution", "_slow_conv2d_forward", "_slow_conv2d_backward")
-} | {"aten::convolution_backward", "aten::mm", "aten::addmm"}
+#: What a profile calls the convolutions.
+CONVOLUTIONS = {f"aten::{name}" for name in ("mkldnn_convolution", "cudnn_convolution", "convolution_backward")}
 
 
 class Step:
@@ -86,6 +83,7 @@ class Rival:
         if self.what[0] == "compile":
             Step(*self.what)()  # the compiler's own memory is not the step's
         self.step = Step(*self.what)
+        self.watch = None if self.cuda or self.what[0] == "compile" else Stopwatch(self.step.net)
         gc.collect()
         self.before = self._memory_now()
 
@@ -97,7 +95,11 @@ class Rival:
         return Step(provider, case.exact(), memory_format).gradient()
 
     def turn(self, steps: int) -> tuple[float, float]:
-        """Milliseconds of a step, and of its products; the latter from a profile of one more step."""
+        """Milliseconds of a step, and of its convolutions: by a stopwatch; on CUDA, and of compiled code, from a profile
+        of one more step."""
+        if self.watch:
+            self.watch.seconds = 0.0
+            return self._milliseconds(steps), 1e3 * self.watch.seconds / steps
         if self.cuda:
             self.step()  # takes the memory it needs
         bare = self._milliseconds(steps)
@@ -105,11 +107,11 @@ class Rival:
         activities += [torch.profiler.ProfilerActivity.CUDA] if self.cuda else []
         with torch.profiler.profile(activities=activities) as profile:
             self._milliseconds(1)
-        events = [event for event in profile.key_averages() if event.key in PRODUCTS]
-        products = sum(e.self_device_time_total if self.cuda else e.self_cpu_time_total for e in events) / 1e3
+        events = [event for event in profile.key_averages() if event.key in CONVOLUTIONS]
+        convolutions = sum(e.self_device_time_total if self.cuda else e.self_cpu_time_total for e in events) / 1e3
         if self.cuda:
             torch.cuda.empty_cache()  # for the others
-        return bare, products
+        return bare, convolutions
 
     def memory(self) -> dict:
         """MiB: the peak of a step above what there was before the first one, and what forward saves for backward.
