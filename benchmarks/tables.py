@@ -16,7 +16,7 @@ STEP_NAMES = NAMES | {
     "fused": "**sewsnn**",
     "unfused": "sewsnn, batch norm by torch",
     "plain": "loop over time-steps",
-    "spikingjelly_repeat": "SpikingJelly {spikingjelly}, image repeated T times",
+    "spikingjelly_once": "SpikingJelly {spikingjelly}, changed: stem once per image",
 }
 COMMAND = "python -m benchmarks.tables"
 

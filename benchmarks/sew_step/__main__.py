@@ -27,7 +27,7 @@ import os
 import time
 
 from benchmarks.common import append_rows, environment, quantiles
-from benchmarks.sew_step.judge import mark_best, too_bad
+from benchmarks.sew_step.judge import compared, mark_best, too_bad
 from benchmarks.sew_step.networks import MEMORY_FORMATS, PROVIDERS, Case, available
 from benchmarks.sew_step.worker import Worker
 
@@ -130,6 +130,12 @@ def print_rows(rows: list[dict]) -> None:
         )
 
 
+def print_ratios(rows: list[dict], case: str) -> None:
+    for provider in dict.fromkeys(row["provider"] for row in rows):
+        if provider != "fused" and (ratios := compared(rows, case, provider)):
+            print(f"fused beside {provider}: " + ", ".join(f"{column} {r:.2f}x" for column, r in ratios.items()))
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -165,6 +171,7 @@ def main() -> None:
         print(f"{model}, batch {case.batch}, {case.size} x {case.size}, T = {case.T}, {case.dtype}", flush=True)
         new = measure(case, arguments.providers, arguments.repeats)
         print_rows(new)
+        print_ratios(new, model)
         rows += new
         if arguments.json:
             append_rows(arguments.json, [row | about for row in new])

@@ -1,6 +1,6 @@
 """Which row of a provider counts, and whether the results are good enough."""
 
-#: (what, column, how many times better than SpikingJelly's best it must be)
+#: (what, column, how many times better than SpikingJelly it must be)
 LIMITS = (
     ("everything outside the convolutions", "other_ms", 4.0),
     ("the whole step", "p50_ms", 1.3),
@@ -16,17 +16,26 @@ def mark_best(rows: list[dict]) -> None:
 
 
 def too_bad(rows: list[dict]) -> list[str]:
-    """Nothing, or what falls short of :data:`LIMITS`. Of SpikingJelly's settings the best counts, limit by limit."""
+    """Nothing, or what falls short of :data:`LIMITS`. Of SpikingJelly's memory formats the better counts, each time."""
     found = []
     for case in dict.fromkeys(row["case"] for row in rows):
-        measured = [row for row in rows if row["case"] == case and "error" not in row]
-        ours = next((row for row in measured if row["provider"] == "fused" and row["best"]), None)
-        theirs = [row for row in measured if row["provider"].startswith("spikingjelly")]
-        if ours is None or not theirs:
+        ratios = compared(rows, case, "spikingjelly")
+        if ratios is None:
             found.append(f"{case}: fused and spikingjelly were not both measured")
             continue
         for what, column, limit in LIMITS:
-            ratio = min(row[column] for row in theirs) / ours[column]
-            if ratio < limit:
-                found.append(f"{case}: {what} is {ratio:.2f}x better than SpikingJelly's, the limit is {limit:g}x")
+            if ratios[column] < limit:
+                found.append(
+                    f"{case}: {what} is {ratios[column]:.2f}x better than SpikingJelly's, the limit is {limit:g}x"
+                )
     return found
+
+
+def compared(rows: list[dict], case: str, provider: str) -> dict[str, float] | None:
+    """How many times better fused is than the provider, column by column; None if one of them was not measured."""
+    measured = [row for row in rows if row["case"] == case and "error" not in row]
+    ours = next((row for row in measured if row["provider"] == "fused" and row["best"]), None)
+    theirs = [row for row in measured if row["provider"] == provider]
+    if ours is None or not theirs:
+        return None
+    return {column: min(row[column] for row in theirs) / ours[column] for _, column, _ in LIMITS}

@@ -4,12 +4,12 @@
     unfused              sewsnn with torch's batch norm
     plain                unfused, its neurons a loop over time-steps that autograd differentiates
     compile              torch.compile of plain, default mode
-    spikingjelly         SpikingJelly's network, its stem (conv1, bn1) computed once per image
-    spikingjelly_repeat  SpikingJelly's network as its examples use it: the image is repeated T times before conv1
+    spikingjelly         SpikingJelly's network as its examples use it: the image is repeated T times before conv1
+    spikingjelly_once    the same changed by hand, so that its stem (conv1, bn1) is computed once per image
 
 SpikingJelly's step_mode is set per layer, so its stem may run in single-step mode, and its result be shown T times as a
-view; the numbers stay the same. That is its strongest setting, and what the others are held against. Its memory
-optimisation (memopt, checkpointing) computes forward twice and is left out, as is checkpointing for everyone else.
+view by a hook; the numbers stay the same. That is not in SpikingJelly, but the strongest we could make of it. Its
+memory optimisation (memopt, checkpointing) computes forward twice and is left out, as is checkpointing for all others.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sewsnn import models, neuron
 
-PROVIDERS = ("fused", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_repeat")
+PROVIDERS = ("fused", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_once")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -57,7 +57,7 @@ def build(provider: str, case: Case, memory_format: str) -> nn.Module:
     common = case.settings() | {"T": case.T, "connect_f": "ADD"}
     weights = models.create_model(**common, fused=False).state_dict()
     if provider.startswith("spikingjelly"):
-        net = SpikingJelly(case, stem_once=provider == "spikingjelly")
+        net = SpikingJelly(case, stem_once=provider == "spikingjelly_once")
         net.theirs.load_state_dict(weights)
     else:
         if provider in ("plain", "compile"):

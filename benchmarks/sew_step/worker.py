@@ -22,7 +22,7 @@ class Step:
     def __init__(self, provider: str, case: Case, memory_format: str):
         self.case = case
         self.net = build(provider, case, memory_format)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, fused=True)
         generator = torch.Generator().manual_seed(1)
         images = torch.randn(case.batch, 3, case.size, case.size, generator=generator)
         dtype = torch.float64 if case.dtype == "float64" else torch.float32
@@ -95,8 +95,8 @@ class Rival:
         return Step(provider, case.exact(), memory_format).gradient()
 
     def turn(self, steps: int) -> tuple[float, float]:
-        """Milliseconds of a step, and of its convolutions: by a stopwatch; on CUDA, and of compiled code, from a profile
-        of one more step."""
+        """Milliseconds of a step, and of its convolutions: by a stopwatch; on CUDA, and of compiled code, from
+        the profile of one more step."""
         if self.watch:
             self.watch.seconds = 0.0
             return self._milliseconds(steps), 1e3 * self.watch.seconds / steps

@@ -215,7 +215,8 @@ template <class Storage>
 void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, int64_t first, int64_t last) {
   using S = State<Storage>;
   GradY<Storage> grad(p);
-  Padded<Storage> out_tail, skip_tail, sum_tail;
+  const Sink<Storage> grad_sum = sink_of<Storage>(p.grad_sum, p.T, p.M);
+  Padded<Storage> out_tail, skip_tail, sums_here;
   for (int64_t slab = first; slab < last; ++slab) {
     const auto [begin, end] = Slab::of(slab, slabs, p.M);
     NormLanes<S> lanes(p.channels, table, kBias + 1);
@@ -231,12 +232,11 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
         if (n < kTile) grad_out = out_tail.filled(grad_out, steps, n);
         if (p.grad_sum) {
           Source<Storage> skip = Source<Storage>::of(p.grad_skip, t, i);
-          const Sink<Storage> sum = {static_cast<Storage*>(p.grad_sum) + t * p.M + i, p.M, false};
           if (n < kTile) skip = skip_tail.filled(skip, steps, n);
-          const Sink<Storage> to = n < kTile ? sum_tail.sink(sum) : sum;
-          add_gradients(steps, grad_out, skip, to);
-          if (n < kTile) sum_tail.copy_to(sum, steps, n);
-          grad_out = {to.data, to.row_stride, 1};
+          const Sink<Storage> far = from(grad_sum, t, i), near = sums_here.sink(far);
+          add_gradients(steps, grad_out, skip, near, n < kTile ? Sink<Storage>{} : far);
+          if (n < kTile) sums_here.copy_to(far, steps, n);
+          grad_out = {near.data, near.row_stride, 1};
         }
         grad.run(t, steps, grad_out, lanes, p.grad_leak_partials ? grad_leak : nullptr);
         const Source<Storage> z = grad.z();
@@ -260,6 +260,7 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
       p.grad_leak_partials[slab] = sum;
     }
   }
+  if (grad_sum.streaming) finish_streaming();
 }
 
 template <class Storage>

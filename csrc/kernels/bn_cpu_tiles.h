@@ -242,14 +242,17 @@ void connect_grad_shortcut(Connect g, int64_t steps, const Source<Storage>& grad
   });
 }
 
-// grad_out + grad_skip, rounded to storage, as it is used from then on.
+// grad_out + grad_skip, rounded to storage as it is used from then on: into the cache, and to where apply reads it.
 template <class Storage>
-void add_gradients(int64_t steps, const Source<Storage>& a, const Source<Storage>& b, const Sink<Storage>& sum) {
+void add_gradients(int64_t steps, const Source<Storage>& a, const Source<Storage>& b, const Sink<Storage>& near,
+                   const Sink<Storage>& far) {
   using S = State<Storage>;
   each_group<S>(steps, [&](int64_t t, int i) {
     a.prefetch_group(t, i);
     b.prefetch_group(t, i);
-    sum.put(t, i, a.group(t, i) + b.group(t, i));
+    const Group<S> sum = a.group(t, i) + b.group(t, i);
+    near.put(t, i, sum);
+    if (far.data) far.put(t, i, sum);
   });
 }
 
