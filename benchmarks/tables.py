@@ -9,6 +9,7 @@ NAMES = {
     "native": "**sewsnn**",
     "compile": "torch.compile of the loop",
     "loop": "loop over time-steps",
+    "modules": "BatchNorm2d, sewsnn's neuron, add",
     "spikingjelly": "SpikingJelly {spikingjelly}",
     "spikingjelly_cupy": "SpikingJelly {spikingjelly}, cupy",
 }
@@ -70,7 +71,7 @@ def bandwidth_table(rows: list[dict]) -> list[str]:
     """Share of a copy's bandwidth, the least of IF, LIF and PLIF, for each shape."""
     shares = {}
     for row in rows:
-        if "share_of_copy" in row:
+        if "share_of_copy" in row and not row["case"].startswith("block_"):
             column = row["dtype"], row["case"].split("_")[-1]
             shares.setdefault((row["place"], tuple(row["shape"])), {}).setdefault(column, []).append(row)
     if not shares:
@@ -89,11 +90,27 @@ def bandwidth_table(rows: list[dict]) -> list[str]:
     return lines
 
 
-def rivals_table(rows: list[dict]) -> list[str]:
+def passes_table(rows: list[dict]) -> list[str]:
+    """Share of a copy's bandwidth of the passes of batch norm + IF + ADD, for each shape and dtype."""
+    passes = ("statistics", "write", "reduce", "apply")
+    found = {}
+    for row in rows:
+        if row["case"].removeprefix("block_") in passes:
+            found.setdefault((row["place"], row["dtype"]), {})[row["case"].removeprefix("block_")] = row
+    if not found:
+        return []
+    lines = ["| BN + IF + ADD, share of a copy's bandwidth | " + " | ".join(passes) + " |", "|---|" + "---:|" * 4]
+    for (place, dtype), by_pass in found.items():
+        cells = [f"{by_pass[p]['share_of_copy']:.0%}" if p in by_pass else "unmeasured" for p in passes]
+        lines.append(f"| {place} {dtype} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def rivals_table(rows: list[dict], case: str, title: str) -> list[str]:
     """Forward + backward beside native, for each shape."""
     found = {}
     for row in rows:
-        if row["case"] == "LIF_forward_backward":
+        if row["case"] == case:
             found.setdefault((row["place"], row["dtype"]), {})[row["provider"]] = row
     found = {key: providers for key, providers in found.items() if "native" in providers}
     if not found:
@@ -101,7 +118,7 @@ def rivals_table(rows: list[dict]) -> list[str]:
     names = [n for n in NAMES if any(n in providers for providers in found.values())]
     about = next((r for r in rows if "spikingjelly" in r), {"spikingjelly": ""})
     head = [NAMES[n].format(**about) for n in names]
-    lines = ["| LIF, forward + backward | " + " | ".join(head) + " |", "|---|" + "---:|" * len(names)]
+    lines = [f"| {title}, forward + backward | " + " | ".join(head) + " |", "|---|" + "---:|" * len(names)]
     for (place, dtype), providers in found.items():
         ours = providers["native"]["p50_ms"]
         cells = [
@@ -120,7 +137,12 @@ def gpu_table(rows: list[dict], current: str) -> str:
     if not measured:
         return "**Not yet measured on a GPU**: speed and results there are unknown."
     about = "{device}, driver {driver}, CUDA {cuda}, torch {torch}, {date}, commit {commit}.".format(**measured[-1])
-    tables = [bandwidth_table(measured), rivals_table(measured)]
+    tables = [
+        bandwidth_table(measured),
+        rivals_table(measured, "LIF_forward_backward", "LIF"),
+        passes_table(measured),
+        rivals_table(measured, "block_forward_backward", "BN + IF + ADD"),
+    ]
     blocks = ["\n".join(table) for table in tables if table]
     return "\n\n".join([*blocks, about + age(measured, current)])
 
@@ -128,7 +150,7 @@ def gpu_table(rows: list[dict], current: str) -> str:
 def step_table(rows: list[dict], current: str) -> str:
     """Training steps: for each device, model and dtype the newest run, each provider in its better memory format."""
     runs = {}
-    for row in rows:
+    for row in (r for r in rows if "memory_format" in r):
         key = tuple(row[name] for name in ("device", "case", "dtype", "batch", "size", "T"))
         run = runs.setdefault(key, [])
         if run and run[0]["run"] != row["run"]:
@@ -167,7 +189,7 @@ def filled(readme: str, current: str | None = None) -> str:
     current = current or csrc_hash()
     tables = {
         "cpu_table": cpu_table(read_rows(RESULTS / "cpu_neuron.jsonl"), current),
-        "step_table": step_table(read_rows(RESULTS / "sew_step.jsonl"), current),
+        "step_table": step_table([*read_rows(RESULTS / "sew_step.jsonl"), *read_rows(RESULTS / "gpu.jsonl")], current),
         "overhead": overhead(read_rows(RESULTS / "overhead.jsonl"), current),
         "gpu_table": gpu_table(read_rows(RESULTS / "gpu.jsonl"), current),
     }

@@ -30,11 +30,12 @@ class Stage:
     says: tuple[str, ...] = ()
 
 
-def sanitizer(tool: str, *options: str) -> Stage:
+def sanitizer(tool: str, *options: str, what: str = "tiny") -> Stage:
     """compute-sanitizer over every kernel on tiny shapes."""
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", *options)
-    command = (*command, PYTHON, "-m", "benchmarks.gpu.tiny")
-    return Stage(f"sanitize_{tool}", command, 400, "compute-sanitizer", 60, ("cases agree", "SUMMARY"))
+    command = (*command, PYTHON, "-m", f"benchmarks.gpu.{what}")
+    name = f"sanitize_{tool}" + what.removeprefix("tiny")
+    return Stage(name, command, 400, "compute-sanitizer", 60, ("cases agree", "SUMMARY"))
 
 
 def only_ours() -> tuple[str, ...]:
@@ -61,21 +62,36 @@ def stages(device: str, quick: bool) -> list[Stage]:
     return [
         Stage("library", (PYTHON, "-m", "benchmarks.gpu.library", "--device", device), 580, enough_s=5),
         Stage("smoke", (PYTHON, "-m", "benchmarks.gpu.tiny", "--device", device), 120),
+        Stage("smoke_blocks", (PYTHON, "-m", "benchmarks.gpu.tiny_blocks", "--device", device), 200),
         Stage("tests_cuda", (*PYTEST, *marked, alone), 200),
         Stage("tests_kernels", (*PYTEST, *marked, *side_by_side, *chosen, *few), 400, enough_s=90),
         Stage("time_neurons", (PYTHON, "-m", "benchmarks.gpu.neuron", *rows), 300, enough_s=60),
+        Stage("time_blocks", (PYTHON, "-m", "benchmarks.gpu.blocks", *rows), 400, enough_s=90),
+        Stage("time_steps", steps(device, quick), 500, enough_s=120),
         Stage("overhead", (PYTHON, "-m", "benchmarks.overhead", "--device", device, "--json", "{json}"), 60),
         sanitizer("memcheck", *ours),
         sanitizer("racecheck", *ours),
         sanitizer("initcheck"),  # what torch's kernels write has to be seen, too
         sanitizer("synccheck", *ours),
+        sanitizer("memcheck", *ours, what="tiny_blocks"),
+        sanitizer("racecheck", *ours, what="tiny_blocks"),
         Stage("time_rivals", (PYTHON, "-m", "benchmarks.gpu.rivals", *rows), 400, enough_s=120),
-        Stage("counters", counters(), 300, "ncu", 60, ("forward_kernel",)),
+        Stage("counters", counters("tiny"), 300, "ncu", 60, ("forward_kernel",)),
+        Stage("counters_blocks", counters("tiny_blocks"), 300, "ncu", 60, ("bn_reduce_kernel",)),
         Stage("tests_all", (*PYTEST, *marked, *side_by_side, "tests", *few), 580, enough_s=200),
     ]
 
 
-def counters() -> tuple[str, ...]:
+def steps(device: str, quick: bool) -> tuple[str, ...]:
+    """Whole training steps of SEW ResNets."""
+    command = (PYTHON, "-m", "benchmarks.sew_step", "--device", device, "--json", "{json}")
+    if quick:
+        small = '{"name": "sew_resnet", "blocks": [1], "widths": [8]}'
+        return (*command, "--models", small, "--batch", "2", "--size", "32", "--repeats", "2", "--providers", "fused")
+    return (*command, "--dtype", "bfloat16", "--models", "sew_resnet18", "sew_resnet50")
+
+
+def counters(what: str) -> tuple[str, ...]:
     """Nsight Compute: what the hardware says of bytes, occupancy and stalls."""
     metrics = (
         "dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,"
@@ -86,10 +102,10 @@ def counters() -> tuple[str, ...]:
     return (
         *command,
         "-k",
-        "regex:^(forward|backward|sum_partials)_kernel",
+        "regex:^(bn_|pool_|)(forward|backward|sum_partials|statistics|reduce|apply)_kernel",
         PYTHON,
         "-m",
-        "benchmarks.gpu.tiny",
+        f"benchmarks.gpu.{what}",
         "--large",
     )
 

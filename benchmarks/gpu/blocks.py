@@ -1,0 +1,130 @@
+"""Batch norm + IF + ADD between two convolutions: each pass against a copy, and the whole beside the modules.
+
+    python -m benchmarks.gpu.blocks [--device cuda|cpu] [--quick] [--json FILE] [--resume]
+
+Passes (the ops by themselves, channels_last): statistics reads z; write reads z and the shortcut and writes out; reduce
+reads z and the gradient; apply reads both and writes the gradient of z: 1 + 3 + 2 + 3 accesses per element, 18 bytes in
+half precision, two of them the shortcut's. Whole: training forward + backward of sewsnn's op, of nn.BatchNorm2d +
+sewsnn's neuron + add, and of torch.compile of batch norm + the loop over time-steps + add.
+"""
+
+import itertools
+
+import torch
+from torch import nn
+
+from benchmarks import cpu_neuron
+from benchmarks.common import quantiles
+from benchmarks.gpu import clock
+from benchmarks.gpu.cases import DTYPES, Rows, operand, parse
+from benchmarks.gpu.neuron import copy_milliseconds
+from sewsnn import layers, neuron
+from sewsnn.ops import bn as native
+from sewsnn.surrogate import ATan
+
+ACCESSES = {"statistics": 1, "write": 3, "reduce": 2, "apply": 3}
+OPTIONS = native.Options(1e-5, native.ADD, 0, 0, 2.0, True, 1.0, 0.0, ATan.kind, 2.0, True)
+
+
+def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
+    """The calls of one round of a pass, and the bytes each moves."""
+    ops = torch.ops.sewsnn
+    bytes_per_call = ACCESSES[what] * dtype.itemsize * torch.Size(shape).numel()
+    weight, bias = torch.ones(shape[2], device=device), torch.zeros(shape[2], device=device)
+    none = torch.empty(0, device=device)
+    backward = OPTIONS._replace(connect=native.NONE)
+    calls = []
+    for _ in range(clock.rotations(bytes_per_call, device)):
+        z, shortcut, grad = (operand(shape, dtype, device) for _ in range(3))
+        statistics = ops.bn_statistics(z, 0, False)
+        norm = (statistics, weight, bias, None)
+        sums = torch.zeros(2, shape[2], device=device)
+        count = z.numel() / shape[2]
+        calls.append(
+            {
+                "statistics": lambda z=z: ops.bn_statistics(z, 0, False),
+                "write": lambda z=z, s=shortcut, n=norm: ops.bn_neuron_forward(
+                    z, s, *n, *OPTIONS, 0, True, False, True
+                ),
+                "reduce": lambda z=z, g=grad, n=norm: ops.bn_neuron_reduce(
+                    g, None, z, None, *n, none, *backward, False
+                ),
+                "apply": lambda z=z, g=grad, n=norm, s=sums, c=count: ops.bn_neuron_apply(
+                    g, z, None, *n, none, s, c, *backward, False
+                ),
+            }[what]
+        )
+    return calls, bytes_per_call
+
+
+def plain(z, shortcut, bn):
+    """Batch norm, the loop over time-steps, the connection: for the compiler."""
+    y = bn(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+    return cpu_neuron.loop(y.float(), cpu_neuron.Spike.apply).to(z.dtype) + shortcut
+
+
+def whole(name, shape, device):
+    """A function of z and the shortcut."""
+    bn = nn.BatchNorm2d(shape[2]).to(device)
+    if name == "compile":
+        torch.compiler.reset()
+        compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+        return lambda z, s: compiled(z, s, bn), bn
+    node = neuron.IFNode(store_v=False)
+    fused = name == "native"
+    return lambda z, s: layers.bn_neuron(z, bn, node, s, connect_f="ADD", fused=fused).out, bn
+
+
+def measure(arguments, rows: Rows) -> None:
+    """Rows for each shape and dtype: the passes, then the rivals."""
+    device = arguments.device
+    shapes = {place: shape for place, shape in arguments.shapes.items() if len(shape) == 5 and shape[0] == 4}
+    for (place, shape), dtype in itertools.product(shapes.items(), DTYPES):
+        about = {"dtype": dtype, "place": place, "shape": shape, "T": shape[0]}
+        for what in ACCESSES:
+            if rows.has(f"block_{what}", "native", dtype, place):
+                continue
+            calls, moved = pass_calls(what, DTYPES[dtype], shape, device)
+            times = quantiles(clock.milliseconds(calls, device, arguments.rounds))
+            del calls
+            copy_ms = copy_milliseconds(moved, device, arguments.rounds)
+            row = {"case": f"block_{what}", "provider": "native", "bytes": moved} | about
+            row |= {f"{k}_ms": v for k, v in times.items()}
+            rows.add(row | {"GB_per_s": moved / times["p50"] / 1e6, "share_of_copy": copy_ms / times["p50"]})
+        for name in ("native", "modules", "compile"):
+            if rows.has("block_forward_backward", name, dtype, place) or (name == "compile" and device == "cpu"):
+                continue
+            row = {"case": "block_forward_backward", "provider": name} | about
+            try:
+                row |= time_whole(name, shape, DTYPES[dtype], arguments)
+            except Exception as error:
+                row["error"] = f"{type(error).__name__}: {error}"[:300]
+            rows.add(row)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def time_whole(name, shape, dtype, arguments) -> dict:
+    """Times of forward + backward as a network calls it."""
+    function, bn = whole(name, shape, arguments.device)
+    sets = [[operand(shape, dtype, arguments.device) for _ in range(3)] for _ in range(2)]
+    for z, shortcut, _ in sets:
+        z.requires_grad_()
+        shortcut.requires_grad_()
+    calls = [
+        lambda z=z, s=s, g=g: torch.autograd.grad(function(z, s), [z, s, bn.weight, bn.bias], g) for z, s, g in sets
+    ]
+    for call in calls:
+        call()
+    times = quantiles(clock.eager_milliseconds(calls, arguments.device, arguments.rounds))
+    return {f"{k}_ms": v for k, v in times.items()}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    arguments = parse(__doc__)
+    measure(arguments, Rows(arguments))
+
+
+if __name__ == "__main__":
+    main()

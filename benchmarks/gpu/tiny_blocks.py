@@ -1,0 +1,149 @@
+"""Every kernel of batch norm + neuron + connection and of the stem once, on shapes small enough for compute-sanitizer.
+
+    python -m benchmarks.gpu.tiny_blocks [--device cuda|cpu] [--large]
+
+With given statistics the outputs must be those of the CPU kernels bit for bit, and the gradients to rounding. In
+training the statistics are summed in another order, so that is compared in float64. --large: one launch each at the
+shapes of SEW-ResNet-18, for a profiler.
+"""
+
+import argparse
+import itertools
+
+import torch
+from torch import nn
+
+from sewsnn import layers, neuron
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NEURONS = {
+    "none": lambda: None,
+    "if": lambda: neuron.IFNode(store_v=False),
+    "lif3": lambda: neuron.LIFNode(tau=3.0),
+    "plif": lambda: neuron.ParametricLIFNode(store_v=False),
+}
+CONNECTIONS = (None, "ADD", "AND", "IAND", "before")
+SIZES = ((8, 4, 4), (3, 5, 5), (64, 2, 2))  # C, H, W
+
+
+def operands(shape, dtype, device, channels_last):
+    """z, the shortcut and two gradients."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    made = []
+    for k in range(4):
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) + 0.4
+        x = (x.round().clamp(0, 2) if k == 1 else x).to(dtype).to(device)
+        made.append(x.movedim(-3, -1).contiguous().movedim(-1, -3) if channels_last else x)
+    return made
+
+
+def modules(C, kind, dtype, device, training):
+    """A norm with statistics of its own, and the neuron."""
+    torch.manual_seed(C)
+    bn, node = nn.BatchNorm2d(C), NEURONS[kind]()
+    for p in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
+        nn.init.uniform_(p, 0.3, 1.0)
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    bn.to(device, state).train(training)
+    return bn, node if node is None else node.to(device, state)
+
+
+def block(shape, kind, connection, dtype, device, channels_last, training):
+    """Output, packed spikes, gradients and running statistics."""
+    z, shortcut, grad, grad_skip = operands(shape, dtype, device, channels_last)
+    bn, node = modules(shape[2], kind, dtype, device, training)
+    before = connection == "before"
+    settings = {"connect_f": "ADD" if before else connection, "connect_before": before}
+    if connection:
+        settings["shortcut"] = shortcut.requires_grad_()
+    z.requires_grad_()
+    output = layers.bn_neuron(z, bn, node, two=True, pack_spikes=True, **settings)
+    inputs = [z, *bn.parameters(), *([shortcut] if connection else []), *(node.parameters() if node else ())]
+    grads = torch.autograd.grad([output.out, output.skip], inputs, [grad, grad_skip])
+    return output.out.detach(), output.bits, [*grads, bn.running_mean, bn.running_var]
+
+
+def stem(shape, kind, T, dtype, device, channels_last, training):
+    z, *_ = operands(shape[1:], dtype, device, channels_last)
+    bn, node = modules(shape[2], kind, dtype, device, training)
+    if isinstance(node, neuron.LIFNode):
+        node.store_v = False
+    out = layers.bn_neuron_pool(z.requires_grad_(), bn, node, T)
+    grad = torch.linspace(-1, 1, out.numel(), device=device, dtype=torch.float64).view(out.shape).to(dtype)
+    grads = torch.autograd.grad(out, [z, *bn.parameters(), *node.parameters()], grad)
+    return out.detach(), None, [*grads, bn.running_mean, bn.running_var]
+
+
+def differs(call) -> str | None:
+    """How the device's results differ from the CPU's; ``call(device, training)``."""
+    out, bits, _ = call("device", False)
+    expected, expected_bits, _ = call("cpu", False)
+    if not torch.equal(out.cpu(), expected):
+        return f"{int((out.cpu() != expected).sum())} outputs of {out.numel()} differ"
+    if bits is not None and not torch.equal(bits.cpu(), expected_bits):
+        return "the packed spikes differ"
+    for training in (False, True):
+        for a, b in zip(call("device", training)[2], call("cpu", training)[2], strict=True):
+            if training and out.dtype != torch.float64:
+                continue  # the statistics may round a neuron across the threshold, and all that follows with it
+            rounding = 2.0**-6 if a.element_size() == 2 else 1e-9 if a.dtype == torch.float64 else 1e-3
+            if not torch.allclose(a.cpu().double(), b.double(), rtol=0, atol=rounding * max(1.0, float(b.abs().max()))):
+                error = float((a.cpu().double() - b.double()).abs().max())
+                return f"a gradient or running statistic is off by {error:.1e} (training: {training})"
+    return None
+
+
+def check(device: str) -> None:
+    """All cases; fails at the end if there is a difference."""
+    found, count = [], 0
+
+    def one(name, call):
+        nonlocal count
+        count += 1
+        where = {"device": device, "cpu": "cpu"}
+        if difference := differs(lambda place, training: call(where[place], training)):
+            found.append(f"{name}: {difference}")
+            print(found[-1], flush=True)
+
+    for dtype, T, size, last in itertools.product(DTYPES, (3, 4, 17), SIZES, (True, False)):
+        shape = (T, 2, *size)
+        for i, (kind, connection) in enumerate(itertools.product(NEURONS, CONNECTIONS)):
+            if (i + T + sum(size)) % 3 and (dtype, T) != (torch.float32, 4):
+                continue  # a third of the combinations, but all of them in one place
+            if connection == "before" and kind == "none":
+                continue
+            case = f"{kind}, {connection}, {dtype}, {shape}, channels_last={last}"
+            one(case, lambda d, t, a=(shape, kind, connection, dtype), last=last: block(*a, d, last, t))
+        if T == 17:
+            continue
+        for kind in ("if", "lif3", "plif"):
+            big = (T, 2, size[0], 9, 12)
+            case = f"stem, {kind}, {dtype}, {big}, channels_last={last}"
+            one(case, lambda d, t, a=(big, kind, T, dtype), last=last: stem(*a, d, last, t))
+    if found:
+        raise SystemExit(f"{len(found)} differences in {count} cases")
+    print(f"{count} cases agree with the CPU kernels")
+
+
+def large() -> None:
+    """Each pass once at the shapes of SEW-ResNet-18."""
+    for dtype, (C, H) in itertools.product((torch.float32, torch.bfloat16), ((64, 56), (512, 7))):
+        for connection in (None, "ADD", "AND"):
+            block((4, 32, C, H, H), "if", connection, dtype, "cuda", True, True)
+    stem((4, 32, 64, 112, 112), "if", 4, torch.bfloat16, "cuda", True, True)
+    torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--large", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.large:
+        large()
+    else:
+        check(arguments.device)
+
+
+if __name__ == "__main__":
+    main()
