@@ -17,6 +17,7 @@ STEP_NAMES = NAMES | {
     "fused": "**sewsnn**",
     "unfused": "sewsnn, batch norm by torch",
     "plain": "loop over time-steps",
+    "packed": "sewsnn, packed spikes",
     "spikingjelly_once": "SpikingJelly {spikingjelly}, changed: stem once per image",
 }
 COMMAND = "python -m benchmarks.tables"

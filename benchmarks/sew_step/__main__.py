@@ -8,8 +8,8 @@ CPU it compiles for minutes. Each rival, contiguous and channels_last, is a proc
 every round each of them runs a step, one after the other. All start from the same weights with the same random images.
 
 Columns: `p20_ms`, `p50_ms`, `p80_ms` of the step. `conv_ms`: the convolutions, forward and backward, by a stopwatch in
-the same step (on CUDA, and compiled, by a profile of the step after it); `other_ms`: the rest of the step; both are
-medians over the rounds. `peak_MiB`: the highest memory of a step above that before the first one (resident on the CPU,
+the same step (on CUDA, and of compile and packed, by a profile of the step after it); `other_ms`: the rest of the step;
+both are medians over the rounds. `peak_MiB`: the highest memory of a step above that before the first one (resident on the CPU,
 allocated on CUDA), gradients included; on the CPU what an allocator keeps from step to step counts, glibc's (`malloc`:
 its settings) as well as sewsnn's (`keep_MB`: SEWSNN_CPU_KEEP_MB). `saved_MiB`: what forward saves for backward,
 without the parameters. `loss_error`, `grad_error`: relative difference of the loss and of conv1's gradient from

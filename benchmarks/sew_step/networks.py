@@ -1,6 +1,7 @@
 """The rivals: the same SEW ResNet (IF, ATan, detached hard reset, ADD) with the same weights, made in different ways.
 
     fused                sewsnn as it comes
+    packed               the same with pack_spikes=True
     unfused              sewsnn with torch's batch norm
     plain                unfused, its neurons a loop over time-steps that autograd differentiates
     compile              torch.compile of plain, default mode
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from sewsnn import models, neuron
 
-PROVIDERS = ("fused", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_once")
+PROVIDERS = ("fused", "packed", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_once")
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -62,7 +63,7 @@ def build(provider: str, case: Case, memory_format: str) -> nn.Module:
     else:
         if provider in ("plain", "compile"):
             common["neuron"] = neuron.IFNode(store_v=False, backend="torch")
-        net = models.create_model(**common, fused=provider == "fused")
+        net = models.create_model(**common, fused=provider in ("fused", "packed"), pack_spikes=provider == "packed")
         net.load_state_dict(weights)
     if case.dtype == "float64":
         net.double()

@@ -83,7 +83,8 @@ class Rival:
         if self.what[0] == "compile":
             Step(*self.what)()  # the compiler's own memory is not the step's
         self.step = Step(*self.what)
-        self.watch = None if self.cuda or self.what[0] == "compile" else Stopwatch(self.step.net)
+        own_convolutions = self.what[0] in ("compile", "packed")
+        self.watch = None if self.cuda or own_convolutions else Stopwatch(self.step.net)
         gc.collect()
         self.before = self._memory_now()
 
@@ -95,8 +96,8 @@ class Rival:
         return Step(provider, case.exact(), memory_format).gradient()
 
     def turn(self, steps: int) -> tuple[float, float]:
-        """Milliseconds of a step, and of its convolutions: by a stopwatch; on CUDA, and of compiled code, from
-        the profile of one more step."""
+        """Milliseconds of a step, and of its convolutions: by a stopwatch; on CUDA, and where they are not torch's
+        modules, from the profile of one more step."""
         if self.watch:
             self.watch.seconds = 0.0
             return self._milliseconds(steps), 1e3 * self.watch.seconds / steps
