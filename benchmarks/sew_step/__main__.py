@@ -9,13 +9,13 @@ every round each of them runs a step, one after the other. All start from the sa
 
 Columns: `p20_ms`, `p50_ms`, `p80_ms` of the step. `conv_ms`: the convolutions, forward and backward, by a stopwatch in
 the same step (on CUDA, and of compile and packed, by a profile of the step after it); `other_ms`: the rest of the step;
-both are medians over the rounds. `peak_MiB`: the highest memory of a step above that before the first one (resident on the CPU,
-allocated on CUDA), gradients included; on the CPU what an allocator keeps from step to step counts, glibc's (`malloc`:
-its settings) as well as sewsnn's (`keep_MB`: SEWSNN_CPU_KEEP_MB). `saved_MiB`: what forward saves for backward,
-without the parameters. `loss_error`, `grad_error`: relative difference of the loss and of conv1's gradient from
-plain's in the same memory format. Networks that round differently are told apart by these: a potential within rounding
-of the threshold fires in one and not in the other, and one spike more changes a gradient through eighteen layers
-wholly (grad_error of the order of 1). Whether they compute the same function is what `exact_loss_error` and
+both are medians over the rounds. `peak_MiB`: the highest memory of a step above that before the first one (resident on
+the CPU, allocated on CUDA), gradients included; on the CPU what an allocator keeps from step to step counts, glibc's
+(`malloc`: its settings) as well as sewsnn's (`keep_MB`: SEWSNN_CPU_KEEP_MB). `saved_MiB`: what forward saves for
+backward, without the parameters. `loss_error`, `grad_error`: relative difference of the loss and of conv1's gradient
+from plain's in the same memory format. Networks that round differently are told apart by these: a potential within
+rounding of the threshold fires in one and not in the other, and one spike more changes a gradient through eighteen
+layers wholly (grad_error of the order of 1). Whether they compute the same function is what `exact_loss_error` and
 `exact_grad_error` say, the same in float64 on two small images: there only rounding is left.
 
 bfloat16 is autocast; SpikingJelly on CUDA then has `PrecisionConfig(neuron_storage="bf16")`.
