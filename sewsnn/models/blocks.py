@@ -48,7 +48,7 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, style: Style):
         super().__init__()
-        self.style = style.checked()
+        self.style = style.checked()._replace(neuron=None)  # has made its neurons; may be what cannot be pickled
         self.downsample = None
         if style.residual != "plain" and (stride != 1 or in_channels != channels):
             self.downsample = nn.Sequential(
