@@ -182,11 +182,12 @@ def test_whoever_watches_a_block_or_a_stage_sees_its_call(device):
     x = batch(device)
     expected = model(x).detach()
     seen = []
-    for module in (model.layer1[1], model.layer2):
+    watched = [model.layer1[1], model.layer2[0].downsample, model.layer2]
+    for module in watched:
         module.register_forward_hook(lambda module, args, output: seen.append((module, output.shape)))
     torch.testing.assert_close(model(x).detach(), expected, rtol=1e-12, atol=1e-12)
-    assert [module for module, _ in seen] == [model.layer1[1], model.layer2]
-    assert all(shape[:2] == (3, 3) for _, shape in seen)
+    assert [module for module, _ in seen] == watched
+    assert [shape[:2] for _, shape in seen] == [(3, 3), (9, 8), (3, 3)]
 
 
 def test_what_is_put_in_the_place_of_a_stage_or_of_the_pooling_is_called(device):
