@@ -82,10 +82,15 @@ def test_a_norm_that_does_not_count(momentum, device):
     """num_batches_tracked None, which torch allows: running statistics are updated as torch would."""
     z = current((3, 5, 4, 3, 3), torch.float64, device)
     fused, torchs = (norm(4, torch.float64, device, momentum=momentum) for _ in range(2))
-    fused.num_batches_tracked = torchs.num_batches_tracked = None
+    layer = BNNeuron(4, False, momentum=momentum, dtype=torch.float64, device=device)
+    layer.load_state_dict(fused.state_dict())
+    fused.num_batches_tracked = torchs.num_batches_tracked = layer.num_batches_tracked = None
     bn_neuron(z, fused, None)
+    bn_neuron(z, layer, None, fused=False)
     torchs(z.flatten(0, 1))
-    torch.testing.assert_close(dict(fused.named_buffers()), dict(torchs.named_buffers()), rtol=1e-14, atol=1e-14)
+    expected = dict(torchs.named_buffers())
+    torch.testing.assert_close(dict(fused.named_buffers()), expected, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(dict(layer.named_buffers()), expected, rtol=1e-14, atol=1e-14)
 
 
 def test_what_leaves_running_statistics_alone(device):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from sewsnn import layers, models, neuron
 
@@ -74,3 +75,35 @@ def test_errors():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
     with pytest.raises(ValueError, match="no running statistics"):
         layers.fuse(net)
+
+
+def _twice(module, args, output):
+    return 2 * output
+
+
+def odd_networks():
+    """Each with what a convolution's weights cannot stand for."""
+    conv, bn, relu = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
+    other = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), bn)  # noqa: E731
+    watched = nn.Conv2d(3, 3, 1)
+    watched.register_forward_hook(_twice)
+    yield "a norm in two places", nn.Sequential(other(), other())
+    yield "a convolution in two places", nn.Sequential(conv, bn, nn.Sequential(conv, nn.BatchNorm2d(3)))
+    yield "a module between, which came before", nn.Sequential(relu, conv, relu, bn)
+    yield "a hook that changes what comes out", nn.Sequential(watched, bn)
+    yield "weights made by a parametrization", nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), bn)
+    yield "a transposed convolution", nn.Sequential(nn.ConvTranspose2d(3, 3, 2), bn)
+
+
+@pytest.mark.parametrize("net", [pytest.param(net, id=name) for name, net in odd_networks()])
+def test_what_cannot_be_folded_stays(net, device):
+    net = net.to(device)
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.randn(3, generator=generator))
+            module.running_var.copy_(torch.rand(3, generator=generator) + 0.5)
+    x = torch.randn(2, 3, 4, 4, generator=generator).to(device)
+    fused = layers.fuse(net.eval())
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-4, atol=1e-5)

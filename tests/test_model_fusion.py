@@ -1,6 +1,7 @@
 """Networks whose batch norms, neurons and connections are one op each, against the same networks module by module."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -174,3 +175,35 @@ def test_an_error_leaves_the_network_as_it_was():
     with pytest.raises(RuntimeError, match="not finite"):
         model(x)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_whoever_watches_a_block_or_a_stage_sees_its_call(device):
+    model = net().to(device).double()
+    x = batch(device)
+    expected = model(x).detach()
+    seen = []
+    watched = [model.layer1[1], model.layer2[0].downsample, model.layer2]
+    for module in watched:
+        module.register_forward_hook(lambda module, args, output: seen.append((module, output.shape)))
+    torch.testing.assert_close(model(x).detach(), expected, rtol=1e-12, atol=1e-12)
+    assert [module for module, _ in seen] == watched
+    assert [shape[:2] for _, shape in seen] == [(3, 3), (9, 8), (3, 3)]
+
+
+def test_what_is_put_in_the_place_of_a_stage_or_of_the_pooling_is_called(device):
+    model = net(stem="imagenet").to(device).double()
+    model.maxpool = nn.AvgPool2d(2)
+    model.layer2, model.fc = nn.Identity(), nn.Identity()
+    x = batch(device)
+    actual = model.eval()(x)
+    z = model.bn1(model.conv1(x))
+    s = model.sn1(z.expand(3, *z.shape)).flatten(0, 1)
+    pooled = model.maxpool(s).unflatten(0, (3, 3))
+    torch.testing.assert_close(actual, model.layer1(pooled).mean((0, 3, 4)), rtol=1e-9, atol=1e-9)
+
+
+def test_networks_of_copied_nodes_are_pickled():
+    model = net(neuron=neuron.LIFNode(tau=3.0)).eval()
+    again = pickle.loads(pickle.dumps(model))
+    x = batch("cpu", dtype=torch.float32)
+    assert torch.equal(again(x), model(x))

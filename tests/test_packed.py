@@ -117,3 +117,11 @@ def test_other_convolutions_run_as_they_are(device):
 def test_bad_sizes(sizes, strides, message):
     with pytest.raises(RuntimeError, match=message):
         native.unpack_spikes(torch.zeros(4, dtype=torch.uint8), sizes, strides, torch.float32)
+
+
+def test_padding_by_name(device):
+    output = spikes(torch.rand(2, 2, 8, 4, 4, device=device) + 0.5)
+    conv = nn.Conv2d(8, 4, 3, padding="same").to(device)
+    conv_z = layers.conv_over_time(conv, output)
+    conv_z.sum().backward()
+    assert output.bits is not None and conv_z.shape == (2, 2, 4, 4, 4) and conv.weight.grad.abs().sum() > 0

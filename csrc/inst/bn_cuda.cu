@@ -14,7 +14,9 @@ SEWSNN_EXTERN(BFloat16)
 SEWSNN_EXTERN(double)
 #undef SEWSNN_EXTERN
 
+// Nothing is asked for what will not be launched: walk_over() needs planes that can be counted.
 int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType dtype) {
+  if (!countable(channels)) return 0;
   return with_storage(dtype, [&](auto storage) {
     using Storage = typename decltype(storage)::type;
     int64_t slabs = 1;
@@ -28,6 +30,7 @@ int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType 
 }
 
 int64_t cuda_bn_leak_partials(const BnReduceParams& p) {
+  if (!countable(p.channels)) return 0;
   return with_storage(p.dtype, [&](auto storage) { return reduce_walk<typename decltype(storage)::type>(p).blocks(); });
 }
 

@@ -36,6 +36,7 @@ Operand like_z(const char* name, const Tensor& t, const Tensor& z, const Layout&
 
 void set_checkpoints(BnBackwardParams& p, const Tensor& checkpoints, const Tensor& z) {
   STD_TORCH_CHECK(checkpoints.scalar_type() == state_type(z) && checkpoints.is_contiguous() &&
+                      checkpoints.is_cuda() == z.is_cuda() && checkpoints.get_device_index() == z.get_device_index() &&
                       checkpoints.numel() == (p.spiking ? checkpoint_count(p.T) * p.M : 0),
                   "checkpoints must be those of a forward with needs_grad=True");
   p.checkpoints = checkpoints.numel() ? checkpoints.const_data_ptr() : nullptr;
@@ -167,11 +168,13 @@ BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const Tensor& z_in, const Ma
 }
 
 void check_running(const Tensor& statistics, const Tensor& running_mean, const Tensor& running_var) {
-  STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 2 && statistics.is_contiguous(),
-                  "statistics must be [2, C]");
+  const ScalarType state = statistics.scalar_type();
+  STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 2 && statistics.is_contiguous() &&
+                      (state == ScalarType::Float || state == ScalarType::Double),
+                  "statistics must be [2, C], float32 or float64");
   for (const Tensor& t : {running_mean, running_var})
-    STD_TORCH_CHECK(t.numel() == statistics.size(1) && t.is_contiguous() &&
-                        t.scalar_type() == statistics.scalar_type() && t.is_cuda() == statistics.is_cuda(),
+    STD_TORCH_CHECK(t.numel() == statistics.size(1) && t.is_contiguous() && t.scalar_type() == state &&
+                        t.is_cuda() == statistics.is_cuda() && t.get_device_index() == statistics.get_device_index(),
                     "running statistics must be [C], with dtype and device of the statistics");
 }
 

@@ -57,7 +57,8 @@ NeuronParams neuron_params(const NeuronOptions& o) {
 Operand leak_operand(const std::optional<Tensor>& leak, const Tensor& x, NeuronKind kind) {
   if (kind != NeuronKind::PLIF) return {Tensor(), {}};
   STD_TORCH_CHECK(leak.has_value(), "leak is needed by PLIF");
-  STD_TORCH_CHECK(leak->numel() == 1 && leak->scalar_type() == state_type(x) && leak->is_cuda() == x.is_cuda(),
+  STD_TORCH_CHECK(leak->numel() == 1 && leak->scalar_type() == state_type(x) && leak->is_cuda() == x.is_cuda() &&
+                      leak->get_device_index() == x.get_device_index(),
                   "leak must be one number in the dtype of the state, on the device of x");
   return {*leak, {leak->const_data_ptr(), 0, 0}};
 }

@@ -60,7 +60,8 @@ def bn_neuron(
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
         RuntimeError: z_seq has values that are not finite (in training on the CPU; on a GPU one would have to wait for
-            the answer). On either device the running statistics stay as they were.
+            the answer). On either device the op leaves the running statistics as they were. Modules that run instead
+            of it do as they do in torch: nothing is raised, and the running statistics are no longer finite.
 
     Source: main paper, section 3.2 and Table 1; supplement, A.1.
     """

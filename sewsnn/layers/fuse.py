@@ -2,12 +2,14 @@
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from sewsnn.layers.modules import BNNeuron, NeuronConnection
+from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.modules import BNNeuron
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -20,8 +22,9 @@ def fuse(model: nn.Module) -> nn.Module:
 
     What follows a convolution: in a network of :mod:`sewsnn.models` (or a module of yours with a method
     ``conv_bn_pairs()`` that yields ``(conv, bn)``) all of them; elsewhere, in an ``nn.Sequential``, the module after
-    it. Other norms stay as they are. The outputs are the model's, but for rounding: a potential within rounding of the
-    threshold may fire here and not there.
+    it. Other norms stay as they are, and so do those that weights cannot stand for: norms or convolutions with hooks,
+    in more than one place of the model, or of another class than torch's own. The outputs are the model's, but for
+    rounding: a potential within rounding of the threshold may fire here and not there.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -46,22 +49,25 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Each convolution with the norm that follows it, once."""
+    """Each convolution with the norm that follows it, once, if it can be folded."""
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     seen = set()
     for module in list(model.modules()):
         pairs = getattr(module, "conv_bn_pairs", None)
         if pairs is not None:
             found = list(pairs())
-        elif isinstance(module, nn.Sequential):
-            children = list(module.children())
-            found = [
-                (conv, bn)
-                for conv, bn in itertools.pairwise(children)
-                if isinstance(conv, _CONVS) and isinstance(bn, _NORMS)
-            ]
+        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            # What is in it twice comes twice, as children() would not have it.
+            found = [(conv, bn) for conv, bn in itertools.pairwise(module) if type(bn) in _NORMS]
         else:
             continue
         for conv, bn in found:
-            if bn not in seen and not isinstance(bn, (nn.Identity, NeuronConnection)):
+            if bn not in seen and places[conv] == places[bn] == 1 and _can_fold(conv, bn):
                 seen.add(bn)
                 yield conv, bn
+
+
+def _can_fold(conv: nn.Module, bn: nn.Module) -> bool:
+    """Classes of their own and hooks may compute something else than the weights say."""
+    known = type(conv) in _CONVS and (type(bn) in _NORMS or isinstance(bn, BNNeuron))
+    return known and not has_hooks(conv) and not has_hooks(bn)

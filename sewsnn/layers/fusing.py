@@ -24,7 +24,7 @@ class Norm(_NormBase):
     def normalise(self, z: Tensor) -> Tensor:
         """Batch norm alone, of ``[N, C, ...]``, by torch."""
         factor = self.momentum
-        if self.training and self.track_running_stats:
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             factor = 1 / float(self.num_batches_tracked) if factor is None else factor
         training = self.training or self.running_mean is None

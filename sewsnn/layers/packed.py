@@ -21,7 +21,8 @@ def conv_over_time(conv: nn.Module, x: Output) -> Tensor:
     Where x has ``bits``, a plain ``nn.Conv2d`` keeps those for its weight's gradient, and not the spikes themselves:
     1 bit instead of 16 or 32. Backward unpacks them for as long as it needs them.
     """
-    if x.bits is None or type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or has_hooks(conv):
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    if x.bits is None or not plain or has_hooks(conv):
         return over_time(conv, x.out)
     weight, bias, s_seq = conv.weight, conv.bias, x.out
     device = s_seq.device.type

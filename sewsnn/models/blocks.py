@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sewsnn.layers import bn_neuron, conv_over_time
+from sewsnn.layers import bn_neuron, conv_over_time, over_time
+from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.bn import Output
 from sewsnn.ops.reference import CONNECT
 
@@ -48,7 +49,7 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, style: Style):
         super().__init__()
-        self.style = style.checked()
+        self.style = style.checked()._replace(neuron=None)  # has made its neurons; may be what cannot be pickled
         self.downsample = None
         if style.residual != "plain" and (stride != 1 or in_channels != channels):
             self.downsample = nn.Sequential(
@@ -66,8 +67,12 @@ class Block(nn.Module):
         """Every convolution with the norm that follows it."""
         for i in range(1, self.convs + 1):
             yield getattr(self, f"conv{i}"), getattr(self, f"bn{i}")
-        if self.downsample is not None:
+        if self._downsample_is_a_pair():
             yield tuple(self.downsample)
+
+    def _downsample_is_a_pair(self) -> bool:
+        """Convolution and norm, as it was made, and nobody watches it."""
+        return type(self.downsample) is nn.Sequential and len(self.downsample) == 2 and not has_hooks(self.downsample)
 
     def _layer(self, name: int | str, x: Output, shortcut: Tensor | None = None, **options) -> Output:
         conv, bn, sn = (getattr(self, f"{kind}{name}") for kind in ("conv", "bn", "sn"))
@@ -82,8 +87,11 @@ class Block(nn.Module):
             return None
         if self.downsample is None:
             return skip
-        conv, bn = self.downsample
         sn = self.downsample_sn if self.style.residual == "sew" else None
+        if not self._downsample_is_a_pair():
+            z_seq = over_time(self.downsample, skip)
+            return z_seq if sn is None else sn(z_seq)
+        conv, bn = self.downsample
         z_seq = conv_over_time(conv, Output(skip, None, None, None))
         return bn_neuron(z_seq, bn, sn, fused=self.style.fused).out
 

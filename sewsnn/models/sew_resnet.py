@@ -129,11 +129,19 @@ class SEWResNet(nn.Module):
         still = x.dim() == 4  # convolved and normalised once
         z = self.conv1(x) if still else over_time(self.conv1, x)
         pooled = not isinstance(self.maxpool, nn.Identity)
-        if still and pooled and not has_hooks(self.maxpool):
+        if still and _is_stem_pool(self.maxpool):
             s_seq = bn_neuron_pool(z, self.bn1, self.sn1, self.T, fused=self.fused)
             return Output(s_seq, None, None, None)
         s = bn_neuron(z, self.bn1, self.sn1, T=self.T if still else None, two=not pooled, fused=self.fused)
         return Output(over_time(self.maxpool, s.out), None, None, None) if pooled else s
+
+    def _blocks(self) -> list[nn.Module]:
+        """All blocks in a row; a stage stays one module where somebody watches it or has put another in its place."""
+        modules = []
+        for stage in range(self.stages):
+            layer = getattr(self, f"layer{stage + 1}")
+            modules.extend(layer if type(layer) is nn.Sequential and not has_hooks(layer) else [layer])
+        return modules
 
     def forward(self, x: Tensor, return_seq: bool = False) -> Tensor:
         """Logits ``[N, num_classes]``, the mean over time; with ``return_seq`` ``[T, N, num_classes]``.
@@ -144,12 +152,27 @@ class SEWResNet(nn.Module):
         if x.dim() not in (4, 5):
             raise ValueError(f"x must be [N, C, H, W] or [T, N, C, H, W], got shape {list(x.shape)}")
         s = self._stem(x)
-        blocks = [block for stage in range(self.stages) for block in getattr(self, f"layer{stage + 1}")]
-        for i, block in enumerate(blocks):
-            s = block.run(s, two=i + 1 < len(blocks))
-        s_seq = s.out
-        features = over_time(lambda s: self.avgpool(s).flatten(1), s_seq)
+        modules = self._blocks()
+        for i, module in enumerate(modules):
+            if _hands_on(module):
+                s = module.run(s, two=i + 1 < len(modules))
+            else:
+                s = Output(module(s.out), None, None, None)
+        features = over_time(lambda s: self.avgpool(s).flatten(1), s.out)
         return self.fc(features) if return_seq else self.fc(features.mean(0))
+
+
+def _is_stem_pool(pool: nn.Module) -> bool:
+    """Whether :func:`bn_neuron_pool` can stand for it: others may have been put in its place."""
+    if type(pool) is not nn.MaxPool2d or has_hooks(pool):
+        return False
+    settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
+    return settings == (3, 2, 1, 1, False, False)
+
+
+def _hands_on(module: nn.Module) -> bool:
+    """Whether it is a block whose call nobody watches, which can be given a pair, and return one."""
+    return isinstance(module, Block) and type(module).forward is Block.forward and not has_hooks(module)
 
 
 def _published(name: str, block, blocks, residual: str):

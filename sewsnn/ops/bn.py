@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sewsnn.ops.load import NATIVE_ERROR
-from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides
+from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, no_double_backward
 from sewsnn.ops.reference import state_dtype
 
 NO_NEURON = 3  # the `kind` of none
@@ -168,7 +168,7 @@ def _gradients(ctx, grad_out, grad_skip):
     arguments = (*saved, options.eps, connect, *options[2:])
     sums = grad_leak = None
     if need_weight or need_bias or need_leak or grad_skip is not None or (need_z and ctx.training):
-        sums, grad_sum, grad_leak = _below_autograd("bn_neuron_reduce", grad_out, grad_skip, *arguments, need_leak)
+        sums, grad_sum, grad_leak = below_autograd("bn_neuron_reduce", grad_out, grad_skip, *arguments, need_leak)
         grad_out = grad_out if grad_skip is None else grad_sum
     own_shortcut = need_shortcut and options.connect != ADD
     grad_z = grad_shortcut = None
@@ -176,11 +176,8 @@ def _gradients(ctx, grad_out, grad_skip):
         all_sums, count = sums if ctx.training else None, 1.0
         if ctx.training and need_z:
             count = saved.z.numel() / saved.z.shape[1 if options.T else 2]
-            if ctx.group is not None:  # of all processes, as if they were of so many values as here
-                all_sums = sums.clone()
-                dist.all_reduce(all_sums, group=ctx.group)
-                all_sums = all_sums * (count / ctx.count).to(all_sums.dtype)
-        grad_z, grad_shortcut = _below_autograd(
+            all_sums = sums_of_all(ctx, sums, count)
+        grad_z, grad_shortcut = below_autograd(
             "bn_neuron_apply", grad_out, *arguments[:7], all_sums, count, *arguments[7:], own_shortcut
         )
     return (
@@ -193,12 +190,22 @@ def _gradients(ctx, grad_out, grad_skip):
     )
 
 
-def _below_autograd(name, *arguments):
+def below_autograd(name, *arguments):
+    """An op of backward."""
     op = getattr(torch.ops.sewsnn, name).default
     if torch.is_grad_enabled():  # create_graph: the op's formula raises
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
+
+
+def sums_of_all(ctx, sums: Tensor, count: float) -> Tensor:
+    """The sums of all processes that share statistics, as if they were of so many values as here."""
+    if ctx.group is None:
+        return sums
+    sums = sums.clone()
+    dist.all_reduce(sums, group=ctx.group)
+    return sums * (count / ctx.count).to(sums.dtype)
 
 
 class _BnNeuron(torch.autograd.Function):
@@ -228,13 +235,6 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_out, *_):
     return *_gradients(ctx, grad_out, None), *(None,) * 15
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError(
-        "sewsnn's compiled neurons have no second derivative (the spike's surrogate has none); "
-        "use backend='torch' to differentiate twice"
-    )
 
 
 # ---- shapes and strides without data
@@ -301,5 +301,5 @@ if NATIVE_ERROR is None:
     torch.library.register_fake("sewsnn::bn_neuron_reduce", _reduce_fake)
     torch.library.register_fake("sewsnn::bn_neuron_apply", _apply_fake)
     torch.library.register_autograd("sewsnn::bn_neuron_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("sewsnn::bn_neuron_reduce", _no_double_backward)
-    torch.library.register_autograd("sewsnn::bn_neuron_apply", _no_double_backward)
+    torch.library.register_autograd("sewsnn::bn_neuron_reduce", no_double_backward)
+    torch.library.register_autograd("sewsnn::bn_neuron_apply", no_double_backward)

@@ -180,7 +180,8 @@ class _FuncNeuron(torch.autograd.Function):
         _remember(ctx, *tensors, output[2], options)
 
 
-def _no_double_backward(ctx, *grads):
+def no_double_backward(ctx, *grads):
+    """The formula of every op that computes gradients."""
     raise RuntimeError(
         "sewsnn's compiled neurons have no second derivative (the spike's surrogate has none); "
         "use backend='torch' to differentiate twice"
@@ -190,7 +191,7 @@ def _no_double_backward(ctx, *grads):
 class _Gradients(torch.autograd.Function):
     generate_vmap_rule = True
     forward = staticmethod(_gradients_below_autograd)
-    backward = staticmethod(_no_double_backward)
+    backward = staticmethod(no_double_backward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -210,4 +211,4 @@ if NATIVE_ERROR is None:
     torch.library.register_fake("sewsnn::neuron_forward", _forward_fake)
     torch.library.register_fake("sewsnn::neuron_backward", _backward_fake)
     torch.library.register_autograd("sewsnn::neuron_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("sewsnn::neuron_backward", _no_double_backward)
+    torch.library.register_autograd("sewsnn::neuron_backward", no_double_backward)

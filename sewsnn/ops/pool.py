@@ -6,11 +6,11 @@ gradient goes to the first position that holds its maximum, as in ``torch.nn.fun
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from sewsnn.ops.bn import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
-from sewsnn.ops.neuron import CHUNK
+from sewsnn.ops.neuron import CHUNK, no_double_backward
 from sewsnn.ops.reference import state_dtype
 
 MAX_T = CHUNK  # time-steps that one pass holds
@@ -54,14 +54,13 @@ def _gradients(ctx, grad_out):
     sums = grad_leak = grad_z = None
     if need_weight or need_bias or need_leak or (need_z and ctx.training):
         arguments = (grad_out, z, *channels, *ctx.options, need_leak)
-        sums, grad_leak = _below_autograd("bn_neuron_pool_reduce", *arguments)
+        sums, grad_leak = below_autograd("bn_neuron_pool_reduce", *arguments)
     if need_z:
-        all_sums, count = (sums, z.numel() / z.shape[1]) if ctx.training else (None, 1.0)
-        if ctx.training and ctx.group is not None:  # of all processes, as if they were of so many values as here
-            all_sums = sums.clone()
-            dist.all_reduce(all_sums, group=ctx.group)
-            all_sums = all_sums * (count / ctx.count).to(all_sums.dtype)
-        grad_z = _below_autograd("bn_neuron_pool_apply", grad_out, z, *channels, all_sums, count, *ctx.options)
+        all_sums, count = None, 1.0
+        if ctx.training:
+            count = z.numel() / z.shape[1]
+            all_sums = sums_of_all(ctx, sums, count)
+        grad_z = below_autograd("bn_neuron_pool_apply", grad_out, z, *channels, all_sums, count, *ctx.options)
     return (
         grad_z,
         None,
@@ -69,14 +68,6 @@ def _gradients(ctx, grad_out):
         sums[0] if need_bias else None,
         grad_leak if need_leak else None,
     )
-
-
-def _below_autograd(name, *arguments):
-    op = getattr(torch.ops.sewsnn, name).default
-    if torch.is_grad_enabled():  # create_graph: the op's formula raises
-        return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
 
 
 class _BnNeuronPool(torch.autograd.Function):
@@ -99,13 +90,6 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_out):
     return *_gradients(ctx, grad_out), *(None,) * 11
-
-
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError(
-        "sewsnn's compiled neurons have no second derivative (the spike's surrogate has none); "
-        "use backend='torch' to differentiate twice"
-    )
 
 
 # ---- shapes and strides without data
@@ -143,5 +127,5 @@ if NATIVE_ERROR is None:
     torch.library.register_fake("sewsnn::bn_neuron_pool_reduce", _reduce_fake)
     torch.library.register_fake("sewsnn::bn_neuron_pool_apply", _apply_fake)
     torch.library.register_autograd("sewsnn::bn_neuron_pool_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("sewsnn::bn_neuron_pool_reduce", _no_double_backward)
-    torch.library.register_autograd("sewsnn::bn_neuron_pool_apply", _no_double_backward)
+    torch.library.register_autograd("sewsnn::bn_neuron_pool_reduce", no_double_backward)
+    torch.library.register_autograd("sewsnn::bn_neuron_pool_apply", no_double_backward)

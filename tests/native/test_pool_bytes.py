@@ -1,6 +1,6 @@
 """What the stem's CUDA kernels move, counted: bf16, channels_last, 64 channels, T = 4."""
 
-import host_pool
+import pool_host
 import pytest
 import torch
 from cases import current
@@ -21,9 +21,9 @@ def accesses(report, kind):
 @pytest.mark.parametrize("size, strips", SIZES)
 def test_forward(size, strips):
     """z once, in packs of 16 bytes, but for a row above each strip; the pooled spikes once; nothing else."""
-    host_pool.reports.clear()
+    pool_host.reports.clear()
     stem((1, C, size, size), torch.bfloat16).forward("cuda")
-    (report,) = host_pool.reports
+    (report,) = pool_host.reports
     rows = size + strips - 1
     assert accesses(report, "loads") == {"z": {16: rows * size * C // 8}}
     assert accesses(report, "stores") == {"out": {16: T * (size // 2) ** 2 * C // 8}}
@@ -36,14 +36,14 @@ def test_forward(size, strips):
 def test_backward(size, strips):
     """By each pass. z: twice, a row of windows apart, and three rows more per strip. grad_out: for each neuron that may
     get it, which is up to nine times and from the cache. grad_z once. Packs of 8 bytes: four channels a thread."""
-    host_pool.reports.clear()
+    pool_host.reports.clear()
     case = stem((1, C, size, size), torch.bfloat16)
     grad_out = current(case.out_shape, torch.bfloat16)
     sums, _ = case.reduce("cuda", grad_out)
     case.apply("cuda", grad_out, sums, 1000)
     positions = (3 * size // 2 - 1) ** 2  # of all windows, those inside the image
     loads = {"z": {8: (2 * size + 3 * (strips - 1)) * size * C // 4}, "grad_out": {8: T * positions * C // 4}}
-    reduced, applied = host_pool.reports
+    reduced, applied = pool_host.reports
     assert accesses(reduced, "loads") == accesses(applied, "loads") == loads
     assert accesses(reduced, "stores") == {}
     assert accesses(applied, "stores") == {"grad_z": {8: size * size * C // 4}}

@@ -3,11 +3,11 @@
 import itertools
 
 import host
-import host_pool
+import pool_host
 import pytest
 import torch
 from cases import EPS, current
-from host_pool import Stem
+from pool_host import Stem
 from torch.nn.functional import batch_norm
 
 from sewsnn import surrogate
@@ -159,12 +159,12 @@ def test_any_order_of_threads_gives_the_same_bits():
 
 def test_every_kernel_is_compared():
     """All of the stem's kernels that the library can launch."""
-    host_pool.reports.clear()
+    pool_host.reports.clear()
     for dtype, order, T in itertools.product(DTYPES, ORDERS, (4, 5)):
         compare(stem((1, 8, 4, 4), dtype, order, "if", T), "cuda")
     every = host.kernels(host.library(), "pool")
     assert len(every) > 40
-    assert {kernel for report in host_pool.reports for kernel, _, _ in report["launches"]} == every
+    assert {kernel for report in pool_host.reports for kernel, _, _ in report["launches"]} == every
 
 
 def test_cpu_and_cuda_agree():
