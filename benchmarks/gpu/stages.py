@@ -52,8 +52,12 @@ def stages(device: str, quick: bool) -> list[Stage]:
     """All of them. ``device="cpu"`` rehearses: the same stages, small, on a machine without a GPU."""
     cuda = device == "cuda"
     marked = ("-m", "cuda" if cuda else "not cuda")
-    alone = "tests/test_cuda.py" if cuda else "tests/test_surrogate.py"
-    chosen = ("tests/native/test_kernels.py",) if cuda else ("tests/test_func.py",)
+    alone = ("tests/test_cuda.py", "tests/test_cuda_blocks.py") if cuda else ("tests/test_surrogate.py",)
+    chosen = (
+        ("tests/native/test_kernels.py", "tests/test_bn_neuron.py", "tests/test_stem.py")
+        if cuda
+        else ("tests/test_func.py",)
+    )
     few = ("-k", "test_grad") if quick else ()
     side_by_side = ("-n", "4") if cuda else ()  # the reference runs on the CPU
     small = ("--quick",) if quick else ()
@@ -63,7 +67,7 @@ def stages(device: str, quick: bool) -> list[Stage]:
         Stage("library", (PYTHON, "-m", "benchmarks.gpu.library", "--device", device), 580, enough_s=5),
         Stage("smoke", (PYTHON, "-m", "benchmarks.gpu.tiny", "--device", device), 120),
         Stage("smoke_blocks", (PYTHON, "-m", "benchmarks.gpu.tiny_blocks", "--device", device), 200),
-        Stage("tests_cuda", (*PYTEST, *marked, alone), 200),
+        Stage("tests_cuda", (*PYTEST, *marked, *alone), 200),
         Stage("tests_kernels", (*PYTEST, *marked, *side_by_side, *chosen, *few), 400, enough_s=90),
         Stage("time_neurons", (PYTHON, "-m", "benchmarks.gpu.neuron", *rows), 300, enough_s=60),
         Stage("time_blocks", (PYTHON, "-m", "benchmarks.gpu.blocks", *rows), 400, enough_s=90),
