@@ -69,17 +69,17 @@ def differences(device: str):
         yield None
 
 
-def check(device: str) -> None:
-    """All cases; fails at the end if there is a difference."""
+def check(differences, what: str) -> None:
+    """Takes all differences, and None after each case; fails at the end if there is a difference from ``what``."""
     found, count = [], 0
-    for difference in differences(device):
+    for difference in differences:
         count += difference is None
         if difference:
             found.append(difference)
             print(difference, flush=True)
     if found:
         raise SystemExit(f"{len(found)} differences in {count} cases")
-    print(f"{count} cases agree with the reference")
+    print(f"{count} cases agree with {what}")
 
 
 def large() -> None:
@@ -97,16 +97,17 @@ def large() -> None:
     torch.cuda.synchronize()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def run(doc: str, differences, what: str, large) -> None:
+    """The command line of a smoke test."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--large", action="store_true")
     arguments = parser.parse_args()
     if arguments.large:
         large()
     else:
-        check(arguments.device)
+        check(differences(arguments.device), what)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, differences, "the reference", large)

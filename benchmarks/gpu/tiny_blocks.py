@@ -7,12 +7,12 @@ training the statistics are summed in another order, so that is compared in floa
 shapes of SEW-ResNet-18, for a profiler.
 """
 
-import argparse
 import itertools
 
 import torch
 from torch import nn
 
+from benchmarks.gpu.tiny import run
 from sewsnn import layers, neuron
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -93,18 +93,18 @@ def differs(call) -> str | None:
     return None
 
 
-def check(device: str) -> None:
-    """All cases; fails at the end if there is a difference."""
-    found, count = [], 0
+def differences(device: str):
+    """For each case how it differs from the CPU, if it does, and then None."""
+    where = {"device": device, "cpu": "cpu"}
+    for name, call in cases():
+        difference = differs(lambda place, training, call=call: call(where[place], training))
+        if difference:
+            yield f"{name}: {difference}"
+        yield None
 
-    def one(name, call):
-        nonlocal count
-        count += 1
-        where = {"device": device, "cpu": "cpu"}
-        if difference := differs(lambda place, training: call(where[place], training)):
-            found.append(f"{name}: {difference}")
-            print(found[-1], flush=True)
 
+def cases():
+    """(name, function of device and training)"""
     for dtype, T, size, last in itertools.product(DTYPES, (3, 4, 17), SIZES, (True, False)):
         shape = (T, 2, *size)
         for i, (kind, connection) in enumerate(itertools.product(NEURONS, CONNECTIONS)):
@@ -113,16 +113,13 @@ def check(device: str) -> None:
             if connection == "before" and kind == "none":
                 continue
             case = f"{kind}, {connection}, {dtype}, {shape}, channels_last={last}"
-            one(case, lambda d, t, a=(shape, kind, connection, dtype), last=last: block(*a, d, last, t))
+            yield case, lambda d, t, a=(shape, kind, connection, dtype), last=last: block(*a, d, last, t)
         if T == 17:
             continue
         for kind in ("if", "lif3", "plif"):
             big = (T, 2, size[0], 9, 12)
             case = f"stem, {kind}, {dtype}, {big}, channels_last={last}"
-            one(case, lambda d, t, a=(big, kind, T, dtype), last=last: stem(*a, d, last, t))
-    if found:
-        raise SystemExit(f"{len(found)} differences in {count} cases")
-    print(f"{count} cases agree with the CPU kernels")
+            yield case, lambda d, t, a=(big, kind, T, dtype), last=last: stem(*a, d, last, t)
 
 
 def large() -> None:
@@ -134,16 +131,5 @@ def large() -> None:
     torch.cuda.synchronize()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--large", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.large:
-        large()
-    else:
-        check(arguments.device)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, differences, "the CPU kernels", large)
