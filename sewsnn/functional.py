@@ -12,7 +12,7 @@ from sewsnn.ops import reference
 from sewsnn.ops.load import resolve_backend
 from sewsnn.surrogate import ATan
 
-__all__ = ["if_multistep", "lif_multistep", "plif_multistep", "reset_net"]
+__all__ = ["if_multistep", "lif_multistep", "plif_multistep", "reset_net", "set_step_mode"]
 
 _ATAN = ATan(2.0)
 
@@ -148,6 +148,20 @@ def reset_net(module: nn.Module) -> None:
         reset = getattr(child, "reset", None)
         if callable(reset):
             reset()
+
+
+def set_step_mode(module: nn.Module, step_mode: str) -> None:
+    """Sets ``step_mode`` of ``module`` and of every submodule that has one: ``"m"``, all time-steps in one call, or
+    ``"s"``, one a call, with the state kept until :func:`reset_net`.
+
+    Raises:
+        ValueError: ``step_mode`` is neither.
+    """
+    if step_mode not in ("m", "s"):
+        raise ValueError(f"step_mode must be 'm' or 's', got {step_mode!r}")
+    for child in module.modules():
+        if hasattr(child, "step_mode"):
+            child.step_mode = step_mode
 
 
 def multistep(

@@ -2,8 +2,8 @@
 
 Each class is callable (the spike, whose gradient is the surrogate), and has ``gradient(x)``, the surrogate, and
 ``primitive(x)``, a smooth function with that derivative. The compiled kernels hold the same formulas
-(``csrc/neurons/surrogate.h``) under the numbers in ``kind``. The paper's three are :class:`ATan`, :class:`Rectangular`
-and :class:`Constant` (supplement, Table S3 and A.5).
+(``csrc/neurons/surrogate.h``) under the numbers in ``kind``. The paper's are :class:`ATan`, :class:`Rectangular`,
+:class:`Constant` (supplement, Table S3) and :class:`UnitATan` (A.5).
 
 To try one of your own, derive from :class:`Surrogate` and write ``gradient``; it runs on the torch backend.
 """
@@ -24,6 +24,7 @@ __all__ = [
     "SoftSign",
     "SuperSpike",
     "Surrogate",
+    "UnitATan",
 ]
 
 
@@ -225,3 +226,25 @@ class Erf(Surrogate):
 
     def primitive(self, x):
         return ((self.parameter * x).erf() + 1) / 2
+
+
+class UnitATan(Surrogate):
+    """sigma'(x) = (1 + (pi at)^2) / (1 + (pi x)^2), which is 1 at x = at and x = -at.
+
+    With at = 1/2 and v_threshold = 1/2, Theta' is 1 for an input of 0 and for an input of 1: the 0/1-gradient
+    experiment of the supplement (A.5), where sigma'(x) = (1 + pi^2 / 4) / (1 + (pi x)^2).
+    """
+
+    kind = 9
+    parameter_name = "at"
+
+    def __init__(self, at: float = 0.5):
+        super().__init__(at)
+        self._height = 1 + (math.pi * self.parameter) ** 2
+
+    def gradient(self, x):
+        y = math.pi * x
+        return self._height / (1 + y * y)
+
+    def primitive(self, x):
+        return (math.pi * x).atan() * (self._height / math.pi) + 0.5

@@ -17,6 +17,7 @@ SURROGATES = [
     surrogate.SoftSign(2.0),
     surrogate.SuperSpike(1.5),
     surrogate.Erf(1.1),
+    surrogate.UnitATan(0.4),
 ]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from sewsnn import models, neuron
 from sewsnn.models.blocks import RESIDUALS
-from sewsnn.models.sew_resnet import count_parameters
+from sewsnn.models.network import count_parameters
 from sewsnn.ops.reference import CONNECT
 
 # Parameters (torchvision's counts), neuron layers, and the shortcuts' share of both: 1x1 convolutions with BN and, in

@@ -14,8 +14,8 @@ ALL = [getattr(surrogate, name) for name in surrogate.__all__ if name != "Surrog
 PARAMETERS = (0.5, 1.0, 2.0, 4.0)
 
 
-def test_there_are_nine_with_distinct_numbers():
-    assert sorted(cls.kind for cls in ALL) == list(range(9))
+def test_there_are_ten_with_distinct_numbers():
+    assert sorted(cls.kind for cls in ALL) == list(range(10))
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -60,6 +60,14 @@ def test_papers_values():
     torch.testing.assert_close(surrogate.ATan().gradient(x), 1 / (1 + (math.pi * x) ** 2))
     assert surrogate.Rectangular().gradient(x).tolist() == [1, 1, 0]
     assert surrogate.Constant().gradient(x).tolist() == [1, 1, 1]
+
+
+def test_zero_one_gradients():
+    """A.5: (1 + pi^2 / 4) / (1 + (pi x)^2) is 1 where the input is 0 or 1 and the threshold 1/2."""
+    x = torch.tensor([0.0, 1.0, 0.2], dtype=torch.float64) - 0.5
+    formula = (1 + math.pi**2 / 4) / (1 + (math.pi * x) ** 2)
+    torch.testing.assert_close(surrogate.UnitATan().gradient(x), formula)
+    assert surrogate.UnitATan().gradient(x)[:2].tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_loses_nothing(finished, tmp_path):
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):
     from sewsnn.errors import UserError
-    from sewsnn.train.files import write_atomic
+    from sewsnn.files import write_atomic
 
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -18,8 +18,9 @@ enum class SurrogateKind : int {
   SoftSign = 6,
   SuperSpike = 7,
   Erf = 8,
+  UnitATan = 9,
 };
-constexpr int kSurrogates = 9;
+constexpr int kSurrogates = 10;
 
 // Backward replays this many time-steps at a time; forward keeps v at each boundary (T > kChunk only).
 constexpr int64_t kChunk = 16;

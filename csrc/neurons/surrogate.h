@@ -1,7 +1,7 @@
 // Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each; x is one S, or a vector of them. The numbers
 // they keep are made from the parameter once, on the host.
-// sewsnn/surrogate.py holds the same formulas with their primitives; the paper's three are ATan, Rectangular and
-// Constant (supplement, Table S3 and A.5).
+// sewsnn/surrogate.py holds the same formulas with their primitives; the paper's are ATan, Rectangular, Constant and
+// UnitATan (supplement, Table S3 and A.5).
 #pragma once
 
 #include "core/math.h"
@@ -9,15 +9,16 @@
 
 SEWSNN_BEGIN
 
-// alpha / 2 / (1 + (pi alpha x / 2)^2)
+// ATan: alpha / 2 / (1 + (pi alpha x / 2)^2); UnitATan: (1 + (pi a)^2) / (1 + (pi x)^2), which is 1 at x = a and -a
 template <class S>
 struct ATan {
-  S half_alpha, scale;
+  S height, scale;
   static ATan of(double a) { return {S(a / 2), S(kPi * a / 2)}; }
+  static ATan unit(double a) { return {S(1 + kPi * a * kPi * a), S(kPi)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = scale * x;
-    return divide_(half_alpha, S(1) + y * y);
+    return divide_(height, S(1) + y * y);
   }
 };
 
@@ -144,6 +145,7 @@ struct Surrogate {
       case SurrogateKind::SoftSign: s.soft_sign = SoftSign<S>::of(p.alpha); break;
       case SurrogateKind::SuperSpike: s.super_spike = SuperSpike<S>::of(p.alpha); break;
       case SurrogateKind::Erf: s.erf = Erf<S>::of(p.alpha); break;
+      case SurrogateKind::UnitATan: s.atan = ATan<S>::unit(p.alpha); break;
     }
     return s;
   }
@@ -163,7 +165,8 @@ struct Surrogate {
       case SurrogateKind::SoftSign: return f(soft_sign);
       case SurrogateKind::SuperSpike: return f(super_spike);
       case SurrogateKind::Erf: return f(erf);
-      case SurrogateKind::ATan: break;
+      case SurrogateKind::ATan:
+      case SurrogateKind::UnitATan: break;
     }
     return f(atan);
   }

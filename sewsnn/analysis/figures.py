@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sewsnn.errors import UserError
-from sewsnn.train.files import write_atomic
+from sewsnn.files import write_atomic
 
 TRAIN, TEST = "#4477aa", "#cc3311"
 

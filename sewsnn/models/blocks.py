@@ -28,6 +28,7 @@ class Style(NamedTuple):
     neuron: Callable[[], nn.Module] | None = None
     fused: bool = True
     pack_spikes: bool = False
+    last_neuron: Callable[[], nn.Module] | None = None  # of each block; None: as all others
 
     def checked(self) -> "Style":
         """Itself.
@@ -49,7 +50,8 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, style: Style):
         super().__init__()
-        self.style = style.checked()._replace(neuron=None)  # has made its neurons; may be what cannot be pickled
+        # It has made its neurons; what makes them may be what cannot be pickled.
+        self.style = style.checked()._replace(neuron=None, last_neuron=None)
         self.downsample = None
         if style.residual != "plain" and (stride != 1 or in_channels != channels):
             self.downsample = nn.Sequential(
@@ -129,7 +131,7 @@ class BasicBlock(Block):
         self.sn1 = style.neuron()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.sn2 = style.neuron()
+        self.sn2 = (style.last_neuron or style.neuron)()
 
 
 class Bottleneck(Block):
@@ -149,4 +151,4 @@ class Bottleneck(Block):
         self.sn2 = style.neuron()
         self.conv3 = nn.Conv2d(width, channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
-        self.sn3 = style.neuron()
+        self.sn3 = (style.last_neuron or style.neuron)()

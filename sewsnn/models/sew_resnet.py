@@ -6,36 +6,29 @@ followed by a spiking neuron; in Spiking ResNet all but those of the shortcuts. 
 Table 1; supplement, Table S1.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, bn_neuron_pool, over_time
 from sewsnn.layers.fusing import has_hooks
-from sewsnn.models.blocks import BasicBlock, Block, Bottleneck, Style
+from sewsnn.models.blocks import BasicBlock, Bottleneck
+from sewsnn.models.network import (
+    Network,
+    check_kernel,
+    flat_mean,
+    make_style,
+    one_reader,
+    run_blocks,
+    zero_init,
+)
 from sewsnn.models.registry import register_model
-from sewsnn.neuron import BaseNode, IFNode
 from sewsnn.ops.bn import Output
 
-
-def default_neuron() -> BaseNode:
-    """IF with the paper's settings; the final potential is not written, since nothing here reads it."""
-    return IFNode(store_v=False)
+_STEMS = {"imagenet": 7, "small": 3}
 
 
-def neuron_maker(neuron: Callable[[], nn.Module] | nn.Module | None) -> Callable[[], nn.Module]:
-    """A function that makes one more neuron layer each time it is called."""
-    if neuron is None:
-        return default_neuron
-    if isinstance(neuron, nn.Module):
-        return lambda: copy.deepcopy(neuron)
-    if not callable(neuron):
-        raise TypeError(f"neuron must be a class, a function or a node, got {type(neuron).__name__}")
-    return neuron
-
-
-class SEWResNet(nn.Module):
+class SEWResNet(Network):
     """SEW ResNet, and with ``residual`` its two relatives.
 
     Args:
@@ -49,10 +42,14 @@ class SEWResNet(nn.Module):
             node, which is copied for each. None: IF with the paper's settings.
         in_channels: 3 for colour images.
         stem: ``"imagenet"``, 7x7 stride 2 and max-pooling; ``"small"``, 3x3 stride 1, for small images.
+        stem_kernel: another odd size of the stem's convolution.
         zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1), the block as identity.
         residual: ``"sew"``; ``"spiking"``: SN(F(S) + S), connect_f is not used; ``"plain"``: no shortcuts.
         fused: BN, neuron and connection are one op (:func:`sewsnn.layers.bn_neuron`). False: the modules, one by one.
         pack_spikes: convolutions keep the spikes they read as bits for backward: less memory, a little more time.
+        last_neuron: what makes the last neuron of each block, as ``neuron``; None: ``neuron`` does. The 0/1-gradient
+            experiment (supplement, A.5): ``lambda: IFNode(v_threshold=0.5, surrogate_function=UnitATan())``.
+        return_seq: ``forward`` returns the logits of every time-step, ``[T, N, num_classes]``, unless it is told.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -74,30 +71,26 @@ class SEWResNet(nn.Module):
         residual: str = "sew",
         fused: bool = True,
         pack_spikes: bool = False,
+        last_neuron: Callable[[], nn.Module] | nn.Module | None = None,
+        stem_kernel: int | None = None,
+        return_seq: bool = False,
     ):
-        super().__init__()
+        super().__init__(T, return_seq)
         if len(blocks) != len(widths) or not blocks:
             raise ValueError(f"blocks and widths must have one entry per stage, got {list(blocks)} and {list(widths)}")
         if min(blocks) < 1 or min(widths) < 1:
             raise ValueError(f"blocks and widths must be positive, got {list(blocks)} and {list(widths)}")
-        if not isinstance(T, int):
-            raise TypeError(f"T must be an int, got {type(T).__name__}")
-        if T < 1:
-            raise ValueError(f"T must be at least 1, got {T}")
-        if stem not in ("imagenet", "small"):
+        if stem not in _STEMS:
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
-        neuron = neuron_maker(neuron)
-        style = Style(residual, connect_f, neuron, fused, pack_spikes).checked()
-        self.T, self.fused = T, fused
+        kernel = check_kernel(_STEMS[stem] if stem_kernel is None else stem_kernel)
+        style = make_style(residual, connect_f, neuron, last_neuron, fused, pack_spikes)
+        self.fused = fused
         channels = widths[0]
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
-            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        else:
-            self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
+        stride = 2 if stem == "imagenet" else 1
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
         self.bn1 = nn.BatchNorm2d(channels)
-        self.sn1 = neuron()
+        self.sn1 = style.neuron()
         self.stages = len(blocks)
         for stage, (depth, width) in enumerate(zip(blocks, widths, strict=True)):
             layer = []
@@ -108,18 +101,11 @@ class SEWResNet(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
-        self._initialise(zero_init_residual)
-
-    def _initialise(self, zero_init_residual: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if zero_init_residual:
-            for module in self.modules():
-                if isinstance(module, Block):
-                    nn.init.zeros_(module.last_bn.weight)
-                    if module.style.residual == "sew" and module.style.connect_f == "AND":
-                        nn.init.ones_(module.last_bn.bias)
+            zero_init(self)
 
     def conv_bn_pairs(self):
         """The stem's convolution with its norm; blocks name their own."""
@@ -131,9 +117,9 @@ class SEWResNet(nn.Module):
         pooled = not isinstance(self.maxpool, nn.Identity)
         if still and _is_stem_pool(self.maxpool):
             s_seq = bn_neuron_pool(z, self.bn1, self.sn1, self.T, fused=self.fused)
-            return Output(s_seq, None, None, None)
+            return one_reader(s_seq)
         s = bn_neuron(z, self.bn1, self.sn1, T=self.T if still else None, two=not pooled, fused=self.fused)
-        return Output(over_time(self.maxpool, s.out), None, None, None) if pooled else s
+        return one_reader(over_time(self.maxpool, s.out)) if pooled else s
 
     def _blocks(self) -> list[nn.Module]:
         """All blocks in a row; a stage stays one module where somebody watches it or has put another in its place."""
@@ -143,23 +129,8 @@ class SEWResNet(nn.Module):
             modules.extend(layer if type(layer) is nn.Sequential and not has_hooks(layer) else [layer])
         return modules
 
-    def forward(self, x: Tensor, return_seq: bool = False) -> Tensor:
-        """Logits ``[N, num_classes]``, the mean over time; with ``return_seq`` ``[T, N, num_classes]``.
-
-        Args:
-            x: images ``[N, C, H, W]``, convolved once and shown T times, or a sequence ``[T, N, C, H, W]``.
-        """
-        if x.dim() not in (4, 5):
-            raise ValueError(f"x must be [N, C, H, W] or [T, N, C, H, W], got shape {list(x.shape)}")
-        s = self._stem(x)
-        modules = self._blocks()
-        for i, module in enumerate(modules):
-            if _hands_on(module):
-                s = module.run(s, two=i + 1 < len(modules))
-            else:
-                s = Output(module(s.out), None, None, None)
-        features = over_time(lambda s: self.avgpool(s).flatten(1), s.out)
-        return self.fc(features) if return_seq else self.fc(features.mean(0))
+    def features(self, x: Tensor) -> Tensor:
+        return flat_mean(self.avgpool, run_blocks(self._blocks(), self._stem(x)).out)
 
 
 def _is_stem_pool(pool: nn.Module) -> bool:
@@ -168,11 +139,6 @@ def _is_stem_pool(pool: nn.Module) -> bool:
         return False
     settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
     return settings == (3, 2, 1, 1, False, False)
-
-
-def _hands_on(module: nn.Module) -> bool:
-    """Whether it is a block whose call nobody watches, which can be given a pair, and return one."""
-    return isinstance(module, Block) and type(module).forward is Block.forward and not has_hooks(module)
 
 
 def _published(name: str, block, blocks, residual: str):
@@ -203,8 +169,3 @@ for _residual in _NAMES:
 def sew_resnet(blocks: Sequence[int], widths: Sequence[int], bottleneck: bool = False, **kwargs) -> SEWResNet:
     """A SEW ResNet of any size: stages of ``blocks[i]`` blocks with ``widths[i]`` channels."""
     return SEWResNet(Bottleneck if bottleneck else BasicBlock, blocks, widths, **kwargs)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

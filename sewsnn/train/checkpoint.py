@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sewsnn.errors import CheckpointError
-from sewsnn.train.files import write_atomic
+from sewsnn.files import write_atomic
 
 FORMAT = "sewsnn.train"
 VERSION = 1

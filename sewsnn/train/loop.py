@@ -17,9 +17,9 @@ import sewsnn
 from sewsnn.analysis import firing_rates
 from sewsnn.analysis.figures import draw_curves, draw_firing_rates
 from sewsnn.errors import CheckpointError, UserError
+from sewsnn.files import make_folder, write_text
 from sewsnn.train import build, checkpoint, metrics
 from sewsnn.train.config import Config, differences, from_dict
-from sewsnn.train.files import make_folder, write_text
 
 # Keys in which a resumed run may differ from the one it goes on with: they do not touch the mathematics.
 _FREE_ON_RESUME = {"output", "name", "train.checkpoint_steps"}

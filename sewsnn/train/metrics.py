@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from sewsnn.errors import UserError
-from sewsnn.train.files import write_text
+from sewsnn.files import write_text
 
 COLUMNS = (
     "epoch",

@@ -1,0 +1,128 @@
+"""What all networks here have in common: time, what is computed once for a still image, and the classifier."""
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from sewsnn.layers import over_time
+from sewsnn.layers.fusing import has_hooks
+from sewsnn.models.blocks import Block, Style
+from sewsnn.neuron import BaseNode, IFNode
+from sewsnn.ops.bn import Output
+
+
+def default_neuron() -> BaseNode:
+    """IF with the paper's settings; the final potential is not written, since nothing here reads it."""
+    return IFNode(store_v=False)
+
+
+def make_style(residual: str, connect_f: str, neuron, last_neuron, fused: bool, pack_spikes: bool) -> Style:
+    """The style of a network's blocks, from the arguments users give; neuron None: IF.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+    """
+    make = _maker(neuron, "neuron") or default_neuron
+    return Style(residual, connect_f, make, fused, pack_spikes, _maker(last_neuron, "last_neuron")).checked()
+
+
+def _maker(neuron, name: str) -> Callable[[], nn.Module] | None:
+    """A function that makes one more neuron layer each time it is called; None stays None."""
+    if isinstance(neuron, nn.Module):
+        return lambda: copy.deepcopy(neuron)
+    if neuron is not None and not callable(neuron):
+        raise TypeError(f"{name} must be a class, a function or a node, got {type(neuron).__name__}")
+    return neuron
+
+
+def check_kernel(kernel: int) -> int:
+    """Itself, if a convolution with it can keep the size."""
+    if isinstance(kernel, bool) or not isinstance(kernel, int):
+        raise TypeError(f"stem_kernel must be an int, got {type(kernel).__name__}")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"stem_kernel must be odd, got {kernel}")
+    return kernel
+
+
+class Network(nn.Module):
+    """A spiking network that classifies images or sequences. Subclasses add their layers, ``fc``, and ``features``.
+
+    Args:
+        T: time-steps a still image is shown for. A sequence brings its own.
+        return_seq: what ``forward`` returns unless it is told.
+
+    Attributes:
+        step_mode: ``"m"``: all time-steps in one call. ``"s"``: one frame ``[N, C, H, W]`` a call, the neurons going on
+            from where they were until :func:`sewsnn.functional.reset_net`; set it, and theirs, with
+            :func:`sewsnn.functional.set_step_mode`. In evaluation the logits of T calls are those of one call with
+            ``return_seq`` (in training batch norm sees one step at a time).
+    """
+
+    fc: nn.Module
+
+    def __init__(self, T: int, return_seq: bool = False):
+        super().__init__()
+        if isinstance(T, bool) or not isinstance(T, int):
+            raise TypeError(f"T must be an int, got {type(T).__name__}")
+        if T < 1:
+            raise ValueError(f"T must be at least 1, got {T}")
+        self.T = T
+        self.return_seq = return_seq
+        self.step_mode = "m"
+
+    def features(self, x: Tensor) -> Tensor:
+        """``[T, N, F]`` of a still image ``[N, C, H, W]`` or a sequence ``[T, N, C, H, W]``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, return_seq: bool | None = None) -> Tensor:
+        """Logits ``[N, num_classes]``, the mean over time; with ``return_seq`` ``[T, N, num_classes]``.
+
+        Args:
+            x: images ``[N, C, H, W]``, convolved once and shown T times, or a sequence ``[T, N, C, H, W]``. In
+                single-step mode the next frame ``[N, C, H, W]``; its logits are returned.
+        """
+        if self.step_mode == "s":
+            if x.dim() != 4:
+                raise ValueError(f"x must be one frame [N, C, H, W] in single-step mode, got shape {list(x.shape)}")
+            return self.fc(self.features(x.unsqueeze(0))[0])
+        if x.dim() not in (4, 5):
+            raise ValueError(f"x must be [N, C, H, W] or [T, N, C, H, W], got shape {list(x.shape)}")
+        features = self.features(x)
+        return_seq = self.return_seq if return_seq is None else return_seq
+        return self.fc(features) if return_seq else self.fc(features.mean(0))
+
+
+def zero_init(model: nn.Module) -> None:
+    """Starts the last BN of each block at weight 0, the block as identity: with AND, where that takes A = 1, also at
+    bias 1 (main paper, section 3.2)."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            nn.init.zeros_(module.last_bn.weight)
+            if module.style.residual == "sew" and module.style.connect_f == "AND":
+                nn.init.ones_(module.last_bn.bias)
+
+
+def run_blocks(modules: list[nn.Module], s: Output) -> Output:
+    """One module after the other; blocks whose call nobody watches are given a pair, and return one."""
+    for i, module in enumerate(modules):
+        if isinstance(module, Block) and type(module).forward is Block.forward and not has_hooks(module):
+            s = module.run(s, two=i + 1 < len(modules))
+        else:
+            s = one_reader(module(s.out))
+    return s
+
+
+def one_reader(s_seq: Tensor) -> Output:
+    """A tensor as blocks hand it on."""
+    return Output(s_seq, None, None, None)
+
+
+def flat_mean(pool: nn.Module, s_seq: Tensor) -> Tensor:
+    """Pooled over space: ``[T, N, C, H, W]`` to ``[T, N, C]``."""
+    return over_time(lambda s: pool(s).flatten(1), s_seq)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

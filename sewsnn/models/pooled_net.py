@@ -1,0 +1,164 @@
+"""Networks of equal blocks with max pooling between them: 7B-Net and Wide-7B-Net for event data (main paper, sections
+4.2 and 4.3), and the light network for CIFAR-10 (supplement, A.5 and Table S3). 32 and 128 pixels become one.
+
+Spiking, plain and SEW forms differ in their blocks alone; with equal widths no block needs a convolution in its
+shortcut, so all three have the same parameters.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from sewsnn.layers import bn_neuron, over_time
+from sewsnn.layers.fusing import has_hooks
+from sewsnn.models.blocks import BasicBlock, Style
+from sewsnn.models.network import (
+    Network,
+    check_kernel,
+    flat_mean,
+    make_style,
+    one_reader,
+    run_blocks,
+    zero_init,
+)
+from sewsnn.models.registry import register_model
+from sewsnn.neuron import ParametricLIFNode
+
+
+def plif() -> ParametricLIFNode:
+    """The event networks' neuron: PLIF, tau = 2 to begin with."""
+    return ParametricLIFNode(init_tau=2.0, store_v=False)
+
+
+class Stage(nn.Module):
+    """Blocks of one width, then MaxPool 2; where the width changes, conv - BN - neuron come first."""
+
+    def __init__(self, in_channels: int, width: int, depth: int, kernel: int, style: Style):
+        super().__init__()
+        self.fused = style.fused
+        self.conv = None
+        if in_channels != width:
+            self.conv = nn.Conv2d(in_channels, width, kernel, padding=kernel // 2, bias=False)
+            self.bn = nn.BatchNorm2d(width)
+            self.sn = style.neuron()
+        self.blocks = nn.Sequential(*(BasicBlock(width, width, 1, style) for _ in range(depth)))
+        self.pool = nn.MaxPool2d(2)
+
+    def conv_bn_pairs(self):
+        """The convolution that widens, with its norm; blocks name their own."""
+        if self.conv is not None:
+            yield self.conv, self.bn
+
+    def forward(self, x: Tensor, T: int | None = None) -> Tensor:
+        """``[T, N, C, H, W]`` to ``[T, N, width, H / 2, W / 2]``; with T, x is a still image ``[N, C, H, W]``."""
+        s = one_reader(x)
+        if self.conv is not None:
+            z = over_time(self.conv, x) if T is None else self.conv(x)
+            s = bn_neuron(z, self.bn, self.sn, T=T, two=True, fused=self.fused)
+        watched = type(self.blocks) is not nn.Sequential or has_hooks(self.blocks)
+        s = run_blocks([self.blocks] if watched else list(self.blocks), s)
+        return over_time(self.pool, s.out)
+
+
+class PooledNet(Network):
+    """Stages of blocks, each with max pooling at its end; the mean over what is left of space; one linear layer.
+
+    Args:
+        widths: channels of each stage. Where they change, a convolution with BN and neuron comes first.
+        blocks: blocks of each stage.
+        stem_kernel: size of those convolutions, odd.
+        num_classes, T, connect_f, neuron, in_channels, zero_init_residual, residual, fused, pack_spikes, last_neuron,
+        return_seq: as in :class:`sewsnn.models.SEWResNet`.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it. A call with images smaller than
+            ``2 ** len(widths)``.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        *,
+        num_classes: int,
+        in_channels: int,
+        stem_kernel: int,
+        T: int = 4,
+        connect_f: str = "ADD",
+        neuron: Callable[[], nn.Module] | nn.Module | None = None,
+        zero_init_residual: bool = False,
+        residual: str = "sew",
+        fused: bool = True,
+        pack_spikes: bool = False,
+        last_neuron: Callable[[], nn.Module] | nn.Module | None = None,
+        return_seq: bool = False,
+    ):
+        super().__init__(T, return_seq)
+        check_kernel(stem_kernel)
+        if in_channels == widths[0]:
+            raise ValueError(f"in_channels must differ from the first width, {widths[0]}: the image is no spikes yet")
+        style = make_style(residual, connect_f, neuron, last_neuron, fused, pack_spikes)
+        self.stages = len(widths)
+        channels = in_channels
+        for i, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
+            self.add_module(f"layer{i + 1}", Stage(channels, width, depth, stem_kernel, style))
+            channels = width
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        if zero_init_residual:
+            zero_init(self)
+
+    def features(self, x: Tensor) -> Tensor:
+        least = 2**self.stages
+        if min(x.shape[-2:]) < least:
+            raise ValueError(f"x must be at least {least} x {least} pixels, got shape {list(x.shape)}")
+        s_seq = self.layer1(x, self.T) if x.dim() == 4 else self.layer1(x)
+        for i in range(1, self.stages):
+            s_seq = getattr(self, f"layer{i + 1}")(s_seq)
+        return flat_mean(self.avgpool, s_seq)
+
+
+def _register(name: str, residual: str, document: str, **structure):
+    def build(**kwargs) -> PooledNet:
+        return PooledNet(residual=residual, **(structure | kwargs))
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"{document}; arguments of :class:`PooledNet`."
+    return register_model(build)
+
+
+_7B = {
+    "widths": (32,) * 7,
+    "blocks": (1,) * 7,
+    "num_classes": 11,
+    "in_channels": 2,
+    "stem_kernel": 1,
+    "neuron": plif,
+    "T": 16,
+}
+_WIDE = _7B | {"widths": (64,) * 4 + (128,) * 3, "num_classes": 10}
+_CIFAR10 = {"widths": (32,) * 5, "blocks": (2,) * 5, "num_classes": 10, "in_channels": 3, "stem_kernel": 3, "T": 4}
+_NAMES = {"sew": "SEW", "spiking": "Spiking", "plain": "Plain"}
+for _residual, _title in _NAMES.items():
+    _register(
+        f"{_residual}_7b_net",
+        _residual,
+        f"7B-Net with {_title} blocks, for DVS Gesture: c32k1-BN-PLIF-{{block(c32)-MPk2s2}}*7-FC11. "
+        "The paper's text has a 3x3 stem, the published networks a 1x1 (``stem_kernel``)",
+        **_7B,
+    )
+_register(
+    "sew_wide_7b_net",
+    "sew",
+    "Wide-7B-Net with SEW blocks, for CIFAR10-DVS: "
+    "c64k1-BN-PLIF-{block(c64)-MPk2s2}*4-c128k1-BN-PLIF-{block(c128)-MPk2s2}*3-FC10",
+    **_WIDE,
+)
+for _residual in ("sew", "spiking"):
+    _register(
+        f"{_residual}_cifar10_net",
+        _residual,
+        f"The light network of Table S3 with {_NAMES[_residual]} blocks: "
+        "c32k3s1-BN-IF-{block(c32k3s1)*2-MPk2s2}*5-FC10",
+        **_CIFAR10,
+    )
