@@ -11,3 +11,7 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be read, or belongs to another run."""
+
+
+class DataError(UserError):
+    """A data set's file is missing or is not what it should be; the message names it."""

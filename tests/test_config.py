@@ -8,7 +8,7 @@ from sewsnn.cli import parse_overrides
 from sewsnn.errors import ConfigError
 from sewsnn.train.config import Config, differences, from_dict, keys, load_config
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
 
 def write(folder, text):

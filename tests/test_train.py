@@ -249,11 +249,11 @@ def test_digits_are_the_real_ones():
 
 
 def test_shift_moves_whole_images():
-    from sewsnn.data.digits import _shifted
+    from sewsnn.data.images import shifted
 
     images = torch.rand(3, 1, 8, 8)
     shifts = torch.tensor([[0, 0], [1, 0], [-1, 1]])
-    moved = _shifted(images, shifts, 1)
+    moved = shifted(images, shifts, 1)
     assert torch.equal(moved[0], images[0])
     assert torch.equal(moved[1, 0, 1:], images[1, 0, :-1]) and (moved[1, 0, 0] == 0).all()
     assert torch.equal(moved[2, 0, :-1, 1:], images[2, 0, 1:, :-1])

@@ -20,8 +20,8 @@ def _save(figure, path: Path) -> None:
     write_atomic(path, lambda file: figure.savefig(file, format="png"))
 
 
-def draw_curves(history: list[dict], title: str, path: Path) -> None:
-    """Loss and accuracy over epochs, training and test, as one PNG."""
+def draw_curves(history: list[dict], title: str, path: Path, published: float | None = None) -> None:
+    """Loss and accuracy over epochs, training and test, and the published test accuracy (in percent), as one PNG."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(figsize=(9, 3.6))
@@ -33,6 +33,8 @@ def draw_curves(history: list[dict], title: str, path: Path) -> None:
         for split, colour in (("train", TRAIN), ("test", TEST)):
             values = [factor * row[f"{split}_{name}"] for row in history]
             axes.plot(epochs, values, color=colour, marker=marker, markersize=3, linewidth=1.4, label=split)
+        if published is not None and name == "accuracy":
+            axes.axhline(published, color=TEST, linewidth=1, linestyle="--", label="published")
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,17 +2,21 @@
 
 import difflib
 
-from sewsnn.data.digits import Digits
-from sewsnn.data.source import DataSource
+from sewsnn.data.cifar10 import open_cifar10
+from sewsnn.data.digits import open_digits
+from sewsnn.data.generated import SHAPES, Generated
+from sewsnn.data.source import DataSource, Options
+from sewsnn.data.temporal import random_temporal_delete
+from sewsnn.errors import DataError
 
-__all__ = ["DataSource", "create_data", "list_data"]
+__all__ = ["DataSource", "create_data", "list_data", "random_temporal_delete"]
 
-_SOURCES = {"digits": Digits}
+_SOURCES = {"cifar10": open_cifar10, "digits": open_digits}
 
 
 def list_data() -> list[str]:
     """The names :func:`create_data` knows."""
-    return sorted(_SOURCES)
+    return sorted({*_SOURCES, *SHAPES})
 
 
 def create_data(name: str, **kwargs) -> DataSource:
@@ -20,13 +24,24 @@ def create_data(name: str, **kwargs) -> DataSource:
 
     Args:
         name: one of :func:`list_data`.
-        kwargs: ``batch_size``, ``seed`` and what else the data set takes.
+        kwargs: those of :class:`sewsnn.data.source.Options`: ``batch_size``, ``seed``, ``root`` ...
 
     Raises:
         ValueError: no such data set; the message names the nearest.
+        DataError: its files are missing, or not what they should be; names them.
     """
-    if name not in _SOURCES:
-        near = difflib.get_close_matches(name, _SOURCES, n=1)
+    if name not in list_data():
+        near = difflib.get_close_matches(name, list_data(), n=1)
         hint = f" (nearest: {near[0]!r})" if near else ""
         raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(list_data())}")
-    return _SOURCES[name](**kwargs)
+    options = Options(**kwargs)
+    if options.generated:
+        if name not in SHAPES:
+            raise DataError(f"data.generated: there is nothing generated for {name!r}, only for {', '.join(SHAPES)}")
+        return Generated(SHAPES[name], options)
+    if name not in _SOURCES:
+        raise DataError(
+            f"data.name: the files of {name!r} cannot be read in this version; --data.generated 64 tries the "
+            "configuration on 64 generated samples of their shape"
+        )
+    return _SOURCES[name](options)

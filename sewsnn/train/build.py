@@ -1,5 +1,6 @@
 """From a configuration to the objects of a run."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -28,12 +29,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def neuron_factory(config: NeuronConfig) -> Callable[[], nn.Module]:
+def neuron_factory(config: NeuronConfig, key: str = "model.neuron") -> Callable[[], nn.Module]:
     """A function that makes one neuron layer; fails here, not later, if the settings make no sense."""
     known = surrogate.__all__
     if config.surrogate not in known or config.surrogate == "Surrogate":
         names = ", ".join(name for name in known if name != "Surrogate")
-        raise ConfigError(f"model.neuron.surrogate must be one of {names}, got {config.surrogate!r}")
+        raise ConfigError(f"{key}.surrogate must be one of {names}, got {config.surrogate!r}")
 
     def make() -> nn.Module:
         shared = {
@@ -53,7 +54,7 @@ def neuron_factory(config: NeuronConfig) -> Callable[[], nn.Module]:
     try:
         make()
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"model.neuron: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
     return make
 
 
@@ -65,30 +66,31 @@ def backend_of(config: Config, device: torch.device) -> str:
 
 
 def build_data(config: Config) -> data.DataSource:
-    settings = config.data
+    settings = dataclasses.asdict(config.data)
+    name, T_train = settings.pop("name"), settings.pop("T_train")
     try:
-        return data.create_data(settings.name, batch_size=settings.batch_size, seed=config.seed, shift=settings.shift)
+        source = data.create_data(name, seed=config.seed, T=config.model.T, **settings)
     except ValueError as error:
         raise ConfigError(f"data.name: {error}") from None
+    if T_train and not source.sequences:
+        raise ConfigError(f"data.T_train: {name} has still images, of which no time-steps can be left out")
+    return source
 
 
 def build_model(config: Config, source: data.DataSource) -> nn.Module:
-    settings = config.model
-    size = {"blocks": settings.blocks, "widths": settings.widths} if settings.blocks else {}
-    make = neuron_factory(settings.neuron)
+    settings = dataclasses.asdict(config.model)
+    for key in ("blocks", "widths"):  # of a size that its name tells
+        if not settings[key]:
+            del settings[key]
+    for key in ("stem", "stem_kernel", "last_neuron"):  # the model's own
+        if settings[key] is None:
+            del settings[key]
+    settings["neuron"] = neuron_factory(config.model.neuron)
+    if config.model.last_neuron:
+        settings["last_neuron"] = neuron_factory(config.model.last_neuron, "model.last_neuron")
     try:
-        return models.create_model(
-            settings.name,
-            num_classes=source.num_classes,
-            in_channels=source.in_channels,
-            T=settings.T,
-            connect_f=settings.connect_f,
-            neuron=make,
-            stem=settings.stem,
-            zero_init_residual=settings.zero_init_residual,
-            **size,
-        )
-    except ValueError as error:
+        return models.create_model(num_classes=source.num_classes, in_channels=source.in_channels, **settings)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {error}") from None
 
 

@@ -19,11 +19,21 @@ from sewsnn.errors import ConfigError
 
 @dataclass
 class DataConfig:
-    """``name``: a data set of :mod:`sewsnn.data`. ``shift``: training images are moved by up to so many pixels."""
+    """``name``: a data set of :mod:`sewsnn.data`, ``root``: the folder of its files.
+
+    Training images are moved by up to ``shift`` pixels and mirrored with ``flip``. Of each batch of training sequences
+    ``T_train`` time-steps are left (random temporal delete); 0: all. ``drop_last``: no smaller batch at an epoch's end.
+    ``generated``: so many generated samples of the data set's shape instead of it, to try a configuration.
+    """
 
     name: str = "digits"
+    root: str | None = None
     batch_size: int = 64
     shift: int = 0
+    flip: bool = False
+    T_train: int = 0
+    drop_last: bool = False
+    generated: int = 0
 
 
 @dataclass
@@ -44,16 +54,22 @@ class NeuronConfig:
 
 @dataclass
 class ModelConfig:
-    """A model of :mod:`sewsnn.models`; ``blocks`` and ``widths`` are for ``sew_resnet`` only."""
+    """A model of :mod:`sewsnn.models`; ``blocks`` and ``widths`` are for ``sew_resnet`` only, ``stem`` for ResNets.
+
+    ``stem``, ``stem_kernel``: null is the model's own. ``last_neuron``: of each block; null: ``neuron``.
+    """
 
     name: str = "sew_resnet18"
     T: int = 4
     connect_f: Literal["ADD", "AND", "IAND"] = "ADD"
     blocks: list[int] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
-    stem: Literal["imagenet", "small"] = "imagenet"
+    stem: Literal["imagenet", "small"] | None = None
+    stem_kernel: int | None = None
     zero_init_residual: bool = False
+    pack_spikes: bool = False
     neuron: NeuronConfig = field(default_factory=NeuronConfig)
+    last_neuron: NeuronConfig | None = None
 
 
 @dataclass
@@ -88,6 +104,15 @@ class TrainConfig:
 
 
 @dataclass
+class PublishedConfig:
+    """The result a configuration aims at, in percent: best epoch and last; null: not published. ``source``: where."""
+
+    test_accuracy: float | None = None
+    last_test_accuracy: float | None = None
+    source: str = ""
+
+
+@dataclass
 class Config:
     """A whole run. ``output``: its folder; null: ``runs/<name>``."""
 
@@ -99,6 +124,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    published: PublishedConfig = field(default_factory=PublishedConfig)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -111,6 +137,8 @@ class Config:
 _AT_LEAST = {
     "data.batch_size": 1,
     "data.shift": 0,
+    "data.T_train": 0,
+    "data.generated": 0,
     "model.T": 1,
     "optimizer.lr": 0,
     "optimizer.momentum": 0,
@@ -162,13 +190,16 @@ def check(config: Config) -> None:
             f"model.blocks and model.widths must have one entry per stage, got {config.model.blocks} and "
             f"{config.model.widths}"
         )
+    if config.data.T_train > config.model.T:
+        raise ConfigError(f"data.T_train must be at most model.T, {config.model.T}, got {config.data.T_train}")
 
 
 def keys(cls: type = Config, prefix: str = "") -> list[str]:
     """All keys, as dotted paths."""
     out = []
     for name, hint in typing.get_type_hints(cls).items():
-        out += keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
+        section = _section(hint)
+        out += keys(section, f"{prefix}{name}.") if section else [prefix + name]
     return out
 
 
@@ -182,6 +213,14 @@ def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
         elif x != y:
             out.append(f"{prefix}{key}")
     return out
+
+
+def _section(hint: Any) -> type | None:
+    """The dataclass of a section of keys, which may be null; None for a value."""
+    for choice in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(choice):
+            return choice
+    return None
 
 
 def _unknown(key: str, where: str, known: list[str]) -> ConfigError:
@@ -204,8 +243,11 @@ def _build(cls: type, content: Any, prefix: str, where: str):
             known += [prefix + n for n in hints if prefix + n not in known]
             raise _unknown(f"{prefix}{name}", where, known)
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            values[name] = _build(hint, {} if value is None else value, f"{prefix}{name}.", where)
+        section = _section(hint)
+        if section and (value is not None or section is hint):
+            values[name] = _build(section, {} if value is None else value, f"{prefix}{name}.", where)
+        elif section:
+            values[name] = None
         else:
             values[name] = _convert(value, hint, f"{prefix}{name}", where)
     return cls(**values)
@@ -215,7 +257,7 @@ def _override(config: Config, key: str, text: str) -> None:
     known = keys()
     path = key if key in known else None
     if path is None:
-        endings = [k for k in known if k.endswith(f".{key}")]
+        endings = [k for k in known if k.endswith(f".{key}") and _is_there(config, k)]
         if len(endings) > 1:
             raise ConfigError(f"--{key} could be any of {', '.join(endings)}: write the whole key")
         if not endings:
@@ -228,8 +270,20 @@ def _override(config: Config, key: str, text: str) -> None:
     *sections, name = path.split(".")
     target = config
     for section in sections:
+        if getattr(target, section) is None:
+            setattr(target, section, _section(typing.get_type_hints(type(target))[section])())
         target = getattr(target, section)
     setattr(target, name, _convert(value, typing.get_type_hints(type(target))[name], path, "command line"))
+
+
+def _is_there(config: Config, key: str) -> bool:
+    """Whether no section on the way to the key is null: one that is must be asked for by its name."""
+    target = config
+    for section in key.split(".")[:-1]:
+        target = getattr(target, section)
+        if target is None:
+            return False
+    return True
 
 
 def _convert(value: Any, hint: Any, key: str, where: str):

@@ -16,13 +16,20 @@ from tqdm import tqdm
 import sewsnn
 from sewsnn.analysis import firing_rates
 from sewsnn.analysis.figures import draw_curves, draw_firing_rates
+from sewsnn.data import random_temporal_delete
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.files import make_folder, write_text
 from sewsnn.train import build, checkpoint, metrics
 from sewsnn.train.config import Config, differences, from_dict
 
 # Keys in which a resumed run may differ from the one it goes on with: they do not touch the mathematics.
-_FREE_ON_RESUME = {"output", "name", "train.checkpoint_steps"}
+_FREE_ON_RESUME = {
+    "output",
+    "name",
+    "data.root",
+    "train.checkpoint_steps",
+    *(f"published.{field}" for field in ("test_accuracy", "last_test_accuracy", "source")),
+}
 
 
 class Interrupted(Exception):
@@ -125,6 +132,8 @@ class Trainer:
                     self._save()
 
     def _train_step(self, x, y) -> None:
+        if self.config.data.T_train:
+            x = random_temporal_delete(x, self.config.data.T_train)
         amp = self.config.train.amp
         dtype = torch.float16 if amp == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, dtype=dtype, enabled=amp != "off"):
@@ -221,6 +230,8 @@ class Trainer:
             "best_test_accuracy": max(row["test_accuracy"] for row in self.history),
             "epochs": len(self.history),
             "seconds": self._elapsed(),
+            "published": self.config.to_dict()["published"],
+            "generated_data": bool(self.config.data.generated),
             "firing_rates": rates,
             "backend": self.backend,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
@@ -229,7 +240,8 @@ class Trainer:
             "sewsnn": sewsnn.__version__,
         }
         write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
-        draw_curves(self.history, name, self.folder / "curves.png")
+        published = None if self.config.data.generated else self.config.published.test_accuracy
+        draw_curves(self.history, name, self.folder / "curves.png", published)
         draw_firing_rates(rates, name, self.folder / "firing_rates.png")
         return result
 
@@ -249,6 +261,8 @@ def train(config: Config, resume: bool = False) -> dict:
         f"test accuracy {100 * result['test_accuracy']:.2f} % (best {100 * result['best_test_accuracy']:.2f} %) after "
         f"{result['epochs']} epochs in {result['seconds']:.1f} s"
     )
+    if aim := _aim(config):
+        print(aim)
     files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)
     print("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
     return result
@@ -273,6 +287,16 @@ class _Signals:
     def _handle(self, number, frame):
         self.trainer._signal = number
         signal.signal(number, self.old[number])
+
+
+def _aim(config: Config) -> str:
+    """What the result is to be compared with."""
+    if config.data.generated:
+        return "generated data: this result says nothing"
+    best, last, source = config.published.test_accuracy, config.published.last_test_accuracy, config.published.source
+    values = [f"{best:.2f} %"] if best is not None else []
+    values += [f"last epoch {last:.2f} %"] if last is not None else []
+    return f"published: {', '.join([*values, source])}" if values or source else ""
 
 
 def _no_sums() -> dict:

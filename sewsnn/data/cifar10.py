@@ -1,0 +1,67 @@
+"""CIFAR-10 from its binary files: 50,000 training and 10,000 test images of 3 x 32 x 32 pixels, ten classes.
+
+A file is records of 3,073 bytes: the label, then 1,024 red, 1,024 green, 1,024 blue values, row by row. Of the
+published archives this is the "binary version": it can be read without unpickling anything.
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sewsnn.data.images import ImagesInMemory
+from sewsnn.data.source import Options
+from sewsnn.errors import DataError
+
+FOLDER = "cifar-10-batches-bin"
+TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+TEST = ("test_batch.bin",)
+CLASSES, RECORD = 10, 1 + 3 * 32 * 32
+# Of the training images, per channel, in [0, 1].
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def open_cifar10(options: Options) -> ImagesInMemory:
+    """CIFAR-10 from ``options.root``, the folder of the files or the one that holds ``cifar-10-batches-bin``.
+
+    Raises:
+        DataError: a file is missing or is not what it should be; names it.
+    """
+    if options.root is None:
+        raise DataError(f"data.root must name the folder of CIFAR-10's binary files ({FOLDER})")
+    root = Path(options.root)
+    root = root / FOLDER if (root / FOLDER).is_dir() else root
+    train, test = (_read([root / name for name in names]) for names in (TRAIN, TEST))
+    return ImagesInMemory(train, test, CLASSES, options, normalise)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes to float32 of mean 0 and variance 1 over the training set."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def _read(paths: list[Path]) -> tuple[Tensor, Tensor]:
+    records = np.concatenate([_records(path) for path in paths])
+    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
+    return images, torch.from_numpy(records[:, 0].astype(np.int64))
+
+
+def _records(path: Path) -> np.ndarray:
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    if len(data) == 0 or len(data) % RECORD:
+        raise DataError(
+            f"{path} has {len(data):,} bytes, which is no multiple of CIFAR-10's records of {RECORD:,} bytes"
+        )
+    records = data.reshape(-1, RECORD)
+    if records[:, 0].max() >= CLASSES:
+        row = int((records[:, 0] >= CLASSES).argmax())
+        raise DataError(
+            f"{path}: label {records[row, 0]} at offset {row * RECORD:,}; labels of CIFAR-10 are below {CLASSES}"
+        )
+    return records

@@ -1,0 +1,71 @@
+"""Generated data of the shape of a data set, to try a configuration before the data is there. Never a result."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from sewsnn.data.source import Options
+
+_PATTERN = 8  # pixels across of the pattern that tells the classes apart
+
+
+class Shape(NamedTuple):
+    """What samples of a data set look like."""
+
+    size: tuple[int, int, int]  # C, H, W
+    num_classes: int
+    sequences: bool
+
+
+SHAPES = {
+    "imagenet": Shape((3, 224, 224), 1000, False),
+    "cifar10": Shape((3, 32, 32), 10, False),
+    "dvs128_gesture": Shape((2, 128, 128), 11, True),
+    "cifar10_dvs": Shape((2, 128, 128), 10, True),
+}
+
+
+class Generated:
+    """``options.generated`` training samples, and half as many (at least one) to test with.
+
+    Each class has a pattern of its own; an image is its class's pattern with noise, mean 0 and variance about 1; a
+    frame of a sequence holds small event counts, more of them where the pattern is high.
+    """
+
+    def __init__(self, shape: Shape, options: Options):
+        self.shape, self.options = shape, options
+        self.num_classes, self.in_channels, self.sequences = shape.num_classes, shape.size[0], shape.sequences
+        self.train_samples = options.generated
+        self.test_samples = max(1, options.generated // 2)
+        self.steps_per_epoch = max(1, options.steps(self.train_samples))
+        self.test_steps = -(-self.test_samples // options.batch_size)
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.options.batch_size
+        for step in range(start, self.steps_per_epoch):
+            first = step * size
+            yield self._batch(first, min(size, self.train_samples - first), epoch + 1)
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.options.batch_size
+        for first in range(0, self.test_samples, size):
+            yield self._batch(first, min(size, self.test_samples - first), 0)
+
+    def _batch(self, first: int, count: int, part: int) -> tuple[Tensor, Tensor]:
+        """Samples ``first`` ... of the test set (part 0) or of an epoch."""
+        labels = (torch.arange(first, first + count) * 7) % self.num_classes
+        patterns = torch.stack([self._pattern(int(label)) for label in labels])
+        generator = torch.Generator().manual_seed((self.options.seed * 1_000_003 + part) * 1_000_003 + first)
+        if not self.sequences:
+            return patterns + torch.randn(patterns.shape, generator=generator) / 2, labels
+        rates = (patterns / 2 - 1).exp().expand(self.options.T, *patterns.shape)
+        return torch.poisson(rates, generator=generator), labels
+
+    def _pattern(self, label: int) -> Tensor:
+        channels, height, width = self.shape.size
+        generator = torch.Generator().manual_seed(label)
+        coarse = torch.randn(1, channels, _PATTERN, _PATTERN, generator=generator)
+        return interpolate(coarse, (height, width), mode="nearest")[0]

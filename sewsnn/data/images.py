@@ -1,0 +1,72 @@
+"""Data sets of still images that fit into memory."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from sewsnn.data.source import Options
+from sewsnn.errors import DataError
+
+
+class ImagesInMemory:
+    """A training and a test set of images, each ``(images [N, C, H, W], labels [N])``.
+
+    Args:
+        train, test: the sets; images in any dtype.
+        num_classes: labels are below it.
+        options: see there.
+        to_float: what the network is given of a batch of images, after shifts and flips.
+    """
+
+    sequences = False
+
+    def __init__(
+        self,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        num_classes: int,
+        options: Options,
+        to_float: Callable[[Tensor], Tensor] = Tensor.float,
+    ):
+        self.train_images, self.train_labels = train
+        self.test_images, self.test_labels = test
+        self.num_classes, self.options, self.to_float = num_classes, options, to_float
+        self.in_channels = self.train_images.shape[1]
+        self.steps_per_epoch = options.steps(len(self.train_labels))
+        self.test_steps = -(-len(self.test_labels) // options.batch_size)
+        if not (self.steps_per_epoch and self.test_steps):
+            raise DataError(
+                f"data.batch_size: {options.batch_size} is more than there are images "
+                f"({len(self.train_labels)} to train with, {len(self.test_labels)} to test with)"
+            )
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        options = self.options
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train_labels), generator=generator)
+        shifts = torch.randint(-options.shift, options.shift + 1, (len(order), 2), generator=generator)
+        flips = torch.rand(len(order), generator=generator) < 0.5 if options.flip else None
+        for step in range(start, self.steps_per_epoch):
+            index = order[step * options.batch_size : (step + 1) * options.batch_size]
+            images = self.train_images[index]
+            if options.shift:
+                images = shifted(images, shifts[index], options.shift)
+            if flips is not None:
+                images = torch.where(flips[index][:, None, None, None], images.flip(-1), images)
+            yield self.to_float(images), self.train_labels[index]
+
+    def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.options.batch_size
+        for images, labels in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
+            yield self.to_float(images), labels
+
+
+def shifted(images: Tensor, shifts: Tensor, most: int) -> Tensor:
+    """Each of ``images [N, C, H, W]`` moved by its own ``shifts [N, 2]`` (rows, columns), ``|shift| <= most``."""
+    height, width = images.shape[-2:]
+    padded = torch.nn.functional.pad(images, (most, most, most, most)).movedim(1, -1)
+    rows = torch.arange(height) + (most - shifts[:, :1])  # [N, H]
+    columns = torch.arange(width) + (most - shifts[:, 1:])  # [N, W]
+    batch = torch.arange(len(images))[:, None, None]
+    return padded[batch, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
