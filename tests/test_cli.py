@@ -50,6 +50,12 @@ def test_wrong_command():
         (["--surrogate_parameter", "-1"], "model.neuron: ATan: alpha must be positive"),
         (["--data.name", "digit"], "data.name: unknown data set 'digit' \\(nearest: 'digits'\\)"),
         (["--model.name", "sew_resnet19", "--blocks", "[]", "--widths", "[]"], "unknown model 'sew_resnet19'"),
+        (["--T_train", "2"], "data.T_train: digits has still images"),
+        (["--data.name", "dvs128_gesture"], "the files of 'dvs128_gesture' cannot be read in this version"),
+        (
+            ["--model.name", "sew_7b_net", "--blocks", "[]", "--widths", "[]"],
+            "model: .*unexpected keyword argument 'stem'",
+        ),
         (["--device", "cuda:99"], "train.device: cannot use 'cuda:99'"),
     ],
 )

@@ -57,6 +57,7 @@ def test_shipped_configurations_load(path):
         ("a: [", "is not a YAML file"),
         ("train: {epochs: 0}", "train.epochs must be at least 1, got 0"),
         ("optimizer: {lr: .nan}", "optimizer.lr must be at least 0, got nan"),
+        ("data: {T_train: 5}", "data.T_train must be at most model.T, 4, got 5"),
         ("model: {name: sew_resnet}", "model.blocks and model.widths are needed"),
         ("model: {name: sew_resnet, blocks: [1, 1], widths: [4]}", "one entry per stage"),
     ],
@@ -86,6 +87,21 @@ def test_ambiguous_key(tmp_path):
     assert load_config(write(tmp_path, ""), {"name": "mine"}).name == "mine"
     assert load_config(write(tmp_path, ""), {"tau": "3"}).model.neuron.tau == 3.0
     assert len([k for k in keys() if k.endswith(".name")]) > 1
+
+
+def test_a_section_that_may_be_null(tmp_path):
+    """model.last_neuron: null, or a section; on the command line its keys make it, by their whole name only."""
+    empty = write(tmp_path, "model: {last_neuron: null}")
+    assert load_config(empty).model.last_neuron is None
+    config = load_config(empty, {"tau": "4", "model.last_neuron.v_threshold": "0.5"})
+    assert (config.model.last_neuron.v_threshold, config.model.neuron.tau) == (0.5, 4.0)
+    assert from_dict(config.to_dict()) == config
+    given = write(tmp_path, "model: {last_neuron: {surrogate: UnitATan}}")
+    assert load_config(given).model.last_neuron.surrogate == "UnitATan"
+    with pytest.raises(ConfigError, match=r"--tau could be any of model\.neuron\.tau, model\.last_neuron\.tau"):
+        load_config(given, {"tau": "4"})
+    with pytest.raises(ConfigError, match=r"unknown key 'model\.last_neuron\.tua'"):
+        load_config(write(tmp_path, "model: {last_neuron: {tua: 3}}"))
 
 
 def test_missing_file(tmp_path):

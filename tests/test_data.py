@@ -83,11 +83,11 @@ def test_damaged_files_are_named(cifar_folder, damage, message):
 
 
 def test_what_is_missing_is_said(cifar_folder):
-    with pytest.raises(DataError, match="data.root must name the folder"):
+    with pytest.raises(DataError, match=r"data\.root must name the folder"):
         create_data("cifar10", batch_size=5, seed=0)
-    with pytest.raises(DataError, match="data.batch_size: 61 is more than there are images"):
+    with pytest.raises(DataError, match=r"data\.batch_size: 61 is more than there are images"):
         create_data("cifar10", batch_size=61, seed=0, root=str(cifar_folder), drop_last=True)
-    with pytest.raises(DataError, match="'imagenet' cannot be read in this version; --data.generated 64"):
+    with pytest.raises(DataError, match=r"'imagenet' cannot be read in this version; --data\.generated 64"):
         create_data("imagenet", batch_size=5, seed=0)
     with pytest.raises(DataError, match="nothing generated for 'digits'"):
         create_data("digits", batch_size=5, seed=0, generated=4)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sewsnn import models, neuron
-from sewsnn.models.blocks import RESIDUALS
+from sewsnn import functional, models, neuron, surrogate
+from sewsnn.models.blocks import RESIDUALS, Block
 from sewsnn.models.network import count_parameters
 from sewsnn.ops.reference import CONNECT
 
@@ -138,6 +138,87 @@ def test_every_layer_has_a_neuron_of_its_own(make):
     assert len(nodes) == len(set(map(id, nodes))) == 6
     assert len(list(model.parameters())) == len({id(p) for p in model.parameters()})
     assert len({type(n) for n in nodes}) == 1 and (make is None or nodes[0].tau == pytest.approx(nodes[-1].tau))
+
+
+def test_the_last_neuron_of_a_block_can_be_another():
+    """The 0/1-gradient experiment (A.5), in every residual form and both block types."""
+    last = neuron.IFNode(v_threshold=0.5, surrogate_function=surrogate.UnitATan())
+    for residual in RESIDUALS:
+        for bottleneck in (False, True):
+            model = net(bottleneck=bottleneck, residual=residual, last_neuron=last)
+            blocks = [m for m in model.modules() if isinstance(m, Block)]
+            others = {m for b in blocks for m in b.modules() if isinstance(m, neuron.IFNode)} | {model.sn1}
+            lasts = {getattr(b, f"sn{b.convs}") for b in blocks}
+            assert len(lasts) == 2 and last not in lasts
+            assert {n.v_threshold for n in lasts} == {0.5} and {n.v_threshold for n in others - lasts} == {1.0}
+    pooled = models.create_model("spiking_cifar10_net", last_neuron=lambda: neuron.IFNode(v_threshold=0.5))
+    thresholds = [m.v_threshold for m in pooled.modules() if isinstance(m, neuron.IFNode)]
+    assert thresholds.count(0.5) == 10 and len(thresholds) == 21
+
+
+def test_gradients_pass_the_last_neuron_with_its_surrogate():
+    """What a neuron's settings are reaches the fused op: as the modules, one by one, have it."""
+    results = []
+    for fused in (True, False):
+        last = neuron.IFNode(v_threshold=0.5, surrogate_function=surrogate.UnitATan())
+        model = net(residual="spiking", last_neuron=last, fused=fused).double()
+        model(torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()).square().sum().backward()
+        results.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, stems, kernel",
+    [
+        ("sew_resnet18", ["conv1"], 7),
+        ("spiking_7b_net", ["layer1.conv"], 1),
+        ("sew_wide_7b_net", ["layer1.conv", "layer5.conv"], 1),
+        ("sew_cifar10_net", ["layer1.conv"], 3),
+    ],
+)
+def test_stem_kernel(name, stems, kernel):
+    """Its size, and padding that keeps the image's."""
+    size = 128 if "7b" in name else 32
+    for settings, expected in (({}, kernel), ({"stem_kernel": 5}, 5)):
+        model = models.create_model(name, **settings)
+        convs = [model.get_submodule(stem) for stem in stems]
+        assert [(c.kernel_size, c.padding) for c in convs] == [((expected,) * 2, (expected // 2,) * 2)] * len(stems)
+    with torch.no_grad():
+        assert model(torch.rand(1, convs[0].in_channels, size, size)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["sew_resnet18", "sew_7b_net"])
+@pytest.mark.parametrize(
+    "kernel, error, message",
+    [(2, ValueError, "stem_kernel must be odd, got 2"), (3.0, TypeError, "stem_kernel must be an int, got float")],
+)
+def test_bad_stem_kernel(name, kernel, error, message):
+    with pytest.raises(error, match=message):
+        models.create_model(name, stem_kernel=kernel)
+
+
+def test_return_seq_as_a_setting_and_as_an_argument():
+    x = torch.rand(2, 3, 8, 8)
+    always, asked = net(return_seq=True, T=3).eval(), net(T=3).eval()
+    with torch.no_grad():
+        assert torch.equal(always(x), asked(x, return_seq=True)) and always(x).shape == (3, 2, 5)
+        assert torch.equal(always(x, return_seq=False), asked(x)) and asked(x).shape == (2, 5)
+
+
+def test_single_step_wants_one_frame():
+    model = net()
+    functional.set_step_mode(model, "s")
+    with pytest.raises(ValueError, match=r"x must be one frame \[N, C, H, W\] in single-step mode, got shape \[4, 2"):
+        model(torch.rand(4, 2, 3, 8, 8))
+    with pytest.raises(ValueError, match="step_mode must be 'm' or 's', got 'single'"):
+        functional.set_step_mode(model, "single")
+
+
+def test_event_nets_say_what_they_cannot_see():
+    with pytest.raises(ValueError, match=r"x must be at least 128 x 128 pixels, got shape \[4, 1, 2, 64, 64\]"):
+        models.create_model("plain_7b_net")(torch.rand(4, 1, 2, 64, 64))
+    with pytest.raises(ValueError, match="in_channels must differ from the first width, 32"):
+        models.create_model("sew_7b_net", in_channels=32)
 
 
 @pytest.mark.parametrize("settings, message", [({"T": 4.5}, "T must be an int"), ({"neuron": "LIF"}, "neuron must be")])

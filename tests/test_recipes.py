@@ -84,7 +84,7 @@ def test_table_s3():
 
 
 def common(configs):
-    """A.1: SGD with momentum 0.9, mixed precision; IF or PLIF with V_th = 1, V_reset = 0, ArcTan of alpha = 2, detached."""
+    """A.1: SGD with momentum 0.9, mixed precision; V_th = 1, V_reset = 0, ArcTan of alpha = 2, detached reset."""
     for c in configs:
         assert (c.optimizer.name, c.optimizer.momentum, c.optimizer.weight_decay) == ("sgd", 0.9, 0.0)
         assert c.train.amp == "fp16" and c.seed == 2020
