@@ -1,6 +1,5 @@
 """Checkpoints of any dialect into a network (:func:`load_checkpoint`) and out of one (:func:`save_checkpoint`)."""
 
-import argparse
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,15 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.errors import CheckpointError
-from sewsnn.files import load_tensors, write_atomic
+from sewsnn.files import write_atomic
 from sewsnn.models.blocks import Block
 from sewsnn.models.dialects import DIALECTS, detect, dialects
-
-# Keys under which a file keeps its weights, beside optimizer, epoch and the like.
-_CONTAINERS = ("model", "net", "state_dict", "model_state_dict", "module")
-# What DistributedDataParallel and torch.compile put before every name.
-_PREFIXES = ("module.", "_orig_mod.")
-_SHOWN = 5
+from sewsnn.models.weights import Weights, read_weights, some
 
 
 @dataclass(frozen=True)
@@ -61,11 +55,11 @@ class LoadReport:
         """One phrase for each kind of entry that does not fit; names are cut after a few."""
         found = []
         if self.missing:
-            found.append(f"missing: {_some(self._both_names(key) for key in self.missing)}")
+            found.append(f"missing: {some(self._both_names(key) for key in self.missing)}")
         if self.unexpected:
-            found.append(f"not in the model: {_some(self.unexpected)}")
+            found.append(f"not in the model: {some(self.unexpected)}")
         if self.mismatched:
-            found.append(f"does not fit: {_some(f'{key}, {why}' for key, why in self.mismatched.items())}")
+            found.append(f"does not fit: {some(f'{key}, {why}' for key, why in self.mismatched.items())}")
         return found
 
     def check(self) -> None:
@@ -91,17 +85,6 @@ class LoadReport:
         return "\n  ".join([*lines, *self.notes])
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A state dict as it was found, without prefixes."""
-
-    source: str
-    state: dict[str, Any]
-    container: str | None = None
-    ignored: tuple[str, ...] = ()
-    settings: Mapping[str, str] = field(default_factory=dict)  # the model's, where the file says so
-
-
 def load_checkpoint(
     model: nn.Module, path_or_state_dict: str | os.PathLike | Mapping[str, Any], *, strict: bool = True
 ) -> LoadReport:
@@ -124,8 +107,8 @@ def load_checkpoint(
         What was mapped, missing, unexpected; ``print(report)`` is readable.
 
     Raises:
-        CheckpointError: the file cannot be read or holds something else; names do not fit (each is named), or shapes
-            (both are). The model is as before.
+        CheckpointError: the file cannot be read, or holds something else; an entry is missing, foreign or of another
+            shape: the message has names and shapes. The model is as before.
         TypeError, ValueError: an argument is wrong; the message names it.
     """
     model = _unwrapped(model)
@@ -189,20 +172,6 @@ def names_in(model: nn.Module, dialect: str) -> dict[str, str]:
     return found[dialect]
 
 
-def read_weights(source: str | os.PathLike | Mapping[str, Any]) -> Weights:
-    """The state dict in a file or in its content.
-
-    Raises:
-        TypeError: it is neither.
-        CheckpointError: as :func:`load_checkpoint`.
-    """
-    if isinstance(source, Mapping):
-        return _find_state(source, "state dict")
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"path_or_state_dict must be a path or a mapping, got {type(source).__name__}")
-    return _find_state(load_tensors(Path(source), [argparse.Namespace]), str(source))
-
-
 def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tensor]]:
     """The entries that fit, by the model's names and as they are in the file, and the report on all.
 
@@ -222,7 +191,7 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
     if not entries and not mismatched:
         raise CheckpointError(
             f"{weights.source} has no entry of this {type(model).__name__} in any dialect "
-            f"({', '.join(dialects(model))}): it has {_some(state)}, the model {_some(own)}"
+            f"({', '.join(dialects(model))}): it has {some(state)}, the model {some(own)}"
         )
     absent = [key for key, name in names.items() if name not in state]
     missing = tuple(key for key in absent if not key.endswith("num_batches_tracked"))
@@ -242,51 +211,6 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
         names=names,
     )
     return report, entries
-
-
-def _find_state(content: Any, source: str) -> Weights:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{source} is not a checkpoint: it must hold a dictionary, not {type(content).__name__}")
-    for key in _CONTAINERS:
-        if _is_state(content.get(key)):
-            others = tuple(str(other) for other in content if other != key)
-            return Weights(source, _without_prefixes(content[key]), key, others, _settings(content))
-    if _is_state(content):
-        return Weights(source, _without_prefixes(content))
-    raise CheckpointError(
-        f"{source} is not a checkpoint: it must hold tensors by name, or a dictionary of them under one of "
-        f"{', '.join(_CONTAINERS)}; it has {_some(map(str, content)) or 'nothing'}"
-    )
-
-
-def _is_state(content: Any) -> bool:
-    """Names and, among the values, a tensor; what else there is will be named."""
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        return False
-    return any(isinstance(value, Tensor) for value in content.values())
-
-
-def _without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    state = dict(state)
-    while True:
-        for prefix in _PREFIXES:
-            if all(key.startswith(prefix) for key in state):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-                break
-        else:
-            return state
-
-
-def _settings(content: Mapping[str, Any]) -> dict[str, str]:
-    """``name`` and ``connect_f`` of the model: from the authors' ``args``, or our training's ``config``."""
-    args, config = content.get("args"), content.get("config")
-    if isinstance(args, argparse.Namespace):
-        said = {"name": getattr(args, "model", None), "connect_f": getattr(args, "connect_f", None)}
-    elif isinstance(config, Mapping) and isinstance(config.get("model"), Mapping):
-        said = {key: config["model"].get(key) for key in ("name", "connect_f")}
-    else:
-        said = {}
-    return {key: value for key, value in said.items() if isinstance(value, str)}
 
 
 def _mismatch(value: Any, own: Tensor) -> str | None:
@@ -330,9 +254,3 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def plain_copy(value: Tensor) -> Tensor:
     """Without what else lies in its storage, which torch.save would write as well."""
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.models.checkpoint import (
     LoadReport,
-    Weights,
     check_dialect,
     fit,
     names_in,
     plain_copy,
-    read_weights,
     write_state,
 )
 from sewsnn.models.dialects import detect
 from sewsnn.models.registry import create_model, list_models
+from sewsnn.models.weights import Weights, read_weights
 from sewsnn.neuron import IFNode, ParametricLIFNode
 
 # The first convolution of a block: layer1.0.conv1 in a ResNet of any dialect.

@@ -3,7 +3,7 @@
 ``sewsnn``
     Our own names.
 ``torchvision``
-    For ResNets the same: torchvision's names and SpikingJelly's ``sew_resnet*``, so ``layer1.0.conv1``, ``layer1.0.bn1``.
+    For ResNets the same, as in SpikingJelly's ``sew_resnet*``: ``layer1.0.conv1``, ``layer1.0.bn1``.
 ``authors``
     The code of the paper: convolution and norm lie in a container, as ``layer1.0.conv1.module.0`` and ``.1``. The event
     networks are one ``nn.Sequential`` named ``conv``, pooling layers included, and a linear layer ``out``.
