@@ -72,13 +72,19 @@ def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
             (which was not made, nor its code run); names both.
     """
     try:
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            return _load_tensors(file, path, allowed)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
-    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+
+
+def _load_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Any:
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file, OSError too
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
