@@ -1,4 +1,4 @@
-"""The command line: ``sewsnn train CONFIG``, ``sewsnn info``."""
+"""The command line: ``sewsnn train CONFIG``, ``sewsnn convert-checkpoint IN OUT --to DIALECT``, ``sewsnn info``."""
 
 import argparse
 import platform
@@ -20,12 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    _add_convert(commands)
     commands.add_parser("info", help="versions, backends and devices")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _info() if arguments.command == "info" else _train(arguments, rest)
+        if arguments.command == "train":
+            return _train(arguments, rest)
+        return _info() if arguments.command == "info" else _convert(arguments)
     except UserError as error:
         print(f"sewsnn: error: {error}", file=sys.stderr)
         return 1
@@ -57,6 +60,41 @@ def _train(arguments, rest: list[str]) -> int:
     except Interrupted as stop:
         print(f"sewsnn: {stop}; go on with --resume", file=sys.stderr)
         return 130
+    return 0
+
+
+def _add_convert(commands) -> None:
+    convert = commands.add_parser(
+        "convert-checkpoint",
+        help="write a checkpoint under the names of another program",
+        description="Reads the weights in IN, of whatever dialect, and writes them to OUT in another: sewsnn, "
+        "torchvision (also SpikingJelly's models), authors (the paper's code) or containers (the same under "
+        "SpikingJelly >= 0.0.0.0.8).",
+        allow_abbrev=False,
+    )
+    convert.add_argument("source", metavar="IN", help="the checkpoint to read")
+    convert.add_argument("target", metavar="OUT", help="the file to write")
+    convert.add_argument("--to", required=True, metavar="DIALECT", help="the dialect of OUT")
+    convert.add_argument("--model", metavar="NAME", help="the network, such as sew_resnet18, if IN does not name it")
+    convert.add_argument(
+        "--container", default="model", metavar="KEY", help="OUT is {KEY: weights}; '': weights alone (default: model)"
+    )
+    convert.add_argument("--force", action="store_true", help="replace OUT if it is there")
+
+
+def _convert(arguments) -> int:
+    from sewsnn.models import convert_checkpoint
+
+    report = convert_checkpoint(
+        arguments.source,
+        arguments.target,
+        arguments.to,
+        model=arguments.model,
+        container=arguments.container,
+        force=arguments.force,
+    )
+    print(report)
+    print(f"written to {arguments.target} in dialect {arguments.to!r}")
     return 0
 
 

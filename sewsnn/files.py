@@ -1,13 +1,16 @@
-"""Files that are either whole or as they were before."""
+"""Files that are either whole or as they were before, and reading tensors without running what else is in a file."""
 
 import contextlib
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from sewsnn.errors import UserError
+import torch
+
+from sewsnn.errors import CheckpointError, UserError
 
 
 class _Watched:
@@ -56,6 +59,42 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def write_text(path: Path, text: str) -> None:
     """:func:`write_atomic` of UTF-8 text."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
+    """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``).
+
+    Args:
+        allowed: classes whose objects may be in the file besides.
+
+    Raises:
+        CheckpointError: the file is missing, cannot be read, is damaged, or holds a pickled object of another class
+            (which was not made, nor its code run); names both.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _load_tensors(file, path, allowed)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+
+
+def _load_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Any:
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file, OSError too
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise CheckpointError(
+                f"{path} holds more than tensors: a pickled {refused[1]}, which is refused, since loading it could run "
+                "code"
+            ) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
+        ) from None
 
 
 def make_folder(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sewsnn.errors import CheckpointError
-from sewsnn.files import write_atomic
+from sewsnn.files import load_tensors, write_atomic
 
 FORMAT = "sewsnn.train"
 VERSION = 1
@@ -35,15 +35,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, truncated, or not a checkpoint of this program; names it.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+    content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by sewsnn train: it has no format {FORMAT!r}")
     if content.get("version") != VERSION:

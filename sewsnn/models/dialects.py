@@ -1,0 +1,112 @@
+"""The names under which the same weights are published: one dialect is one way to name the modules of a network.
+
+``sewsnn``
+    Our own names.
+``torchvision``
+    For ResNets the same, as in SpikingJelly's ``sew_resnet*``: ``layer1.0.conv1``, ``layer1.0.bn1``.
+``authors``
+    The code of the paper: convolution and norm lie in a container, as ``layer1.0.conv1.module.0`` and ``.1``. The event
+    networks are one ``nn.Sequential`` named ``conv``, pooling layers included, and a linear layer ``out``.
+``containers``
+    The authors' code under SpikingJelly >= 0.0.0.0.8, whose containers have no ``.module``.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from sewsnn.models.blocks import Block
+from sewsnn.models.pooled_net import PooledNet
+from sewsnn.models.sew_resnet import SEWResNet
+
+DIALECTS = ("sewsnn", "torchvision", "authors", "containers")
+_INNER = {"authors": ".module", "containers": ""}  # what a container puts before its children's numbers
+
+
+def dialects(model: nn.Module) -> dict[str, dict[str, str]]:
+    """By dialect: for each entry of the model's state dict its name there. Dialects without a form of it are left out.
+
+    The structure is read from the modules: any size, any neuron, any residual style. A model that is not of
+    :mod:`sewsnn.models` has its own names alone.
+    """
+    keys = list(model.state_dict())
+    own = {key: key for key in keys}
+    if isinstance(model, SEWResNet):
+        modules, found = _resnet_modules, {"torchvision": own, "sewsnn": own}
+    elif isinstance(model, PooledNet):
+        modules, found = _pooled_modules, {"sewsnn": own}
+    else:
+        return {"sewsnn": own}
+    for dialect, inner in _INNER.items():
+        names = modules(model, inner)
+        found[dialect] = {key: _renamed(key, names) for key in keys}
+    return found
+
+
+def detect(model: nn.Module, keys: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """The dialect in which most of the model's entries are among ``keys``, and its names (:func:`dialects`)."""
+    keys = set(keys)
+    found = dialects(model)
+    best = max(found, key=lambda dialect: len(keys.intersection(found[dialect].values())))
+    return best, found[best]
+
+
+def _renamed(key: str, modules: dict[str, str]) -> str:
+    """An entry's name, where the innermost module that has a new name has it."""
+    parts = key.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        path = ".".join(parts[:i])
+        if path in modules:
+            return ".".join([modules[path], *parts[i:]])
+    return key
+
+
+def _resnet_modules(model: SEWResNet, inner: str) -> dict[str, str]:
+    """The stem is bare; each block's pairs of convolution and norm are in containers, the neurons are not."""
+    names = {}
+    for path, block in model.named_modules():
+        if not isinstance(block, Block):
+            continue
+        for i in range(1, block.convs + 1):
+            names |= _pair(f"{path}.conv{i}", f"{path}.bn{i}", f"{path}.conv{i}{inner}")
+        if block.downsample is not None:
+            sew = block.style.residual == "sew"  # a neuron follows: nn.Sequential(container, neuron)
+            container = f"{path}.downsample.0{inner}" if sew else f"{path}.downsample{inner}"
+            names |= _pair(f"{path}.downsample.0", f"{path}.downsample.1", container)
+            if sew:
+                names[f"{path}.downsample_sn"] = f"{path}.downsample.1"
+    return names
+
+
+def _pooled_modules(model: PooledNet, inner: str) -> dict[str, str]:
+    """``conv.N`` counts what widens, blocks and pooling layers, in the order in which they run."""
+    names = {"fc": "out"}
+    place = 0
+    for i in range(1, model.stages + 1):
+        stage = getattr(model, f"layer{i}")
+        if stage.conv is not None:
+            names |= _pair(f"layer{i}.conv", f"layer{i}.bn", f"conv.{place}.0{inner}")
+            names[f"layer{i}.sn"] = f"conv.{place}.1"
+            place += 1
+        for b, block in enumerate(stage.blocks):
+            names |= _pooled_block(f"layer{i}.blocks.{b}", block, f"conv.{place}", inner)
+            place += 1
+        place += 1  # the pooling layer
+    return names
+
+
+def _pooled_block(path: str, block: Block, place: str, inner: str) -> dict[str, str]:
+    names = {}
+    for k in range(1, block.convs + 1):
+        unit, sn = f"{place}.conv.{k - 1}", f"{path}.sn{k}"
+        if block.style.residual == "spiking" and k == block.convs:  # its neuron comes after the sum
+            names |= _pair(f"{path}.conv{k}", f"{path}.bn{k}", f"{unit}{inner}")
+            names[sn] = f"{place}.sn"
+        else:
+            names |= _pair(f"{path}.conv{k}", f"{path}.bn{k}", f"{unit}.0{inner}")
+            names[sn] = f"{unit}.1"
+    return names
+
+
+def _pair(conv: str, bn: str, container: str) -> dict[str, str]:
+    return {conv: f"{container}.0", bn: f"{container}.1"}
