@@ -267,3 +267,18 @@ def test_firing_rates_count_spikes():
     silent = create_model("sew_resnet", blocks=[1], widths=[4], num_classes=2, stem="small")
     torch.nn.init.zeros_(silent.bn1.weight)
     assert firing_rates(silent, [torch.rand(1, 3, 8, 8)])["sn1"] == 0
+
+
+def test_a_run_begins_with_weights_of_another_dialect(finished, tmp_path, capsys):
+    """With a learning rate of 0 the weights of the file are those of the end; another network's are refused."""
+    from sewsnn.cli import main
+
+    weights = tmp_path / "authors.pth"
+    assert main(["convert-checkpoint", str(finished[0] / checkpoint.NAME), str(weights), "--to", "authors"]) == 0
+    begun = command(tmp_path / "run", "--weights", str(weights), "--lr", "0", "--epochs", "1")[3:]
+    assert main(begun) == 0 and "dialect 'authors'" in capsys.readouterr().out
+    old, new = (checkpoint.load(folder / checkpoint.NAME)["model"] for folder in (finished[0], tmp_path / "run"))
+    same = [key for key in old if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert len(same) == 20 and all(torch.equal(old[key], new[key]) for key in same)
+    assert main([*command(tmp_path / "wide", "--weights", str(weights))[3:], "--widths", "[8, 24]"]) == 1
+    assert "in the file, [24" in capsys.readouterr().err and not (tmp_path / "wide").exists()

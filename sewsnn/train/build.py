@@ -79,6 +79,7 @@ def build_data(config: Config) -> data.DataSource:
 
 def build_model(config: Config, source: data.DataSource) -> nn.Module:
     settings = dataclasses.asdict(config.model)
+    del settings["weights"]
     for key in ("blocks", "widths"):  # of a size that its name tells
         if not settings[key]:
             del settings[key]

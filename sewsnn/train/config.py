@@ -56,7 +56,8 @@ class NeuronConfig:
 class ModelConfig:
     """A model of :mod:`sewsnn.models`; ``blocks`` and ``widths`` are for ``sew_resnet`` only, ``stem`` for ResNets.
 
-    ``stem``, ``stem_kernel``: null is the model's own. ``last_neuron``: of each block; null: ``neuron``.
+    ``stem``, ``stem_kernel``: null is the model's own. ``last_neuron``: of each block; null: ``neuron``. ``weights``: a
+    checkpoint of any dialect to begin with (:func:`sewsnn.models.load_checkpoint`).
     """
 
     name: str = "sew_resnet18"
@@ -70,6 +71,7 @@ class ModelConfig:
     pack_spikes: bool = False
     neuron: NeuronConfig = field(default_factory=NeuronConfig)
     last_neuron: NeuronConfig | None = None
+    weights: str | None = None
 
 
 @dataclass

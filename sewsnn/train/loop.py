@@ -19,6 +19,7 @@ from sewsnn.analysis.figures import draw_curves, draw_firing_rates
 from sewsnn.data import random_temporal_delete
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.files import make_folder, write_text
+from sewsnn.models import load_checkpoint
 from sewsnn.train import build, checkpoint, metrics
 from sewsnn.train.config import Config, differences, from_dict
 
@@ -63,7 +64,10 @@ class Trainer:
             )
         torch.manual_seed(config.seed)
         self.source = build.build_data(config)
-        self.model = build.build_model(config, self.source).to(self.device)
+        self.model = build.build_model(config, self.source)
+        if config.model.weights and not saved:
+            print(load_checkpoint(self.model, config.model.weights))
+        self.model.to(self.device)
         self.optimizer = build.build_optimizer(config, self.model)
         self.scheduler = build.build_scheduler(config, self.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.amp == "fp16")
