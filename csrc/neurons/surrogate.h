@@ -9,17 +9,22 @@
 
 SEWSNN_BEGIN
 
-// ATan: alpha / 2 / (1 + (pi alpha x / 2)^2); UnitATan: (1 + (pi a)^2) / (1 + (pi x)^2), which is 1 at x = a and -a
+// alpha / 2 / (1 + (pi alpha x / 2)^2)
 template <class S>
 struct ATan {
   S height, scale;
   static ATan of(double a) { return {S(a / 2), S(kPi * a / 2)}; }
-  static ATan unit(double a) { return {S(1 + kPi * a * kPi * a), S(kPi)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = scale * x;
     return divide_(height, S(1) + y * y);
   }
+};
+
+// (1 + (pi a)^2) / (1 + (pi x)^2), which is 1 at x = a and -a: the same form with other numbers
+template <class S>
+struct UnitATan : ATan<S> {
+  static UnitATan of(double a) { return {{S(1 + kPi * a * kPi * a), S(kPi)}}; }
 };
 
 // 1 / width for |x| < width / 2
@@ -130,6 +135,7 @@ struct Surrogate {
     SoftSign<S> soft_sign;
     SuperSpike<S> super_spike;
     Erf<S> erf;
+    UnitATan<S> unit_atan;
   };
 
   static Surrogate from(const NeuronParams& p) {
@@ -145,7 +151,7 @@ struct Surrogate {
       case SurrogateKind::SoftSign: s.soft_sign = SoftSign<S>::of(p.alpha); break;
       case SurrogateKind::SuperSpike: s.super_spike = SuperSpike<S>::of(p.alpha); break;
       case SurrogateKind::Erf: s.erf = Erf<S>::of(p.alpha); break;
-      case SurrogateKind::UnitATan: s.atan = ATan<S>::unit(p.alpha); break;
+      case SurrogateKind::UnitATan: s.unit_atan = UnitATan<S>::of(p.alpha); break;
     }
     return s;
   }
@@ -165,8 +171,8 @@ struct Surrogate {
       case SurrogateKind::SoftSign: return f(soft_sign);
       case SurrogateKind::SuperSpike: return f(super_spike);
       case SurrogateKind::Erf: return f(erf);
-      case SurrogateKind::ATan:
-      case SurrogateKind::UnitATan: break;
+      case SurrogateKind::UnitATan: return f(unit_atan);
+      case SurrogateKind::ATan: break;
     }
     return f(atan);
   }
