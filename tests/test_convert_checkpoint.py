@@ -154,6 +154,13 @@ def test_event_net_has_no_torchvision_form(tmp_path, capsys):
     assert f"{tmp_path / 'in.pt'} is not of a ResNet: it has no layer1.0.conv1" in error_of(words, capsys)
 
 
+@pytest.mark.parametrize("value", [torch.ones(()), "text", torch.ones(0, 0, 1, 1)], ids=["number", "text", "empty"])
+def test_sizes_that_are_none(value, tmp_path, capsys):
+    torch.save({"layer1.0.conv1.weight": value, "fc.weight": torch.ones(2, 2)}, tmp_path / "in.pt")
+    words = [tmp_path / "in.pt", tmp_path / "out.pt", "--to", "sewsnn", "--model", "sew_resnet"]
+    assert re.search("is not of a ResNet|must be positive", error_of(words, capsys))
+
+
 def test_args_of_another_model_are_said(tmp_path, capsys):
     """The authors' event networks have names of their own."""
     state = models.to_dialect(models.create_model("sew_7b_net"), "authors")

@@ -134,7 +134,9 @@ def to_dialect(model: nn.Module, dialect: str) -> dict[str, Tensor]:
     return {names[key]: plain_copy(value) for key, value in model.state_dict().items()}
 
 
-def save_checkpoint(model: nn.Module, path: str | os.PathLike, dialect: str = "sewsnn", container: str = "model"):
+def save_checkpoint(
+    model: nn.Module, path: str | os.PathLike, dialect: str = "sewsnn", container: str = "model"
+) -> None:
     """Writes the model's weights as ``{container: state dict}``, or, where it is empty, as the state dict alone.
 
     The file appears whole or not at all. The authors' code reads ``model``, for CIFAR10-DVS ``net``; torchvision's

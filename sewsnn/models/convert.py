@@ -91,10 +91,10 @@ def _network(weights: Weights, name: str | None) -> nn.Module:
 def _ends(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int]:
     """What the first and the last layer say."""
     found = {}
-    stem = state.get(names["conv1.weight" if "conv1.weight" in names else "layer1.conv.weight"])
+    stem = state.get(names.get("conv1.weight") or names.get("layer1.conv.weight"))
     if isinstance(stem, Tensor) and stem.dim() == 4:
         found |= {"in_channels": stem.shape[1], "stem_kernel": stem.shape[-1]}
-    last = state.get(names["fc.weight"])
+    last = state.get(names.get("fc.weight"))
     if isinstance(last, Tensor) and last.dim() == 2:
         found["num_classes"] = last.shape[0]
     return found
@@ -102,13 +102,14 @@ def _ends(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int]:
 
 def _sizes(weights: Weights) -> dict[str, Any]:
     """Stages, blocks and channels of a ResNet of any size."""
-    firsts = [(match, value) for key, value in weights.state.items() if (match := _FIRST_CONV.fullmatch(key))]
     widths: dict[int, int] = {}
     blocks: dict[int, int] = {}
-    for match, value in firsts:
-        stage = int(match[1])
-        widths[stage] = value.shape[0]
-        blocks[stage] = blocks.get(stage, 0) + 1
+    for key, value in weights.state.items():
+        match = _FIRST_CONV.fullmatch(key)
+        if match and isinstance(value, Tensor) and value.dim() == 4:
+            stage = int(match[1])
+            widths[stage] = value.shape[0]
+            blocks[stage] = blocks.get(stage, 0) + 1
     if not blocks or sorted(blocks) != list(range(1, len(blocks) + 1)):
         raise CheckpointError(f"{weights.source} is not of a ResNet: it has no layer1.0.conv1, layer2.0.conv1 ...")
     bottleneck = any(re.match(r"layer1\.0\.conv3\.", key) for key in weights.state)
