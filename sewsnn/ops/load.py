@@ -90,7 +90,7 @@ def resolve_backend(backend: str, device_type: str, surrogate) -> str:
         return "native"
     if backend == "native":
         raise BackendError(f"backend='native' cannot run: {reason}")
-    if not torch.compiler.is_compiling():
+    if device_type != "meta" and not torch.compiler.is_compiling():  # meta tensors have no numbers: nothing is slow
         _announce(reason)
     return "torch"
 
