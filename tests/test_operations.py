@@ -83,7 +83,7 @@ def test_linear_by_hand():
         {"padding": 2, "stride": 2},
         {"padding": 3, "dilation": 2, "stride": 3},
         {"padding": "same", "dilation": 3},
-        {"padding": "same", "kernel_size": 4},
+        {"padding": "same", "kernel_size": 4, "dilation": 2},
         {"padding": "valid"},
         {"padding": 2, "padding_mode": "circular"},
         {"padding": 2, "padding_mode": "reflect", "stride": 2},
@@ -234,6 +234,7 @@ def test_blocks_read_spikes(connect_f, pack_spikes, device):
     some inputs are sums of spikes."""
     torch.manual_seed(0)
     settings = {"blocks": [2, 1], "widths": [4, 8], "num_classes": 5, "stem": "small", "connect_f": connect_f}
+    settings["zero_init_residual"] = connect_f == "AND"  # identities: with AND an untrained network is silent
     net = models.create_model("sew_resnet", pack_spikes=pack_spikes, **settings).to(device)
     found = count_operations(net, current((3, 3, 8, 8), device=device, scale=3.0))
     assert [row.name for row in found.layers if row.spike_input is False] == ["conv1", "fc"]
