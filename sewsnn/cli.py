@@ -1,4 +1,4 @@
-"""The command line: ``sewsnn train CONFIG``, ``sewsnn info``."""
+"""The command line: ``sewsnn train CONFIG``, ``sewsnn models [NAME]``, ``sewsnn info``."""
 
 import argparse
 import platform
@@ -20,11 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    models = commands.add_parser("models", help="the networks and their sizes, or one of them layer by layer")
+    models.add_argument("name", metavar="NAME", nargs="?")
     commands.add_parser("info", help="versions, backends and devices")
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if arguments.command == "models":
+            return _models(arguments.name)
         return _info() if arguments.command == "info" else _train(arguments, rest)
     except UserError as error:
         print(f"sewsnn: error: {error}", file=sys.stderr)
@@ -57,6 +61,13 @@ def _train(arguments, rest: list[str]) -> int:
     except Interrupted as stop:
         print(f"sewsnn: {stop}; go on with --resume", file=sys.stderr)
         return 130
+    return 0
+
+
+def _models(name: str | None) -> int:
+    from sewsnn.analysis.networks import networks_table, size_of, usual_steps
+
+    print(networks_table() if name is None else size_of(name, usual_steps(name)))
     return 0
 
 

@@ -241,3 +241,11 @@ def test_blocks_read_spikes(connect_f, pack_spikes, device):
     assert sum(row.spike_input is True for row in found.layers) == 7
     sums = [row.input_rate > row.active_inputs for row in found.layers if row.spike_input]
     assert any(sums) == (connect_f == "ADD")
+
+
+def test_meta_networks_run(recwarn):
+    """Forward and backward, by the ops that hold only shapes; nothing is said to be slow."""
+    with torch.device("meta"):
+        net = models.create_model("sew_resnet", blocks=[1, 1], widths=[8, 8], neuron=neuron.ParametricLIFNode)
+        net(torch.empty(2, 3, 32, 32)).sum().backward()
+    assert all(p.grad.is_meta and p.grad.shape == p.shape for p in net.parameters()) and not recwarn.list

@@ -62,7 +62,7 @@ def why_not_native(device_type: str, surrogate) -> str | None:
     """Why the compiled kernels cannot run on this device with this surrogate; None if they can."""
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
-    if device_type not in NATIVE_DEVICES:
+    if device_type not in (*NATIVE_DEVICES, "meta"):  # shapes alone: the ops' fake kernels
         hint = " (it was built without nvcc)" if device_type == "cuda" else ""
         return f"the compiled library has no kernels for {device_type}{hint}"
     if getattr(surrogate, "kind", None) is None:
@@ -90,7 +90,7 @@ def resolve_backend(backend: str, device_type: str, surrogate) -> str:
         return "native"
     if backend == "native":
         raise BackendError(f"backend='native' cannot run: {reason}")
-    if device_type != "meta" and not torch.compiler.is_compiling():  # meta tensors have no numbers: nothing is slow
+    if not torch.compiler.is_compiling():
         _announce(reason)
     return "torch"
 
