@@ -1,5 +1,6 @@
 """Counting parameters, neurons, MACs and synaptic operations: by hand, by brute force, and of the paper's networks."""
 
+import contextlib
 import copy
 import json
 
@@ -9,7 +10,7 @@ from cases import current
 from torch import nn
 
 from sewsnn import models, neuron
-from sewsnn.analysis import count_operations
+from sewsnn.analysis import count_operations, firing_rates
 from sewsnn.models.network import count_parameters
 
 
@@ -150,8 +151,9 @@ def test_single_steps_count_one_by_one():
     assert (whole.layers[-1].spike_input, steps.layers[-1].spike_input) == (False, True)
 
 
-def test_the_model_is_left_as_it_was():
-    """Modes of single modules, states, statistics and hooks; also after an error."""
+@pytest.mark.parametrize("look", [count_operations, lambda model, x: firing_rates(model, [x])], ids=["count", "rates"])
+def test_the_model_is_left_as_it_was(look):
+    """Modes of single modules, states and hooks; also after an error."""
     torch.manual_seed(0)
     model = Still(T=2).train()
     model.conv.eval()
@@ -159,11 +161,8 @@ def test_the_model_is_left_as_it_was():
     model(torch.rand(2, 1, 4, 4))
     v = model.sn.v
     for x, error in ((torch.rand(1, 1, 4, 4), None), (torch.rand(1, 2, 4, 4), RuntimeError)):
-        if error is None:
-            count_operations(model, x)
-        else:
-            with pytest.raises(error):
-                count_operations(model, x)
+        with contextlib.nullcontext() if error is None else pytest.raises(error):
+            look(model, x)
         assert model.training and model.stem.training and not model.conv.training
         assert model.sn.v is v and not any(m._forward_hooks for m in model.modules())
 

@@ -1,6 +1,6 @@
 """What the paper's networks were made for, and the accuracies published for them, each with its source.
 
-The numbers stand here alone: tables and training configurations read them.
+Tables and whatever else shows them read them here.
 """
 
 from typing import NamedTuple
