@@ -13,6 +13,8 @@ from docs import drawings, tables
 from sewsnn import models
 from sewsnn.analysis import count_operations
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 

@@ -14,6 +14,9 @@ from sewsnn.analysis import count_operations, firing_rates
 from sewsnn.models.network import count_parameters
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 class Still(nn.Module):
     """Modules one after the other, over time: the first convolution reads the image, shown T times after it."""
 

@@ -16,6 +16,8 @@ from sewsnn.models.blocks import Style
 from sewsnn.models.network import zero_init
 from sewsnn.surrogate import ATan, UnitATan
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCKS = [models.BasicBlock, models.Bottleneck]
 CHANNELS = 8
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from sewsnn import functional, models, neuron
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"widths": [8, 16], "blocks": [1, 1], "num_classes": 5}
 POOLED = SMALL | {"blocks": [2, 1]}
 NETWORKS = {
