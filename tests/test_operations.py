@@ -13,7 +13,6 @@ from sewsnn import models, neuron
 from sewsnn.analysis import count_operations, firing_rates
 from sewsnn.models.network import count_parameters
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
