@@ -1,4 +1,4 @@
-"""The command line: ``sewsnn train CONFIG``, ``sewsnn convert-checkpoint IN OUT --to DIALECT``, ``sewsnn info``."""
+"""The command line: ``sewsnn train CONFIG``, ``models [NAME]``, ``convert-checkpoint IN OUT --to DIALECT``, ``info``."""
 
 import argparse
 import platform
@@ -20,15 +20,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    models = commands.add_parser("models", help="the networks and their sizes, or one of them layer by layer")
+    models.add_argument("name", metavar="NAME", nargs="?")
+    models.set_defaults(run=_models)
     _add_convert(commands)
-    commands.add_parser("info", help="versions, backends and devices")
+    commands.add_parser("info", help="versions, backends and devices").set_defaults(run=_info)
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if arguments.command == "train":
-            return _train(arguments, rest)
-        return _info() if arguments.command == "info" else _convert(arguments)
+        return _train(arguments, rest) if arguments.command == "train" else arguments.run(arguments)
     except UserError as error:
         print(f"sewsnn: error: {error}", file=sys.stderr)
         return 1
@@ -80,6 +81,7 @@ def _add_convert(commands) -> None:
         "--container", default="model", metavar="KEY", help="OUT is {KEY: weights}; '': weights alone (default: model)"
     )
     convert.add_argument("--force", action="store_true", help="replace OUT if it is there")
+    convert.set_defaults(run=_convert)
 
 
 def _convert(arguments) -> int:
@@ -98,7 +100,15 @@ def _convert(arguments) -> int:
     return 0
 
 
-def _info() -> int:
+def _models(arguments) -> int:
+    from sewsnn.analysis.networks import networks_table, size_of, usual_steps
+
+    name = arguments.name
+    print(networks_table() if name is None else size_of(name, usual_steps(name)))
+    return 0
+
+
+def _info(_) -> int:
     import torch
 
     import sewsnn

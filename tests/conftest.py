@@ -29,3 +29,12 @@ cuda_param = pytest.param("cuda", marks=[pytest.mark.cuda, _no_cuda])
 @pytest.fixture(scope="session", params=["cpu", cuda_param])
 def device(request):
     return request.param
+
+
+@pytest.fixture
+def one_thread():
+    """For networks of very small tensors: on a busy machine waiting for other threads would take most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

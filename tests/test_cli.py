@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sewsnn.cli import main
+from sewsnn.models import list_models
 from sewsnn.ops.load import LIBRARY, library_hash
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
@@ -20,6 +21,20 @@ def test_info(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert "sewsnn" in text and "backend native: kernels for cpu" in text and "backend cupy: not in" in text
+
+
+def test_models(capsys):
+    """One line each; a network's table; names that have no table."""
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list_models()
+    assert "186,858             21     207,360" in lines[list_models().index("sew_cifar10_net")]
+    assert main(["models", "sew_7b_net"]) == 0
+    table = capsys.readouterr().out
+    assert "layer1.conv" in table and "130,426" in table.splitlines()[-1] and "T = 16" in table
+    for name, message in (("sew_resnet", "has no size of its own"), ("resnet", "is unknown; see sewsnn models")):
+        assert main(["models", name]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_library_knows_its_sources():

@@ -9,7 +9,7 @@ import torch
 import sewsnn
 from sewsnn import functional, neuron
 from sewsnn.ops import load
-from sewsnn.surrogate import Surrogate
+from sewsnn.surrogate import ATan, Surrogate
 
 X = torch.zeros(4, 2, 3)
 W = torch.tensor(0.0)
@@ -48,7 +48,7 @@ BAD_CALLS = [
         sewsnn.BackendError,
         "backend='native' cannot run: the surrogate Own",
     ),
-    (lambda: functional.if_multistep(X.to("meta"), backend="native"), sewsnn.BackendError, "no kernels for meta"),
+    (lambda: load.resolve_backend("native", "xpu", ATan()), sewsnn.BackendError, "no kernels for xpu"),
     (lambda: functional.plif_multistep(X, 0.5), TypeError, "w must be a tensor"),
     (lambda: functional.plif_multistep(X, torch.zeros(2)), ValueError, "w must be one floating-point number"),
     (lambda: functional.plif_multistep(X, torch.tensor(1)), ValueError, "w must be one floating-point number"),

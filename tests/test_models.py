@@ -225,3 +225,31 @@ def test_event_nets_say_what_they_cannot_see():
 def test_bad_types(settings, message):
     with pytest.raises(TypeError, match=message):
         net(**settings)
+
+
+# Parameters and neuron layers with the published 1x1 stem, then parameters with the 3x3 stem of the paper's text.
+POOLED = {
+    "sew_7b_net": (130_426, 15, 130_426 + 8 * 2 * 32),
+    "spiking_7b_net": (130_426, 15, 130_426 + 8 * 2 * 32),
+    "plain_7b_net": (130_426, 15, 130_426 + 8 * 2 * 32),
+    "sew_wide_7b_net": (1_192_218, 16, 1_258_778),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_event_networks(name):
+    """All forms are of one size, for no shortcut needs a convolution; their neurons are PLIF (15 and 16 of w)."""
+    parameters, layers, parameters_3x3 = POOLED[name]
+    with torch.device("meta"):
+        net, text = models.create_model(name), models.create_model(name, stem_kernel=3)
+    nodes = [m for m in net.modules() if isinstance(m, neuron.BaseNode)]
+    assert (count_parameters(net), count_parameters(text)) == (parameters, parameters_3x3)
+    assert len(nodes) == layers and {type(n) for n in nodes} == {neuron.ParametricLIFNode}
+
+
+@pytest.mark.parametrize("name", ["sew_cifar10_net", "spiking_cifar10_net"])
+def test_cifar10_network(name):
+    """Table S3: 186,858 parameters; a stem and ten blocks of two neuron layers, IF."""
+    net = models.create_model(name)
+    nodes = [m for m in net.modules() if isinstance(m, neuron.BaseNode)]
+    assert count_parameters(net) == 186_858 and len(nodes) == 21 and {type(n) for n in nodes} == {neuron.IFNode}

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from sewsnn.analysis.watching import evaluating
 from sewsnn.neuron import BaseNode
 
 
 @torch.no_grad()
 def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     """Mean number of spikes per neuron and time-step of every neuron layer, over all ``batches``, in evaluation mode.
+    The model is left as it was: the mode of every module, the neurons' states, its hooks.
 
     Returns:
         ``{module name: rate in [0, 1]}`` in the order of the modules.
@@ -26,14 +28,8 @@ def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float
         return hook
 
     nodes = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseNode)]
-    hooks = [module.register_forward_hook(counter(name)) for name, module in nodes]
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model) as hooks:
+        hooks += [module.register_forward_hook(counter(name)) for name, module in nodes]
         for x in batches:
             model(x)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
     return {name: float(spikes[name]) / elements[name] for name, _ in nodes if elements.get(name)}

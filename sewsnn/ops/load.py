@@ -62,7 +62,7 @@ def why_not_native(device_type: str, surrogate) -> str | None:
     """Why the compiled kernels cannot run on this device with this surrogate; None if they can."""
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
-    if device_type not in NATIVE_DEVICES:
+    if device_type not in (*NATIVE_DEVICES, "meta"):  # shapes alone: the ops' fake kernels
         hint = " (it was built without nvcc)" if device_type == "cuda" else ""
         return f"the compiled library has no kernels for {device_type}{hint}"
     if getattr(surrogate, "kind", None) is None:

@@ -1,0 +1,52 @@
+"""The sizes of the networks in the registry: what ``sewsnn models`` prints."""
+
+import torch
+
+from sewsnn.analysis.operations import Operations, count_operations
+from sewsnn.errors import UserError
+from sewsnn.models import create_model, list_models
+from sewsnn.models.published import task_of
+
+
+def size_of(name: str, T: int = 1) -> Operations:
+    """Parameters, neurons and MACs of a network by name, for one image or sequence of its task; shapes alone.
+
+    Raises:
+        UserError: there is no such network, or it has no size of its own.
+    """
+    task = task_of(name)
+    if task is None:
+        known = name in list_models()
+        why = (
+            "has no size of its own: its blocks and widths are arguments" if known else "is unknown; see sewsnn models"
+        )
+        raise UserError(f"model {name!r} {why}")
+    sizes = (1, *task.input_shape) if task.still else (T, 1, *task.input_shape)
+    with torch.device("meta"):
+        model = create_model(name, T=T)
+    return count_operations(model, torch.empty(sizes, device="meta"))
+
+
+def usual_steps(name: str) -> int:
+    """T of the published runs, the least of them; 4 where it is not stated."""
+    task = task_of(name)
+    return min(task.steps) if task and task.steps else 4
+
+
+def networks_table() -> str:
+    """All networks, one a line."""
+    lines = [
+        f"{'network':20} {'input':>13} {'parameters':>11} {'neuron layers':>14} {'neurons':>11} {'MACs / step':>15}"
+    ]
+    for name in list_models():
+        task = task_of(name)
+        if task is None:
+            lines.append(f"{name:20} {'any':>13} {'any':>11}")
+            continue
+        found = size_of(name)
+        shape = " x ".join(map(str, task.input_shape))
+        lines.append(
+            f"{name:20} {shape:>13} {found.parameters:>11,} {found.neuron_layers:>14} {found.neurons:>11,} "
+            f"{found.macs:>15,}"
+        )
+    return "\n".join(lines)
