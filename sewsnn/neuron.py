@@ -116,12 +116,12 @@ class BaseNode(nn.Module):
         }
 
     def can_be_fused(self) -> bool:
-        """Whether the next call is all T time-steps of :meth:`settings` from rest: an op of several layers can do it."""
+        """Whether :meth:`settings` say all about the next call, so that an op of several layers may stand for it."""
         known = type(self).forward is BaseNode.forward
         return known and self.step_mode == "m" and not self.keeps_state and not self.store_v_seq
 
     def set_final_v(self, v: Tensor, graph_lost: bool) -> None:
-        """What such an op leaves: ``v [N, ...]``, never with a graph; ``graph_lost``: a call would have given it one."""
+        """What such an op leaves: ``v [N, ...]``, without a graph; ``graph_lost``: a kept state would have one."""
         self.v = v
         self.v_seq = None
 

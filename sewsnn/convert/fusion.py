@@ -113,7 +113,7 @@ def _classes() -> dict[type, type]:
 
 
 def fuse(model: nn.Module) -> dict[nn.Module, str]:
-    """Swaps the classes of what holds a norm and a neuron that can run as one op. Returns those neurons, and the norm."""
+    """Swaps the classes of what holds a norm and a neuron that can run as one op; those neurons, and the norm."""
     classes = _classes()
     names = {module: name for name, module in model.named_modules()}
     fused = {}

@@ -13,7 +13,7 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
 
     Made for SpikingJelly 0.0.0.0.14 and 2.0. The modules stay the objects they are, with their parameters, settings,
     state, hooks and names; their class becomes one that is SpikingJelly's and sewsnn's (docs/spikingjelly.md). So
-    ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``, ``detach_net`` and monitors go on as before.
+    ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``, ``detach_net`` and monitors still work.
 
     Args:
         model: a module, or one that wraps it (``DistributedDataParallel``).
