@@ -15,6 +15,7 @@ from spikingjelly.activation_based import surrogate as their_surrogate
 from torch import Tensor, nn
 
 from sewsnn import functional, neuron, surrogate
+from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
 
@@ -40,6 +41,8 @@ def obstacle(node: nn.Module) -> str | None:
         return f"sewsnn has no surrogate like {type(function).__module__}.{type(function).__name__}"
     if not function.spiking:
         return "surrogate_function.spiking is False: the node's output is no spike"
+    if has_hooks(function):
+        return "surrogate_function has hooks"
     if not _is_number(function.alpha) or not 0 < function.alpha < float("inf"):
         return f"surrogate_function.alpha is {_named(function.alpha)}, not a positive number"
     if not _is_number(node.v_threshold):
