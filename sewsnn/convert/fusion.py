@@ -112,22 +112,27 @@ def _classes() -> dict[type, type]:
     return classes
 
 
-def fuse(model: nn.Module) -> dict[nn.Module, str]:
-    """Swaps the classes of what holds a norm and a neuron that can run as one op; those neurons, and the norm."""
+def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
+    """Swaps the classes of what holds a norm and a neuron that can run as one op, or swaps them back.
+
+    Returns:
+        Those neurons, each with what it runs with.
+    """
     classes = _classes()
+    originals = {swapped: original for original, swapped in classes.items()}
     names = {module: name for name, module in model.named_modules()}
     fused = {}
-    for module in list(names):
-        kind = type(module)
-        if kind not in classes or nodes.patched(module):
+    for module in names:
+        original = originals.get(type(module), type(module))
+        if original not in classes or nodes.patched(module):
             continue
-        module.__class__ = classes[kind]
+        module.__class__ = classes[original]
         found = {
             node: f"{names[norm]}{connection}"
             for norm, node, connection in _pairs(module)
-            if type(node) in nodes.CLASSES.values() and node.may_fuse
+            if wanted and type(node) in nodes.CLASSES.values() and node.may_fuse
         }
         if not found:
-            module.__class__ = kind
+            module.__class__ = original
         fused.update(found)
     return fused

@@ -19,7 +19,8 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
         model: a module, or one that wraps it (``DistributedDataParallel``).
         fuse: where batch norm and a neuron that starts from rest follow each other in an ``nn.Sequential``, or in
             SpikingJelly's SEW and Spiking ResNets, run both (and the shortcut) in one op. Batch norm is then rounded
-            otherwise than by torch, and v keeps no graph: to train through v, over several calls, ``fuse=False``.
+            otherwise than by torch, and v keeps no graph: to train through v, over several calls, ``fuse=False``,
+            which also takes back the fusion of an earlier conversion.
 
     Returns:
         What was replaced, what was left, and why.
@@ -32,8 +33,9 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     try:
         from sewsnn.convert import fusion, nodes
-    except ModuleNotFoundError as error:
-        raise UserError(f"from_spikingjelly needs SpikingJelly ({error}): pip install spikingjelly") from error
+    except ImportError as error:
+        message = f"from_spikingjelly needs SpikingJelly, 0.0.0.0.14 or 2.0 ({error}): pip install spikingjelly"
+        raise UserError(message) from error
     report = Report(model)
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     found = {}
@@ -47,7 +49,8 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
             if places[module] > 1:
                 module.may_fuse = False
             found[module] = name
-    fused = fusion.fuse(model) if fuse else {}
+    fused = fusion.set_fusion(model, fuse)
     for module, name in found.items():
-        report.replaced.append(Replaced(name, type(module).__name__, module.extra_repr(), fused.get(module, "")))
+        settings = f"{module.extra_repr()}, {module.surrogate_function}"
+        report.replaced.append(Replaced(name, type(module).__name__, settings, fused.get(module, "")))
     return report

@@ -2,5 +2,9 @@
 
 import os
 
+import torch
+
 if "SEWSNN_TEST_BRIDGE" not in os.environ:
     collect_ignore_glob = ["*.py"]
+else:
+    torch.set_num_threads(1)  # the versions run side by side
