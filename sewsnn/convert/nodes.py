@@ -31,7 +31,8 @@ _SURROGATES = {
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # The first for speed: this is asked at every call.
+    return type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
 def obstacle(node: nn.Module) -> str | None:
@@ -159,6 +160,8 @@ class _Bridge(neuron.BaseNode):
     # ---- a call inside an op of several layers
 
     def can_be_fused(self) -> bool:
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            return False  # a compiled graph cannot say later that v has lost its own
         plain = self.may_fuse and self.step_mode == "m" and not self.store_v_seq
         return plain and not isinstance(self.v, Tensor) and self.v == self._rest and obstacle(self) is None
 

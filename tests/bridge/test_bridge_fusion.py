@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from sj_cases import NODES, V2, assert_same_step, converted, current, step, watched
+from sj_cases import NODES, V2, assert_same_step, converted, current, gradients, step, watched
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
@@ -314,3 +314,20 @@ def test_one_time_step(fused):
     x = current(1, *SHAPE[1:], dtype=torch.float64)
     assert_same_step(step(after, x), step(net, x), 1e-10)
     assert len(fused) == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled(training, fused):
+    """One graph, as before the conversion. In training its neurons run alone: v keeps its graph."""
+    net = convolution("LIF").double().train(training)
+    after, _ = converted(net)
+    x = current(*SHAPE, dtype=torch.float64)
+    with torch.set_grad_enabled(training):
+        y, expected = torch.compile(after, backend="aot_eager", fullgraph=True)(x), net(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(after[2].v, net[2].v)
+    assert after[2].v.requires_grad == training
+    if training:
+        found = [gradients(s.sum(), list(model.parameters())) for model, s in ((after, y), (net, expected))]
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
