@@ -6,6 +6,7 @@ sewsnn has no kernel for (:func:`obstacle`) sends the call to SpikingJelly's own
 """
 
 import contextlib
+import math
 import numbers
 
 import torch
@@ -15,6 +16,7 @@ from spikingjelly.activation_based import surrogate as their_surrogate
 from torch import Tensor, nn
 
 from sewsnn import functional, neuron, surrogate
+from sewsnn.checks import DTYPES
 from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
@@ -32,7 +34,8 @@ _SURROGATES = {
 
 def _is_number(value) -> bool:
     # The first for speed: this is asked at every call.
-    return type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+    number = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+    return number and math.isfinite(value)
 
 
 def obstacle(node: nn.Module) -> str | None:
@@ -44,14 +47,14 @@ def obstacle(node: nn.Module) -> str | None:
         return "surrogate_function.spiking is False: the node's output is no spike"
     if has_hooks(function):
         return "surrogate_function has hooks"
-    if not _is_number(function.alpha) or not 0 < function.alpha < float("inf"):
-        return f"surrogate_function.alpha is {_named(function.alpha)}, not a positive number"
+    if not _is_number(function.alpha) or function.alpha <= 0:
+        return f"surrogate_function.alpha is {_named(function.alpha)}, not a positive, finite number"
     if not _is_number(node.v_threshold):
-        return f"v_threshold is {_named(node.v_threshold)}, not a number"
+        return f"v_threshold is {_named(node.v_threshold)}, not a finite number"
     if node.v_reset is not None and not _is_number(node.v_reset):
-        return f"v_reset is {_named(node.v_reset)}, neither None nor a number"
+        return f"v_reset is {_named(node.v_reset)}, neither None nor a finite number"
     if isinstance(node, theirs.LIFNode) and not (_is_number(node.tau) and node.tau >= 1):
-        return f"tau is {_named(node.tau)}, not a number of at least 1"
+        return f"tau is {_named(node.tau)}, not a finite number of at least 1"
     if isinstance(node, theirs.ParametricLIFNode) and not (isinstance(node.w, Tensor) and node.w.numel() == 1):
         return "w is not one number"
     if getattr(node, "_neuron_precision", None) is not None:
@@ -111,7 +114,7 @@ class _Bridge(neuron.BaseNode):
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of x: ``[T, N, ...]``, or ``[N, ...]`` in single-step mode; ``v`` and ``v_seq`` as SpikingJelly's."""
-        if obstacle(self) is not None:
+        if obstacle(self) is not None or x.dtype not in DTYPES:
             return super(neuron.BaseNode, self).forward(x)
         single = self.step_mode == "s"
         sequence = self.store_v_seq and not single
@@ -138,6 +141,8 @@ class _Bridge(neuron.BaseNode):
         v, shape, dtype = self.v, x_seq.shape[1:], state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
             return None if v == self._rest else x_seq.new_full(shape, v, dtype=dtype)
+        if v.is_inference() and not torch.is_inference_mode_enabled():
+            v = v.clone()  # backward may have to keep it
         if STATE_FOLLOWS_INPUT:
             return v.to(x_seq.device, dtype) if v.shape == shape else None
         if v.shape != shape:
@@ -151,7 +156,7 @@ class _Bridge(neuron.BaseNode):
             "kind": self.kind,
             "v_threshold": self.v_threshold,
             "v_reset": self.v_reset,
-            "surrogate_function": _SURROGATES[type(function)](function.alpha),
+            "surrogate_function": _SURROGATES[type(function)](float(function.alpha)),
             "detach_reset": self.detach_reset,
             "backend": "auto",  # node.backend is SpikingJelly's
             **self.charge_arguments(),

@@ -47,12 +47,12 @@ class Report:
         return sum(bool(entry.fused_with) for entry in self.replaced)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.replaced)} neurons replaced, {self.fused} of them fused with the batch norm before them"]
+        lines = [f"neurons replaced: {len(self.replaced)}, of them in one op with batch norm: {self.fused}"]
         lines += _table([(e.name, e.kind, e.settings, e.fused_with and f"with {e.fused_with}") for e in self.replaced])
         if self.converted_before:
-            lines.append(f"{len(self.converted_before)} neurons were sewsnn's already: the model was converted before")
+            lines.append(f"neurons that were sewsnn's already (converted before): {len(self.converted_before)}")
         if self.left:
-            lines.append(f"{len(self.left)} modules left as they are")
+            lines.append(f"modules left as they are: {len(self.left)}")
             lines += _table(self.left)
         if not (self.replaced or self.converted_before or self.left):
             lines.append(f"{type(self.model).__name__} has no neurons of spikingjelly.activation_based in it")

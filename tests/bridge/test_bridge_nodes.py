@@ -1,5 +1,6 @@
 """Single nodes: the same spikes and potentials, bit for bit, and the same gradients as before the conversion."""
 
+import numpy as np
 import pytest
 import torch
 from sj_cases import NODES, SURROGATES, TOLERANCE, V2, converted, current, gradients
@@ -140,3 +141,31 @@ def test_what_sewsnn_cannot_do_goes_spikingjellys_way(kind):
         assert torch.equal(s, s_after) and torch.equal(v, v_after)
         for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b)  # TorchScript's second run may round otherwise than its first
+
+
+def test_numbers_of_other_types():
+    node = neuron.IFNode(surrogate_function=surrogate.ATan(np.float32(3.0)), step_mode="m")
+    node.v_threshold = 1
+    node.v_reset = np.float64(-0.5)
+    compare(node, current(6, 2, 30))
+
+
+def test_inputs_sewsnn_does_not_take():
+    """Counts of events, for instance, go SpikingJelly's way."""
+    node = neuron.IFNode(step_mode="m")
+    after, _ = converted(node)
+    x = torch.arange(12).view(3, 4) % 2
+    assert torch.equal(node(x), after(x)) and node(x).dtype == after(x).dtype
+
+
+@every_node
+def test_state_of_inference_mode_is_trained_on(kind):
+    node = NODES[kind](step_mode="m")
+    after, _ = converted(node)
+    found = []
+    for module in (node, after):
+        with torch.inference_mode():
+            module(current(2, 30))
+        x = current(3, 30).requires_grad_()
+        found.append(gradients(module(x).sum(), x))
+    torch.testing.assert_close(*found)

@@ -46,7 +46,7 @@ def test_replaced_and_left():
     assert "derived" in reasons["4"] and "no such neuron" in reasons["5"] and "old SpikingJelly" in reasons["6"]
     assert type(net[4]) is Own
     text = str(report)
-    assert "2 neurons replaced, 1 of them fused" in text and "with 1" in text
+    assert "neurons replaced: 2, of them in one op with batch norm: 1" in text and "with 1" in text
     for name, reason in reasons.items():
         assert any(line.split()[0] == name and reason in line for line in text.splitlines())
 
@@ -98,6 +98,8 @@ def test_the_model_itself_is_a_node():
         (neuron.IFNode(surrogate_function=surrogate.Sigmoid(spiking=False)), "spiking is False"),
         (neuron.IFNode(surrogate_function=surrogate.S2NN()), "no surrogate like"),
         (neuron.IFNode(surrogate_function=torch.sigmoid), "no surrogate like"),
+        (neuron.IFNode(surrogate_function=surrogate.ATan(-1.0)), "alpha is -1.0"),
+        (neuron.IFNode(v_threshold=float("inf")), "v_threshold is inf"),  # whoever reads v may let it never fire
     ],
 )
 def test_left_with_the_reason(node, reason):
