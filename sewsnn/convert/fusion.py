@@ -41,15 +41,14 @@ def norm_neuron(
     """``g(SN(BN(z)), S)`` as :func:`sewsnn.layers.bn_neuron` has it: by its op where that gives what SpikingJelly's
     modules would give, and else by these."""
     one = type(norm) in _NORMS and norm.step_mode == "m" and z_seq.dim() in _NORMS[type(norm)]
-    if not one or not _can_fuse(z_seq, norm, node):
-        y = norm(z_seq)
-        s_seq = node(y + shortcut if connect_before else y)
-    elif shortcut is None or (shortcut.shape == z_seq.shape and shortcut.dtype == z_seq.dtype):
-        return by_op(z_seq, norm, node, shortcut, connect_f, connect_before).out
-    elif connect_before:
-        s_seq = node(norm(z_seq) + shortcut)
-    else:
+    alike = shortcut is None or (shortcut.shape == z_seq.shape and shortcut.dtype == z_seq.dtype)
+    if one and (alike or not connect_before) and _can_fuse(z_seq, norm, node):
+        if alike:
+            return by_op(z_seq, norm, node, shortcut, connect_f, connect_before).out
         s_seq = by_op(z_seq, norm, node).out
+    else:
+        y = norm(z_seq)
+        s_seq = node((y + shortcut).to(y.dtype) if connect_before else y)  # SpikingJelly adds in place
     return s_seq if connect_f is None or connect_before else CONNECT[connect_f](s_seq, shortcut)
 
 
@@ -76,8 +75,8 @@ def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) 
 class FusedSequential(nn.Sequential):
     """``nn.Sequential`` in which a neuron of :mod:`sewsnn.convert.nodes` and the norm before it run as one op."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        modules = list(self)
+    def forward(self, input: Tensor) -> Tensor:
+        x, modules = input, list(self)
         while modules:
             module, *modules = modules
             if not modules or type(modules[0]) not in nodes.CLASSES.values():

@@ -75,7 +75,7 @@ def why_not(module: nn.Module) -> str | None:
         return obstacle(module) if method is None else f"its method {method} was replaced"
     if isinstance(module, tuple(CLASSES)):
         return "a class of its own: it may compute something else than the node it is derived from"
-    if isinstance(module, theirs.BaseNode):
+    if isinstance(module, theirs.BaseNode) or kind.__module__.startswith(theirs.__name__):
         return "sewsnn has no such neuron"
     if isinstance(module, base.MemoryModule):
         return "has a state, but is no neuron"

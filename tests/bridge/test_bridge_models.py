@@ -164,3 +164,16 @@ def test_a_changed_downsample(small):
     assert report.fused == 11
     with torch.no_grad():
         torch.testing.assert_close(after(x), net(x))
+
+
+@pytest.mark.parametrize("name", ["basic-AND", "spiking-bottleneck"])
+def test_autocast(name):
+    """A block whose shortcut has another dtype than its convolutions' results; and a training step."""
+    net, x, _ = built(name)
+    after, _ = converted(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        after.layer1[0](current(2, 2, 64, 6, 6))
+        functional.reset_net(after)
+        loss = after(x).square().sum()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in after.parameters())

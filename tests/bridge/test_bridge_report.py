@@ -34,6 +34,7 @@ def test_replaced_and_left():
         neuron.QIFNode() if V2 else neuron.EIFNode(),
         MultiStepLIFNode(),
         neuron.ParametricLIFNode(),
+        neuron.NonSpikingLIFNode() if V2 else neuron.IzhikevichNode(),
     )
     report = from_spikingjelly(net)
     assert isinstance(report, Report) and report.model is net
@@ -43,7 +44,12 @@ def test_replaced_and_left():
     assert "v_threshold=0.5" in first.settings and "tau=3.0" in first.settings and "Sigmoid" in first.settings
     assert (second.name, second.kind, second.fused_with) == ("7", "ParametricLIFNode", "")
     reasons = {entry.name: entry.reason for entry in report.left}
-    assert "derived" in reasons["4"] and "no such neuron" in reasons["5"] and "old SpikingJelly" in reasons["6"]
+    assert (
+        "derived" in reasons["4"]
+        and "no such neuron" in reasons["5"]
+        and "no such neuron" in reasons["8"]
+        and "old SpikingJelly" in reasons["6"]
+    )
     assert type(net[4]) is Own
     text = str(report)
     assert "neurons replaced: 2, of them in one op with batch norm: 1" in text and "with 1" in text
