@@ -268,3 +268,14 @@ def test_functional_form(kind):
     expected = base.to_functional_forward(node)((x,), (state,))
     actual = base.to_functional_forward(after)((x,), (state,))
     assert torch.equal(actual[0][0], expected[0][0]) and torch.equal(actual[1][0], expected[1][0])
+
+
+@every_node
+def test_without_compiled_kernels(kind, monkeypatch):
+    """The reference in their place: the same spikes, and a v that can be detached in place."""
+    monkeypatch.setattr(sewsnn.functional, "resolve_backend", lambda *_: "torch")
+    node, after = pair(kind)
+    x = current(3, 2, 20).requires_grad_()
+    for _ in range(2):
+        assert torch.equal(node(x), after(x)) and torch.equal(node.v, after.v)
+        functional.detach_net(node), functional.detach_net(after)
