@@ -5,7 +5,7 @@
 >>> spikes = node(torch.rand(4, 8, 16))  # [T, N, ...]
 """
 
-from sewsnn import analysis, data, functional, layers, models, neuron, surrogate
+from sewsnn import analysis, convert, data, functional, layers, models, neuron, surrogate
 from sewsnn.ops.load import BackendError, BackendWarning
 
 __version__ = "0.1.0"
@@ -14,6 +14,7 @@ __all__ = [
     "BackendWarning",
     "__version__",
     "analysis",
+    "convert",
     "data",
     "functional",
     "layers",

@@ -1,4 +1,4 @@
-"""The command line: ``sewsnn train CONFIG``, ``models [NAME]``, ``convert-checkpoint IN OUT --to DIALECT``, ``info``."""
+"""The command line: ``sewsnn train CONFIG``, ``models [NAME]``, ``convert-checkpoint IN OUT --to DIALECT`` ..."""
 
 import argparse
 import platform

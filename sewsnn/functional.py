@@ -214,4 +214,5 @@ def multistep(
     )
     if v_mode == native.V_SEQUENCE:
         return s_seq, v_seq
-    return s_seq, v_seq[-1] if v_mode == native.V_FINAL else None
+    # A copy: a view would keep the potentials of all time-steps, and cannot be detached in place.
+    return s_seq, v_seq[-1].clone() if v_mode == native.V_FINAL else None

@@ -93,14 +93,8 @@ class BaseNode(nn.Module):
         s_seq, v = functional.multistep(
             x.unsqueeze(0) if single else x,
             self.v if keep else None,
-            kind=self.kind,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            surrogate_function=self.surrogate_function,
-            detach_reset=self.detach_reset,
             v_mode=v_mode,
-            backend=self.backend,
-            **self.charge_arguments(),
+            **self.settings(),
         )
         if v is not None:
             if not keep:
@@ -108,6 +102,28 @@ class BaseNode(nn.Module):
             self.v = v[-1] if v_mode == native.V_SEQUENCE else v
             self.v_seq = v if v_mode == native.V_SEQUENCE else None
         return s_seq.squeeze(0) if single else s_seq
+
+    def settings(self) -> dict:
+        """The neuron and its backend, as :func:`sewsnn.functional.multistep` takes them."""
+        return {
+            "kind": self.kind,
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "surrogate_function": self.surrogate_function,
+            "detach_reset": self.detach_reset,
+            "backend": self.backend,
+            **self.charge_arguments(),
+        }
+
+    def can_be_fused(self) -> bool:
+        """Whether :meth:`settings` say all about the next call, so that an op of several layers may stand for it."""
+        known = type(self).forward is BaseNode.forward
+        return known and self.step_mode == "m" and not self.keeps_state and not self.store_v_seq
+
+    def set_final_v(self, v: Tensor, graph_lost: bool) -> None:
+        """What such an op leaves: ``v [N, ...]``, without a graph; ``graph_lost``: a kept state would have one."""
+        self.v = v
+        self.v_seq = None
 
     def charge_arguments(self) -> dict:
         """What the class adds to the neuron's settings: ``tau`` or ``w``, and ``decay_input``."""

@@ -69,6 +69,22 @@ def bn_neuron(
     norm = None if isinstance(bn, nn.Identity) else bn
     if not (fused and fusing.can_fuse(z_seq, norm, neuron)):
         return _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two)
+    return by_op(z_seq, norm, neuron, shortcut, connect_f, connect_before, T=T, two=two, pack_spikes=pack_spikes)
+
+
+def by_op(
+    z_seq: Tensor,
+    norm: nn.Module | None,
+    neuron: nn.Module | None,
+    shortcut: Tensor | None = None,
+    connect_f: str | None = None,
+    connect_before: bool = False,
+    *,
+    T: int | None = None,
+    two: bool = False,
+    pack_spikes: bool = False,
+) -> native.Output:
+    """:func:`bn_neuron` in one op, where the caller has made sure that it can be (:func:`fusing.can_fuse`)."""
     state = state_dtype(z_seq.dtype)
     n = fusing.normalisation(norm, z_seq, T or 0, state)
     settings, leak = fusing.neuron_settings(neuron, state)
@@ -93,8 +109,7 @@ def bn_neuron(
     )
     fusing.update_running(norm, n)
     if store_v:
-        neuron.v = output.v
-        neuron.v_seq = None
+        neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
     return output
 
 

@@ -55,11 +55,10 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
         return False
     if neuron is None:
         return resolve_backend("auto", z_seq.device.type, _ATAN) == "native"
-    if not isinstance(neuron, BaseNode) or type(neuron).forward is not BaseNode.forward or has_hooks(neuron):
+    if not isinstance(neuron, BaseNode) or has_hooks(neuron) or not neuron.can_be_fused():
         return False
-    if neuron.step_mode != "m" or neuron.keeps_state or neuron.store_v_seq:
-        return False
-    return resolve_backend(neuron.backend, z_seq.device.type, neuron.surrogate_function) == "native"
+    settings = neuron.settings()
+    return resolve_backend(settings["backend"], z_seq.device.type, settings["surrogate_function"]) == "native"
 
 
 # ---- what
@@ -121,16 +120,16 @@ def neuron_settings(neuron: nn.Module | None, state: torch.dtype) -> tuple[tuple
     """The ops' eight numbers about a neuron, and the leak of PLIF."""
     if neuron is None:
         return (native.NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
-    charge = neuron.charge_arguments()
-    w = charge.get("w")
-    settings = (
-        neuron.kind,
-        float(charge.get("tau", 2.0)),
-        charge.get("decay_input", True),
-        float(neuron.v_threshold),
-        None if neuron.v_reset is None else float(neuron.v_reset),
-        neuron.surrogate_function.kind,
-        neuron.surrogate_function.parameter,
-        neuron.detach_reset,
+    settings = neuron.settings()
+    w, v_reset, surrogate = settings.get("w"), settings["v_reset"], settings["surrogate_function"]
+    numbers = (
+        settings["kind"],
+        float(settings.get("tau", 2.0)),
+        settings.get("decay_input", True),
+        float(settings["v_threshold"]),
+        None if v_reset is None else float(v_reset),
+        surrogate.kind,
+        surrogate.parameter,
+        settings["detach_reset"],
     )
-    return settings, None if w is None else w.to(state).reshape(()).sigmoid()
+    return numbers, None if w is None else w.to(state).reshape(()).sigmoid()

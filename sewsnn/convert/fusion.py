@@ -1,0 +1,137 @@
+"""Batch norm and neuron in one op, in the containers and networks of SpikingJelly. Imports SpikingJelly."""
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
+
+from spikingjelly.activation_based import layer
+from torch import Tensor, nn
+
+from sewsnn.convert import nodes
+from sewsnn.layers.bn_neuron import by_op
+from sewsnn.layers.fusing import can_fuse, has_hooks
+from sewsnn.ops.reference import CONNECT
+
+#: SpikingJelly's norms of ``[T, N, C, ...]``, and how many dimensions they take in step mode "m"
+_NORMS = {
+    layer.BatchNorm1d: (3, 4) if nodes.STATE_FOLLOWS_INPUT else (4,),
+    layer.BatchNorm2d: (5,),
+    layer.BatchNorm3d: (6,),
+}
+#: norms of ``[T * N, C, ...]``, inside SeqToANNContainer
+_FLAT_NORMS = {
+    nn.BatchNorm1d: (2, 3),
+    nn.BatchNorm2d: (4,),
+    nn.BatchNorm3d: (5,),
+    layer.BatchNorm1d: (2, 3),
+    layer.BatchNorm2d: (4,),
+    layer.BatchNorm3d: (5,),
+}
+
+
+def norm_neuron(
+    z_seq: Tensor,
+    norm: nn.Module,
+    node: nn.Module,
+    shortcut: Tensor | None = None,
+    connect_f: str | None = None,
+    connect_before: bool = False,
+) -> Tensor:
+    """``g(SN(BN(z)), S)`` as :func:`sewsnn.layers.bn_neuron` has it: by its op where that gives what SpikingJelly's
+    modules would give, and else by these."""
+    one = type(norm) in _NORMS and norm.step_mode == "m" and z_seq.dim() in _NORMS[type(norm)]
+    alike = shortcut is None or (shortcut.shape == z_seq.shape and shortcut.dtype == z_seq.dtype)
+    if one and (alike or not connect_before) and _can_fuse(z_seq, norm, node):
+        if alike:
+            return by_op(z_seq, norm, node, shortcut, connect_f, connect_before).out
+        s_seq = by_op(z_seq, norm, node).out
+    else:
+        y = norm(z_seq)
+        s_seq = node((y + shortcut).to(y.dtype) if connect_before else y)  # SpikingJelly adds in place
+    return s_seq if connect_f is None or connect_before else CONNECT[connect_f](s_seq, shortcut)
+
+
+def _can_fuse(z_seq: Tensor, norm: nn.Module, node: nn.Module) -> bool:
+    known = type(node) in nodes.CLASSES.values() and "forward" not in vars(norm) and "forward" not in vars(node)
+    channels = z_seq.shape[2] == norm.num_features  # else the norm shall say so
+    return known and channels and not has_hooks(norm) and can_fuse(z_seq, None, node)
+
+
+def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) -> Tensor:
+    """A SeqToANNContainer that ends with a norm, and the neuron."""
+    *before, norm = container
+    plain = type(norm) in _FLAT_NORMS and getattr(norm, "step_mode", "s") == "s"
+    if not plain or x_seq.dim() < 3 or has_hooks(container) or "forward" in vars(container):
+        return node(container(x_seq))
+    z = x_seq.flatten(0, 1)
+    for module in before:
+        z = module(z)
+    if z.dim() not in _FLAT_NORMS[type(norm)] or not _can_fuse(z_seq := z.unflatten(0, x_seq.shape[:2]), norm, node):
+        return node(norm(z).unflatten(0, x_seq.shape[:2]))
+    return by_op(z_seq, norm, node).out
+
+
+class FusedSequential(nn.Sequential):
+    """``nn.Sequential`` in which a neuron of :mod:`sewsnn.convert.nodes` and the norm before it run as one op."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, modules = input, list(self)
+        while modules:
+            module, *modules = modules
+            if not modules or type(modules[0]) not in nodes.CLASSES.values():
+                x = module(x)
+            elif type(module) in _NORMS:
+                x = norm_neuron(x, module, modules.pop(0))
+            elif type(module) is layer.SeqToANNContainer and len(module):
+                x = _container_neuron(x, module, modules.pop(0))
+            else:
+                x = module(x)
+        return x
+
+
+def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+    """Norm, neuron and connection of what :class:`FusedSequential` or a network's own class runs as one op."""
+    if type(module) is not FusedSequential:
+        yield from module.fused_triples()
+        return
+    for norm, node in pairwise(module):
+        if type(norm) is layer.SeqToANNContainer and len(norm) and type(norm[-1]) in _FLAT_NORMS:
+            yield norm[-1], node, ""
+        elif type(norm) in _NORMS:
+            yield norm, node, ""
+
+
+def _classes() -> dict[type, type]:
+    """The classes to swap. A model can only be of a module of SpikingJelly that was imported."""
+    classes = {nn.Sequential: FusedSequential}
+    for name in ("sew_resnet", "spiking_resnet"):
+        if f"spikingjelly.activation_based.model.{name}" in sys.modules:
+            classes.update(import_module(f"sewsnn.convert.{name}").CLASSES)
+    return classes
+
+
+def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
+    """Swaps the classes of what holds a norm and a neuron that can run as one op, or swaps them back.
+
+    Returns:
+        Those neurons, each with what it runs with.
+    """
+    classes = _classes()
+    originals = {swapped: original for original, swapped in classes.items()}
+    names = {module: name for name, module in model.named_modules()}
+    fused = {}
+    for module in names:
+        original = originals.get(type(module), type(module))
+        if original not in classes or nodes.patched(module):
+            continue
+        module.__class__ = classes[original]
+        found = {
+            node: f"{names[norm]}{connection}"
+            for norm, node, connection in _pairs(module)
+            if wanted and type(node) in nodes.CLASSES.values() and node.may_fuse
+        }
+        if not found:
+            module.__class__ = original
+        fused.update(found)
+    return fused

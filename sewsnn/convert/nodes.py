@@ -1,0 +1,231 @@
+"""SpikingJelly's neurons, computed by sewsnn's ops: the classes its nodes are swapped to. Imports SpikingJelly.
+
+The classes are both: SpikingJelly's, which keeps the state (``v`` and ``v_seq``, reset, memories, step mode), and
+sewsnn's, which computes a call. A setting is read when it is used, so that a script may change it at any time; one that
+sewsnn has no kernel for (:func:`obstacle`) sends the call to SpikingJelly's own forward.
+"""
+
+import contextlib
+import math
+import numbers
+
+import torch
+from spikingjelly.activation_based import base
+from spikingjelly.activation_based import neuron as theirs
+from spikingjelly.activation_based import surrogate as their_surrogate
+from torch import Tensor, nn
+
+from sewsnn import functional, neuron, surrogate
+from sewsnn.checks import DTYPES
+from sewsnn.layers.fusing import has_hooks
+from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
+from sewsnn.ops.reference import state_dtype
+
+#: SpikingJelly >= 2.0 makes the state from the input: a v of another shape is one at rest, v_seq is no memory
+STATE_FOLLOWS_INPUT = hasattr(theirs.BaseNode, "materialize_states")
+
+#: the surrogates with the same formula and the same parameter in both libraries; by name, as 0.0.0.0.14 lacks some
+_SURROGATES = {
+    getattr(their_surrogate, name): getattr(surrogate, name)
+    for name in ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign", "SuperSpike")
+    if hasattr(their_surrogate, name)
+}
+
+
+def _is_number(value) -> bool:
+    # The first for speed: this is asked at every call.
+    number = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+    return number and math.isfinite(value)
+
+
+def obstacle(node: nn.Module) -> str | None:
+    """Why sewsnn cannot compute this node of SpikingJelly as it is set now; None if it can."""
+    function = node.surrogate_function
+    if type(function) not in _SURROGATES:
+        return f"sewsnn has no surrogate like {type(function).__module__}.{type(function).__name__}"
+    if not function.spiking:
+        return "surrogate_function.spiking is False: the node's output is no spike"
+    if has_hooks(function):
+        return "surrogate_function has hooks"
+    if not _is_number(function.alpha) or function.alpha <= 0:
+        return f"surrogate_function.alpha is {_named(function.alpha)}, not a positive, finite number"
+    if not _is_number(node.v_threshold):
+        return f"v_threshold is {_named(node.v_threshold)}, not a finite number"
+    if node.v_reset is not None and not _is_number(node.v_reset):
+        return f"v_reset is {_named(node.v_reset)}, neither None nor a finite number"
+    if isinstance(node, theirs.LIFNode) and not (_is_number(node.tau) and node.tau >= 1):
+        return f"tau is {_named(node.tau)}, not a finite number of at least 1"
+    if isinstance(node, theirs.ParametricLIFNode) and not (isinstance(node.w, Tensor) and node.w.numel() == 1):
+        return "w is not one number"
+    if getattr(node, "_neuron_precision", None) is not None:
+        return "a precision is set for it (spikingjelly's neuron precision)"
+    return None
+
+
+def patched(node: nn.Module) -> str | None:
+    """The name of a method that this one object has of its own, if there is one: sewsnn would not call it."""
+    return next((name for name in vars(node) if callable(getattr(type(node), name, None))), None)
+
+
+def why_not(module: nn.Module) -> str | None:
+    """Why a module of SpikingJelly is none that is swapped; None if it is, or is not SpikingJelly's."""
+    kind = type(module)
+    if kind in CLASSES:
+        method = patched(module)
+        return obstacle(module) if method is None else f"its method {method} was replaced"
+    if isinstance(module, tuple(CLASSES)):
+        return "a class of its own: it may compute something else than the node it is derived from"
+    if isinstance(module, theirs.BaseNode) or kind.__module__.startswith(theirs.__name__):
+        return "sewsnn has no such neuron"
+    if isinstance(module, base.MemoryModule):
+        return "has a state, but is no neuron"
+    if "clock_driven" in kind.__module__.split(".") or (kind.__name__.startswith("MultiStep") and hasattr(module, "v")):
+        return "of an old SpikingJelly: build the model with spikingjelly.activation_based first"
+    return None
+
+
+def _named(value) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
+
+
+class _LostGraph(torch.autograd.Function):
+    """A potential whose graph was not kept: whoever wants its gradient is told so, instead of getting none."""
+
+    @staticmethod
+    def forward(ctx, v, leaf):
+        return v.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError(
+            "backward reached the membrane potential v that an earlier call of a neuron left, but that call was fused "
+            "with batch norm and kept no graph of v: call reset_net(net) or detach_net(net) between calls; to train "
+            "through v, convert with from_spikingjelly(model, fuse=False)"
+        )
+
+
+class _Bridge(neuron.BaseNode):
+    """What the three share. Never constructed: an existing node's class is swapped."""
+
+    store_v = True
+    may_fuse = True  # False in nodes that stand in more than one place, and so go on from their own state
+
+    # ---- a call
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes of x: ``[T, N, ...]``, or ``[N, ...]`` in single-step mode; ``v`` and ``v_seq`` as SpikingJelly's."""
+        if obstacle(self) is not None or x.dtype not in DTYPES:
+            return super(neuron.BaseNode, self).forward(x)
+        single = self.step_mode == "s"
+        sequence = self.store_v_seq and not single
+        x_seq = x.unsqueeze(0) if single else x
+        s_seq, v = functional.multistep(
+            x_seq, self._initial_v(x_seq), v_mode=V_SEQUENCE if sequence else V_FINAL, **self.settings()
+        )
+        # A copy and no view, for detach() works in place.
+        self.v = v[-1].clone() if sequence else v
+        if sequence:
+            self.v_seq = v
+        elif STATE_FOLLOWS_INPUT and not single:
+            self.v_seq = None
+        elif STATE_FOLLOWS_INPUT and self.store_v_seq:
+            self._append_v_seq(self.v)
+        return s_seq.squeeze(0) if single else s_seq
+
+    @property
+    def _rest(self) -> float:
+        return 0.0 if self.v_reset is None else self.v_reset
+
+    def _initial_v(self, x_seq: Tensor) -> Tensor | None:
+        """The potential to start from, in the state's dtype; None: at rest."""
+        v, shape, dtype = self.v, x_seq.shape[1:], state_dtype(x_seq.dtype)
+        if not isinstance(v, Tensor):
+            return None if v == self._rest else x_seq.new_full(shape, v, dtype=dtype)
+        if v.is_inference() and not torch.is_inference_mode_enabled():
+            v = v.clone()  # backward may have to keep it
+        if STATE_FOLLOWS_INPUT:
+            return v.to(x_seq.device, dtype) if v.shape == shape else None
+        if v.shape != shape:
+            with contextlib.suppress(RuntimeError):  # sewsnn's own check says better what is wrong
+                v = v.expand(shape)
+        return v.to(dtype)
+
+    def settings(self) -> dict:
+        function = self.surrogate_function
+        return {
+            "kind": self.kind,
+            "v_threshold": self.v_threshold,
+            "v_reset": self.v_reset,
+            "surrogate_function": _SURROGATES[type(function)](float(function.alpha)),
+            "detach_reset": self.detach_reset,
+            "backend": "auto",  # node.backend is SpikingJelly's
+            **self.charge_arguments(),
+        }
+
+    # ---- a call inside an op of several layers
+
+    def can_be_fused(self) -> bool:
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            return False  # a compiled graph cannot say later that v has lost its own
+        plain = self.may_fuse and self.step_mode == "m" and not self.store_v_seq
+        return plain and not isinstance(self.v, Tensor) and self.v == self._rest and obstacle(self) is None
+
+    def set_final_v(self, v: Tensor, graph_lost: bool) -> None:
+        if graph_lost:
+            v = _LostGraph.apply(v, torch.empty(0, requires_grad=True))
+        self.v = v
+        if STATE_FOLLOWS_INPUT:
+            self.v_seq = None
+
+    # ---- the state is SpikingJelly's
+
+    @property
+    def keeps_state(self) -> bool:
+        return True
+
+    def reset(self) -> None:
+        super(neuron.BaseNode, self).reset()
+
+    def detach(self) -> None:
+        super(neuron.BaseNode, self).detach()
+
+    def _apply(self, fn, recurse=True):
+        # SpikingJelly's takes no second argument; a node has nothing below it that recurse could leave out.
+        return super(neuron.BaseNode, self)._apply(fn)
+
+    def __getstate__(self):
+        # As in sewsnn: copies and pickles carry the state's values; a graph can be neither copied nor pickled.
+        state = self.__dict__.copy()
+        state["_memories"] = {name: _detached(value) for name, value in self._memories.items()}
+        if "v_seq" in state:
+            state["v_seq"] = _detached(state["v_seq"])
+        return state
+
+    def extra_repr(self) -> str:
+        return super(neuron.BaseNode, self).extra_repr()
+
+
+def _detached(value):
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+class IFNode(_Bridge, neuron.IFNode, theirs.IFNode):
+    """SpikingJelly's IFNode, computed by sewsnn."""
+
+
+class LIFNode(_Bridge, neuron.LIFNode, theirs.LIFNode):
+    """SpikingJelly's LIFNode, computed by sewsnn."""
+
+
+class ParametricLIFNode(_Bridge, neuron.ParametricLIFNode, theirs.ParametricLIFNode):
+    """SpikingJelly's ParametricLIFNode, computed by sewsnn."""
+
+    tau_grad = "full"
+
+
+#: the classes that are swapped, by exact type
+CLASSES: dict[type, type] = {
+    theirs.IFNode: IFNode,
+    theirs.LIFNode: LIFNode,
+    theirs.ParametricLIFNode: ParametricLIFNode,
+}

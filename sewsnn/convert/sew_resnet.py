@@ -1,0 +1,58 @@
+"""SpikingJelly's SEW ResNets with batch norm, neuron and connection in one op."""
+
+from collections.abc import Iterator
+
+from spikingjelly.activation_based.model import sew_resnet as theirs
+from torch import Tensor
+
+from sewsnn.convert import resnet
+from sewsnn.convert.fusion import norm_neuron
+from sewsnn.ops.reference import CONNECT
+
+
+class _Block(resnet.Block):
+    joined = tuple(CONNECT)  #: the connections that mean here what they mean in sewsnn
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cnf not in CONNECT:
+            return super().forward(x)  # which says that there is no such connection
+        z_seq = self._branch(x)
+        identity = x if self.downsample is None else self._shortcut(x)
+        _, bn, sn = self._layer(self.convs)
+        if self.cnf in self.joined:
+            return norm_neuron(z_seq, bn, sn, identity, self.cnf)
+        return theirs.sew_function(norm_neuron(z_seq, bn, sn), identity, self.cnf)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if not resnet.is_conv_norm(self.downsample):
+            return self.downsample_sn(self.downsample(x))
+        conv, bn = self.downsample
+        return norm_neuron(conv(x), bn, self.downsample_sn)
+
+    def fused_triples(self) -> Iterator[resnet.Triple]:
+        if self.cnf not in CONNECT:
+            return
+        yield from super().fused_triples()
+        yield *self._layer(self.convs)[1:], f", {self.cnf}" if self.cnf in self.joined else ""
+        if self.downsample is not None and resnet.is_conv_norm(self.downsample):
+            yield self.downsample[1], self.downsample_sn, ""
+
+
+class BasicBlock(_Block, theirs.BasicBlock):
+    """g(A, S) as in sewsnn."""
+
+    convs = 2
+
+
+class Bottleneck(_Block, theirs.Bottleneck):
+    """Its IAND is A (1 - S), the reverse of the paper's and of :class:`BasicBlock`'s: kept, after the op."""
+
+    convs = 3
+    joined = ("ADD", "AND")
+
+
+class SEWResNet(resnet.Network, theirs.SEWResNet):
+    """The stem in one op; the rest is its blocks'."""
+
+
+CLASSES = {theirs.BasicBlock: BasicBlock, theirs.Bottleneck: Bottleneck, theirs.SEWResNet: SEWResNet}

@@ -1,0 +1,40 @@
+"""SpikingJelly's Spiking ResNets with batch norm, sum and neuron in one op."""
+
+from collections.abc import Iterator
+
+from spikingjelly.activation_based.model import spiking_resnet as theirs
+from torch import Tensor
+
+from sewsnn.convert import resnet
+from sewsnn.convert.fusion import norm_neuron
+
+
+class _Block(resnet.Block):
+    def forward(self, x: Tensor) -> Tensor:
+        z_seq = self._branch(x)
+        identity = x if self.downsample is None else self.downsample(x)
+        _, bn, sn = self._layer(self.convs)
+        return norm_neuron(z_seq, bn, sn, identity, "ADD", connect_before=True)
+
+    def fused_triples(self) -> Iterator[resnet.Triple]:
+        yield from super().fused_triples()
+        yield *self._layer(self.convs)[1:], ", ADD before the neuron"
+
+
+class BasicBlock(_Block, theirs.BasicBlock):
+    """SN(BN(conv(SN(BN(conv(S))))) + S)."""
+
+    convs = 2
+
+
+class Bottleneck(_Block, theirs.Bottleneck):
+    """As :class:`BasicBlock`, with three convolutions."""
+
+    convs = 3
+
+
+class SpikingResNet(resnet.Network, theirs.SpikingResNet):
+    """The stem in one op; the rest is its blocks'."""
+
+
+CLASSES = {theirs.BasicBlock: BasicBlock, theirs.Bottleneck: Bottleneck, theirs.SpikingResNet: SpikingResNet}

@@ -1,0 +1,56 @@
+"""SpikingJelly's models: :func:`from_spikingjelly`. Only a call of it imports SpikingJelly."""
+
+from collections import Counter
+
+from torch import nn
+
+from sewsnn.convert.report import Left, Replaced, Report
+from sewsnn.errors import UserError
+
+
+def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
+    """Lets sewsnn compute the IF, LIF and parametric LIF neurons of a SpikingJelly model, in place.
+
+    Made for SpikingJelly 0.0.0.0.14 and 2.0. The modules stay the objects they are, with their parameters, settings,
+    state, hooks and names; their class becomes one that is SpikingJelly's and sewsnn's (docs/spikingjelly.md). So
+    ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``, ``detach_net`` and monitors still work.
+
+    Args:
+        model: a module, or one that wraps it (``DistributedDataParallel``).
+        fuse: where batch norm and a neuron that starts from rest follow each other in an ``nn.Sequential``, or in
+            SpikingJelly's SEW and Spiking ResNets, run both (and the shortcut) in one op. Batch norm is then rounded
+            otherwise than by torch, and v keeps no graph: to train through v, over several calls, ``fuse=False``,
+            which also takes back the fusion of an earlier conversion.
+
+    Returns:
+        What was replaced, what was left, and why.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        sewsnn.errors.UserError: SpikingJelly cannot be imported.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module, got {type(model).__name__}")
+    try:
+        from sewsnn.convert import fusion, nodes
+    except ImportError as error:
+        message = f"from_spikingjelly needs SpikingJelly, 0.0.0.0.14 or 2.0 ({error}): pip install spikingjelly"
+        raise UserError(message) from error
+    report = Report(model)
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    found = {}
+    for name, module in model.named_modules():
+        if type(module) in nodes.CLASSES.values():
+            report.converted_before.append(name)
+        elif reason := nodes.why_not(module):
+            report.left.append(Left(name, type(module).__name__, reason))
+        elif type(module) in nodes.CLASSES:
+            module.__class__ = nodes.CLASSES[type(module)]
+            if places[module] > 1:
+                module.may_fuse = False
+            found[module] = name
+    fused = fusion.set_fusion(model, fuse)
+    for module, name in found.items():
+        settings = f"{module.extra_repr()}, {module.surrogate_function}"
+        report.replaced.append(Replaced(name, type(module).__name__, settings, fused.get(module, "")))
+    return report
