@@ -19,6 +19,7 @@ STEP_NAMES = NAMES | {
     "plain": "loop over time-steps",
     "packed": "sewsnn, packed spikes",
     "spikingjelly_once": "SpikingJelly {spikingjelly}, changed: stem once per image",
+    "converted": "SpikingJelly {spikingjelly} after `from_spikingjelly(net)`",
 }
 COMMAND = "python -m benchmarks.tables"
 

@@ -60,8 +60,8 @@ def test_compile_any_batch(device):
 
 def small_net(device, **settings):
     torch.manual_seed(0)
-    # At least 8 channels: with fewer, torch 2.13 on CPUs with AVX2 and no AVX-512 gets the weight's gradient of a strided
-    # 1x1 convolution wrong in channels_last, which inductor chooses.
+    # At least 8 channels: with fewer, torch 2.13 on CPUs without AVX-512 gets the weight's gradient of a strided 1x1
+    # convolution wrong in channels_last, which inductor chooses.
     net = models.create_model("sew_resnet", blocks=[1, 1], widths=[8, 16], num_classes=3, stem="small", **settings)
     return net.to(device)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sewsnn.cli import main
+from sewsnn.models.published import published
 from sewsnn.train.config import load_config
 
 ROOT = Path(__file__).parent.parent / "configs"
@@ -68,19 +69,28 @@ def test_table_s1_cifar10_dvs():
 
 
 def test_table_s3():
-    published = {
-        ("sew", "ATan"): 82.63,
-        ("sew", "Rectangular"): 82.56,
-        ("sew", "Constant"): 12.56,
-        ("spiking", "ATan"): 77.33,
-        ("spiking", "Rectangular"): 66.01,
-        ("spiking", "Constant"): 10.0,
-    }
-    found = {
-        (c.model.name.removesuffix("_cifar10_net"), c.model.neuron.surrogate): c.published.test_accuracy
-        for c in of("cifar10").values()
-    }
-    assert found == published
+    found = {(c.model.name, c.model.neuron.surrogate) for c in of("cifar10").values()}
+    names = ("sew_cifar10_net", "spiking_cifar10_net")
+    assert found == {(name, surrogate) for name in names for surrogate in ("ATan", "Rectangular", "Constant")}
+    assert {c.model.neuron.surrogate_parameter for c in of("cifar10").values()} == {2.0, 1.0}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_published_results_are_those_of_the_table(path):
+    """What a configuration aims at stands in sewsnn.models.published, too."""
+    config = load_config(path)
+    if path.stem == "spiking_resnet18_unit_gradient":
+        assert config.published.test_accuracy is None and "will not converge" in config.published.source
+        return
+    settings = {"connect_f": config.model.connect_f} if config.model.name.startswith("sew") else {}
+    if "cifar10_net" in config.model.name:
+        settings["surrogate"] = config.model.neuron.surrogate
+    else:
+        settings["T"] = config.model.T
+    (best,) = published(config.model.name, epoch="best", **settings)
+    assert best.accuracy == config.published.test_accuracy
+    last = [result.accuracy for result in published(config.model.name, epoch="last", **settings)]
+    assert last == [config.published.last_test_accuracy][: len(last)] and len(last) == ("imagenet" in str(path.parent))
 
 
 def common(configs):

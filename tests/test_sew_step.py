@@ -16,7 +16,7 @@ from benchmarks.sew_step.networks import MEMORY_FORMATS, Case, available
 ROOT = Path(__file__).parent.parent
 # SpikingJelly's network has these widths alone.
 MODEL = {"name": "sew_resnet", "blocks": [1, 1, 1, 1], "widths": [64, 128, 256, 512], "num_classes": 10}
-PROVIDERS = [name for name in ("plain", "fused", "spikingjelly") if available(name)]
+PROVIDERS = [name for name in ("plain", "fused", "spikingjelly", "converted") if available(name)]
 
 
 def sew_step(*words):

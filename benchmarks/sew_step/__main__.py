@@ -28,7 +28,7 @@ import time
 
 from benchmarks.common import append_rows, environment, quantiles
 from benchmarks.sew_step.judge import compared, mark_best, too_bad
-from benchmarks.sew_step.networks import MEMORY_FORMATS, PROVIDERS, Case, available
+from benchmarks.sew_step.networks import MEMORY_FORMATS, PROVIDERS, SPIKINGJELLYS, Case, available
 from benchmarks.sew_step.worker import Worker
 
 
@@ -161,7 +161,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler says whenever it begins and ends
-    if any(name.startswith("spikingjelly") for name in arguments.providers):
+    if not SPIKINGJELLYS.isdisjoint(arguments.providers):
         importlib.import_module("spikingjelly")  # environment() then names its version
     about = environment(arguments.device) | allocators() | {"run": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     print("A training step, " + ", ".join(f"{k} {v}" for k, v in about.items()), flush=True)

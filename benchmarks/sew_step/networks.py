@@ -7,6 +7,7 @@
     compile              torch.compile of plain, default mode
     spikingjelly         SpikingJelly's network as its examples use it: the image is repeated T times before conv1
     spikingjelly_once    the same changed by hand, so that its stem (conv1, bn1) is computed once per image
+    converted            spikingjelly after sewsnn.convert.from_spikingjelly(net): what one line changes
 
 SpikingJelly's step_mode is set per layer, so its stem may run in single-step mode, and its result be shown T times as a
 view by a hook; the numbers stay the same. That is not in SpikingJelly, but the strongest we could make of it. Its
@@ -21,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn import models, neuron
+from sewsnn.convert import from_spikingjelly
 
-PROVIDERS = ("fused", "packed", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_once")
+PROVIDERS = ("fused", "packed", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_once", "converted")
+SPIKINGJELLYS = {"spikingjelly", "spikingjelly_once", "converted"}  # need it to be installed
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -49,7 +52,7 @@ class Case:
 
 def available(provider: str) -> bool:
     """Whether the library is installed that it needs."""
-    return not provider.startswith("spikingjelly") or importlib.util.find_spec("spikingjelly") is not None
+    return provider not in SPIKINGJELLYS or importlib.util.find_spec("spikingjelly") is not None
 
 
 def build(provider: str, case: Case, memory_format: str) -> nn.Module:
@@ -57,9 +60,11 @@ def build(provider: str, case: Case, memory_format: str) -> nn.Module:
     torch.manual_seed(0)
     common = case.settings() | {"T": case.T, "connect_f": "ADD"}
     weights = models.create_model(**common, fused=False).state_dict()
-    if provider.startswith("spikingjelly"):
+    if provider in SPIKINGJELLYS:
         net = SpikingJelly(case, stem_once=provider == "spikingjelly_once")
         net.theirs.load_state_dict(weights)
+        if provider == "converted":
+            from_spikingjelly(net.theirs)
     else:
         if provider in ("plain", "compile"):
             common["neuron"] = neuron.IFNode(store_v=False, backend="torch")

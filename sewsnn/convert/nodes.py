@@ -24,10 +24,14 @@ from sewsnn.ops.reference import state_dtype
 #: SpikingJelly >= 2.0 makes the state from the input: a v of another shape is one at rest, v_seq is no memory
 STATE_FOLLOWS_INPUT = hasattr(theirs.BaseNode, "materialize_states")
 
-#: the surrogates with the same formula and the same parameter in both libraries; by name, as 0.0.0.0.14 lacks some
+_SAME_ALPHA = ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign", "SuperSpike")
+#: their surrogates -> what makes ours of their alpha; by name, as 0.0.0.0.14 lacks some
 _SURROGATES = {
-    getattr(their_surrogate, name): getattr(surrogate, name)
-    for name in ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign", "SuperSpike")
+    getattr(their_surrogate, name): make
+    for name, make in (
+        *((name, getattr(surrogate, name)) for name in _SAME_ALPHA),
+        ("Rect", lambda alpha: surrogate.Rectangular(1 / alpha)),
+    )
     if hasattr(their_surrogate, name)
 }
 

@@ -11,7 +11,7 @@ import sewsnn
 #: SpikingJelly 2.0 or later
 V2 = hasattr(neuron.BaseNode, "materialize_states")
 SURROGATES = ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign")
-SURROGATES += ("SuperSpike",) if V2 else ()
+SURROGATES += ("SuperSpike", "Rect") if V2 else ()
 NODES = {"IF": neuron.IFNode, "LIF": neuron.LIFNode, "PLIF": neuron.ParametricLIFNode}
 
 # Gradients differ by rounding alone: a few operations per time-step, in another order.
