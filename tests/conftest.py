@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import cuda_param
 from hypothesis import settings
-
-from sewsnn.ops.load import NATIVE_DEVICES
 
 # The benchmarks are no part of the package. Last, so that it is the installed sewsnn that is tested.
 sys.path.append(str(Path(__file__).parent.parent))
@@ -17,13 +16,6 @@ torch.backends.cudnn.allow_tf32 = False
 
 settings.register_profile("sewsnn", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("sewsnn")
-
-_no_cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() or "cuda" not in NATIVE_DEVICES, reason="no CUDA device, or no kernels for it"
-)
-
-
-cuda_param = pytest.param("cuda", marks=[pytest.mark.cuda, _no_cuda])
 
 
 @pytest.fixture(scope="session", params=["cpu", cuda_param])

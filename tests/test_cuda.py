@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import current, run
-from conftest import cuda_param
+from devices import cuda_param
 
 from sewsnn import functional
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import cuda_param
+from devices import cuda_param
 from torch import nn
 
 from sewsnn import layers, models, neuron

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from benchmarks import tables
+from sewsnn import models
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,12 +42,18 @@ def test_gpu_table():
     assert "**Older kernels than these** (sources 0123)" in tables.gpu_table(rows, "4567")
 
 
-def test_code_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_code_runs(tmp_path, monkeypatch):
+    """From top to bottom, but for the line for scripts of SpikingJelly (tests/bridge), with the file that is loaded."""
+    monkeypatch.chdir(tmp_path)
+    use, convert, load = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(code, names)
+    exec(use, names)
     assert names["s_seq"].shape == names["x_seq"].shape == names["x_seq"].grad.shape
     assert names["v"].shape == names["x_seq"].shape[1:] and names["logits"].shape == (2, 1000)
+    assert "sewsnn.convert.from_spikingjelly(net)" in convert
+    (file,) = re.findall(r'"(\S+\.pth)"', load)
+    models.save_checkpoint(models.create_model("sew_resnet50"), file, "authors")
+    exec(load, names)
 
 
 def test_files_it_names_exist():

@@ -7,7 +7,7 @@ import host
 import pytest
 import torch
 from cases import EPS, by_reference, compare, current, run
-from conftest import cuda_param
+from devices import cuda_param
 
 from sewsnn import surrogate
 from sewsnn.ops.neuron import checkpoint_count
