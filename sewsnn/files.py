@@ -92,6 +92,8 @@ def _load_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Any:
                 "code"
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to run the file
+            reason = "refused, since it is TorchScript, pickled with protocol 4 or later, or no checkpoint at all"
         raise CheckpointError(
             f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
         ) from None

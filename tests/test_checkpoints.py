@@ -338,6 +338,19 @@ def test_pickled_objects_are_refused(kind, place, legacy, tmp_path):
     assert marker.exists() == (kind == "command")  # it would have
 
 
+@pytest.mark.parametrize("kind", ["protocol 4", "TorchScript"])
+def test_no_message_advises_to_run_a_file(kind, tmp_path):
+    """torch's own, for what it cannot parse safely, is to load it with weights_only=False."""
+    path, marker = tmp_path / "c.pth", tmp_path / "ran"
+    if kind == "protocol 4":
+        torch.save({"model": resnet().state_dict(), "x": Payload(marker)}, path, pickle_protocol=4)
+    else:
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.ones(2)), path)
+    with pytest.raises(CheckpointError, match=r"c\.pth is not a readable checkpoint .*: refused, since") as error:
+        models.load_checkpoint(resnet(), path)
+    assert "weights_only" not in str(error.value) and not marker.exists()
+
+
 def test_only_one_class_is_let_in_and_only_meanwhile(tmp_path):
     authors_file(tmp_path / "c.pth")
     models.load_checkpoint(resnet(), tmp_path / "c.pth")
