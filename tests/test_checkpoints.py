@@ -428,3 +428,18 @@ def test_any_other_module_has_its_own_names():
     a, b = nn.Linear(2, 3), nn.Linear(2, 3)
     assert models.load_checkpoint(b, a.state_dict()).dialect == "sewsnn"
     assert torch.equal(a.weight, b.weight)
+
+
+def test_a_checkpoint_that_is_written_is_a_file_like_others(tmp_path):
+    """A link to it stays one; the umask says who may read it; nothing is left beside it."""
+    file, link = tmp_path / "c.pth", tmp_path / "latest.pth"
+    link.symlink_to(file)
+    old = os.umask(0o077)
+    try:
+        models.save_checkpoint(resnet(), link)
+    finally:
+        os.umask(old)
+    assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o600
+    assert sorted(tmp_path.iterdir()) == [file, link]
+    models.save_checkpoint(scrambled(resnet()), link)
+    assert link.is_symlink() and models.load_checkpoint(resnet(), file).complete

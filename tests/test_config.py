@@ -58,6 +58,7 @@ def test_shipped_configurations_load(path):
         ("train: {epochs: 0}", "train.epochs must be at least 1, got 0"),
         ("schedule: {gamma: -1}", "schedule.gamma must be at least 0, got -1"),
         ("seed: 9223372036854775808", "seed must be at most 9223372036854775807, got 9223372036854775808"),
+        ("optimizer: {lr: .inf}", "optimizer.lr must be finite, got inf"),
         ("optimizer: {lr: .nan}", "optimizer.lr must be at least 0, got nan"),
         ("data: {T_train: 5}", "data.T_train must be at most model.T, 4, got 5"),
         ("model: {name: sew_resnet}", "model.blocks and model.widths are needed"),

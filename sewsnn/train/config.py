@@ -6,6 +6,7 @@ where only one key ends so (``--lr 0.05``).
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -187,6 +188,8 @@ def check(config: Config) -> None:
             value = getattr(value, part)
         if not value >= least:
             raise ConfigError(f"{key} must be at least {least}, got {value}")
+        if value == math.inf:
+            raise ConfigError(f"{key} must be finite, got {value}")
     if config.seed > _MOST_SEED:
         raise ConfigError(f"seed must be at most {_MOST_SEED}, got {config.seed}")
     if (config.model.name == "sew_resnet") != bool(config.model.blocks):
