@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,28 +33,28 @@ class _Watched:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes beside ``path``, flushes to the disk, renames: a crash or a full disk leaves the old file.
+    """Writes beside ``path``, flushes to the disk, renames: a crash or a full disk leaves the old file. A link stays a
+    link, to the new file; who may read it is as of any file made here, by the umask.
 
     Raises:
         UserError: the file cannot be written; names it and says why.
     """
-    temporary = watched = None
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    watched = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             watched = _Watched(file)
             write(watched)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else watched and watched.error
         raise UserError(f"cannot write {path}: {(cause and cause.strerror) or error}") from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):  # it is not there: renamed, or never made
+            os.unlink(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,6 +93,8 @@ def _load_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Any:
                 "code"
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to run the file
+            reason = "refused, since it is TorchScript, pickled with protocol 4 or later, or no checkpoint at all"
         raise CheckpointError(
             f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
         ) from None

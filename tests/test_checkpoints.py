@@ -338,6 +338,19 @@ def test_pickled_objects_are_refused(kind, place, legacy, tmp_path):
     assert marker.exists() == (kind == "command")  # it would have
 
 
+@pytest.mark.parametrize("kind", ["protocol 4", "TorchScript"])
+def test_no_message_advises_to_run_a_file(kind, tmp_path):
+    """torch's own, for what it cannot parse safely, is to load it with weights_only=False."""
+    path, marker = tmp_path / "c.pth", tmp_path / "ran"
+    if kind == "protocol 4":
+        torch.save({"model": resnet().state_dict(), "x": Payload(marker)}, path, pickle_protocol=4)
+    else:
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.ones(2)), path)
+    with pytest.raises(CheckpointError, match=r"c\.pth is not a readable checkpoint .*: refused, since") as error:
+        models.load_checkpoint(resnet(), path)
+    assert "weights_only" not in str(error.value) and not marker.exists()
+
+
 def test_only_one_class_is_let_in_and_only_meanwhile(tmp_path):
     authors_file(tmp_path / "c.pth")
     models.load_checkpoint(resnet(), tmp_path / "c.pth")
@@ -415,3 +428,18 @@ def test_any_other_module_has_its_own_names():
     a, b = nn.Linear(2, 3), nn.Linear(2, 3)
     assert models.load_checkpoint(b, a.state_dict()).dialect == "sewsnn"
     assert torch.equal(a.weight, b.weight)
+
+
+def test_a_checkpoint_that_is_written_is_a_file_like_others(tmp_path):
+    """A link to it stays one; the umask says who may read it; nothing is left beside it."""
+    file, link = tmp_path / "c.pth", tmp_path / "latest.pth"
+    link.symlink_to(file)
+    old = os.umask(0o077)
+    try:
+        models.save_checkpoint(resnet(), link)
+    finally:
+        os.umask(old)
+    assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o600
+    assert sorted(tmp_path.iterdir()) == [file, link]
+    models.save_checkpoint(scrambled(resnet()), link)
+    assert link.is_symlink() and models.load_checkpoint(resnet(), file).complete

@@ -147,3 +147,24 @@ def test_random_temporal_delete_elsewhere_and_with_gradients():
 def test_random_temporal_delete_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         random_temporal_delete(*arguments)
+
+
+@pytest.mark.parametrize("seed", [20261125, 2**63 - 1])
+def test_any_seed_of_torch_serves(seed, cifar_folder):
+    """A date is one: an order of its own, and the small seeds have those they always had."""
+    for name, options in (("cifar10_dvs", {"generated": 4}), ("cifar10", {"root": str(cifar_folder)})):
+        first, again, other = (
+            next(create_data(name, batch_size=2, seed=s, **options).train_batches(3))[0] for s in (seed, seed, seed - 1)
+        )
+        assert torch.equal(first, again) and not torch.equal(first, other)
+    small = create_data("cifar10", batch_size=60, seed=5, root=str(cifar_folder))
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(5 * 1_000_003 + 2))
+    assert torch.equal(next(small.train_batches(2))[1], small.train_labels[order])
+
+
+@pytest.mark.parametrize(
+    "key, value, least", [("batch_size", 0, 1), ("T", 0, 1), ("shift", -1, 0), ("generated", -2, 0)]
+)
+def test_options_that_make_no_sense_are_named(key, value, least):
+    with pytest.raises(ValueError, match=f"{key} must be at least {least}, got {value}"):
+        create_data("cifar10_dvs", **{"batch_size": 2, "seed": 0, key: value})

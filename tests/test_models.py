@@ -221,6 +221,44 @@ def test_event_nets_say_what_they_cannot_see():
         models.create_model("sew_7b_net", in_channels=32)
 
 
+@pytest.mark.parametrize("name", ["sew_cifar10_net", "sew_resnet18"])
+@pytest.mark.parametrize("key", ["T", "in_channels", "num_classes"])
+def test_counts_are_named(name, key):
+    with pytest.raises(ValueError, match=f"{key} must be at least 1, got 0"):
+        models.create_model(name, **{key: 0})
+    with pytest.raises(TypeError, match=f"{key} must be an int, got float"):
+        models.create_model(name, **{key: 2.0})
+
+
+@pytest.mark.parametrize(
+    "stages, message",
+    [
+        ({"widths": (8, 8), "blocks": (1,)}, r"one entry per stage, got \[1\] and \[8, 8\]"),
+        ({"widths": (), "blocks": ()}, "one entry per stage"),
+        ({"widths": (8, 8), "blocks": (1, 0)}, "must be positive"),
+    ],
+)
+def test_bad_stages_of_pooled_networks(stages, message):
+    with pytest.raises(ValueError, match=message):
+        models.create_model("sew_cifar10_net", **stages)
+
+
+@pytest.mark.parametrize("key", ["neuron", "last_neuron"])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (lambda: None, "must make a module each time it is called, got NoneType"),
+        (int, "must make a module each time it is called, got int"),
+        (surrogate.ATan(), "must be a class, a function or a node, got ATan"),
+    ],
+    ids=["None", "int", "surrogate"],
+)
+def test_what_makes_no_neuron_is_named(key, value, message):
+    """Without its neurons a network would run, and be none of spikes."""
+    with pytest.raises(TypeError, match=f"{key} {message}"):
+        net(**{key: value})
+
+
 @pytest.mark.parametrize("settings, message", [({"T": 4.5}, "T must be an int"), ({"neuron": "LIF"}, "neuron must be")])
 def test_bad_types(settings, message):
     with pytest.raises(TypeError, match=message):

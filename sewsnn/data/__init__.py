@@ -27,7 +27,7 @@ def create_data(name: str, **kwargs) -> DataSource:
         kwargs: those of :class:`sewsnn.data.source.Options`: ``batch_size``, ``seed``, ``root`` ...
 
     Raises:
-        ValueError: no such data set; the message names the nearest.
+        ValueError: no such data set; the message names the nearest. Or an option makes no sense; it is named.
         DataError: its files are missing, or not what they should be; names them.
     """
     if name not in list_data():

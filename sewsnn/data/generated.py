@@ -58,7 +58,7 @@ class Generated:
         """Samples ``first`` ... of the test set (part 0) or of an epoch."""
         labels = (torch.arange(first, first + count) * 7) % self.num_classes
         patterns = torch.stack([self._pattern(int(label)) for label in labels])
-        generator = torch.Generator().manual_seed((self.options.seed * 1_000_003 + part) * 1_000_003 + first)
+        generator = self.options.generator(part, first)
         if not self.sequences:
             return patterns + torch.randn(patterns.shape, generator=generator) / 2, labels
         rates = (patterns / 2 - 1).exp().expand(self.options.T, *patterns.shape)

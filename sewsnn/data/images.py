@@ -43,7 +43,7 @@ class ImagesInMemory:
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         options = self.options
-        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
+        generator = options.generator(epoch)
         order = torch.randperm(len(self.train_labels), generator=generator)
         shifts = torch.randint(-options.shift, options.shift + 1, (len(order), 2), generator=generator)
         flips = torch.rand(len(order), generator=generator) < 0.5 if options.flip else None

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,18 @@ class Options:
     flip: bool = False
     drop_last: bool = False
     generated: int = 0
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("T", 1), ("shift", 0), ("generated", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def generator(self, *place: int) -> torch.Generator:
+        """Random numbers of a place in the run (epoch, sample ...), whatever the seed's size."""
+        number = self.seed
+        for part in place:
+            number = number * 1_000_003 + part
+        return torch.Generator().manual_seed(number % 2**63)
 
     def steps(self, samples: int) -> int:
         """Training steps per epoch."""

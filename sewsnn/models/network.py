@@ -1,7 +1,7 @@
 """What all networks here have in common: time, what is computed once for a still image, and the classifier."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from sewsnn.layers.fusing import has_hooks
 from sewsnn.models.blocks import Block, Style
 from sewsnn.neuron import BaseNode, IFNode
 from sewsnn.ops.bn import Output
+from sewsnn.surrogate import Surrogate
 
 
 def default_neuron() -> BaseNode:
@@ -29,11 +30,36 @@ def make_style(residual: str, connect_f: str, neuron, last_neuron, fused: bool, 
 
 def _maker(neuron, name: str) -> Callable[[], nn.Module] | None:
     """A function that makes one more neuron layer each time it is called; None stays None."""
+    if neuron is None:
+        return None
     if isinstance(neuron, nn.Module):
         return lambda: copy.deepcopy(neuron)
-    if neuron is not None and not callable(neuron):
+    if not callable(neuron) or isinstance(neuron, Surrogate):
         raise TypeError(f"{name} must be a class, a function or a node, got {type(neuron).__name__}")
-    return neuron
+
+    def make() -> nn.Module:
+        made = neuron()
+        if not isinstance(made, nn.Module):
+            raise TypeError(f"{name} must make a module each time it is called, got {type(made).__name__}")
+        return made
+
+    return make
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises TypeError or ValueError, which name the argument, unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_stages(blocks: Sequence[int], widths: Sequence[int]) -> None:
+    """Raises ValueError unless there is at least one stage, and all have blocks and channels."""
+    if len(blocks) != len(widths) or not blocks:
+        raise ValueError(f"blocks and widths must have one entry per stage, got {list(blocks)} and {list(widths)}")
+    if min(blocks) < 1 or min(widths) < 1:
+        raise ValueError(f"blocks and widths must be positive, got {list(blocks)} and {list(widths)}")
 
 
 def check_kernel(kernel: int) -> int:
@@ -50,6 +76,7 @@ class Network(nn.Module):
 
     Args:
         T: time-steps a still image is shown for. A sequence brings its own.
+        in_channels, num_classes: of the images; of the logits.
         return_seq: what ``forward`` returns unless it is told.
 
     Attributes:
@@ -61,12 +88,10 @@ class Network(nn.Module):
 
     fc: nn.Module
 
-    def __init__(self, T: int, return_seq: bool = False):
+    def __init__(self, T: int, in_channels: int, num_classes: int, return_seq: bool):
         super().__init__()
-        if isinstance(T, bool) or not isinstance(T, int):
-            raise TypeError(f"T must be an int, got {type(T).__name__}")
-        if T < 1:
-            raise ValueError(f"T must be at least 1, got {T}")
+        for name, value in (("T", T), ("in_channels", in_channels), ("num_classes", num_classes)):
+            check_count(name, value)
         self.T = T
         self.return_seq = return_seq
         self.step_mode = "m"

@@ -15,6 +15,7 @@ from sewsnn.models.blocks import BasicBlock, Style
 from sewsnn.models.network import (
     Network,
     check_kernel,
+    check_stages,
     flat_mean,
     make_style,
     one_reader,
@@ -93,7 +94,8 @@ class PooledNet(Network):
         last_neuron: Callable[[], nn.Module] | nn.Module | None = None,
         return_seq: bool = False,
     ):
-        super().__init__(T, return_seq)
+        super().__init__(T, in_channels, num_classes, return_seq)
+        check_stages(blocks, widths)
         check_kernel(stem_kernel)
         if in_channels == widths[0]:
             raise ValueError(f"in_channels must differ from the first width, {widths[0]}: the image is no spikes yet")

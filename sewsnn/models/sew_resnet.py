@@ -16,6 +16,7 @@ from sewsnn.models.blocks import BasicBlock, Bottleneck
 from sewsnn.models.network import (
     Network,
     check_kernel,
+    check_stages,
     flat_mean,
     make_style,
     one_reader,
@@ -75,11 +76,8 @@ class SEWResNet(Network):
         stem_kernel: int | None = None,
         return_seq: bool = False,
     ):
-        super().__init__(T, return_seq)
-        if len(blocks) != len(widths) or not blocks:
-            raise ValueError(f"blocks and widths must have one entry per stage, got {list(blocks)} and {list(widths)}")
-        if min(blocks) < 1 or min(widths) < 1:
-            raise ValueError(f"blocks and widths must be positive, got {list(blocks)} and {list(widths)}")
+        super().__init__(T, in_channels, num_classes, return_seq)
+        check_stages(blocks, widths)
         if stem not in _STEMS:
             raise ValueError(f"stem must be 'imagenet' or 'small', got {stem!r}")
         kernel = check_kernel(_STEMS[stem] if stem_kernel is None else stem_kernel)

@@ -6,6 +6,7 @@ where only one key ends so (``--lr 0.05``).
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -146,11 +147,13 @@ _AT_LEAST = {
     "optimizer.momentum": 0,
     "optimizer.weight_decay": 0,
     "schedule.step_size": 1,
+    "schedule.gamma": 0,
     "train.epochs": 1,
     "train.checkpoint_steps": 0,
     "train.threads": 0,
     "seed": 0,
 }
+_MOST_SEED = 2**63 - 1  # that torch takes
 
 
 def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
@@ -185,6 +188,10 @@ def check(config: Config) -> None:
             value = getattr(value, part)
         if not value >= least:
             raise ConfigError(f"{key} must be at least {least}, got {value}")
+        if value == math.inf:
+            raise ConfigError(f"{key} must be finite, got {value}")
+    if config.seed > _MOST_SEED:
+        raise ConfigError(f"seed must be at most {_MOST_SEED}, got {config.seed}")
     if (config.model.name == "sew_resnet") != bool(config.model.blocks):
         raise ConfigError("model.blocks and model.widths are needed by model.name: sew_resnet, and by no other model")
     if len(config.model.blocks) != len(config.model.widths):
