@@ -308,6 +308,23 @@ def test_channels_last(fused):
     assert len(fused) == 2
 
 
+@pytest.mark.parametrize(
+    "norm", [layer.BatchNorm2d(2, step_mode="m"), layer.SeqToANNContainer(nn.BatchNorm2d(2)), None]
+)
+@pytest.mark.parametrize("dims", [(3, 4), (0, 1), None])
+def test_the_order_in_memory(norm, dims):
+    """What ``view`` takes behind a neuron of SpikingJelly, it takes behind a converted one. None: channels_last."""
+    node = neuron.LIFNode(step_mode="m")
+    net = node if norm is None else nn.Sequential(norm, node)
+    after, _ = converted(net)
+    x = current(*SHAPE)
+    if dims is None:
+        x = x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, SHAPE[:2])
+    else:
+        x = x.transpose(*dims).contiguous().transpose(*dims)
+    assert after(x).stride() == net(x).stride()
+
+
 def test_one_time_step(fused):
     net = convolution().double()
     after, _ = converted(net)
