@@ -55,7 +55,8 @@ def norm_neuron(
 
 def _can_fuse(z_seq: Tensor, norm: nn.Module, node: nn.Module) -> bool:
     known = type(node) in nodes.CLASSES.values() and "forward" not in vars(norm) and "forward" not in vars(node)
-    channels = z_seq.shape[2] == norm.num_features  # else the norm shall say so
+    # else the norm shall say so; it takes an empty batch, the op does not
+    channels = z_seq.shape[2] == norm.num_features and z_seq.numel() > 0
     return known and channels and not has_hooks(norm) and can_fuse(z_seq, None, node)
 
 
