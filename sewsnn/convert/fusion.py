@@ -43,6 +43,7 @@ def norm_neuron(
     one = type(norm) in _NORMS and norm.step_mode == "m" and z_seq.dim() in _NORMS[type(norm)]
     alike = shortcut is None or (shortcut.shape == z_seq.shape and shortcut.dtype == z_seq.dtype)
     if one and (alike or not connect_before) and _can_fuse(z_seq, norm, node):
+        z_seq = nodes.as_stacked(z_seq)
         if alike:
             return by_op(z_seq, norm, node, shortcut, connect_f, connect_before).out
         s_seq = by_op(z_seq, norm, node).out
@@ -54,7 +55,8 @@ def norm_neuron(
 
 def _can_fuse(z_seq: Tensor, norm: nn.Module, node: nn.Module) -> bool:
     known = type(node) in nodes.CLASSES.values() and "forward" not in vars(norm) and "forward" not in vars(node)
-    channels = z_seq.shape[2] == norm.num_features  # else the norm shall say so
+    # else the norm shall say so; it takes an empty batch, the op does not
+    channels = z_seq.shape[2] == norm.num_features and z_seq.numel() > 0
     return known and channels and not has_hooks(norm) and can_fuse(z_seq, None, node)
 
 
@@ -69,7 +71,7 @@ def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) 
         z = module(z)
     if z.dim() not in _FLAT_NORMS[type(norm)] or not _can_fuse(z_seq := z.unflatten(0, x_seq.shape[:2]), norm, node):
         return node(norm(z).unflatten(0, x_seq.shape[:2]))
-    return by_op(z_seq, norm, node).out
+    return by_op(nodes.as_stacked(z_seq), norm, node).out
 
 
 class FusedSequential(nn.Sequential):

@@ -88,6 +88,13 @@ def why_not(module: nn.Module) -> str | None:
     return None
 
 
+def as_stacked(x_seq: Tensor) -> Tensor:
+    """x_seq in the order in memory that ``torch.stack`` gives spikes in SpikingJelly, so that ``view`` takes them here
+    where it did there: contiguous, or the time-steps of an image or a volume channels_last."""
+    channels_last = x_seq.dim() in (5, 6) and x_seq.movedim(2, -1).is_contiguous()
+    return x_seq if channels_last else x_seq.contiguous()
+
+
 def _named(value) -> str:
     return f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
 
@@ -122,7 +129,7 @@ class _Bridge(neuron.BaseNode):
             return super(neuron.BaseNode, self).forward(x)
         single = self.step_mode == "s"
         sequence = self.store_v_seq and not single
-        x_seq = x.unsqueeze(0) if single else x
+        x_seq = x.unsqueeze(0) if single else as_stacked(x)
         s_seq, v = functional.multistep(
             x_seq, self._initial_v(x_seq), v_mode=V_SEQUENCE if sequence else V_FINAL, **self.settings()
         )

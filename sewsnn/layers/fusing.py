@@ -51,6 +51,8 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
     """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
+    if torch.nn.modules.module._has_any_global_hook():  # they watch the calls of every module
+        return False
     if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or has_hooks(norm)):
         return False
     if neuron is None:

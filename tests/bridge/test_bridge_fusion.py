@@ -308,6 +308,42 @@ def test_channels_last(fused):
     assert len(fused) == 2
 
 
+@pytest.mark.parametrize(
+    "norm", [layer.BatchNorm2d(2, step_mode="m"), layer.SeqToANNContainer(nn.BatchNorm2d(2)), None]
+)
+@pytest.mark.parametrize("dims", [(3, 4), (0, 1), None])
+def test_the_order_in_memory(norm, dims):
+    """What ``view`` takes behind a neuron of SpikingJelly, it takes behind a converted one. None: channels_last."""
+    node = neuron.LIFNode(step_mode="m")
+    net = node if norm is None else nn.Sequential(norm, node)
+    after, _ = converted(net)
+    x = current(*SHAPE)
+    if dims is None:
+        x = x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, SHAPE[:2])
+    else:
+        x = x.transpose(*dims).contiguous().transpose(*dims)
+    assert after(x).stride() == net(x).stride()
+
+
+def test_an_empty_batch(fused):
+    net = nn.Sequential(layer.BatchNorm2d(2, step_mode="m"), neuron.LIFNode(step_mode="m"))
+    after, _ = converted(net)
+    x = torch.zeros(4, 0, 2, 8, 8)
+    assert after(x).shape == net(x).shape == x.shape
+    torch.testing.assert_close(dict(after.named_buffers()), dict(net.named_buffers()), equal_nan=True)
+    assert not fused
+
+
+def test_global_hooks_see_every_call(fused):
+    """Those of profilers and of tools that count operations."""
+    after, _ = converted(convolution())
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    after(current(*SHAPE))
+    hook.remove()
+    assert seen == [*after, after] and not fused
+
+
 def test_one_time_step(fused):
     net = convolution().double()
     after, _ = converted(net)
