@@ -3,8 +3,9 @@
     python -m benchmarks.overhead [--device cpu|cuda] [--check] [--json FILE]
 
 Microseconds per call, on the CPU's clock; on a GPU nothing is waited for within a round. Limits (--check fails above
-them): 20 us for a forward without gradients, 100 us for forward + backward. The least of many short rounds counts:
-what other programs take from a round is not ours.
+them): 20 us for a forward without gradients, 100 us for forward + backward, where torch.relu forward + backward takes
+19 us; a machine on which that takes longer has so much more. All take turns, and the least of many short rounds counts: what other
+programs take from a round is not ours.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from benchmarks.common import append_rows, environment, quantiles
 from sewsnn import functional, neuron
 
 LIMITS_US = {"forward": 20.0, "forward_backward": 100.0}
+RELU_US = 19.3  # forward + backward on the machine they were set on
 
 
 def cases(device: str) -> dict:
@@ -63,6 +65,17 @@ def microseconds(call, device: str, rounds: int, calls: int = 100) -> list[float
     return times
 
 
+def judge(least: dict[tuple[str, str], float]) -> list[str]:
+    """What is above its limit, of the least time of each (what, who)."""
+    too_slow = []
+    slower = max(1.0, least["forward_backward", "torch.relu"] / RELU_US)
+    for (case, provider), us in least.items():
+        limit = LIMITS_US[case] * slower
+        if provider.startswith("sewsnn") and us > limit:
+            too_slow.append(f"{case} of {provider}: {us:.1f} us, the limit here is {limit:.0f}")
+    return too_slow
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -74,16 +87,18 @@ def main() -> None:
     about = environment(arguments.device)
     print("Overhead of a call, " + ", ".join(f"{k} {v}" for k, v in about.items()))
     print(f"{'':>17} {'':>33} {'least':>7} {'median':>7} us")
-    too_slow, rows = [], []
-    for (case, provider), call in cases(arguments.device).items():
-        microseconds(call, arguments.device, 3)
-        times = microseconds(call, arguments.device, arguments.rounds)
-        least, spread = min(times), quantiles(times)
-        print(f"{case:>17} {provider:>33} {least:>7.1f} {spread['p50']:>7.1f}", flush=True)
+    calls = cases(arguments.device)
+    times = {key: [] for key in calls}
+    for _ in range(arguments.rounds):
+        for key, call in calls.items():
+            times[key] += microseconds(call, arguments.device, 2)[1:]  # the first one warms up
+    rows = []
+    for (case, provider), found in times.items():
+        least, spread = min(found), quantiles(found)
+        print(f"{case:>17} {provider:>33} {least:>7.1f} {spread['p50']:>7.1f}")
         row = {"case": f"overhead_{case}", "provider": provider, "least_us": least}
         rows.append(row | {f"{name}_us": value for name, value in spread.items()} | about)
-        if provider.startswith("sewsnn") and least > LIMITS_US[case]:
-            too_slow.append(f"{case} of {provider}: {least:.1f} us, the limit is {LIMITS_US[case]:.0f}")
+    too_slow = judge({key: min(found) for key, found in times.items()})
     if arguments.json:
         append_rows(arguments.json, rows)
     if arguments.check and too_slow:
