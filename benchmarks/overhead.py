@@ -4,8 +4,8 @@
 
 Microseconds per call, on the CPU's clock; on a GPU nothing is waited for within a round. Limits (--check fails above
 them): 20 us for a forward without gradients, 100 us for forward + backward, where torch.relu forward + backward takes
-19 us; a machine on which that takes longer has so much more. All take turns, and the least of many short rounds counts: what other
-programs take from a round is not ours.
+19 us; a machine on which that takes longer has so much more. All take turns, and the least of many short rounds counts:
+what other programs take from a round is not ours.
 """
 
 import argparse

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sewsnn import surrogate
 from sewsnn.cli import parse_overrides
 from sewsnn.errors import ConfigError
 from sewsnn.train.config import Config, differences, from_dict, keys, load_config
@@ -105,6 +106,33 @@ def test_a_section_that_may_be_null(tmp_path):
         load_config(given, {"tau": "4"})
     with pytest.raises(ConfigError, match=r"unknown key 'model\.last_neuron\.tua'"):
         load_config(write(tmp_path, "model: {last_neuron: {tua: 3}}"))
+
+
+@pytest.mark.parametrize(
+    "key, value, kept",
+    [
+        ("name", "mine", True),
+        ("root", "/data", True),
+        ("device", "cpu", True),
+        ("published.source", "me", True),
+        ("connect_f", "AND", False),
+        ("epochs", "3", False),
+        ("lr", "0.5", False),
+        ("batch_size", "8", False),
+    ],
+)
+def test_another_experiment_has_no_published_result(tmp_path, key, value, kept):
+    text = "published: {test_accuracy: 97.9, source: paper}"
+    config = load_config(write(tmp_path, text), {key: value})
+    assert config.published.test_accuracy == (97.9 if kept else None)
+
+
+@pytest.mark.parametrize("name", [n for n in surrogate.__all__ if n != "Surrogate"])
+def test_surrogates_keep_their_own_default(tmp_path, name):
+    from sewsnn.train.build import neuron_factory
+
+    config = load_config(write(tmp_path, ""), {"surrogate": name})
+    assert neuron_factory(config.model.neuron)().surrogate_function == getattr(surrogate, name)()
 
 
 def test_missing_file(tmp_path):

@@ -214,6 +214,12 @@ def test_single_step_wants_one_frame():
         functional.set_step_mode(model, "single")
 
 
+@pytest.mark.parametrize("name", ["plain_resnet18", "plain_7b_net"])
+def test_plain_blocks_cannot_be_identities(name):
+    with pytest.raises(ValueError, match="zero_init_residual must be False in a plain network"):
+        models.create_model(name, zero_init_residual=True)
+
+
 def test_event_nets_say_what_they_cannot_see():
     with pytest.raises(ValueError, match=r"x must be at least 128 x 128 pixels, got shape \[4, 1, 2, 64, 64\]"):
         models.create_model("plain_7b_net")(torch.rand(4, 1, 2, 64, 64))

@@ -36,11 +36,13 @@ def neuron_factory(config: NeuronConfig, key: str = "model.neuron") -> Callable[
         names = ", ".join(name for name in known if name != "Surrogate")
         raise ConfigError(f"{key}.surrogate must be one of {names}, got {config.surrogate!r}")
 
+    parameters = () if config.surrogate_parameter is None else (config.surrogate_parameter,)
+
     def make() -> nn.Module:
         shared = {
             "v_threshold": config.v_threshold,
             "v_reset": config.v_reset,
-            "surrogate_function": getattr(surrogate, config.surrogate)(config.surrogate_parameter),
+            "surrogate_function": getattr(surrogate, config.surrogate)(*parameters),
             "detach_reset": config.detach_reset,
             "backend": config.backend,
             "store_v": False,

@@ -39,7 +39,8 @@ class DataConfig:
 
 @dataclass
 class NeuronConfig:
-    """The neuron of every layer. ``v_reset: null`` is soft reset. Names as in :mod:`sewsnn.neuron`."""
+    """The neuron of every layer, names as in :mod:`sewsnn.neuron`. ``v_reset: null`` is soft reset,
+    ``surrogate_parameter: null`` the surrogate's own default."""
 
     type: Literal["IF", "LIF", "PLIF"] = "IF"
     tau: float = 2.0
@@ -48,7 +49,7 @@ class NeuronConfig:
     v_reset: float | None = 0.0
     detach_reset: bool = True
     surrogate: str = "ATan"
-    surrogate_parameter: float = 2.0
+    surrogate_parameter: float | None = None
     tau_grad: Literal["full", "frozen"] = "full"
     backend: Literal["auto", "native", "torch"] = "auto"
 
@@ -159,6 +160,8 @@ _MOST_SEED = 2**63 - 1  # that torch takes
 def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     """Reads a YAML file and puts ``overrides`` (key -> YAML text, as from the command line) over it.
 
+    Where they make another experiment of it, what was published for the file's is no aim any more.
+
     Raises:
         ConfigError: the file cannot be read, a key is unknown (the nearest is named), a value has the wrong type.
     """
@@ -169,10 +172,20 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a YAML file: {error}") from None
     config = from_dict({} if content is None else content, str(path))
+    before = config.to_dict()
     for key, text in (overrides or {}).items():
         _override(config, key, text)
+    if any(_is_of_the_experiment(key) for key in differences(before, config.to_dict())):
+        config.published = PublishedConfig()
     check(config)
     return config
+
+
+def _is_of_the_experiment(key: str) -> bool:
+    """Whether a result would be another one's with another value of the key."""
+    section = key.partition(".")[0]
+    chosen = section in ("data", "model", "optimizer", "schedule")
+    return (chosen or key == "train.epochs") and key not in ("data.root", "data.generated")
 
 
 def from_dict(content: Any, where: str = "config") -> Config:
