@@ -44,7 +44,8 @@ class SEWResNet(Network):
         in_channels: 3 for colour images.
         stem: ``"imagenet"``, 7x7 stride 2 and max-pooling; ``"small"``, 3x3 stride 1, for small images.
         stem_kernel: another odd size of the stem's convolution.
-        zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1), the block as identity.
+        zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1), the block as identity;
+            plain blocks have no shortcut and stay as they are.
         residual: ``"sew"``; ``"spiking"``: SN(F(S) + S), connect_f is not used; ``"plain"``: no shortcuts.
         fused: BN, neuron and connection are one op (:func:`sewsnn.layers.bn_neuron`). False: the modules, one by one.
         pack_spikes: convolutions keep the spikes they read as bits for backward: less memory, a little more time.
