@@ -14,4 +14,12 @@ class CheckpointError(UserError):
 
 
 class DataError(UserError):
-    """A data set's file is missing or is not what it should be; the message names it."""
+    """A data set's file is missing or is not what it should be; the message names it.
+
+    Attributes:
+        path: the file, where it is one.
+    """
+
+    def __init__(self, message: str, path: str | None = None):
+        super().__init__(message)
+        self.path = path

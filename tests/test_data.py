@@ -30,6 +30,7 @@ def test_cifar10_is_read_as_it_is_written(cifar_folder):
         raw = np.frombuffer((cifar_folder / TEST[0]).read_bytes(), np.uint8).reshape(-1, RECORD)
         images, labels = (torch.cat(part) for part in zip(*source.test_batches(), strict=True))
         assert labels.tolist() == raw[:, 0].tolist()
+        images = source.to_float(images)
         pixel = raw[7, 1 + 1024 * 2 + 32 * 3 + 9] / 255  # blue, row 3, column 9
         assert images[7, 2, 3, 9].item() == pytest.approx((pixel - MEAN[2]) / STD[2], rel=1e-5)
         assert (source.num_classes, source.in_channels, source.steps_per_epoch, source.test_steps) == (10, 3, 12, 3)
@@ -85,7 +86,7 @@ def test_damaged_files_are_named(cifar_folder, damage, message):
 def test_what_is_missing_is_said(cifar_folder):
     with pytest.raises(DataError, match=r"data\.root must name the folder"):
         create_data("cifar10", batch_size=5, seed=0)
-    with pytest.raises(DataError, match=r"data\.batch_size: 61 is more than there are images"):
+    with pytest.raises(DataError, match=r"data\.batch_size: 61 on 1 process\(es\) is more than there is"):
         create_data("cifar10", batch_size=61, seed=0, root=str(cifar_folder), drop_last=True)
     with pytest.raises(DataError, match=r"'imagenet' cannot be read in this version; --data\.generated 64"):
         create_data("imagenet", batch_size=5, seed=0)

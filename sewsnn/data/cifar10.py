@@ -39,7 +39,7 @@ def open_cifar10(options: Options) -> ImagesInMemory:
 
 def normalise(images: Tensor) -> Tensor:
     """Bytes to float32 of mean 0 and variance 1 over the training set."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from sewsnn.data.loading import check_sizes
 from sewsnn.data.source import Options
 
 _PATTERN = 8  # pixels across of the pattern that tells the classes apart
@@ -40,19 +41,23 @@ class Generated:
         self.num_classes, self.in_channels, self.sequences = shape.num_classes, shape.size[0], shape.sequences
         self.train_samples = options.generated
         self.test_samples = max(1, options.generated // 2)
-        self.steps_per_epoch = max(1, options.steps(self.train_samples))
-        self.test_steps = -(-self.test_samples // options.batch_size)
+        self.steps_per_epoch = options.steps(self.train_samples)
+        self.test_steps = -(-len(options.test_share(self.test_samples)) // options.batch_size)
+        self.corrupt: dict[str, str] = {}
+        check_sizes(self.train_samples, self.test_samples, options)
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.options.batch_size
         for step in range(start, self.steps_per_epoch):
-            first = step * size
-            yield self._batch(first, min(size, self.train_samples - first), epoch + 1)
+            share = self.options.share(step, self.train_samples)
+            yield self._batch(share.start, len(share), epoch + 1)
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.options.batch_size
-        for first in range(0, self.test_samples, size):
-            yield self._batch(first, min(size, self.test_samples - first), 0)
+        size, mine = self.options.batch_size, self.options.test_share(self.test_samples)
+        for first in mine[::size]:
+            yield self._batch(first, min(size, mine.stop - first), 0)
+
+    def to_float(self, x: Tensor) -> Tensor:
+        return x
 
     def _batch(self, first: int, count: int, part: int) -> tuple[Tensor, Tensor]:
         """Samples ``first`` ... of the test set (part 0) or of an epoch."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from sewsnn.data.loading import check_sizes
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError
 
 
 class ImagesInMemory:
@@ -31,15 +31,12 @@ class ImagesInMemory:
     ):
         self.train_images, self.train_labels = train
         self.test_images, self.test_labels = test
-        self.num_classes, self.options, self.to_float = num_classes, options, to_float
+        self.num_classes, self.options, self._to_float = num_classes, options, to_float
+        self.corrupt: dict[str, str] = {}
         self.in_channels = self.train_images.shape[1]
         self.steps_per_epoch = options.steps(len(self.train_labels))
-        self.test_steps = -(-len(self.test_labels) // options.batch_size)
-        if not (self.steps_per_epoch and self.test_steps):
-            raise DataError(
-                f"data.batch_size: {options.batch_size} is more than there are images "
-                f"({len(self.train_labels)} to train with, {len(self.test_labels)} to test with)"
-            )
+        self.test_steps = -(-len(options.test_share(len(self.test_labels))) // options.batch_size)
+        check_sizes(len(self.train_labels), len(self.test_labels), options)
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         options = self.options
@@ -48,18 +45,22 @@ class ImagesInMemory:
         shifts = torch.randint(-options.shift, options.shift + 1, (len(order), 2), generator=generator)
         flips = torch.rand(len(order), generator=generator) < 0.5 if options.flip else None
         for step in range(start, self.steps_per_epoch):
-            index = order[step * options.batch_size : (step + 1) * options.batch_size]
+            share = options.share(step, len(order))
+            index = order[share.start : share.stop]
             images = self.train_images[index]
             if options.shift:
                 images = shifted(images, shifts[index], options.shift)
             if flips is not None:
                 images = torch.where(flips[index][:, None, None, None], images.flip(-1), images)
-            yield self.to_float(images), self.train_labels[index]
+            yield images, self.train_labels[index]
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        size = self.options.batch_size
-        for images, labels in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
-            yield self.to_float(images), labels
+        size, mine = self.options.batch_size, self.options.test_share(len(self.test_labels))
+        parts = (whole[mine.start : mine.stop].split(size) for whole in (self.test_images, self.test_labels))
+        yield from zip(*parts, strict=True)
+
+    def to_float(self, x: Tensor) -> Tensor:
+        return self._to_float(x)
 
 
 def shifted(images: Tensor, shifts: Tensor, most: int) -> Tensor:

@@ -13,40 +13,88 @@ class Options:
     """What data sets are told; each uses what concerns it.
 
     Args:
-        batch_size: samples per batch.
-        seed: order and augmentation of the training data depend on it, the epoch and the step alone.
+        batch_size: samples per batch of one process.
+        seed: order and augmentation of the training data depend on it, the epoch and the sample alone: not on the
+            number of processes or workers.
         T: frames per sequence (event data).
+        rank, world: this process, and how many train together. A training batch of all of them is a run of the
+            epoch's order; each takes its part of it.
         root: folder of the files.
+        workers: processes that load and augment; 0: the training process itself.
         shift: training images are moved by up to so many pixels in each direction, zeros come in.
         flip: training images are mirrored with probability 1/2.
         drop_last: the last batch of a training epoch is left out where it is smaller.
         generated: not the data set, but so many generated training samples of its shape.
+        image_size, resize: ImageNet: pixels across of what the network sees; of the shorter side before the test
+            images' centre is cut out.
+        scale_min: ImageNet: least part of the area that a random crop of a training image has.
+        augment: ImageNet: a further augmentation of training images, by torchvision's names.
+        erase: ImageNet: probability that a rectangle of a training image is erased.
+        loader: ImageNet: what decodes and augments.
+        on_corrupt: ImageNet: a file that is no image stops the run, or is left out and counted.
+        split_by: event data: frames of equally many events, of equal time, or of ``frame_us`` microseconds each.
+        frame_us: event data: with ``split_by="duration"``, microseconds per frame.
+        split: event data: which samples are for the test; ``paper`` is the paper's.
     """
 
     batch_size: int
     seed: int
     T: int = 4
+    rank: int = 0
+    world: int = 1
     root: str | None = None
+    workers: int = 0
     shift: int = 0
     flip: bool = False
     drop_last: bool = False
     generated: int = 0
+    image_size: int = 224
+    resize: int = 256
+    scale_min: float = 0.08
+    augment: str = "none"
+    erase: float = 0.0
+    loader: str = "torchvision"
+    on_corrupt: str = "stop"
+    split_by: str = "number"
+    frame_us: int = 0
+    split: str = "paper"
 
     def __post_init__(self):
-        for name, least in (("batch_size", 1), ("T", 1), ("shift", 0), ("generated", 0)):
+        leasts = {"batch_size": 1, "T": 1, "world": 1, "image_size": 1, "resize": 1}
+        leasts |= dict.fromkeys(("rank", "workers", "shift", "generated", "scale_min", "erase", "frame_us"), 0)
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, most in (("rank", self.world - 1), ("scale_min", 1), ("erase", 1), ("image_size", self.resize)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
 
     def generator(self, *place: int) -> torch.Generator:
         """Random numbers of a place in the run (epoch, sample ...), whatever the seed's size."""
+        return torch.Generator().manual_seed(self.seed_of(*place))
+
+    def seed_of(self, *place: int) -> int:
+        """The seed of that place's random numbers."""
         number = self.seed
         for part in place:
             number = number * 1_000_003 + part
-        return torch.Generator().manual_seed(number % 2**63)
+        return number % 2**63
 
     def steps(self, samples: int) -> int:
-        """Training steps per epoch."""
-        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+        """Training steps per epoch, of every process. So that all have equally many samples in each, up to
+        ``world - 1`` samples are left out at the end of an epoch (others in each)."""
+        full, rest = divmod(samples, self.batch_size * self.world)
+        return full + (rest >= self.world and not self.drop_last)
+
+    def share(self, step: int, samples: int) -> range:
+        """Which places of the epoch's order this process has in a step."""
+        first = step * self.batch_size * self.world
+        size = min(self.batch_size, (samples - first) // self.world)
+        return range(first + self.rank * size, first + (self.rank + 1) * size)
+
+    def test_share(self, samples: int) -> range:
+        """Which of the test samples this process has: each has its own, none is padded, none comes twice."""
+        return range(samples * self.rank // self.world, samples * (self.rank + 1) // self.world)
 
 
 class DataSource(Protocol):
@@ -55,14 +103,20 @@ class DataSource(Protocol):
     num_classes: int
     in_channels: int
     sequences: bool  #: whether samples are sequences rather than images
-    steps_per_epoch: int
-    test_steps: int
+    steps_per_epoch: int  #: the same on all processes
+    test_steps: int  #: of this process
+    corrupt: dict[str, str]  #: files that were left out so far, and what is wrong with them
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the epoch, from step ``start`` on: ``(images [N, C, H, W] or sequences [T, N, C, H, W],
-        labels [N])``."""
+        """This process's batches of the epoch, from step ``start`` on: ``(images [N, C, H, W] or sequences
+        [T, N, C, H, W], labels [N])``, for :meth:`to_float`."""
         ...
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole test set in a fixed order."""
+        """This process's part of the test set in a fixed order."""
+        ...
+
+    def to_float(self, x: Tensor) -> Tensor:
+        """What the network is given of a batch, once it is on the device: bytes become normalised float32 there, so
+        that a quarter of the bytes crosses the bus."""
         ...

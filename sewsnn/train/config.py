@@ -20,21 +20,31 @@ from sewsnn.errors import ConfigError
 
 @dataclass
 class DataConfig:
-    """``name``: a data set of :mod:`sewsnn.data`, ``root``: the folder of its files.
+    """``name``: a data set of :mod:`sewsnn.data`, ``root``: the folder of its files; the rest is explained at
+    :class:`sewsnn.data.source.Options`.
 
-    Training images are moved by up to ``shift`` pixels and mirrored with ``flip``. Of each batch of training sequences
-    ``T_train`` time-steps are left (random temporal delete); 0: all. ``drop_last``: no smaller batch at an epoch's end.
-    ``generated``: so many generated samples of the data set's shape instead of it, to try a configuration.
+    Of each batch of training sequences ``T_train`` time-steps are left (random temporal delete); 0: all.
     """
 
     name: str = "digits"
     root: str | None = None
     batch_size: int = 64
+    workers: int = 0
     shift: int = 0
     flip: bool = False
     T_train: int = 0
     drop_last: bool = False
     generated: int = 0
+    image_size: int = 224
+    resize: int = 256
+    scale_min: float = 0.08
+    augment: Literal["none", "trivial", "rand", "auto"] = "none"
+    erase: float = 0.0
+    loader: Literal["torchvision", "dali"] = "torchvision"
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    split_by: Literal["number", "time", "duration"] = "number"
+    frame_us: int = 0
+    split: str = "paper"
 
 
 @dataclass

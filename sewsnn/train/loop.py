@@ -106,7 +106,9 @@ class Trainer:
                     metrics.write_csv(self.folder / "metrics.csv", self.history)
                     self._save()
                     tqdm.write(_line(row, config.train.epochs), file=sys.stdout)
-            rates = firing_rates(self.model, (x.to(self.device) for x, _ in self.source.test_batches()))
+            rates = firing_rates(
+                self.model, (self.source.to_float(x.to(self.device)) for x, _ in self.source.test_batches())
+            )
             board.add_firing_rates(rates, config.train.epochs - 1)
         finally:
             board.close()
@@ -136,6 +138,7 @@ class Trainer:
                     self._save()
 
     def _train_step(self, x, y) -> None:
+        x = self.source.to_float(x)
         if self.config.data.T_train:
             x = random_temporal_delete(x, self.config.data.T_train)
         amp = self.config.train.amp
@@ -175,7 +178,7 @@ class Trainer:
         self.model.eval()
         images, loss, correct = 0, 0.0, 0
         for x, y in self.source.test_batches():
-            x, y = x.to(self.device), y.to(self.device)
+            x, y = self.source.to_float(x.to(self.device)), y.to(self.device)
             logits = self.model(x)
             loss += self.loss(logits, y).item() * len(y)
             correct += int((logits.argmax(1) == y).sum())
