@@ -5,13 +5,14 @@ import difflib
 from sewsnn.data.cifar10 import open_cifar10
 from sewsnn.data.digits import open_digits
 from sewsnn.data.generated import SHAPES, Generated
+from sewsnn.data.imagenet import open_imagenet
 from sewsnn.data.source import DataSource, Options
 from sewsnn.data.temporal import random_temporal_delete
 from sewsnn.errors import DataError
 
 __all__ = ["DataSource", "create_data", "list_data", "random_temporal_delete"]
 
-_SOURCES = {"cifar10": open_cifar10, "digits": open_digits}
+_SOURCES = {"cifar10": open_cifar10, "digits": open_digits, "imagenet": open_imagenet}
 
 
 def list_data() -> list[str]:

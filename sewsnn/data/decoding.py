@@ -1,0 +1,83 @@
+"""Image files: whether they are whole, and their pixels."""
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+from sewsnn.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("JPEG", "PNG")  # ImageNet has a PNG among its files named .JPEG
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_TAIL = 64  # bytes in which the end of a file is looked for: some have padding after it
+
+
+def read_file(path: str) -> bytes:
+    """Raises DataError if the file cannot be read; names it."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}", path) from None
+
+
+def decode(data: bytes, path: str) -> "Image":
+    """An image in RGB, whatever its mode (grey, palette, CMYK, with transparency); EXIF is not looked at.
+
+    Raises:
+        DataError: no image, truncated or damaged, or larger than ``PIL.Image.MAX_IMAGE_PIXELS`` (a small file that
+            decodes to gigabytes); names ``path``.
+    """
+    return _pillow(lambda image: image.convert("RGB"), data, path)
+
+
+def whole_size(data: bytes, path: str) -> tuple[int, int]:
+    """Height and width, from the header; that the file is whole is told by its end, or else by decoding it.
+
+    Raises:
+        DataError: as of :func:`decode`.
+    """
+    kind, size = _pillow(lambda image: (image.format, (image.height, image.width)), data, path)
+    if not ended(data, kind):
+        decode(data, path)
+    return size
+
+
+def check_size(size: tuple[int, int], path: str) -> tuple[int, int]:
+    """``size``; DataError if an image of it would be larger than Pillow opens: a few pixels wide, but long."""
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and size[0] * size[1] > most:
+        raise DataError(f"{path} would be resized to {size[1]:,} x {size[0]:,} pixels: refused", path)
+    return size
+
+
+def ended(data: bytes, kind: str) -> bool:
+    """Whether the last bytes are those that end a JPEG or PNG file."""
+    return _ENDS.get(kind, _ENDS["JPEG"]) in data[-_TAIL:]
+
+
+def _pillow(use, data: bytes, path: str):
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UserError("data: images need Pillow: pip install pillow") from None
+    if not data:
+        raise DataError(f"{path} is empty", path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF, which nothing here reads
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return use(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise DataError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: refused", path) from None
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{path} is not a JPEG or PNG image ({len(data):,} bytes)", path) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for a damaged file: OSError, SyntaxError, struct.error ...
+        raise DataError(f"{path} is a damaged image: {error or type(error).__name__}", path) from None

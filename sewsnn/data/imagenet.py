@@ -1,0 +1,140 @@
+"""ImageNet: folders of JPEG files or WebDataset shards, cropped at random, mirrored, normalised.
+
+Training images: ``RandomResizedCrop(image_size, scale=(scale_min, 1))``, mirrored with probability 1/2 (always so: it
+is the data set's usual augmentation, and the paper's), then ``augment``, then ``erase``. Test images: shorter side to
+``resize``, the middle ``image_size`` square. Both with Pillow's antialiased bilinear filter, as torchvision does.
+Source: the paper's supplement, A.1, and the authors' code.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sewsnn.data import crops, decoding, vision
+from sewsnn.data.image_folder import SPLITS, check_prepared, open_folders
+from sewsnn.data.loading import LoadedSource
+from sewsnn.data.shards import find_shards, open_shards
+from sewsnn.data.source import Options
+from sewsnn.errors import DataError
+
+# Of the training images, per channel, in [0, 1].
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What an erased pixel is. torchvision's references put 0 after normalising, which is the mean; batches here are bytes
+# until they are on the device: the nearest byte is 0.009 from it.
+ERASED = tuple(round(255 * value) for value in MEAN)
+_AUGMENT = {"trivial": "TrivialAugmentWide", "rand": "RandAugment", "auto": "AutoAugment"}
+
+
+class Images(Protocol):
+    """Encoded images of one split."""
+
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def path(self, index: int) -> str: ...
+
+    def read(self, index: int) -> bytes: ...
+
+
+def open_imagenet(options: Options) -> LoadedSource:
+    """ImageNet, or any data set in its layout, from ``options.root``; as many classes as the training images have.
+
+    Raises:
+        DataError: a folder or a file is missing, is not what it should be, or its preparation is not finished; named.
+        UserError: torchvision, Pillow or DALI is not installed.
+    """
+    check_options(options)
+    train, test = open_images(options.root, options.workers)
+    classes = int(train.labels.max()) + 1
+    if options.loader == "dali":
+        from sewsnn.data.dali import DaliSource
+
+        return DaliSource(train, test, classes, options)
+    parts = (Loaded(images, options) for images in (train, test))
+    return LoadedSource(*parts, classes, 3, False, options, normalise)
+
+
+def check_options(options: Options) -> None:
+    """Raises DataError where an option cannot be followed."""
+    if options.shift:
+        raise DataError("data.shift is for small images; ImageNet's are cropped at random (data.scale_min)")
+    if options.loader == "dali" and (options.augment != "none" or options.erase):
+        key = "augment" if options.augment != "none" else "erase"
+        raise DataError(f"data.{key}: only data.loader: torchvision can do that, not dali")
+
+
+def open_images(root: str | None, workers: int = 1) -> tuple[Images, Images]:
+    """Training and test images of a root: folders or shards, whichever is there. DataError as above."""
+    if root is None:
+        raise DataError("data.root must name the folder that holds ImageNet: train/ and val/, or WebDataset shards")
+    folder = Path(root)
+    check_prepared(folder)
+    if all((folder / split).is_dir() for split in SPLITS):
+        return open_folders(folder)
+    if find_shards(folder):
+        return open_shards(folder, workers)
+    raise DataError(
+        f"{root} is not ImageNet's folder: expected train/<class>/*.JPEG and val/<class>/*.JPEG, or WebDataset shards "
+        "train-000000.tar ... and val-000000.tar ..."
+    )
+
+
+class Loaded:
+    """:class:`~sewsnn.data.loading.Samples` of decoded images: ``uint8 [3, image_size, image_size]``."""
+
+    def __init__(self, images: Images, options: Options):
+        self.images, self.options = images, options
+        self._random = None
+        self._prepare()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int, seed: int | None) -> tuple[Tensor, int]:
+        options, v2 = self.options, self._v2
+        image = decoding.decode(self.images.read(index), self.images.path(index))
+        height, width = image.height, image.width
+        if seed is None:
+            size = decoding.check_size(crops.resized(height, width, options.resize), self.images.path(index))
+            window = crops.centre_window(*size, options.image_size)
+            image = v2.functional.crop(v2.functional.resize(image, list(size)), *window)
+            return v2.functional.pil_to_tensor(image), int(self.images.labels[index])
+        generator = torch.Generator().manual_seed(seed)
+        window = crops.random_window(height, width, options.scale_min, generator)
+        image = v2.functional.resized_crop(image, *window, size=[options.image_size] * 2)
+        if crops.random_flip(generator):
+            image = v2.functional.horizontal_flip(image)
+        if self._random is None:
+            return v2.functional.pil_to_tensor(image), int(self.images.labels[index])
+        # These draw from torch's global generator: it goes on where ours is, and gets its own state back. Seeding it
+        # with torch.manual_seed would seed the GPU's as well.
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator.get_state())
+            return self._random(image), int(self.images.labels[index])
+
+    def _prepare(self) -> None:
+        self._v2 = v2 = vision.transforms()
+        steps = []
+        if self.options.augment != "none":
+            steps.append(getattr(v2, _AUGMENT[self.options.augment])())
+        if steps or self.options.erase:
+            steps.append(v2.PILToTensor())
+            if self.options.erase:
+                steps.append(v2.RandomErasing(self.options.erase, value=ERASED))
+            self._random = v2.Compose(steps)
+
+    def __getstate__(self) -> dict:
+        return {"images": self.images, "options": self.options}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes to float32 of about mean 0 and variance 1 over the training set, on the images' device."""
+    mean, std = (255 * torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
+    return (images.float() - mean) / std

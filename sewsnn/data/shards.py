@@ -1,0 +1,214 @@
+"""WebDataset shards: tar files whose members ``KEY.jpg`` and ``KEY.cls``, next to each other, are a sample.
+
+The shards are not streamed. An index of where each image lies makes them what a folder is, samples that can be read
+in any order: so each image comes once per epoch, whatever the number of processes and workers, the order is drawn over
+the whole data set rather than a buffer, and a run goes on in the middle of an epoch exactly. A stream, to resume so,
+would have to read again all that came before. The index is made once and kept beside the shards.
+"""
+
+import io
+import itertools
+import os
+import re
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sewsnn.errors import DataError, UserError
+from sewsnn.files import write_atomic
+
+IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
+_NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-\d+\.tar")
+_VERSION = 1
+
+
+class Place(NamedTuple):
+    """Where an image lies in its shard, in bytes."""
+
+    key: str
+    label: int
+    offset: int
+    size: int
+
+
+class ShardImages:
+    """The images of one split, in the order of shards and of samples in them.
+
+    Args:
+        shards: the tar files.
+        folder: where the index is kept, as ``.<split>.index.npz``; it is made anew where a shard's size or time of
+            change is another.
+        workers: threads that make it.
+
+    Raises:
+        DataError: a shard is damaged, or a sample in it has no image or no label; named.
+    """
+
+    def __init__(self, shards: list[Path], folder: Path, split: str, workers: int = 1):
+        self.shards = [str(shard) for shard in shards]
+        state = np.array([_state(shard) for shard in shards])
+        kept = folder / f".{split}.index.npz"
+        index = _kept(kept, shards, state)
+        if index is None:
+            index = _index(shards, max(workers, 4)) | {"state": state, "version": np.array(_VERSION)}
+            index["shards"] = np.array([os.fsencode(shard.name) for shard in shards])
+            try:
+                write_atomic(kept, lambda file: np.savez(file, **index))
+            except UserError as error:
+                print(f"sewsnn: the index of the shards is not kept: {error}", file=sys.stderr)
+        self.shard, self.offset, self.size = index["shard"], index["offset"], index["size"]
+        self.labels, self.keys = index["label"], index["key"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """``SHARD:KEY``, to name it."""
+        return f"{self.shards[self.shard[index]]}:{os.fsdecode(bytes(self.keys[index]))}"
+
+    def read(self, index: int) -> bytes:
+        """The image's bytes; DataError names it."""
+        size = int(self.size[index])
+        try:
+            with open(self.shards[self.shard[index]], "rb") as file:
+                file.seek(int(self.offset[index]))
+                data = file.read(size)
+        except OSError as error:
+            raise DataError(f"cannot read {self.path(index)}: {error.strerror}", self.path(index)) from None
+        if len(data) != size:
+            raise DataError(f"{self.path(index)}: the shard ends in it", self.path(index))
+        return data
+
+
+def find_shards(root: Path) -> dict[str, list[Path]]:
+    """Shards in a folder by split, ``train`` and ``val``, in the order of their names: ``train-000000.tar`` ...,
+    ``val-000000.tar`` ..., with or without something before, ``validation`` for ``val``."""
+    found: dict[str, list[Path]] = {}
+    try:
+        names = sorted(os.listdir(root))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {root}: {error.strerror}", str(root)) from None
+    for name in names:
+        if not name.startswith(".") and (match := _NAME.fullmatch(name)):
+            found.setdefault(match[1][:3].replace("tra", "train"), []).append(root / name)
+    return found
+
+
+def open_shards(root: Path, workers: int = 1) -> tuple[ShardImages, ShardImages]:
+    """Training and test images of the shards in ``root``.
+
+    Raises:
+        DataError: there are none of a split, one is damaged, or a test label does not occur in training.
+    """
+    found = find_shards(root)
+    for split in ("train", "val"):
+        if split not in found:
+            raise DataError(f"{root} has no {split} shards ({split}-000000.tar ...)")
+    train, val = (ShardImages(found[split], root, split, workers) for split in ("train", "val"))
+    if val.labels.max() > train.labels.max():
+        raise DataError(f"{root}: label {val.labels.max()} is in val, the largest in train is {train.labels.max()}")
+    return train, val
+
+
+def places(shard: Path) -> list[Place]:
+    """The images of a shard.
+
+    Raises:
+        DataError: as of :class:`ShardImages`.
+    """
+    out = []
+    try:
+        length = os.path.getsize(shard)
+        with tarfile.open(shard, "r:") as tar:
+            members = ((_split(member.name), member) for member in tar if member.isfile())
+            samples = itertools.groupby((m for m in members if m[0][1]), key=lambda m: m[0][0])
+            for key, group in samples:
+                out.append(_place(shard, tar, key, {name[1]: member for name, member in group}))
+                if out[-1].offset + out[-1].size > length:
+                    raise DataError(f"{shard} is truncated: {key} reaches beyond its {length:,} bytes", str(shard))
+            # tarfile stops at what is no header, too.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0") or tar.fileobj.tell() != tar.offset + tarfile.BLOCKSIZE:
+                raise DataError(
+                    f"{shard} is truncated or damaged at byte {tar.offset:,}: no member, no end", str(shard)
+                )
+    except (OSError, tarfile.TarError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{shard} is damaged or no uncompressed tar file (in others nothing can be read at its place): {reason}",
+            str(shard),
+        ) from None
+    if not out:
+        raise DataError(f"{shard} holds no sample", str(shard))
+    return out
+
+
+def pack(samples) -> bytes:
+    """A shard of ``(key, image bytes, suffix, label)``."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
+        for key, image, suffix, label in samples:
+            for name, content in ((f"{key}.{suffix}", image), (f"{key}.{LABEL}", str(label).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and suffix: the name up to its first dot, and what follows, as webdataset splits it."""
+    folder, _, last = name.rpartition("/")
+    key, _, suffix = last.partition(".")
+    if last.startswith("__") and last.endswith("__"):  # webdataset's own notes
+        suffix = ""
+    return (f"{folder}/{key}" if folder else key), suffix.lower()
+
+
+def _place(shard: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]) -> Place:
+    image = next((members[suffix] for suffix in IMAGES if suffix in members), None)
+    if image is None or LABEL not in members:
+        missing = f"label (.{LABEL})" if image is not None else f"image (.{', .'.join(IMAGES)})"
+        raise DataError(f"{shard}: sample {key} has no {missing}, only .{', .'.join(members)}", str(shard))
+    text = tar.extractfile(members[LABEL]).read()
+    try:
+        label = int(text)
+    except ValueError:
+        label = -1
+    if label < 0:
+        raise DataError(f"{shard}: the label of sample {key} must be a number from 0 on, got {text[:20]!r}", str(shard))
+    return Place(key, label, image.offset_data, image.size)
+
+
+def _index(shards: list[Path], workers: int) -> dict[str, np.ndarray]:
+    with ThreadPoolExecutor(workers) as pool:  # most of it is waiting for the disk
+        found = list(pool.map(places, shards))
+    flat = [place for part in found for place in part]
+    columns = {name: np.array([getattr(place, name) for place in flat]) for name in ("label", "offset", "size")}
+    columns["key"] = np.array([os.fsencode(place.key) for place in flat])
+    columns["shard"] = np.repeat(np.arange(len(shards)), [len(part) for part in found])
+    return columns
+
+
+def _state(shard: Path) -> tuple[int, int]:
+    try:
+        about = shard.stat()
+    except OSError as error:
+        raise DataError(f"cannot read {shard}: {error.strerror}", str(shard)) from None
+    return about.st_size, about.st_mtime_ns
+
+
+def _kept(path: Path, shards: list[Path], state: np.ndarray) -> dict[str, np.ndarray] | None:
+    """The index that was kept, if it is of these shards as they are now; a damaged one is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            index = dict(file)
+        names = [os.fsdecode(bytes(name)) for name in index["shards"]]
+        same = index["version"] == _VERSION and np.array_equal(index["state"], state)
+        lengths = {len(index[name]) for name in ("shard", "offset", "size", "label", "key")}
+        return index if same and names == [shard.name for shard in shards] and len(lengths) == 1 else None
+    except Exception:  # it is only a copy of what the shards say; np.load raises many kinds
+        return None

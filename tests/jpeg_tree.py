@@ -1,0 +1,66 @@
+"""A small ImageNet: real image files of a few classes that a network can tell apart, of varied sizes and modes."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CLASSES = ("n01440764", "n01443537", "n01484850")
+SIZES = ((48, 64), (64, 48), (40, 40), (37, 91), (120, 83))  # height, width
+
+pytest.importorskip("PIL", reason="images need Pillow")
+
+
+def pixels(label: int, number: int, height: int, width: int) -> np.ndarray:
+    """``uint8 [height, width, 3]``: a class has its colour, each image its noise and stripes."""
+    noise = np.random.default_rng([label, number]).integers(0, 60, (height, width, 3))
+    stripes = 20 * ((np.arange(width) + number) // 8 % 2)[None, :, None]
+    colour = np.eye(3)[label % 3] * 130
+    return (noise + stripes + colour).astype(np.uint8)
+
+
+def encoded(image: np.ndarray, mode: str = "RGB", kind: str = "JPEG", **options) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    options = {"quality": 92, **options} if kind == "JPEG" else options
+    Image.fromarray(image).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def sample(label: int, number: int) -> bytes:
+    return encoded(pixels(label, number, *SIZES[number % len(SIZES)]))
+
+
+def make_tree(root: Path, train: int = 7, val: int = 3) -> Path:
+    """``root`` with ``train`` and ``val`` images per class; among the training images are a grey and a CMYK JPEG, and
+    a PNG that is named .JPEG, as ImageNet has them."""
+    special = {(0, 1): ("L", "JPEG"), (1, 2): ("CMYK", "JPEG"), (2, 3): ("RGBA", "PNG")}
+    for split, count, first in (("train", train, 0), ("val", val, 100)):
+        for label, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(first, first + count):
+                kind = special.get((label, number)) if split == "train" else None
+                image = pixels(label, number, *SIZES[number % len(SIZES)])
+                (folder / f"{name}_{number}.JPEG").write_bytes(encoded(image, *kind) if kind else sample(label, number))
+    return root
+
+
+def need(package: str, folder: str, required: str):
+    """Imports a package that may lie in a folder of its own beside the environment; else skips, or fails where the
+    variable ``required`` is 1."""
+    import importlib
+
+    place = os.environ.get(f"SEWSNN_{folder.upper()}") or str(Path(sys.prefix) / folder)
+    if Path(place).is_dir() and place not in sys.path:
+        sys.path.append(place)  # last: nothing in it may hide what the environment has
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        if os.environ.get(required) == "1":
+            raise
+        pytest.skip(f"{package} cannot be imported here: {error}", allow_module_level=True)
