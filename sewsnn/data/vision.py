@@ -25,21 +25,28 @@ def transforms() -> ModuleType:
         UserError: torchvision or Pillow is not installed, or does not fit this torch.
     """
     for _ in range(_MOST):
-        try:
-            return importlib.import_module("torchvision.transforms.v2")
-        except ImportError as error:
-            if error.name not in ("torchvision", "PIL"):
-                raise UserError(f"data: torchvision cannot be imported: {error}; {_advice()}") from error
-            raise UserError(f"data: imagenet needs torchvision and Pillow: {_advice()}") from None
-        except RuntimeError as error:
-            missing = _MISSING.search(str(error))
-            if missing is None:
-                raise UserError(f"data: torchvision cannot be imported: {error}; {_advice()}") from error
-            _forget()
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(f"{missing[1]}() -> ()")
-            _declared.append(library)
+        missing = _import()
+        if not isinstance(missing, str):
+            return missing
+        _forget()
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        library.define(f"{missing}() -> ()")
+        _declared.append(library)
     raise UserError(f"data: torchvision cannot be imported: {_MOST} operators are missing; {_advice()}")
+
+
+def _import() -> ModuleType | str:
+    """The module, or the name of the operator it misses."""
+    try:
+        return importlib.import_module("torchvision.transforms.v2")
+    except ImportError as error:
+        if error.name in ("torchvision", "PIL"):
+            raise UserError(f"data: imagenet needs torchvision and Pillow: {_advice()}") from None
+        raise UserError(f"data: torchvision cannot be imported: {error}; {_advice()}") from error
+    except RuntimeError as error:
+        if missing := _MISSING.search(str(error)):
+            return missing[1]
+        raise UserError(f"data: torchvision cannot be imported: {error}; {_advice()}") from error
 
 
 def _advice() -> str:
