@@ -1,5 +1,6 @@
 """A small ImageNet: real image files of a few classes that a network can tell apart, of varied sizes and modes."""
 
+import importlib.util
 import io
 import os
 import sys
@@ -10,8 +11,6 @@ import pytest
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
 SIZES = ((48, 64), (64, 48), (40, 40), (37, 91), (120, 83))  # height, width
-
-pytest.importorskip("PIL", reason="images need Pillow")
 
 
 def pixels(label: int, number: int, height: int, width: int) -> np.ndarray:
@@ -50,17 +49,23 @@ def make_tree(root: Path, train: int = 7, val: int = 3) -> Path:
     return root
 
 
-def need(package: str, folder: str, required: str):
-    """Imports a package that may lie in a folder of its own beside the environment; else skips, or fails where the
-    variable ``required`` is 1."""
-    import importlib
+def need(package: str, required: str, folder: Path | None = None) -> None:
+    """Skips the module where a package is not installed; fails where the variable ``required`` is 1.
 
-    place = os.environ.get(f"SEWSNN_{folder.upper()}") or str(Path(sys.prefix) / folder)
-    if Path(place).is_dir() and place not in sys.path:
-        sys.path.append(place)  # last: nothing in it may hide what the environment has
+    Args:
+        folder: where it may lie beside the environment.
+    """
+    if folder and folder.is_dir() and str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last: nothing in it may hide what the environment has
     try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        if os.environ.get(required) == "1":
-            raise
-        pytest.skip(f"{package} cannot be imported here: {error}", allow_module_level=True)
+        found = importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of what the package lies in
+        found = False
+    if not found and os.environ.get(required) == "1":
+        raise ModuleNotFoundError(f"{required} is 1, and {package} is not installed")
+    if not found:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+
+
+def need_torchvision() -> None:
+    need("torchvision", "SEWSNN_REQUIRE_TORCHVISION")

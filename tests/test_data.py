@@ -88,7 +88,7 @@ def test_what_is_missing_is_said(cifar_folder):
         create_data("cifar10", batch_size=5, seed=0)
     with pytest.raises(DataError, match=r"data\.batch_size: 61 on 1 process\(es\) is more than there is"):
         create_data("cifar10", batch_size=61, seed=0, root=str(cifar_folder), drop_last=True)
-    with pytest.raises(DataError, match=r"'imagenet' cannot be read in this version; --data\.generated 64"):
+    with pytest.raises(DataError, match=r"data\.root must name the folder that holds ImageNet.*; --data\.generated 64"):
         create_data("imagenet", batch_size=5, seed=0)
     with pytest.raises(DataError, match="nothing generated for 'digits'"):
         create_data("digits", batch_size=5, seed=0, generated=4)

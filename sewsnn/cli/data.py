@@ -19,6 +19,9 @@ def add(commands) -> None:
     prepare.add_argument(
         "--on-corrupt", choices=("stop", "skip"), default="stop", help="a damaged file stops, or is left out and listed"
     )
+    prepare.add_argument(
+        "--per-shard", type=int, default=0, metavar="N", help="imagenet: write WebDataset shards of N images each"
+    )
     prepare.set_defaults(run=_prepare)
 
 
@@ -32,6 +35,7 @@ def _prepare(arguments) -> int:
         workers=arguments.workers,
         size=arguments.size,
         on_corrupt=arguments.on_corrupt,
+        per_shard=arguments.per_shard,
     )
     print(report)
     return 0

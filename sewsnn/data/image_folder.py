@@ -49,21 +49,12 @@ class FolderImages:
         return read_file(self.path(index))
 
 
-def open_folders(root: Path) -> tuple[FolderImages, FolderImages]:
-    """Training and test images of ``root``.
+def scan(root: Path) -> dict[str, FolderImages]:
+    """The images of each split, whatever put them there.
 
     Raises:
-        DataError: the layout is another, says which was expected; the folder's preparation is not finished, or files
-            are missing since.
+        DataError: the layout is another; says which was expected.
     """
-    check_prepared(root)
-    splits = scan(root)
-    check_counts(root, splits)
-    return splits["train"], splits["val"]
-
-
-def scan(root: Path) -> dict[str, FolderImages]:
-    """Both splits, whatever prepared them."""
     classes = {split: _classes(root / split) for split in SPLITS}
     for one, other in (SPLITS, SPLITS[::-1]):
         for name in sorted(set(classes[one]) - set(classes[other])):
@@ -80,13 +71,13 @@ def check_prepared(root: Path) -> None:
         )
 
 
-def check_counts(root: Path, splits: dict) -> None:
+def check_counts(root: Path, counts: dict[str, int]) -> None:
     """Raises DataError unless there are as many images as when ``root`` was prepared."""
     manifest = read_json(root / PREPARED) or {}
-    for split, images in splits.items():
-        expected = manifest.get("images", {}).get(split, len(images))
-        if len(images) != expected:
-            raise DataError(f"{root} has {len(images):,} images in {split}, {PREPARED} says {expected:,}")
+    for split, count in counts.items():
+        expected = manifest.get("images", {}).get(split, count)
+        if count != expected:
+            raise DataError(f"{root} has {count:,} images in {split}, its {PREPARED} says {expected:,}")
 
 
 def read_json(path: Path) -> dict | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sewsnn.data import crops, decoding, vision
-from sewsnn.data.image_folder import SPLITS, check_prepared, open_folders
+from sewsnn.data.image_folder import SPLITS, check_counts, check_prepared, scan
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.shards import find_shards, open_shards
 from sewsnn.data.source import Options
@@ -70,17 +70,23 @@ def check_options(options: Options) -> None:
 def open_images(root: str | None, workers: int = 1) -> tuple[Images, Images]:
     """Training and test images of a root: folders or shards, whichever is there. DataError as above."""
     if root is None:
-        raise DataError("data.root must name the folder that holds ImageNet: train/ and val/, or WebDataset shards")
+        raise DataError(
+            "data.root must name the folder that holds ImageNet: train/ and val/, or WebDataset shards; "
+            "--data.generated 64 tries the configuration without"
+        )
     folder = Path(root)
     check_prepared(folder)
     if all((folder / split).is_dir() for split in SPLITS):
-        return open_folders(folder)
-    if find_shards(folder):
-        return open_shards(folder, workers)
-    raise DataError(
-        f"{root} is not ImageNet's folder: expected train/<class>/*.JPEG and val/<class>/*.JPEG, or WebDataset shards "
-        "train-000000.tar ... and val-000000.tar ..."
-    )
+        train, val = scan(folder).values()
+    elif folder.is_dir() and find_shards(folder):
+        train, val = open_shards(folder, workers)
+    else:
+        raise DataError(
+            f"data.root: {root} is not ImageNet's folder: expected train/<class>/*.JPEG and val/<class>/*.JPEG, or "
+            "WebDataset shards train-000000.tar ... and val-000000.tar ..."
+        )
+    check_counts(folder, {"train": len(train), "val": len(val)})
+    return train, val
 
 
 class Loaded:

@@ -1,137 +1,115 @@
 """``sewsnn data prepare imagenet``: images made small once, so that training decodes a quarter of the pixels.
 
-The output has the folders and file names of the original. An image's shorter side becomes ``size`` (never more than it
-was), with Pillow's antialiased bilinear filter, the one the test transform would use, and is written as a JPEG of
-quality 95 with chroma at half the resolution, as the originals have it. Images that are not larger are copied byte for
-byte. Crops in training come from the small images: less detail in small crops than with the originals.
+An image's shorter side becomes ``size`` (never more than it was), with Pillow's antialiased bilinear filter, the one
+the test transform would use, and is written as a JPEG of quality 95 with chroma at half the resolution, as the
+originals have it. Images that are not larger are copied byte for byte. Crops in training come from the small images:
+they have less detail than crops of the originals.
 
-Every file is written beside its place and renamed. ``preparing.json`` is in the folder from the first moment, and
-makes training refuse it, until ``prepared.json`` says how many images there are.
+The output has the folders and file names of the original (a PNG that was made small keeps its name), or is WebDataset
+shards, in an order drawn once. ``preparing.json`` is in the output from the first moment on, and makes training refuse
+it, until ``prepared.json`` says how many images there are.
 """
 
 import fcntl
-import io
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
-from sewsnn.data import crops, decoding
+from sewsnn.data import resizing, shards
 from sewsnn.data.image_folder import PREPARED, SPLITS, UNFINISHED, FolderImages, read_json, scan
+from sewsnn.data.resizing import Done
 from sewsnn.errors import DataError, UserError
 from sewsnn.files import make_folder, write_text
 
-QUALITY = 95
-_TEMPORARY = ".preparing-"  # begins the name of a file that is being written
 _CHUNK = 64  # images a process is given at once
+_KINDS = ("resized", "copied", "there")
 _VERSION = 1
 
 
-class Done(NamedTuple):
-    """What became of an image: ``resized``, ``copied``, ``there`` (from an earlier call), ``corrupt``, ``failed``."""
-
-    kind: str
-    path: str
-    reason: str = ""
-
-
-def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_corrupt: str) -> str:
+def prepare(
+    name: str, root: Path, output: Path, *, workers: int, size: int, on_corrupt: str, per_shard: int = 0
+) -> str:
     """See :func:`sewsnn.data.preparing.prepare`.
 
     Raises:
         UserError: a folder cannot be read or written, or another call is at it; DataError: an image is damaged.
     """
-    if output.resolve() == root.resolve() or root.resolve() in output.resolve().parents:
-        raise UserError(f"--output must lie outside {root}, got {output}")
+    if root.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UserError(f"--output must lie outside --root {root}, got {output}")
     originals = scan(root)
-    settings = {"version": _VERSION, "name": name, "size": size, "quality": QUALITY}
+    classes = originals["train"].classes
+    settings = {"version": _VERSION, "name": name, "size": size, "quality": resizing.QUALITY, "per_shard": per_shard}
+    settings["originals"] = {split: len(images) for split, images in originals.items()}
     make_folder(output)
     with _locked(output):
-        begun = read_json(output / UNFINISHED)
-        finished = read_json(output / PREPARED)
-        for found in (begun, finished):
-            if found is not None and (changed := [key for key in settings if found.get(key) != settings[key]]):
-                raise UserError(
-                    f"{output} was prepared with {changed[0]} {found.get(changed[0])}, not {settings[changed[0]]}: "
-                    "remove it, or name another --output"
-                )
+        _check_output(output, settings)
         write_text(output / UNFINISHED, json.dumps(settings) + "\n")
-        for split in SPLITS:
-            _make_classes(output / split, originals[split].classes)
-        counts, corrupt = _convert(originals, output, workers, size, on_corrupt)
-        images = _checked(originals, output, corrupt)
-        os.sync()  # the images before what says that they are there
-        write_text(
-            output / PREPARED, json.dumps(settings | {"images": images, "corrupt": corrupt, **counts}, indent=1) + "\n"
-        )
-        (output / UNFINISHED).unlink()
-    return _report(output, images, counts, corrupt)
-
-
-def _convert(originals: dict[str, FolderImages], output: Path, workers: int, size: int, on_corrupt: str):
-    """Counts by kind, and reasons by path of the images left out."""
-    counts, corrupt = dict.fromkeys(("resized", "copied", "there"), 0), {}
-    jobs = _jobs(originals, output)
-    with _pool(workers) as pool, tqdm(total=sum(map(len, originals.values())), unit="image", mininterval=0.5) as bar:
-        pending = set()
-        while True:
-            while len(pending) < 4 * workers and (job := next(jobs, None)) is not None:
-                pending.add(pool.submit(_convert_chunk, job, size, on_corrupt == "stop"))
-            if not pending:
-                return counts, corrupt
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for done in (done for future in finished for done in future.result()):
-                if done.kind == "failed":
-                    raise UserError(done.reason)
-                if done.kind == "corrupt" and on_corrupt == "stop":
-                    raise DataError(f"{done.reason}; --on-corrupt skip leaves such images out", done.path)
+        resizing.remove_unfinished(output)
+        if per_shard:
+            work, jobs = _fill_shard, _shard_jobs(originals, output, per_shard, size)
+        else:
+            work, jobs = _fill_folder, _folder_jobs(originals, output, size)
+        counts, corrupt = dict.fromkeys(_KINDS, 0), {}
+        total = sum(settings["originals"].values())
+        with tqdm(total=total, unit="image", mininterval=0.5) as bar:
+            for done in resizing.run(work, jobs, workers, on_corrupt == "stop"):
                 if done.kind == "corrupt":
                     corrupt[done.path] = done.reason
                 else:
                     counts[done.kind] += 1
                 bar.update()
+        images = _checked(originals, output, corrupt, per_shard)
+        os.sync()  # the images, before what says that they are there
+        manifest = settings | {"images": images, "corrupt": corrupt, "classes": classes}
+        write_text(output / PREPARED, json.dumps(manifest, indent=1) + "\n")
+        (output / UNFINISHED).unlink()
+    numbers = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
+    lines = [f"{output}: {images['train']:,} training and {images['val']:,} test images ({numbers})"]
+    if corrupt:
+        lines += [f"{len(corrupt):,} left out:", *(f"  {reason}" for reason in corrupt.values())]
+    return "\n".join(lines)
 
 
-def _jobs(originals: dict[str, FolderImages], output: Path) -> Iterator[list[tuple[str, str]]]:
-    """Chunks of ``(original, prepared)``."""
+def _check_output(output: Path, settings: dict) -> None:
+    """Raises UserError where the folder holds something else than an earlier call's work."""
+    known = [found for name in (UNFINISHED, PREPARED) if (found := read_json(output / name)) is not None]
+    if not known and (others := sorted(entry for entry in os.listdir(output) if not entry.startswith("."))):
+        raise UserError(f"{output} is not empty and was not made by this command (it holds {others[0]})")
+    for found in known:
+        for key, value in settings.items():
+            if found.get(key) != value:
+                raise UserError(
+                    f"{output} was prepared with {key} {found.get(key)}, not {value}: remove it, or name another "
+                    "--output"
+                )
+
+
+def _folder_jobs(originals: dict[str, FolderImages], output: Path, size: int) -> Iterator[tuple]:
+    """Of chunks of ``(original, prepared)``."""
     for split, images in originals.items():
+        for name in images.classes:
+            make_folder(output / split / name)
+            resizing.remove_unfinished(output / split / name)
         for first in range(0, len(images), _CHUNK):
             paths = [images.path(i) for i in range(first, min(first + _CHUNK, len(images)))]
-            yield [(path, str(output / split / os.path.relpath(path, images.folder))) for path in paths]
+            yield [(path, str(output / split / os.path.relpath(path, images.folder))) for path in paths], size
 
 
-def _convert_chunk(job: list[tuple[str, str]], size: int, stop: bool) -> list[Done]:
-    out = []
-    for original, prepared in job:
-        out.append(_convert_image(original, prepared, size))
-        if out[-1].kind == "failed" or (stop and out[-1].kind == "corrupt"):
-            break
-    return out
+def _fill_folder(paths: list[tuple[str, str]], size: int) -> list[Done]:
+    return [_fill_file(original, prepared, size) for original, prepared in paths]
 
 
-def _convert_image(original: str, prepared: str, size: int) -> Done:
+def _fill_file(original: str, prepared: str, size: int) -> Done:
+    if resizing.is_whole(prepared):
+        return Done("there", original)
     try:
-        if _is_whole(prepared):
-            return Done("there", original)
-        data = decoding.read_file(original)
-        image = decoding.decode(data, original)
-        height, width = image.height, image.width
-        kind = "copied"
-        if min(height, width) > size:
-            kind, small = "resized", crops.resized(height, width, size)
-            file = io.BytesIO()
-            image.resize((max(1, small[1]), max(1, small[0])), 2).save(file, "JPEG", quality=QUALITY)  # 2: bilinear
-            data = file.getvalue()
-        _write(prepared, data)
+        kind, data = resizing.small(original, size)
+        resizing.write(prepared, data)
         return Done(kind, original)
     except DataError as error:
         return Done("corrupt", original, str(error))
@@ -139,53 +117,65 @@ def _convert_image(original: str, prepared: str, size: int) -> Done:
         return Done("failed", original, f"cannot write {prepared}: {error.strerror or error}")
 
 
-def _is_whole(path: str) -> bool:
-    """Whether an earlier call finished this file: after a crash of the machine a renamed file may still be empty."""
+def _shard_jobs(originals: dict[str, FolderImages], output: Path, per_shard: int, size: int) -> Iterator[tuple]:
+    """Of shards with ``(key, original, label)`` of each image."""
+    for split, images in originals.items():
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+        for number, first in enumerate(range(0, len(order), per_shard)):
+            content = [
+                (_key(images, i), images.path(i), int(images.labels[i])) for i in order[first : first + per_shard]
+            ]
+            yield str(output / f"{split}-{number:06d}.tar"), content, size
+
+
+def _key(images: FolderImages, index: int) -> str:
+    """Of its own for each image; a dot would end it."""
+    return f"{index:08d}_{Path(images.path(index)).stem.replace('.', '_')}"
+
+
+def _fill_shard(shard: str, content: list[tuple[str, str, int]], size: int) -> list[Done]:
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-        decoding.whole_size(data, path)
-        return True
-    except (OSError, DataError):
-        return False
-
-
-def _write(path: str, data: bytes) -> None:
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, _TEMPORARY + name)
+        there = {place.key for place in shards.places(Path(shard))}
+    except DataError:  # it is not there, or not whole
+        there = set()
+    results = [_sample(*entry, there, size) for entry in content]
+    out, samples = [done for done, _ in results], [sample for _, sample in results if sample]
+    if {key for key, *_ in samples} == there:  # what is not in it is damaged
+        return out
+    if there:  # it is of other images: more of them were damaged then, or are now
+        os.unlink(shard)
+        return _fill_shard(shard, content, size)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+        resizing.write(shard, shards.pack(samples))
+    except OSError as error:
+        out.append(Done("failed", shard, f"cannot write {shard}: {error.strerror or error}"))
+    return out
 
 
-def _make_classes(folder: Path, classes: list[str]) -> None:
-    """A folder per class, without what a killed call left half-written."""
-    for name in classes:
-        make_folder(folder / name)
-        for entry in os.scandir(folder / name):
-            if entry.name.startswith(_TEMPORARY):
-                os.unlink(entry.path)
+def _sample(key: str, path: str, label: int, there: set[str], size: int) -> tuple[Done, tuple | None]:
+    """What became of an image, and what goes into the shard of it; nothing of a damaged one."""
+    if key in there:
+        return Done("there", path), (key,)
+    try:
+        kind, image = resizing.small(path, size)
+    except DataError as error:
+        return Done("corrupt", path, str(error)), None
+    return Done(kind, path), (key, image, "png" if image.startswith(b"\x89PNG") else "jpg", label)
 
 
-def _checked(originals: dict[str, FolderImages], output: Path, corrupt: dict[str, str]) -> dict[str, int]:
+def _checked(originals: dict[str, FolderImages], output: Path, corrupt: dict, per_shard: int) -> dict[str, int]:
     """Images per split, once there are as many as there were originals that could be read."""
-    images = {split: len(found) for split, found in scan(output).items()}
-    for split, found in originals.items():
-        left = len(found) - sum(path.startswith(os.path.join(found.folder, "")) for path in corrupt)
+    found = shards.open_shards(output) if per_shard else scan(output).values()
+    images = dict(zip(SPLITS, map(len, found), strict=True))
+    for split, original in originals.items():
+        left = len(original) - sum(path.startswith(os.path.join(original.folder, "")) for path in corrupt)
         if images[split] != left:
-            raise UserError(
-                f"{output / split} has {images[split]:,} images, {left:,} were expected: another wrote to it"
-            )
+            raise UserError(f"{output} has {images[split]:,} images in {split}, {left:,} were expected")
     return images
 
 
 @contextmanager
-def _locked(output: Path):
+def _locked(output: Path) -> Iterator[None]:
     """Only one call at a time; the lock ends with the process, however that ends."""
     with open(output / ".lock", "w") as file:
         try:
@@ -193,38 +183,3 @@ def _locked(output: Path):
         except BlockingIOError:
             raise UserError(f"{output} is being prepared by another process") from None
         yield
-
-
-@contextmanager
-def _pool(workers: int):
-    """Processes that end with this one."""
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    pool = ProcessPoolExecutor(workers, context, _start_worker)
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise UserError("a process that resizes images was killed (too little memory for --workers?)") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _report(output: Path, images: dict[str, int], counts: dict[str, int], corrupt: dict[str, str]) -> str:
-    lines = [
-        f"{output}: {images['train']:,} training and {images['val']:,} test images ("
-        + ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
-        + ")"
-    ]
-    if corrupt:
-        lines += [f"{len(corrupt):,} left out:", *(f"  {reason}" for reason in corrupt.values())]
-    return "\n".join(lines)

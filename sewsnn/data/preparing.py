@@ -15,7 +15,14 @@ _MODULES = {
 
 
 def prepare(
-    name: str, root: str | Path, output: str | Path, *, workers: int = 0, size: int = 256, on_corrupt: str = "stop"
+    name: str,
+    root: str | Path,
+    output: str | Path,
+    *,
+    workers: int = 0,
+    size: int = 256,
+    on_corrupt: str = "stop",
+    per_shard: int = 0,
 ) -> str:
     """Prepares a data set; stopped at any moment, it goes on when called again.
 
@@ -24,6 +31,7 @@ def prepare(
         root, output: folders of the original files and of the prepared ones.
         workers: processes; 0: one per processor.
         size: ImageNet: pixels of the shorter side.
+        per_shard: ImageNet: so many images in each WebDataset shard; 0: folders of image files.
         on_corrupt: ``stop`` at a damaged file, or ``skip`` it and list it in the report.
 
     Returns:
@@ -34,10 +42,13 @@ def prepare(
     """
     if name not in _MODULES:
         raise UserError(f"there is nothing to prepare for {name!r}, only for {', '.join(_MODULES)}")
+    if per_shard < 0 or (per_shard and name != "imagenet"):
+        raise UserError(f"per_shard must be >= 0, and is for imagenet only; got {per_shard} for {name}")
     if workers < 0 or size < 1 or on_corrupt not in ("stop", "skip"):
         raise UserError(
             f"workers must be >= 0, size >= 1, on_corrupt stop or skip; got {workers}, {size}, {on_corrupt!r}"
         )
     module = importlib.import_module(_MODULES[name])
     workers = workers or os.cpu_count() or 1
-    return module.prepare(name, Path(root), Path(output), workers=workers, size=size, on_corrupt=on_corrupt)
+    extra = {"per_shard": per_shard} if per_shard else {}
+    return module.prepare(name, Path(root), Path(output), workers=workers, size=size, on_corrupt=on_corrupt, **extra)
