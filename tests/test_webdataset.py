@@ -159,7 +159,7 @@ def test_each_cut_of_a_shard_is_noticed(tmp_path):
     end = len(GOOD.rstrip(b"\0")) // 512 * 512 + 512
     for length in range(1, end, 191):
         path.write_bytes(GOOD[:length])
-        with pytest.raises(DataError, match="train-000000.tar"):
+        with pytest.raises(DataError, match=r"train-000000.tar"):
             places(path)
 
 
