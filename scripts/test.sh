@@ -12,4 +12,14 @@ for version in 0.0.0.0.14 2.0.0; do
     pip install --quiet --no-deps --target "$folder" "spikingjelly==$version" h5py loguru ||
         echo "SpikingJelly $version could not be installed" >&2
 done
+# The torchvision that belongs to this torch, without what it depends on: pip would take the CUDA build of torch. Pillow is
+# here with matplotlib. webdataset writes shards to read, and reads those written.
+pip install --quiet --no-deps torchvision==0.28.0 webdataset==1.0.2 braceexpand==0.1.7 ||
+    echo "torchvision could not be installed: the tests of ImageNet are skipped" >&2
+# NVIDIA DALI, without a GPU too: 0.9 GB, in a folder of its own with what it imports. SEWSNN_DALI names another folder.
+if [ -z "${SEWSNN_DALI:-}" ] && [ ! -d "$VENV/dali/nvidia/dali" ]; then
+    pip install --quiet --no-deps --target "$VENV/dali" nvidia-dali-cuda120==2.4.0 nvidia-nvimgcodec-cu12==0.9.0.20 \
+        astunparse==1.6.3 gast==0.7.0 six==1.17.0 optree==0.20.0 packaging ||
+        echo "NVIDIA DALI could not be installed: its tests are skipped" >&2
+fi
 exec "$VENV/bin/pytest" "$@"
