@@ -1,6 +1,8 @@
 """Data sets whose samples are loaded one by one from files, by worker processes."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -10,6 +12,11 @@ from torch.utils.data import DataLoader
 
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError
+
+
+# What loads now. When cyclic garbage is collected, the queues to the workers are closed before the loader's own
+# finalizer could tell the workers to end, and then waits for them: what is in here is never garbage.
+_at_work: set = set()
 
 
 class Samples(Protocol):
@@ -85,23 +92,28 @@ class LoadedSource:
             generator=torch.Generator().manual_seed(0),  # the loader draws from it: not from the run's
         )
         batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a process that loads data ended ({error}): too little memory (also /dev/shm) for data.workers "
-                    f"{self.options.workers}, or it was killed"
-                ) from None
-            if batch is None:
-                return
-            if batch.error:
-                raise DataError(batch.error)
-            self.corrupt.update(batch.corrupt)
-            if len(batch.y):
-                yield batch.x, batch.y
+        _at_work.add(batches)
+        try:
+            while (batch := self._next(batches)) is not None:
+                if batch.error:
+                    raise DataError(batch.error)
+                self.corrupt.update(batch.corrupt)
+                if len(batch.y):
+                    yield batch.x, batch.y
+        finally:  # now, though an error's traceback still holds this frame
+            _at_work.discard(batches)
+            del batches
+
+    def _next(self, batches) -> "_Batch | None":
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that loads data ended ({error}): too little memory (also /dev/shm) for data.workers "
+                f"{self.options.workers}, or it was killed"
+            ) from None
 
 
 def check_sizes(train: int, test: int, options: Options) -> None:
@@ -165,7 +177,15 @@ class _Collate:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C and SIGTERM are for the training process, which saves; workers end when it does."""
+    """Ctrl-C and SIGTERM are for the training process, which saves; workers end when it does, or when it says so."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    """SIGTERM of the parent is how it ends a worker that does not hear it otherwise. A batch system sends it to all."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
