@@ -24,7 +24,8 @@ def leave(what):
     cycle.itself, cycle.what = cycle, what
 
 def begun():
-    batches = LoadedSource(Numbers(), Numbers(), 40, 1, False, Options(batch_size=2, seed=0, workers=2)).train_batches(0)
+    options = Options(batch_size=2, seed=0, workers=2)
+    batches = LoadedSource(Numbers(), Numbers(), 40, 1, False, options).train_batches(0)
     next(batches)
     return batches
 

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError
 
-
 # What loads now. When cyclic garbage is collected, the queues to the workers are closed before the loader's own
 # finalizer could tell the workers to end, and then waits for them: what is in here is never garbage.
 _at_work: set = set()
