@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from sewsnn.cli import checkpoints, data, info, models, train
-from sewsnn.cli.words import parse_overrides
+from sewsnn.cli.words import join_auto, parse_overrides
 from sewsnn.errors import UserError
 
 __all__ = ["main", "parse_overrides"]
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for command in _COMMANDS:
         command.add(commands)
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(join_auto(sys.argv[1:] if argv is None else argv))
     if rest and not hasattr(arguments, "overrides"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
