@@ -29,10 +29,10 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for x, y in Prefetch(source.test_batches(), device, source.to_float, channels_last):
         with autocast(device, amp):
-            logits = model(x).float()
+            logits = model(x).double()
         top = logits.topk(min(5, logits.shape[1])).indices == y[:, None]
         loss = cross_entropy(logits, y, reduction="sum")
-        sums[:3] += torch.stack([loss.double(), top[:, 0].sum().double(), top.any(1).sum().double()])
+        sums[:3] += torch.stack([loss, top[:, 0].sum().double(), top.any(1).sum().double()])
         sums[3] += len(y)
     loss, top1, top5, samples = processes.sum(sums).tolist()
     if not samples:

@@ -120,11 +120,11 @@ class TrainConfig:
     """How it is trained.
 
     ``amp``: autocast in training, ``test_amp`` in evaluation. ``accumulate``: batches per optimizer step. ``ema``:
-    decay of an exponential moving average of the weights, evaluated besides; 0: none. ``sync_bn``: batch statistics over all
-    processes. ``compile``: torch.compile's mode; ``reduce-overhead`` uses CUDA graphs. ``deterministic``: the same bits
-    in each run, on CUDA too; slower. ``checkpoint_steps``: a checkpoint every so many steps, besides the one after each
-    epoch; 0: none. ``keep``: checkpoints of the last so many epochs are kept besides. ``log_steps``: steps between
-    points in TensorBoard. ``threads``: of the CPU; 0: as many as torch takes.
+    decay of an exponential moving average of the weights, evaluated besides; 0: none. ``sync_bn``: batch statistics
+    over all processes. ``compile``: torch.compile's mode; ``reduce-overhead`` uses CUDA graphs. ``deterministic``: the
+    same bits in each run, on CUDA too; slower. ``checkpoint_steps``: a checkpoint every so many steps, besides the one
+    after each epoch; 0: none. ``keep``: checkpoints of the last so many epochs are kept besides. ``log_steps``: steps
+    between points in TensorBoard. ``threads``: of the CPU; 0: as many as torch takes.
     """
 
     epochs: int = 10
