@@ -1,15 +1,16 @@
 """The command line: :func:`main`. Each command is a file of its own here, with its arguments."""
 
 import argparse
+import os
 import sys
 
-from sewsnn.cli import checkpoints, data, info, models, train
+from sewsnn.cli import checkpoints, data, evaluate, info, models, train
 from sewsnn.cli.words import join_auto, parse_overrides
 from sewsnn.errors import UserError
 
 __all__ = ["main", "parse_overrides"]
 
-_COMMANDS = (train, data, models, checkpoints, info)
+_COMMANDS = (train, evaluate, data, models, checkpoints, info)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,3 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sewsnn: error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains at exit
+        return 141
