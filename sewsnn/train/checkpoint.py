@@ -103,11 +103,12 @@ def _link(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
         os.replace(temporary, target)
-    except FileNotFoundError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
-    except OSError:  # a file system without links
-        with open(source, "rb") as file:
-            write_atomic(target, lambda out: shutil.copyfileobj(file, out))
+    except OSError:  # a file system without links, or none at all any more
+        try:
+            with open(source, "rb") as file:
+                write_atomic(target, lambda out: shutil.copyfileobj(file, out))
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror}") from None
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:

@@ -1,8 +1,8 @@
 """Where a loss stopped being a number."""
 
+import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from sewsnn.errors import UserError
@@ -12,13 +12,16 @@ class NonFinite(UserError):
     """The loss or a gradient is infinite or not a number: the run has stopped, its checkpoints are as they were."""
 
 
-def find(model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> str | None:
+def find(
+    model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Tensor], Tensor], largest: float = math.inf
+) -> str | None:
     """The first place, in the order of computation, with a value that is not finite.
 
     Args:
         model: as it was trained; its running statistics are of no use afterwards.
         x, y: the batch.
         run: the loss of a batch, computed by calling ``model``.
+        largest: of a layer's output; a larger one counts as not finite, since its square is not.
 
     Returns:
         In words; None: all is finite.
@@ -33,7 +36,7 @@ def find(model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Tensor],
     def watch(name: str):
         def hook(module, inputs, output):
             tensors = output if isinstance(output, tuple) else (output,)
-            if not found and not all(_is_finite(t) for t in tensors if isinstance(t, Tensor)):
+            if not found and not all(_is_finite(t, largest) for t in tensors if isinstance(t, Tensor)):
                 found.append(f"in the output of {name} ({type(module).__name__})")
 
         return hook
@@ -60,5 +63,8 @@ def find(model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Tensor],
     return None
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+def _is_finite(tensor: Tensor, largest: float = math.inf) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    most = float(tensor.detach().abs().max())  # nan if there is one
+    return most <= largest and most < math.inf

@@ -1,6 +1,7 @@
 """One training step."""
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -84,7 +85,7 @@ class Step:
                 self.scaler.scale(loss / group).backward()
         except RuntimeError as error:  # batch norm on the CPU refuses statistics that are not finite
             if "finite" in str(error):
-                self.explain(epoch, step, "a batch statistic", lambda _: (x, target))
+                self.explain(epoch, step, "a batch statistic", lambda _: (x, target), largest=2.0**63)
             raise
         sums.add(loss.detach(), logits.detach(), y, step)
         if last:
@@ -128,10 +129,17 @@ class Step:
         elif scale != 1.0:
             self.explain(epoch, sums.steps - 1, "a gradient", batch)
 
-    def explain(self, epoch: int, step: int, what: str, batch: Callable[[int], tuple[Tensor, Tensor] | None]) -> None:
+    def explain(
+        self,
+        epoch: int,
+        step: int,
+        what: str,
+        batch: Callable[[int], tuple[Tensor, Tensor] | None],
+        largest: float = math.inf,
+    ) -> None:
         """Raises :class:`NonFinite`, with the layer where it begins."""
         again = batch(step)
-        place = again and find(self.model, *again, lambda x, y: self._forward(self.model, x, y)[1])
+        place = again and find(self.model, *again, lambda x, y: self._forward(self.model, x, y)[1], largest)
         where = f"it begins {place}" if place else "the batch, computed again, is finite everywhere"
         raise NonFinite(
             f"epoch {epoch + 1}, step {step + 1}: {what} is not finite; {where}. The last checkpoint is as it was"
