@@ -80,6 +80,9 @@ def test_table_s3():
 def test_published_results_are_those_of_the_table(path):
     """What a configuration aims at stands in sewsnn.models.published, too."""
     config = load_config(path)
+    if path.parent.name == "modern":
+        assert config.published.test_accuracy is None
+        return
     if path.stem == "spiking_resnet18_unit_gradient":
         assert config.published.test_accuracy is None and "will not converge" in config.published.source
         return

@@ -74,6 +74,8 @@ class Step:
         if self.config.data.T_train:
             generator = torch.Generator().manual_seed(seed_of(self.config.seed, _RTD, epoch, step))
             x = random_temporal_delete(x, self.config.data.T_train, generator=generator)
+        if self.config.train.compile in ("reduce-overhead", "max-autotune"):
+            torch.compiler.cudagraph_mark_step_begin()  # what the last replay returned may be overwritten
         target = y
         if self.config.loss.mixup or self.config.loss.cutmix:
             seed = seed_of(self.config.seed, _MIX, epoch, step, self.processes.rank)
