@@ -25,6 +25,7 @@ def test_runs(path, tmp_path, capsys):
     T = 3 if sequences else 2
     words = ["--data.generated", "2", "--batch_size", "2", "--epochs", "1", "--amp", "off", "--model.T", str(T)]
     words += ["--T_train", "2"] if load_config(path).data.T_train else []
+    words += ["--warmup_epochs", "0"] if load_config(path).schedule.warmup_epochs else []
     assert main(["train", str(path), "--output", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["generated_data"] and result["epochs"] == 1
