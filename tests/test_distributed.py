@@ -12,7 +12,9 @@ import torch
 from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, wait_for
 
 from sewsnn.data.source import Options
+from sewsnn.errors import ConfigError
 from sewsnn.train import checkpoint
+from sewsnn.train.distributed import Processes
 
 # Spikes are discontinuous: only where rounding is tiny do runs that add in another order stay together.
 IN_FLOAT64 = """
@@ -161,8 +163,14 @@ def test_shares_are_a_partition():
 
 
 def test_places_that_make_no_sense():
-    environment = {**PROCESS["env"], "RANK": "0", "WORLD_SIZE": "two"}
-    done = subprocess.run(
-        command("nowhere", "--device", "cpu"), capture_output=True, text=True, **PROCESS | {"env": environment}
-    )
-    assert done.returncode == 1 and "RANK, WORLD_SIZE and LOCAL_RANK must be numbers" in done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "0")
+        patch.setenv("WORLD_SIZE", "two")
+        with pytest.raises(ConfigError, match="RANK, WORLD_SIZE and LOCAL_RANK must be numbers.*WORLD_SIZE=two"):
+            Processes("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+            patch.setenv(name, value)
+        patch.delenv("MASTER_ADDR", raising=False)
+        with pytest.raises(ConfigError, match=r"cannot join the other 1 process\(es\): .*MASTER_ADDR"):
+            Processes("cpu")

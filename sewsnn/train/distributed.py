@@ -49,7 +49,11 @@ class Processes:
                 )
             torch.cuda.set_device(self.local_rank)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
+            try:
+                dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
+            except (ValueError, RuntimeError) as error:  # no MASTER_ADDR, nobody there
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"cannot join the other {self.world - 1} process(es): {reason}") from None
             self._joined = True
         self._host = dist.new_group(backend="gloo") if cuda else None
 
