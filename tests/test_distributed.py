@@ -166,7 +166,7 @@ def test_places_that_make_no_sense():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", "0")
         patch.setenv("WORLD_SIZE", "two")
-        with pytest.raises(ConfigError, match="RANK, WORLD_SIZE and LOCAL_RANK must be numbers.*WORLD_SIZE=two"):
+        with pytest.raises(ConfigError, match=r"RANK, WORLD_SIZE and LOCAL_RANK must be numbers.*WORLD_SIZE=two"):
             Processes("cpu")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
