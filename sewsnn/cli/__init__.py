@@ -3,13 +3,13 @@
 import argparse
 import sys
 
-from sewsnn.cli import checkpoints, data, info, models, train
+from sewsnn.cli import checkpoints, data, export, info, models, train
 from sewsnn.cli.words import parse_overrides
 from sewsnn.errors import UserError
 
 __all__ = ["main", "parse_overrides"]
 
-_COMMANDS = (train, data, models, checkpoints, info)
+_COMMANDS = (train, data, models, checkpoints, export, info)
 
 
 def main(argv: list[str] | None = None) -> int:

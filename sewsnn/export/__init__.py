@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.errors import UserError
+from sewsnn.export import onnx_format, torch_format
 from sewsnn.export.agreement import Agreement, Run, compare, run
 from sewsnn.export.prepare import batch_dimension, prepared, repeated
 from sewsnn.files import write_atomic
 
-__all__ = ["FORMATS", "ExportReport", "export_model", "format_of"]
+__all__ = ["FORMATS", "ExportReport", "check_target", "export_model"]
 
 #: format -> how its files end
 FORMATS = {"torch": ".pt2", "onnx": ".onnx"}
@@ -43,20 +44,27 @@ class ExportReport:
         return "\n  ".join([*lines, *self.notes])
 
 
-def format_of(path: str | os.PathLike, format: str | None = None) -> str:
-    """The format to write: as said, else as the file's name ends.
+def check_target(path: str | os.PathLike, format: str | None = None, native: bool = False) -> str:
+    """The format to write: as said, else as the file's name ends. What would fail after minutes of tracing fails here.
 
     Raises:
-        ValueError: neither tells one of :data:`FORMATS`.
+        ValueError: neither tells one of :data:`FORMATS`, or it has no native ops.
+        UserError: a package is missing, or there can be no such file.
     """
     if format is None:
-        ending = Path(path).suffix
-        for name, suffix in FORMATS.items():
-            if suffix == ending:
-                return name
-        raise ValueError(f"format must be given, since {path} ends in none of {', '.join(FORMATS.values())}")
+        format = next((name for name, ending in FORMATS.items() if ending == Path(path).suffix), None)
+        if format is None:
+            raise ValueError(f"format must be given, since {path} ends in none of {', '.join(FORMATS.values())}")
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    if native and format != "torch":
+        raise ValueError(f"native keeps sewsnn's own ops, which format {format!r} does not have")
+    if format == "onnx":
+        onnx_format.check_packages()
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: expected the name of a file to write")
+    if not Path(path).parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {Path(path).parent}")
     return format
 
 
@@ -105,16 +113,14 @@ def export_model(
         UserError: a package is missing, the network cannot be expressed, the result computes something else, or the
             file cannot be written: nothing is.
     """
-    format = format_of(path, format)
-    _check(model, example, path, max_flipped)
-    if native and format != "torch":
-        raise ValueError(f"native=True keeps sewsnn's own ops, which format {format!r} does not have")
+    _check(model, example, max_flipped)
+    format = check_target(path, format, native)
     dim = batch_dimension(example, batch_dim)
-    write = _writer(format)
     example = example.detach().cpu()
     network, expected, folded, notes = prepared(model, example, native=native, fold=fold)
     # One sample would be taken for a constant.
     traced = repeated(example, dim, 2) if dynamic and example.shape[dim] < 2 else example
+    write = {"torch": torch_format, "onnx": onnx_format}[format].write
     data, load, details = write(network, traced, dim if dynamic else None)
     found, checked_with = load(data)
     agreement = _agreement(network, example, expected, found, max_flipped, str(path))
@@ -134,7 +140,7 @@ def _agreement(network, x: Tensor, expected: Run, found: Callable[[Tensor], Run]
     return agreement
 
 
-def _check(model, example, path, max_flipped) -> None:
+def _check(model, example, max_flipped) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     if not isinstance(example, Tensor):
@@ -145,20 +151,3 @@ def _check(model, example, path, max_flipped) -> None:
         raise TypeError(f"max_flipped must be a number, got {type(max_flipped).__name__}")
     if not 0 <= max_flipped <= 1:
         raise ValueError(f"max_flipped must be a share from 0 to 1, got {max_flipped}")
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder: expected the name of a file to write")
-    if not Path(path).parent.is_dir():  # found now, and not after minutes of tracing
-        raise UserError(f"cannot write {path}: there is no folder {Path(path).parent}")
-
-
-def _writer(format: str):
-    """``write(network, example, dynamic dimension) -> (bytes, load, details)``; packages that are missing are found
-    here."""
-    if format == "onnx":
-        from sewsnn.export import onnx_format
-
-        onnx_format.check_packages()
-        return onnx_format.write
-    from sewsnn.export import torch_format
-
-    return torch_format.write

@@ -44,7 +44,7 @@ class Agreement:
 
     Attributes:
         difference: largest of two logits of the same place.
-        scale: of the logits: the largest, at least 1.
+        largest: of the logits.
         eps: of their dtype.
         spikes, flipped, layers, fired: numbers a layer gave (spikes and silence), how many of them differ, how many
             layers were seen, how many of the numbers are not 0. 0 layers: the logits alone were compared.
@@ -53,7 +53,7 @@ class Agreement:
     """
 
     difference: float = 0.0
-    scale: float = 1.0
+    largest: float = 0.0
     eps: float = torch.finfo(torch.float32).eps
     spikes: int = 0
     flipped: int = 0
@@ -72,7 +72,7 @@ class Agreement:
                 f"{self.flipped:,} of {self.spikes:,} spikes differ, the first in neuron layer {layer}, of whose "
                 f"spikes {share:.2g} do (up to {max_flipped:g} may, since roundings differ)"
             )
-        limit = min(_TERMS * self.eps, 0.05) * self.scale
+        limit = min(_TERMS * self.eps, 0.05) * max(1.0, self.largest)
         if not self.flipped and not self.difference <= limit:  # NaN is no agreement
             return f"logits differ by {self.difference:.3g}, more than rounding ({limit:.2g})"
         if not self.difference < float("inf"):
@@ -84,7 +84,7 @@ class Agreement:
         firsts = [a.first for a in (self, other) if a.first]
         return Agreement(
             max(self.difference, other.difference),
-            max(self.scale, other.scale),
+            max(self.largest, other.largest),
             self.eps,
             self.spikes + other.spikes,
             self.flipped + other.flipped,
@@ -94,7 +94,7 @@ class Agreement:
         )
 
     def __str__(self) -> str:
-        logits = f"largest difference of a logit {self.difference:.2g} (the largest is {self.scale:.3g})"
+        logits = f"largest difference of a logit {self.difference:.2g} (the largest is {self.largest:.3g})"
         if not self.layers:
             return f"{logits}; spikes were not compared"
         silent = "; no neuron fires on it, so that this says little" if not self.fired else ""
@@ -110,9 +110,9 @@ def compare(expected: Run, actual: Run) -> Agreement:
     if a.shape != b.shape or a.dtype != b.dtype:
         return Agreement(shape=f"output {b.dtype} {list(b.shape)} instead of {a.dtype} {list(a.shape)}")
     difference = _largest((a.double() - b.double()).abs())
-    scale, eps = max(1.0, _largest(a.double().abs())), torch.finfo(a.dtype).eps
+    largest, eps = _largest(a.double().abs()), torch.finfo(a.dtype).eps
     if expected.spikes is None or actual.spikes is None:
-        return Agreement(difference, scale, eps)
+        return Agreement(difference, largest, eps)
     if [s.shape for s in expected.spikes] != [s.shape for s in actual.spikes]:
         shapes = [[list(s.shape) for s in one.spikes] for one in (actual, expected)]
         return Agreement(shape=f"neuron layers of shapes {shapes[0]} instead of {shapes[1]}")
@@ -125,7 +125,7 @@ def compare(expected: Run, actual: Run) -> Agreement:
         numbers += s.numel()
         flipped += different
         fired += int(s.count_nonzero())
-    return Agreement(difference, scale, eps, numbers, flipped, len(expected.spikes), fired, first)
+    return Agreement(difference, largest, eps, numbers, flipped, len(expected.spikes), fired, first)
 
 
 def _largest(x: Tensor) -> float:

@@ -25,8 +25,13 @@ def check_packages() -> None:
 
 
 def write(network: nn.Module, example: Tensor, dim: int | None) -> tuple[bytes, Callable, str]:
-    """See :func:`sewsnn.export._writer`. Spikes are traced as further outputs, so that they can be compared; the file
-    has them no more."""
+    """The bytes of a file, ``load(bytes) -> (function of one tensor, what runs it)``, and what kind of file it is.
+
+    Spikes are traced as further outputs, so that they can be compared; the file has them no more.
+
+    Raises:
+        UserError: ONNX cannot express the network.
+    """
     import onnx
 
     nodes = nodes_of(network)

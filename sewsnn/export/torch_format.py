@@ -61,7 +61,7 @@ def own_ops(program: ExportedProgram) -> list[str]:
 
 
 def write(network: nn.Module, example: Tensor, dim: int | None) -> tuple[bytes, Callable, str]:
-    """See :func:`sewsnn.export._writer`."""
+    """The bytes of a file, ``load(bytes) -> (function of one tensor, what runs it)``, and what kind of file it is."""
     native = any(node.backend == "native" for node in nodes_of(network))
     program = trace(network, example, dim, native)
     ops = own_ops(program)
