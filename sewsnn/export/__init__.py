@@ -121,7 +121,7 @@ def export_model(
     # One sample would be taken for a constant.
     traced = repeated(example, dim, 2) if dynamic and example.shape[dim] < 2 else example
     write = {"torch": torch_format, "onnx": onnx_format}[format].write
-    data, load, details = write(network, traced, dim if dynamic else None)
+    data, load, details = write(network, traced, dim if dynamic else None, native)
     found, checked_with = load(data)
     agreement = _agreement(network, example, expected, found, max_flipped, str(path))
     if dynamic:

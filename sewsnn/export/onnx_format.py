@@ -24,7 +24,7 @@ def check_packages() -> None:
         raise UserError(f"format 'onnx' needs {' and '.join(missing)}: pip install 'sewsnn[export]'")
 
 
-def write(network: nn.Module, example: Tensor, dim: int | None) -> tuple[bytes, Callable, str]:
+def write(network: nn.Module, example: Tensor, dim: int | None, native: bool = False) -> tuple[bytes, Callable, str]:
     """The bytes of a file, ``load(bytes) -> (function of one tensor, what runs it)``, and what kind of file it is.
 
     Spikes are traced as further outputs, so that they can be compared; the file has them no more.

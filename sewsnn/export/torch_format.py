@@ -60,9 +60,8 @@ def own_ops(program: ExportedProgram) -> list[str]:
     return sorted(name for name in names if name.startswith("sewsnn."))
 
 
-def write(network: nn.Module, example: Tensor, dim: int | None) -> tuple[bytes, Callable, str]:
+def write(network: nn.Module, example: Tensor, dim: int | None, native: bool) -> tuple[bytes, Callable, str]:
     """The bytes of a file, ``load(bytes) -> (function of one tensor, what runs it)``, and what kind of file it is."""
-    native = any(node.backend == "native" for node in nodes_of(network))
     program = trace(network, example, dim, native)
     ops = own_ops(program)
     if ops and not native:
