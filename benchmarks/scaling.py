@@ -95,7 +95,8 @@ def measure(arguments) -> dict:
     """A row, in a process group that is there."""
     process = _Process(arguments)
     size = process.gradients.numel() * process.gradients.element_size()
-    found = {name: quantiles(times) for name, times in process.rounds(arguments.repeats).items()}
+    rounds = process.rounds(arguments.repeats)
+    found = {name: {"least": min(times), **quantiles(times)} for name, times in rounds.items()}
     middle = {name: times["p50"] for name, times in found.items()}
     processes = dist.get_world_size()
     return {
