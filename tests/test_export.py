@@ -170,7 +170,9 @@ def test_native(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS[:1])
 def test_fixed_batch(format, tmp_path):
+    """Of a network of which a part is compiled."""
     model, path = resnet(), tmp_path / "a"
+    model.layer1 = torch.compile(model.layer1, backend="eager")
     report = export_model(model, images(1), path, format, dynamic=False)
     assert report.input_shape == (1, 3, 16, 16)
     with torch.no_grad():
@@ -224,7 +226,7 @@ def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
     wrong(lambda network: network.fc.bias.data.add_(1e-2))
     with pytest.raises(UserError, match=r"logits differ by 0\.01, more than rounding"):
         export_model(resnet(), images(), path)
-    wrong(lambda network: network.fc.bias.data.fill_(float("nan")))
+    wrong(lambda network: network.fc.weight.data.fill_(float("nan")))
     with pytest.raises(UserError, match="logits differ by nan"):
         export_model(resnet(), images(), path)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.pt2"]
@@ -276,7 +278,14 @@ def in_steps(model):
     return model
 
 
+def not_finite():
+    model = resnet()
+    model.fc.bias.data[0] = float("nan")
+    return model
+
+
 BAD = {
+    "not finite": (not_finite, images, {}, UserError, "the model's own output of the example is not finite"),
     "no module": (lambda: "sew_resnet18", images, {}, TypeError, "model must be a module, got str"),
     "no tensor": (resnet, lambda: [1], {}, TypeError, "example must be a tensor, got list"),
     "empty": (resnet, lambda: images()[:0], {}, ValueError, "example must be a batch that is not empty"),

@@ -42,7 +42,7 @@ def prepared(
     Raises:
         UserError: the model cannot be run on the example or exported, or not so.
     """
-    model = copy.deepcopy(unwrapped(model)).cpu().eval()
+    model = _not_compiled(copy.deepcopy(unwrapped(model))).cpu().eval()
     reset_net(model)
     _check_nodes(model)
     if native and NATIVE_ERROR:
@@ -53,6 +53,8 @@ def prepared(
         raise UserError(f"the model cannot run on an example of shape {list(example.shape)}: {error}") from error
     if not isinstance(expected.output, Tensor):
         raise UserError(f"the model must return one tensor, it returns {type(expected.output).__name__}")
+    if not expected.output.isfinite().all():
+        raise UserError("the model's own output of the example is not finite: there is nothing to compare with")
     plain = _with_backend(copy.deepcopy(model), "native" if native else "torch")
     if fold is False or not _has_norm(model):
         return plain, expected, False, []
@@ -81,6 +83,15 @@ def _check_nodes(model: nn.Module) -> None:
                 f"{name or 'the model'} keeps its state from call to call (step_mode='s' or keep_state=True), which a "
                 "graph cannot"
             )
+
+
+def _not_compiled(model: nn.Module) -> nn.Module:
+    """With the modules themselves in the place of compiled ones, whose neurons nobody can watch."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if unwrapped(child) is not child:
+                module._modules[name] = unwrapped(child)
+    return model
 
 
 def _with_backend(model: nn.Module, backend: str) -> nn.Module:
