@@ -4,13 +4,13 @@ import argparse
 import os
 import sys
 
-from sewsnn.cli import checkpoints, data, evaluate, info, models, train
+from sewsnn.cli import checkpoints, data, evaluate, export, info, models, train
 from sewsnn.cli.words import join_auto, parse_overrides
 from sewsnn.errors import UserError
 
 __all__ = ["main", "parse_overrides"]
 
-_COMMANDS = (train, evaluate, data, models, checkpoints, info)
+_COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
 
 
 def main(argv: list[str] | None = None) -> int:
