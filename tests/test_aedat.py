@@ -2,6 +2,7 @@
 
 import random
 import struct
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -115,7 +116,11 @@ def test_damaged_aedat3_is_refused(write, data, message, offset):
         (aedat2(EVENTS)[:-3], "5 bytes are left, a record has 8", START2 + 24),
         (HEADER2[:-5], "a header line does not end", HEADER2.rindex(b"#")),
         (aedat2([*EVENTS, (901, 1 << 16)]), "address 0x10000; a DVS128's has 16 bits", START2 + 32),
-        (aedat2([*EVENTS[2:3], (10**6, 1 << 15), (10**5, 1, 2, 1), (9, 5, 4, 0)]), "goes back from 100000", START2 + 24),
+        (
+            aedat2([*EVENTS[2:3], (10**6, 1 << 15), (10**5, 1, 2, 1), (9, 5, 4, 0)]),
+            "goes back from 100000",
+            START2 + 24,
+        ),
         (aedat2(EVENTS, HEADER2[:-1] + b" "), "control characters", HEADER2.rindex(b"#")),
     ],
 )
@@ -133,12 +138,12 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_no_single_flipped_bit_loses_an_event_unseen(write):
-    """Every bit of an AEDAT 3.1 file: an error, or all events are accounted for and none is more than changed."""
+    """Every bit of an AEDAT 3.1 file's packets: an error, or all events are counted, one changed at most."""
     data = aedat3(packet(EVENTS), packet([], kind=0), packet(LATER), packet([(7, 1, 2, 3 & 1)], overflow=1))
     total = len(EVENTS) + len(LATER) + 1
-    whole = as_tuples(read_aedat3(write(data)).events)
+    whole = Counter(as_tuples(read_aedat3(write(data)).events))
     refused = 0
-    for bit in range(8 * len(data)):
+    for bit in range(8 * (START3 - 16), 8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         try:
@@ -149,9 +154,8 @@ def test_no_single_flipped_bit_loses_an_event_unseen(write):
             continue
         assert len(found.events.t) + found.invalid + found.others == total
         if not found.others:
-            changed = [a for a, b in zip(as_tuples(found.events), whole, strict=True) if a != b]
-            assert len(changed) <= 1 or found.late
-    assert refused > 8 * 100
+            assert sum((whole - Counter(as_tuples(found.events))).values()) <= 1
+    assert refused > 8 * 60
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -162,7 +166,7 @@ def test_mutations_are_refused_or_whole(write, seed):
         read_aedat3: aedat3(packet(EVENTS), packet([], kind=0), packet(LATER)),
         read_aedat2: aedat2([*EVENTS, (901, 1 << 15), (902, 1, 1, 0)]),
     }
-    for _ in range(400):
+    for _ in range(250):
         for read, data in files.items():
             mutated = bytearray(data)
             for _ in range(generator.randint(1, 3)):

@@ -69,7 +69,7 @@ def integrate_events(
     t, x, y, p = _checked(events, H, W)
     N = len(t)
     if split_by == "duration":
-        frame = (t - t[0]) // frame_us if N else t
+        frame = (t - t[:1]) // frame_us
         T = frames_number or (int(frame[-1]) + 1 if N else 1)
     else:
         T = frames_number
@@ -78,8 +78,8 @@ def integrate_events(
     if split_by == "number":
         each = N // T
         frame = np.repeat(np.arange(T), [each] * (T - 1) + [N - each * (T - 1)])
-    elif split_by == "time" and N:
-        frame = np.minimum((t - t[0]) // max(1, int(t[-1] - t[0]) // T), T - 1)
+    elif split_by == "time":
+        frame = np.minimum((t - t[:1]) // max(1, int(t[-1] - t[0]) // T if N else 1), T - 1)
     place = ((frame * 2 + p) * H + y) * W + x
     if split_by == "duration":
         place = place[: int(np.searchsorted(frame, T))]
