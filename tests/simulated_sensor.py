@@ -1,0 +1,39 @@
+"""Handwritten digits moved before a simulated sensor of 128 x 128 pixels: real images, events as a sensor makes them."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+from torch import from_numpy
+from torch.nn.functional import interpolate
+
+SIZE = 128
+THRESHOLD = 0.3  # of the logarithm of the light, after which a pixel sends an event
+STEP_US = 1000
+
+
+def images_of(classes, number):
+    """``number`` digits of each class: ``[classes, number, 128, 128]``, bright on dark, blurred by enlarging."""
+    data = load_digits()
+    chosen = np.stack([data.images[data.target == label][:number] for label in classes]) / 16
+    enlarged = interpolate(from_numpy(chosen), (SIZE, SIZE), mode="bilinear", align_corners=False)
+    return 0.1 + enlarged.numpy()
+
+
+def record(image, steps=20, seed=0, reach=6):
+    """Events ``(t, x, y, p)``, in the order of time, while the image goes round a circle of ``reach`` pixels once.
+
+    A pixel sends an event whenever the logarithm of its light has changed by THRESHOLD since its last event.
+    """
+    generator = np.random.default_rng(seed)
+    phase = generator.uniform(0, 2 * np.pi)
+    angles = phase + np.linspace(0, 2 * np.pi, steps + 1)
+    moves = np.rint(reach * np.stack([np.sin(angles), np.cos(angles)], 1)).astype(int)
+    last = np.log(np.roll(image, moves[0], (0, 1)))
+    events = []
+    for step, move in enumerate(moves[1:]):
+        change = np.log(np.roll(image, move, (0, 1))) - last
+        y, x = np.nonzero(np.abs(change) >= THRESHOLD)
+        polarity = change[y, x] > 0
+        last[y, x] += np.where(polarity, THRESHOLD, -THRESHOLD)
+        t = np.sort(generator.integers(0, STEP_US, len(y))) + step * STEP_US
+        events.append(np.stack([t, x, y, polarity], 1))
+    return np.concatenate(events)
