@@ -1,4 +1,4 @@
-"""Handwritten digits moved before a simulated sensor of 128 x 128 pixels: real images, events as a sensor makes them."""
+"""Handwritten digits moved before a simulated sensor of 128 x 128 pixels."""
 
 import numpy as np
 from sklearn.datasets import load_digits

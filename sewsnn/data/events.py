@@ -67,24 +67,33 @@ def integrate_events(
     if frames_number is not None or split_by != "duration":
         _check_int("frames_number", frames_number, 1)
     t, x, y, p = _checked(events, H, W)
-    N = len(t)
-    if split_by == "duration":
-        frame = (t - t[:1]) // frame_us
-        T = frames_number or (int(frame[-1]) + 1 if N else 1)
-    else:
-        T = frames_number
+    span = int(t[-1]) - int(t[0]) if len(t) else 0
+    T = frames_number or span // frame_us + 1
     if T * 2 * H * W > _MOST_COUNTERS:
         raise ValueError(f"frames_number: {T:,} frames of {W} x {H} pixels are more than {_MOST_COUNTERS:,} counters")
+    bounds = _bounds(t, span, T, split_by, frame_us)
+    place = p.astype(np.intp)
+    place *= H
+    place += y
+    place *= W
+    place += x
+    frames = np.empty((T, 2 * H * W), np.int32)
+    for i in range(T):
+        frames[i] = np.bincount(place[bounds[i] : bounds[i + 1]], minlength=2 * H * W)
+    return torch.from_numpy(frames).view(T, 2, H, W)
+
+
+def _bounds(t: np.ndarray, span: int, T: int, split_by: str, frame_us: int) -> np.ndarray:
+    """``[T + 1]``: frame i has events ``bounds[i]`` to ``bounds[i + 1] - 1``."""
+    N = len(t)
     if split_by == "number":
-        each = N // T
-        frame = np.repeat(np.arange(T), [each] * (T - 1) + [N - each * (T - 1)])
-    elif split_by == "time":
-        frame = np.minimum((t - t[:1]) // max(1, int(t[-1] - t[0]) // T if N else 1), T - 1)
-    place = ((frame * 2 + p) * H + y) * W + x
-    if split_by == "duration":
-        place = place[: int(np.searchsorted(frame, T))]
-    counts = np.bincount(place, minlength=T * 2 * H * W)
-    return torch.from_numpy(counts.astype(np.int32)).view(T, 2, H, W)
+        return np.append(np.arange(T) * (N // T), N)
+    # A step beyond the last event is as good as any longer one, and T of them are no larger than 64 bits.
+    step = max(1, span // T) if split_by == "time" else min(frame_us, span + 1)
+    bounds = np.searchsorted(t - t[:1], np.arange(T + 1) * step)
+    if split_by == "time":
+        bounds[T] = N
+    return bounds
 
 
 def _check_int(name: str, value: Any, least: int) -> None:
@@ -95,7 +104,7 @@ def _check_int(name: str, value: Any, least: int) -> None:
 
 
 def _checked(events: Any, H: int, W: int) -> list[np.ndarray]:
-    """t, x, y, p as int64 arrays of one length, in range and in order."""
+    """t (int64), x, y, p, of one length, in range and in order."""
     fields = []
     for name, most in (("t", None), ("x", W), ("y", H), ("p", 2)):
         array = np.asarray(_field(events, name))
@@ -103,16 +112,16 @@ def _checked(events: Any, H: int, W: int) -> list[np.ndarray]:
             raise TypeError(f"events: {name} must be a 1-D array of integers, got {array.ndim}-D of {array.dtype}")
         if fields and len(array) != len(fields[0]):
             raise ValueError(f"events: {name} has {len(array):,} entries and t {len(fields[0]):,}")
+        array = np.ascontiguousarray(array, np.int64 if name == "t" else None)
         if most is not None and len(array) and not (array.min() >= 0 and array.max() < most):
             j = int(((array < 0) | (array >= most)).argmax())
             raise ValueError(f"events: {name} must be 0 to {most - 1}, is {array[j]} at event {j:,}")
-        fields.append(array.astype(np.int64))
-    steps = np.diff(fields[0])
-    if len(steps) and steps.min() < 0:
-        j = int((steps < 0).argmax()) + 1
-        raise ValueError(
-            f"events: t must not decrease, does at event {j:,} (from {fields[0][j - 1]} to {fields[0][j]})"
-        )
+        fields.append(array)
+    t = fields[0]
+    back = t[1:] < t[:-1]
+    if back.any():
+        j = int(back.argmax()) + 1
+        raise ValueError(f"events: t must not decrease, does at event {j:,} (from {t[j - 1]} to {t[j]})")
     return fields
 
 
