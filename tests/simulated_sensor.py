@@ -11,29 +11,36 @@ STEP_US = 1000
 
 
 def images_of(classes, number):
-    """``number`` digits of each class: ``[classes, number, 128, 128]``, bright on dark, blurred by enlarging."""
+    """``number`` digits of each class: ``[classes, number, 128, 128]``, 0 is dark, 1 bright; blurred by enlarging."""
     data = load_digits()
     chosen = np.stack([data.images[data.target == label][:number] for label in classes]) / 16
     enlarged = interpolate(from_numpy(chosen), (SIZE, SIZE), mode="bilinear", align_corners=False)
-    return 0.1 + enlarged.numpy()
+    return enlarged.numpy()
 
 
-def record(image, steps=20, seed=0, reach=6):
-    """Events ``(t, x, y, p)``, in the order of time, while the image goes round a circle of ``reach`` pixels once.
+def record(image, kind="circle", steps=20, seed=0, reach=6):
+    """Events ``(t, x, y, p)``, in the order of time, of a digit that goes round a ``circle`` of ``reach`` pixels, that
+    lights up (``on``) or goes out (``off``).
 
     A pixel sends an event whenever the logarithm of its light has changed by THRESHOLD since its last event.
     """
     generator = np.random.default_rng(seed)
-    phase = generator.uniform(0, 2 * np.pi)
-    angles = phase + np.linspace(0, 2 * np.pi, steps + 1)
+    angles = generator.uniform(0, 2 * np.pi) + np.linspace(0, 2 * np.pi, steps + 1)
     moves = np.rint(reach * np.stack([np.sin(angles), np.cos(angles)], 1)).astype(int)
-    last = np.log(np.roll(image, moves[0], (0, 1)))
+    lights = {"circle": np.ones(steps + 1), "on": np.linspace(0, 1, steps + 1), "off": np.linspace(1, 0, steps + 1)}
+    if kind != "circle":
+        moves[:] = moves[0]
+
+    def seen(step):
+        return np.log(0.1 + lights[kind][step] * np.roll(image, moves[step], (0, 1)))
+
+    last = seen(0)
     events = []
-    for step, move in enumerate(moves[1:]):
-        change = np.log(np.roll(image, move, (0, 1))) - last
+    for step in range(1, steps + 1):
+        change = seen(step) - last
         y, x = np.nonzero(np.abs(change) >= THRESHOLD)
         polarity = change[y, x] > 0
         last[y, x] += np.where(polarity, THRESHOLD, -THRESHOLD)
-        t = np.sort(generator.integers(0, STEP_US, len(y))) + step * STEP_US
+        t = np.sort(generator.integers(0, STEP_US, len(y))) + (step - 1) * STEP_US
         events.append(np.stack([t, x, y, polarity], 1))
     return np.concatenate(events)

@@ -48,16 +48,21 @@ def open_cifar10_dvs(options: Options) -> LoadedSource:
 
 
 def _paper(names: list[str]) -> set[str]:
-    return set(names[len(names) * 9 // 10 :])
+    return set(names[_trained(names) :])
 
 
 def _first(names: list[str]) -> set[str]:
-    return set(sorted(names, key=_number)[: len(names) - len(names) * 9 // 10])
+    return set(sorted(names, key=_number)[: len(names) - _trained(names)])
 
 
 def _random(names: list[str]) -> set[str]:
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(_SPLIT_SEED)).tolist()
-    return {names[i] for i in order[len(names) * 9 // 10 :]}
+    return {names[i] for i in order[_trained(names) :]}
+
+
+def _trained(names: list[str]) -> int:
+    """Nine tenths, rounded up as in the paper's code."""
+    return -(-9 * len(names) // 10)
 
 
 SPLITS = {"paper": _paper, "first": _first, "random": _random}
