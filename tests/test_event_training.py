@@ -11,7 +11,7 @@ from sewsnn.data.cifar10_dvs import CLASSES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 KINDS = ("circle", "on", "off")
-LENGTH_US = 30_000
+LENGTH_US = 10_000
 
 
 def trained(config, root, output, *more):
@@ -33,7 +33,7 @@ def test_dvs128_gesture_is_learnt_with_random_temporal_delete(tmp_path):
             events = record(image, kind, seed=trial)
             events[:, 0] += LENGTH_US * k
             gestures.append(packet(events.tolist()))
-            labels.append((4 + k, LENGTH_US * k, LENGTH_US * k + 20_000))
+            labels.append((4 + k, LENGTH_US * k, LENGTH_US * k + 8_000))
         recordings[f"user{trial + 1:02d}_led"] = (aedat3(*gestures), labels)
     names = list(recordings)
     prepared(

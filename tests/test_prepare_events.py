@@ -72,7 +72,7 @@ def test_dvs128_gesture_is_what_is_in_the_recordings(gesture, tmp_path, capsys):
     root, made = gesture
     assert main(command("dvs128_gesture", root.parent, tmp_path / "out")) == 0
     report = capsys.readouterr().out
-    assert "24 samples" in report and "note: train: 21 samples, the published set has 1,176" in report
+    assert "24 samples" in report and "note: train: 21 of the published 1,176 samples" in report
     options = {"batch_size": 2, "seed": 0, "T": 5, "root": str(tmp_path / "out"), "split_by": "time"}
     source = create_data("dvs128_gesture", **options)
     assert (source.num_classes, source.in_channels, source.sequences, source.steps_per_epoch) == (11, 2, True, 11)
@@ -92,7 +92,7 @@ def test_dvs128_gesture_is_what_is_in_the_recordings(gesture, tmp_path, capsys):
 def test_cifar10_dvs_is_what_is_in_the_recordings(cifar, tmp_path):
     root, made = cifar
     report = prepare("cifar10_dvs", root, tmp_path / "out", workers=2)
-    assert "110 samples, 5,500 events" in report and "airplane: 11 samples, the published set has 1,000" in report
+    assert "110 samples, 5,500 events" in report and "airplane: 11 of the published 1,000 samples" in report
     options = {"batch_size": 8, "seed": 0, "T": 3, "root": str(tmp_path / "out")}
     frames, labels = batches(create_data("cifar10_dvs", **options))
     assert labels == list(range(10))

@@ -112,7 +112,7 @@ def prepare_recording(root: Path, recording: str, part: str, output: Path) -> tu
 def count_remarks(samples: list[Sample]) -> list[str]:
     counts = [sum(s.label == label for s in samples) for label in range(len(CLASSES))]
     return [
-        f"{name}: {count:,} samples, the published set has {PUBLISHED:,}"
+        f"{name}: {count:,} of the published {PUBLISHED:,} samples"
         for name, count in zip(CLASSES, counts, strict=True)
         if count != PUBLISHED
     ]

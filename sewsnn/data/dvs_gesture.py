@@ -149,7 +149,7 @@ def count_remarks(samples: list[Sample]) -> list[str]:
     counts = {part: sum(s.part == part for s in samples) for part in PUBLISHED}
     if counts == PUBLISHED:
         return []
-    return [f"{part}: {counts[part]:,} samples, the published set has {most:,}" for part, most in PUBLISHED.items()]
+    return [f"{part}: {counts[part]:,} of the published {most:,} samples" for part, most in PUBLISHED.items()]
 
 
 def _labels_file(root: Path, recording: str) -> Path:
