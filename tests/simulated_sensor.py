@@ -6,7 +6,7 @@ from torch import from_numpy
 from torch.nn.functional import interpolate
 
 SIZE = 128
-THRESHOLD = 0.7  # of the logarithm of the light, after which a pixel sends an event
+THRESHOLD = 0.5  # of the logarithm of the light, after which a pixel sends an event
 STEP_US = 1000
 
 
@@ -18,7 +18,7 @@ def images_of(classes, number):
     return enlarged.numpy()
 
 
-def record(image, kind="circle", steps=8, seed=0, reach=6):
+def record(image, kind="circle", steps=10, seed=0, reach=6):
     """Events ``(t, x, y, p)``, in the order of time, of a digit that goes round a ``circle`` of ``reach`` pixels, that
     lights up (``on``) or goes out (``off``).
 

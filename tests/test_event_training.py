@@ -33,7 +33,7 @@ def test_dvs128_gesture_is_learnt_with_random_temporal_delete(tmp_path):
             events = record(image, kind, seed=trial)
             events[:, 0] += LENGTH_US * k
             gestures.append(packet(events.tolist()))
-            labels.append((4 + k, LENGTH_US * k, LENGTH_US * k + 8_000))
+            labels.append((4 + k, LENGTH_US * k, LENGTH_US * k + 10_000))
         recordings[f"user{trial + 1:02d}_led"] = (aedat3(*gestures), labels)
     names = list(recordings)
     prepared(
@@ -41,7 +41,7 @@ def test_dvs128_gesture_is_learnt_with_random_temporal_delete(tmp_path):
         gesture_folder(tmp_path / "DvsGesture", recordings, names[:5], names[5:]),
         tmp_path / "prepared",
     )
-    shrunk = ("--model.T", "3", "--data.T_train", "2", "--batch_size", "5", "--epochs", "5", "--lr", "0.05")
+    shrunk = ("--model.T", "3", "--data.T_train", "2", "--batch_size", "5", "--epochs", "6", "--lr", "0.05")
     result = trained("dvs128_gesture/sew_add.yaml", tmp_path / "prepared", tmp_path / "run", *shrunk)
     assert result["best_test_accuracy"] > 0.8, result
 
@@ -55,6 +55,7 @@ def test_cifar10_dvs_is_learnt(tmp_path):
         events = [record(image, KINDS[label % len(KINDS)], seed=i) for i, image in enumerate(images)]
         recordings[name] = [aedat2(e.tolist()) for e in events]
     prepared("cifar10_dvs", cifar10_dvs_folder(tmp_path / "cifar", recordings), tmp_path / "prepared")
-    shrunk = ("--model.name", "sew_7b_net", "--model.T", "2", "--batch_size", "10", "--epochs", "3", "--lr", "0.05")
+    shrunk = ("--model.name", "sew_7b_net", "--model.T", "2", "--batch_size", "6", "--epochs", "3", "--lr", "0.05")
+    shrunk += ("--zero_init_residual", "true")
     result = trained("cifar10_dvs/sew_add_T4.yaml", tmp_path / "prepared", tmp_path / "run", *shrunk)
     assert result["best_test_accuracy"] > 0.8, result
