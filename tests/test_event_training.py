@@ -55,7 +55,7 @@ def test_cifar10_dvs_is_learnt(tmp_path):
         events = [record(image, KINDS[label % len(KINDS)], seed=i) for i, image in enumerate(images)]
         recordings[name] = [aedat2(e.tolist()) for e in events]
     prepared("cifar10_dvs", cifar10_dvs_folder(tmp_path / "cifar", recordings), tmp_path / "prepared")
-    shrunk = ("--model.name", "sew_7b_net", "--model.T", "2", "--batch_size", "6", "--epochs", "3", "--lr", "0.05")
+    shrunk = ("--model.name", "sew_7b_net", "--model.T", "2", "--batch_size", "6", "--epochs", "2", "--lr", "0.05")
     shrunk += ("--zero_init_residual", "true")
     result = trained("cifar10_dvs/sew_add_T4.yaml", tmp_path / "prepared", tmp_path / "run", *shrunk)
     assert result["best_test_accuracy"] > 0.8, result

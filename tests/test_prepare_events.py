@@ -149,6 +149,22 @@ def test_damaged_recordings_are_listed_and_can_be_mended(gesture, tmp_path, caps
     assert "was prepared before" in prepare("dvs128_gesture", root, out, workers=1)
 
 
+def test_a_recording_that_is_left_out_moves_no_other_to_the_other_side(cifar, tmp_path):
+    root, _ = cifar
+    options = {"batch_size": 2, "seed": 0, "root": str(tmp_path / "out")}
+    prepare("cifar10_dvs", root, tmp_path / "out", workers=1)
+    whole = {split: create_data("cifar10_dvs", **options, split=split) for split in ("paper", "first", "random")}
+    (root / "dog/cifar10_dog_3.aedat").write_bytes(b"")
+    prepare("cifar10_dvs", root, tmp_path / "out", workers=1, on_corrupt="skip")
+    for split, before in whole.items():
+        for part in ("train", "test"):
+            old, new = (
+                {sample.recording for sample in getattr(source, part).samples}
+                for source in (before, create_data("cifar10_dvs", **options, split=split))
+            )
+            assert new == old - {"dog/cifar10_dog_3.aedat"}
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "other", "gone"])
 def test_a_damaged_sample_is_named(cifar, tmp_path, damage):
     root, _ = cifar

@@ -20,6 +20,7 @@ from sewsnn.errors import DataError
 SIZE = 128  # pixels across of the DVS128
 # Time may go back by less than the period of the DVS128's 14-bit counter: older hardware delivers a wrap late.
 BACK_US = 2**14
+MOST_BYTES = 2**31  # a recording of either data set has less than a tenth of it
 _END = b"#!END-HEADER"
 _PACKET = struct.Struct("<hhiiiiii")
 _POLARITY, _EVENT_SIZE = 1, 8
@@ -122,9 +123,12 @@ class _Packet(NamedTuple):
 def _open(path: str | Path, version: bytes) -> tuple[bytes, int]:
     """The file's bytes, and where its header ends."""
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+    if len(data) > MOST_BYTES:
+        raise _error(path, MOST_BYTES, "the file goes on; recordings of more than 2 GiB are not read")
     closed = version.endswith(b"3.1")  # the header has a last line
     start = 0
     while data[start : start + 1] == b"#" or start == 0:

@@ -65,6 +65,10 @@ def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_
         left_out = {}
         try:
             _run(module, root, output, planned, done, left_out, journal, workers, on_corrupt)
+        except KeyboardInterrupt:
+            raise UserError(
+                f"stopped after {len(done):,} of {len(planned):,} recordings; call again, it goes on"
+            ) from None
         finally:
             journal.close()
         return _finish(module, name, root, output, planned, done, left_out)
