@@ -325,6 +325,33 @@ def test_a_full_disk_is_named_and_nothing_is_half_written(gesture, tmp_path):
     assert "24 samples" in prepare("dvs128_gesture", root, out, workers=1)
 
 
+def test_a_journal_that_cannot_grow_is_named_and_goes_on(cifar, tmp_path):
+    out = tmp_path / "out"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*journal.jsonl: File too large"):
+            prepare("cifar10_dvs", cifar[0], out, workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "110 samples" in prepare("cifar10_dvs", cifar[0], out, workers=1)
+    assert create_data("cifar10_dvs", batch_size=2, seed=0, root=str(out)).steps_per_epoch == 50
+
+
+def test_a_recording_that_changes_its_list_or_its_events_is_prepared_again(gesture, tmp_path):
+    root, made = gesture
+    options = {"batch_size": 2, "seed": 0, "root": str(tmp_path / "out")}
+    prepare("dvs128_gesture", root, tmp_path / "out", workers=1)
+    gesture_folder(root, {"user02_led": made["user03_led"][:2]}, PEOPLE[1:-1], [PEOPLE[0], PEOPLE[-1]])
+    prepare("dvs128_gesture", root, tmp_path / "out", workers=1)
+    source = create_data("dvs128_gesture", **options)
+    assert {s.recording for s in source.test.samples} == {"user01_led.aedat", "user24_lab.aedat"}
+    labels = [s.label for s in source.train.samples if s.recording == "user02_led.aedat"]
+    assert labels == [label - 1 for label, *_ in made["user03_led"][1]]
+
+
 def test_one_process_prepares_a_folder(gesture, tmp_path):
     root, _ = gesture
     (tmp_path / "out").mkdir()

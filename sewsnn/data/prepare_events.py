@@ -55,9 +55,9 @@ def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_
     with _locked(output):
         index = _same_set(output, name, root)
         journal = _Journal(output, name, root)
-        done = {entry.recording: entry for entry in journal.entries if _is_there(entry, module, root, output)}
-        names = {recording for recording, _ in planned}
-        if index and {sample.recording for sample in index.samples} == names <= done.keys():
+        parts = dict(planned)
+        done = {e.recording: e for e in journal.entries if _is_there(e, parts.get(e.recording), module, root, output)}
+        if index and {sample.recording for sample in index.samples} == parts.keys() <= done.keys():
             journal.close()
             return _report(output, index, "was prepared before")
         (output / INDEX).unlink(missing_ok=True)  # until all is there again
@@ -156,11 +156,11 @@ def _stamp(module, root: Path, recording: str) -> list[int]:
     return stamp
 
 
-def _is_there(entry: _Done, module, root: Path, output: Path) -> bool:
-    """Whether a recording need not be prepared again."""
+def _is_there(entry: _Done, part: str | None, module, root: Path, output: Path) -> bool:
+    """Whether a recording need not be prepared again. ``part``: what it is for now, None: nothing."""
     with contextlib.suppress(DataError):
-        if entry.stamp == _stamp(module, root, entry.recording):
-            return all((output / sample.file).is_file() for sample in entry.samples)
+        if part is not None and entry.stamp == _stamp(module, root, entry.recording):
+            return all(sample.part == part and (output / sample.file).is_file() for sample in entry.samples)
     return False
 
 
