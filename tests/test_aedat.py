@@ -135,6 +135,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
             read(tmp_path / "none")
         with pytest.raises(DataError, match=f"cannot read {tmp_path}: Is a directory"):
             read(tmp_path)
+        with open(tmp_path / "huge", "wb") as file:
+            file.write(HEADER3)
+            file.truncate(2**31 + 1)
+        with pytest.raises(DataError, match="has 2,147,483,649 bytes; recordings of more than 2 GiB are not read"):
+            read(tmp_path / "huge")
 
 
 def test_no_single_flipped_bit_loses_an_event_unseen(write):

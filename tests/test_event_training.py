@@ -41,7 +41,7 @@ def test_dvs128_gesture_is_learnt_with_random_temporal_delete(tmp_path):
         gesture_folder(tmp_path / "DvsGesture", recordings, names[:5], names[5:]),
         tmp_path / "prepared",
     )
-    shrunk = ("--model.T", "3", "--data.T_train", "2", "--batch_size", "5", "--epochs", "6", "--lr", "0.05")
+    shrunk = ("--model.T", "3", "--data.T_train", "2", "--batch_size", "5", "--epochs", "5", "--lr", "0.05")
     result = trained("dvs128_gesture/sew_add.yaml", tmp_path / "prepared", tmp_path / "run", *shrunk)
     assert result["best_test_accuracy"] > 0.8, result
 

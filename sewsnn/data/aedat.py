@@ -8,6 +8,7 @@ a file is right as a whole, or a :class:`~sewsnn.errors.DataError` names it and 
 Source: https://docs.inivation.com/software/software-advanced-usage/file-formats, and DVS128 Gesture's README.
 """
 
+import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -124,11 +125,12 @@ def _open(path: str | Path, version: bytes) -> tuple[bytes, int]:
     """The file's bytes, and where its header ends."""
     try:
         with open(path, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read() if size <= MOST_BYTES else b""
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
-    if len(data) > MOST_BYTES:
-        raise _error(path, MOST_BYTES, "the file goes on; recordings of more than 2 GiB are not read")
+    if size > MOST_BYTES:
+        raise _error(path, MOST_BYTES, f"the file has {size:,} bytes; recordings of more than 2 GiB are not read")
     closed = version.endswith(b"3.1")  # the header has a last line
     start = 0
     while data[start : start + 1] == b"#" or start == 0:
