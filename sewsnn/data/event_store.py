@@ -83,7 +83,7 @@ def read_sample(folder: Path, sample: Sample) -> np.ndarray:
     if zlib.crc32(data) != sample.crc:
         raise DataError(
             f"{path} is not what was prepared: its {len(data):,} bytes have another checksum than {INDEX} says. Remove "
-            "it, and prepare again: only this sample is made anew",
+            "it, and prepare again: only its recording is read anew",
             str(path),
         )
     try:
