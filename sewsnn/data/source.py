@@ -31,7 +31,7 @@ class Options:
         augment: ImageNet: a further augmentation of training images, by torchvision's names.
         erase: ImageNet: probability that a rectangle of a training image is erased.
         loader: ImageNet: what decodes and augments.
-        on_corrupt: ImageNet: a file that is no image stops the run, or is left out and counted.
+        on_corrupt: a file that is not what it should be stops the run, or is left out and counted.
         split_by: event data: frames of equally many events, of equal time, or of ``frame_us`` microseconds each.
         frame_us: event data: with ``split_by="duration"``, microseconds per frame.
         split: event data: which samples are for the test; ``paper`` is the paper's.
