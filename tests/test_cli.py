@@ -66,7 +66,7 @@ def test_wrong_command():
         (["--data.name", "digit"], "data.name: unknown data set 'digit' \\(nearest: 'digits'\\)"),
         (["--model.name", "sew_resnet19", "--blocks", "[]", "--widths", "[]"], "unknown model 'sew_resnet19'"),
         (["--T_train", "2"], "data.T_train: digits has still images"),
-        (["--data.name", "dvs128_gesture"], "the files of 'dvs128_gesture' cannot be read in this version"),
+        (["--data.name", "dvs128_gesture"], "data.root must name the folder of the prepared files"),
         (
             ["--model.name", "sew_7b_net", "--blocks", "[]", "--widths", "[]"],
             "model: .*unexpected keyword argument 'stem'",

@@ -25,6 +25,7 @@ def test_runs(path, tmp_path, capsys):
     T = 3 if sequences else 2
     words = ["--data.generated", "2", "--batch_size", "2", "--epochs", "1", "--amp", "off", "--model.T", str(T)]
     words += ["--T_train", "2"] if load_config(path).data.T_train else []
+    words += ["--warmup_epochs", "0"] if load_config(path).schedule.warmup_epochs else []
     assert main(["train", str(path), "--output", str(tmp_path / "run"), *words]) == 0, capsys.readouterr().err
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["generated_data"] and result["epochs"] == 1
@@ -80,6 +81,9 @@ def test_table_s3():
 def test_published_results_are_those_of_the_table(path):
     """What a configuration aims at stands in sewsnn.models.published, too."""
     config = load_config(path)
+    if path.parent.name == "modern":
+        assert config.published.test_accuracy is None
+        return
     if path.stem == "spiking_resnet18_unit_gradient":
         assert config.published.test_accuracy is None and "will not converge" in config.published.source
         return

@@ -1,55 +1,21 @@
 """Training runs as users start them: separate processes, killed and resumed."""
 
-import csv
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from runs import CONFIG, PROCESS, assert_same_end, command, in_mid_epoch, rows, run, wait_for
 
 from sewsnn.analysis import firing_rates
 from sewsnn.data import create_data
 from sewsnn.models import create_model
 from sewsnn.neuron import BaseNode
 from sewsnn.train import checkpoint
-
-ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "digits.yaml"
-SMALL = ["--blocks", "[1, 1]", "--widths", "[8, 16]", "--epochs", "3", "--checkpoint_steps", "4", "--threads", "1"]
-# Python puts the working directory before the installed package: not the checkout's root.
-PROCESS = {"cwd": Path(__file__).parent, "env": {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}
-
-
-def command(output, *more):
-    return [sys.executable, "-m", "sewsnn.cli", "train", str(CONFIG), "--output", str(output), *SMALL, *more]
-
-
-def run(output, *more):
-    return subprocess.run(command(output, *more), capture_output=True, text=True, **PROCESS)
-
-
-def rows(folder):
-    with open(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same_end(a, b):
-    """Weights, optimizer state and metrics (but for times) bit for bit."""
-    x, y = checkpoint.load(a / checkpoint.NAME), checkpoint.load(b / checkpoint.NAME)
-    assert x["epoch"] == y["epoch"] == 3
-    assert x["model"].keys() == y["model"].keys()
-    for key, value in x["model"].items():
-        assert torch.equal(value, y["model"][key]), key
-    for i, state in x["optimizer"]["state"].items():
-        assert torch.equal(state["momentum_buffer"], y["optimizer"]["state"][i]["momentum_buffer"])
-    for r, s in zip(rows(a), rows(b), strict=True):
-        assert {k: v for k, v in r.items() if "second" not in k} == {k: v for k, v in s.items() if "second" not in k}
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +48,6 @@ def test_quick_start_reaches_98_percent(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "result.json").read_text())
     assert result["test_accuracy"] >= 0.98 and result["seconds"] < 120, result
-
-
-def wait_for(process, condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the run ended too early: " + process.stderr.read().decode()
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def in_mid_epoch(folder, epoch):
-    """Whether the folder's checkpoint lies inside that epoch."""
-    path = folder / checkpoint.NAME
-    if not path.exists():
-        return False
-    saved = checkpoint.load(path)
-    return saved["epoch"] >= epoch and saved["step"] > 0
 
 
 def test_killed_in_mid_epoch_and_resumed(finished, tmp_path):

@@ -1,15 +1,16 @@
 """The command line: :func:`main`. Each command is a file of its own here, with its arguments."""
 
 import argparse
+import os
 import sys
 
-from sewsnn.cli import checkpoints, data, info, models, train
-from sewsnn.cli.words import parse_overrides
+from sewsnn.cli import checkpoints, data, evaluate, export, info, models, train
+from sewsnn.cli.words import join_auto, parse_overrides
 from sewsnn.errors import UserError
 
 __all__ = ["main", "parse_overrides"]
 
-_COMMANDS = (train, data, models, checkpoints, info)
+_COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for command in _COMMANDS:
         command.add(commands)
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(join_auto(sys.argv[1:] if argv is None else argv))
     if rest and not hasattr(arguments, "overrides"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
@@ -28,3 +29,6 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sewsnn: error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains at exit
+        return 141

@@ -13,6 +13,7 @@ def add(commands) -> None:
     )
     train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
+    train.add_argument("--resume=auto", action="store_true", dest="auto", help="if there is one (or --resume auto)")
     train.set_defaults(run=_train, overrides=None)
 
 
@@ -22,7 +23,7 @@ def _train(arguments) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     try:
-        train(config, arguments.resume)
+        train(config, "auto" if arguments.auto else arguments.resume)
     except Interrupted as stop:
         print(f"sewsnn: {stop}; go on with --resume", file=sys.stderr)
         return 130

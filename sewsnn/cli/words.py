@@ -3,6 +3,17 @@
 from sewsnn.errors import ConfigError
 
 
+def join_auto(words: list[str]) -> list[str]:
+    """``--resume auto`` as one word: it is an option with or without a value, and CONFIG may follow it."""
+    joined: list[str] = []
+    for word in words:
+        if word == "auto" and joined[-1:] == ["--resume"]:
+            joined[-1] = "--resume=auto"
+        else:
+            joined.append(word)
+    return joined
+
+
 def parse_overrides(rest: list[str]) -> dict[str, str]:
     """``["--a.b", "1", "--c=2"]`` as ``{"a.b": "1", "c": "2"}``."""
     overrides: dict[str, str] = {}

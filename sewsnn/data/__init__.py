@@ -3,16 +3,26 @@
 import difflib
 
 from sewsnn.data.cifar10 import open_cifar10
+from sewsnn.data.cifar10_dvs import open_cifar10_dvs
 from sewsnn.data.digits import open_digits
+from sewsnn.data.dvs_gesture import open_dvs128_gesture
+from sewsnn.data.events import integrate_events
 from sewsnn.data.generated import SHAPES, Generated
 from sewsnn.data.imagenet import open_imagenet
 from sewsnn.data.source import DataSource, Options
 from sewsnn.data.temporal import random_temporal_delete
+from sewsnn.data.tonic import from_tonic
 from sewsnn.errors import DataError
 
-__all__ = ["DataSource", "create_data", "list_data", "random_temporal_delete"]
+__all__ = ["DataSource", "create_data", "from_tonic", "integrate_events", "list_data", "random_temporal_delete"]
 
-_SOURCES = {"cifar10": open_cifar10, "digits": open_digits, "imagenet": open_imagenet}
+_SOURCES = {
+    "cifar10": open_cifar10,
+    "cifar10_dvs": open_cifar10_dvs,
+    "digits": open_digits,
+    "dvs128_gesture": open_dvs128_gesture,
+    "imagenet": open_imagenet,
+}
 
 
 def list_data() -> list[str]:

@@ -31,7 +31,7 @@ class Options:
         augment: ImageNet: a further augmentation of training images, by torchvision's names.
         erase: ImageNet: probability that a rectangle of a training image is erased.
         loader: ImageNet: what decodes and augments.
-        on_corrupt: ImageNet: a file that is no image stops the run, or is left out and counted.
+        on_corrupt: a file that is not what it should be stops the run, or is left out and counted.
         split_by: event data: frames of equally many events, of equal time, or of ``frame_us`` microseconds each.
         frame_us: event data: with ``split_by="duration"``, microseconds per frame.
         split: event data: which samples are for the test; ``paper`` is the paper's.
@@ -75,10 +75,7 @@ class Options:
 
     def seed_of(self, *place: int) -> int:
         """The seed of that place's random numbers."""
-        number = self.seed
-        for part in place:
-            number = number * 1_000_003 + part
-        return number % 2**63
+        return seed_of(self.seed, *place)
 
     def steps(self, samples: int) -> int:
         """Training steps per epoch, of every process. So that all have equally many samples in each, up to
@@ -95,6 +92,13 @@ class Options:
     def test_share(self, samples: int) -> range:
         """Which of the test samples this process has: each has its own, none is padded, none comes twice."""
         return range(samples * self.rank // self.world, samples * (self.rank + 1) // self.world)
+
+
+def seed_of(seed: int, *place: int) -> int:
+    """The seed of the random numbers of a place in a run with ``seed``."""
+    for part in place:
+        seed = seed * 1_000_003 + part
+    return seed % 2**63
 
 
 class DataSource(Protocol):

@@ -1,5 +1,7 @@
 """When one op can stand for a batch norm and a neuron, and what it has to be told of them."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from sewsnn.surrogate import ATan
 
 _FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ATAN = ATan(2.0)
+_by_modules = False
 
 
 class Norm(_NormBase):
@@ -43,13 +46,25 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+@contextlib.contextmanager
+def by_modules() -> Iterator[None]:
+    """While active, no op stands for several modules: they run one after the other, and a graph that is traced then
+    has their own operations."""
+    global _by_modules
+    before, _by_modules = _by_modules, True
+    try:
+        yield
+    finally:
+        _by_modules = before
+
+
 def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
     """Whether the op gives what the modules would give.
 
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _by_modules or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if torch.nn.modules.module._has_any_global_hook():  # they watch the calls of every module
         return False

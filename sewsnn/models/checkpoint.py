@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sewsnn.errors import CheckpointError
 from sewsnn.files import write_atomic
+from sewsnn.models import safetensors
 from sewsnn.models.blocks import Block
 from sewsnn.models.dialects import DIALECTS, detect, dialects
 from sewsnn.models.weights import Weights, read_weights, some
@@ -86,14 +87,20 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: nn.Module, path_or_state_dict: str | os.PathLike | Mapping[str, Any], *, strict: bool = True
+    model: nn.Module,
+    path_or_state_dict: str | os.PathLike | Mapping[str, Any],
+    *,
+    strict: bool = True,
+    container: str | None = None,
 ) -> LoadReport:
     """Loads weights of any dialect (:mod:`sewsnn.models.dialects`) into ``model``; it is found by the entries' names.
 
-    A file holds a state dict, or a dictionary with one under ``model``, ``net``, ``state_dict``, ``model_state_dict``
-    or ``module``: the authors' checkpoints, torchvision's weights, SpikingJelly's models, those of ``sewsnn train``.
-    Prefixes of ``DistributedDataParallel`` and ``torch.compile`` are taken off, here and there. Values get the model's
-    dtype and device. Weights of an ANN are where training may begin; its activations are no spikes.
+    A file holds a state dict, or a dictionary with one: the authors' checkpoints, torchvision's weights, SpikingJelly's
+    models, those of ``sewsnn train``. The first of these keys that has one is read: ``model``, ``net``, ``state_dict``,
+    ``model_state_dict``, ``module``, ``model_ema``, ``state_dict_ema``; else the only key that has one. Files called
+    ``.safetensors`` are read with that package. What ``DistributedDataParallel``, ``AveragedModel`` and
+    ``torch.compile`` put into names is taken off, here and there. Values get the model's dtype and device. Weights of
+    an ANN are where training may begin; its activations are no spikes.
 
     Files are read with ``weights_only=True``: besides tensors, numbers, text and collections of them only the
     ``argparse.Namespace`` that the authors' files have is let in.
@@ -102,17 +109,20 @@ def load_checkpoint(
         model: a network of :mod:`sewsnn.models`, which may be wrapped by one of the two above.
         path_or_state_dict: a file, or what is in one.
         strict: every entry must fit. Else those that do are loaded, and the report has the others.
+        container: the file's key to read, ``"model_ema"`` for a moving average; ``""``: the file is nothing but
+            weights. None: see above.
 
     Returns:
         What was mapped, missing, unexpected; ``print(report)`` is readable.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else; an entry is missing, foreign or of another
-            shape: the message has names and shapes. The model is as before.
+        CheckpointError: the file cannot be read, or holds something else; an entry is missing, foreign, of another
+            shape, or too large for the model's dtype: the message has names and shapes. The model is as before.
         TypeError, ValueError: an argument is wrong; the message names it.
     """
-    model = _unwrapped(model)
-    weights = read_weights(path_or_state_dict)
+    model = unwrapped(model)
+    known = {name for names in dialects(model).values() for name in names.values()}
+    weights = read_weights(path_or_state_dict, container, known)
     report, entries = fit(model, weights)
     if strict:
         report.check()
@@ -129,7 +139,7 @@ def to_dialect(model: nn.Module, dialect: str) -> dict[str, Tensor]:
     Raises:
         ValueError: no such dialect, or none of this model; the message names those there are.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     names = names_in(model, dialect)
     return {names[key]: plain_copy(value) for key, value in model.state_dict().items()}
 
@@ -137,21 +147,29 @@ def to_dialect(model: nn.Module, dialect: str) -> dict[str, Tensor]:
 def save_checkpoint(
     model: nn.Module, path: str | os.PathLike, dialect: str = "sewsnn", container: str = "model"
 ) -> None:
-    """Writes the model's weights as ``{container: state dict}``, or, where it is empty, as the state dict alone.
+    """Writes the model's weights as ``{container: state dict}``, or, where it is empty, as the state dict alone; a file
+    called ``.safetensors`` in that format, which has no containers.
 
     The file appears whole or not at all. The authors' code reads ``model``, for CIFAR10-DVS ``net``; torchvision's
     and SpikingJelly's models take the state dict alone.
 
     Raises:
         ValueError: as :func:`to_dialect`.
+        TypeError: ``container`` is no text.
         UserError: the file cannot be written.
     """
+    if not isinstance(container, str):
+        raise TypeError(f"container must be a str, got {type(container).__name__}")
     write_state(path, to_dialect(model, dialect), container)
 
 
 def write_state(path: str | os.PathLike, state: dict[str, Tensor], container: str) -> None:
     """The writing half of :func:`save_checkpoint`."""
-    write_atomic(Path(path), lambda file: torch.save({container: state} if container else state, file))
+    if safetensors.is_one(path):
+        data = safetensors.write(path, state)
+        write_atomic(Path(path), lambda file: file.write(data))
+    else:
+        write_atomic(Path(path), lambda file: torch.save({container: state} if container else state, file))
 
 
 def check_dialect(dialect: str) -> None:
@@ -223,8 +241,19 @@ def _mismatch(value: Any, own: Tensor) -> str | None:
     if value.is_floating_point() != own.is_floating_point() or value.is_complex():
         return f"{value.dtype} in the file, {own.dtype} in the model"
     if value.shape == own.shape or {tuple(value.shape), tuple(own.shape)} == {(), (1,)}:  # one number: a PLIF's w
-        return None
+        return _overflow(value, own.dtype)
     return f"{list(value.shape)} in the file, {list(own.shape)} in the model"
+
+
+def _overflow(value: Tensor, dtype: torch.dtype) -> str | None:
+    """What a conversion would turn into infinity."""
+    if not value.is_floating_point() or value.dtype == dtype or not value.numel():
+        return None
+    finite = value[value.isfinite()]
+    if finite.to(dtype).isfinite().all():
+        return None
+    largest = finite.abs().max()
+    return f"values up to {largest:.4g}, the largest of the model's {dtype} is {torch.finfo(dtype).max:.4g}"
 
 
 def _notes(model: nn.Module, weights: Weights, missing: tuple[str, ...], unexpected: tuple[str, ...]) -> Iterable[str]:
@@ -240,7 +269,7 @@ def _notes(model: nn.Module, weights: Weights, missing: tuple[str, ...], unexpec
         yield f"note: the file was made with connect_f={said!r}, the model has {', '.join(map(repr, sorted(used)))}"
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel and torch.compile."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")

@@ -60,7 +60,7 @@ def convert_checkpoint(
     try:
         check_dialect(dialect)
         weights = read_weights(source)
-        network = _network(weights, model)
+        network = network_of(weights, model)
         names = names_in(network, dialect)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -70,8 +70,17 @@ def convert_checkpoint(
     return report
 
 
-def _network(weights: Weights, name: str | None) -> nn.Module:
-    """The network whose weights they are, without memory for them."""
+def network_of(weights: Weights, name: str | None, device: str = "meta", **more) -> nn.Module:
+    """The network whose weights they are, without memory for them unless on another device.
+
+    Args:
+        name: as ``model`` of :func:`convert_checkpoint`.
+        more: arguments of the network that weights do not tell, such as ``T``.
+
+    Raises:
+        UserError: the weights do not tell which network's they are, or are of none.
+        ValueError: there is no such network.
+    """
     said, known = weights.settings.get("name"), list_models()
     if name is None and said not in known:
         reason = "does not say which model it is of" if said is None else f"is of a model it calls {said!r}"
@@ -85,11 +94,13 @@ def _network(weights: Weights, name: str | None) -> nn.Module:
         settings |= _sizes(weights)
     with torch.device("meta"):
         _, names = detect(create_model(name, **settings), state)
-        return create_model(name, **settings, **_ends(names, state))
+    with torch.device(device):
+        return create_model(name, **settings, **ends_of(names, state), **more)
 
 
-def _ends(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int]:
-    """What the first and the last layer say."""
+def ends_of(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int]:
+    """What the first and the last layer say, by the names the model's own have in the state: ``in_channels``,
+    ``stem_kernel``, ``num_classes``."""
     found = {}
     stem = state.get(names.get("conv1.weight") or names.get("layer1.conv.weight"))
     if isinstance(stem, Tensor) and stem.dim() == 4:

@@ -18,6 +18,7 @@ from torch import nn
 from sewsnn.models.blocks import Block
 from sewsnn.models.pooled_net import PooledNet
 from sewsnn.models.sew_resnet import SEWResNet
+from sewsnn.models.weights import without_compiled
 
 DIALECTS = ("sewsnn", "torchvision", "authors", "containers")
 _INNER = {"authors": ".module", "containers": ""}  # what a container puts before its children's numbers
@@ -27,10 +28,9 @@ def dialects(model: nn.Module) -> dict[str, dict[str, str]]:
     """By dialect: for each entry of the model's state dict its name there. Dialects without a form of it are left out.
 
     The structure is read from the modules: any size, any neuron, any residual style. A model that is not of
-    :mod:`sewsnn.models` has its own names alone.
+    :mod:`sewsnn.models` has its own names alone. Names are those of modules that are not compiled.
     """
-    keys = list(model.state_dict())
-    own = {key: key for key in keys}
+    own = {key: without_compiled(key) for key in model.state_dict()}
     if isinstance(model, SEWResNet):
         modules, found = _resnet_modules, {"torchvision": own, "sewsnn": own}
     elif isinstance(model, PooledNet):
@@ -39,7 +39,7 @@ def dialects(model: nn.Module) -> dict[str, dict[str, str]]:
         return {"sewsnn": own}
     for dialect, inner in _INNER.items():
         names = modules(model, inner)
-        found[dialect] = {key: _renamed(key, names) for key in keys}
+        found[dialect] = {key: _renamed(name, names) for key, name in own.items()}
     return found
 
 
@@ -67,6 +67,7 @@ def _resnet_modules(model: SEWResNet, inner: str) -> dict[str, str]:
     for path, block in model.named_modules():
         if not isinstance(block, Block):
             continue
+        path = without_compiled(path)
         for i in range(1, block.convs + 1):
             names |= _pair(f"{path}.conv{i}", f"{path}.bn{i}", f"{path}.conv{i}{inner}")
         if block.downsample is not None:
@@ -88,7 +89,8 @@ def _pooled_modules(model: PooledNet, inner: str) -> dict[str, str]:
             names |= _pair(f"layer{i}.conv", f"layer{i}.bn", f"conv.{place}.0{inner}")
             names[f"layer{i}.sn"] = f"conv.{place}.1"
             place += 1
-        for b, block in enumerate(stage.blocks):
+        blocks = getattr(stage.blocks, "_orig_mod", stage.blocks)  # compiled, they are no sequence
+        for b, block in enumerate(blocks):
             names |= _pooled_block(f"layer{i}.blocks.{b}", block, f"conv.{place}", inner)
             place += 1
         place += 1  # the pooling layer

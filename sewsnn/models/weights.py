@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from sewsnn.errors import CheckpointError
 from sewsnn.files import load_tensors
+from sewsnn.models import safetensors
 
-# Keys under which a file keeps its weights, beside optimizer, epoch and the like.
-_CONTAINERS = ("model", "net", "state_dict", "model_state_dict", "module")
-# What DistributedDataParallel and torch.compile put before every name.
-_PREFIXES = ("module.", "_orig_mod.")
+# Keys under which a file keeps its weights, beside optimizer, epoch and the like, in the order they are looked for. The
+# moving averages are last: they are read where there are no others, or where they are asked for.
+_CONTAINERS = ("model", "net", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
+_WRAPPER = "module."  # what DistributedDataParallel and AveragedModel put before every name
+_COMPILED = "_orig_mod"  # what torch.compile puts into the names of the modules that are compiled
+_COUNTER = "n_averaged"  # what AveragedModel has besides
 _SHOWN = 10  # names in a message
 
 
@@ -28,34 +31,63 @@ class Weights:
     container: str | None = None
     ignored: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # the model's, where the file says so
+    config: Mapping[str, Any] | None = None  # of the run of sewsnn train that wrote it
 
 
-def read_weights(source: str | os.PathLike | Mapping[str, Any]) -> Weights:
+def read_weights(
+    source: str | os.PathLike | Mapping[str, Any], container: str | None = None, known: Collection[str] = ()
+) -> Weights:
     """The state dict in a file or in its content.
 
+    Args:
+        container: the key it is under; None: it is looked for.
+        known: names that a model has in whatever dialect: what is one of them is no prefix.
+
     Raises:
-        TypeError: it is neither.
+        TypeError: an argument is of another type.
         CheckpointError: as :func:`load_checkpoint`.
     """
+    if container is not None and not isinstance(container, str):
+        raise TypeError(f"container must be a str or None, got {type(container).__name__}")
     if isinstance(source, Mapping):
-        return _find_state(source, "state dict")
-    if not isinstance(source, str | os.PathLike):
+        content, source = source, "state dict"
+    elif not isinstance(source, str | os.PathLike):
         raise TypeError(f"path_or_state_dict must be a path or a mapping, got {type(source).__name__}")
-    return _find_state(load_tensors(Path(source), [argparse.Namespace]), str(source))
-
-
-def _find_state(content: Any, source: str) -> Weights:
+    elif safetensors.is_one(source):
+        content = safetensors.read(source)
+    else:
+        content = load_tensors(Path(source), [argparse.Namespace])
+    source = str(source)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{source} is not a checkpoint: it must hold a dictionary, not {type(content).__name__}")
-    for key in _CONTAINERS:
-        if _is_state(content.get(key)):
-            others = tuple(str(other) for other in content if other != key)
-            return Weights(source, _without_prefixes(content[key]), key, others, _settings(content))
+    key = _container(content, source, container)
+    if not key:
+        return Weights(source, _plain_names(content, source, known))
+    others = tuple(str(other) for other in content if other != key)
+    config = content.get("config") if isinstance(content.get("config"), Mapping) else None
+    return Weights(source, _plain_names(content[key], source, known), key, others, _settings(content), config)
+
+
+def _container(content: Mapping[str, Any], source: str, wanted: str | None) -> str | None:
+    """The key under which the weights are; None: the content itself is."""
+    holders = [key for key, value in content.items() if isinstance(key, str) and _is_state(value)]
+    has = f"it has {some(map(str, content)) or 'nothing'}"
+    if wanted:
+        if wanted not in holders:
+            raise CheckpointError(f"{source} has no tensors by name under {wanted!r}: {has}")
+        return wanted
+    if wanted is None:
+        for key in _CONTAINERS:
+            if key in holders:
+                return key
     if _is_state(content):
-        return Weights(source, _without_prefixes(content))
+        return None
+    if wanted is None and len(holders) == 1:
+        return holders[0]
+    choice = f"; which of {', '.join(map(repr, holders))} is meant, container must say" if holders else ""
     raise CheckpointError(
         f"{source} is not a checkpoint: it must hold tensors by name, or a dictionary of them under one of "
-        f"{', '.join(_CONTAINERS)}; it has {some(map(str, content)) or 'nothing'}"
+        f"{', '.join(_CONTAINERS)} or one other key; {has}{choice}"
     )
 
 
@@ -66,15 +98,33 @@ def _is_state(content: Any) -> bool:
     return any(isinstance(value, Tensor) for value in content.values())
 
 
-def _without_prefixes(state: Mapping[str, Any]) -> dict[str, Any]:
-    state = dict(state)
-    while True:
-        for prefix in _PREFIXES:
-            if all(key.startswith(prefix) for key in state):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-                break
-        else:
-            return state
+def _plain_names(state: Mapping[str, Any], source: str, known: Collection[str]) -> dict[str, Any]:
+    """Without what wrappers put into names. ``module.`` may be a model's own: it goes as often as makes the most names
+    known ones, and where that does not tell, as often as all have it."""
+    plain: dict[str, Any] = {}
+    for key, value in state.items():
+        name = without_compiled(key)
+        if name in plain:
+            raise CheckpointError(f"{source} has the entry {name} twice, once of a compiled module")
+        plain[name] = value
+    forms = [plain]
+    while rest := _unwrapped(forms[-1]):
+        forms.append(rest)
+    known = set(known)
+    return max(reversed(forms), key=lambda form: len(known.intersection(form)))
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any] | None:
+    """With one wrapper less; None: there is none."""
+    inner = {key: value for key, value in state.items() if key != _COUNTER}
+    if not inner or not all(key.startswith(_WRAPPER) for key in inner):
+        return None
+    return {key.removeprefix(_WRAPPER): value for key, value in inner.items()}
+
+
+def without_compiled(key: str) -> str:
+    """A name as it is where nothing is compiled."""
+    return ".".join(part for part in key.split(".") if part != _COMPILED)
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import torch
@@ -9,17 +10,19 @@ from torch import nn
 from sewsnn import data, models, neuron, surrogate
 from sewsnn.errors import ConfigError
 from sewsnn.ops.load import resolve_backend
-from sewsnn.train.config import Config, NeuronConfig
+from sewsnn.train.schema import Config, NeuronConfig
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU.
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU. ``local_rank``: which of this machine's GPUs; None: the first.
 
     Raises:
         ConfigError: there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -27,6 +30,13 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0] if str(error) else "not available"
         raise ConfigError(f"train.device: cannot use {name!r}: {reason}") from None
     return device
+
+
+def make_deterministic() -> None:
+    """The same bits in each run, on CUDA too: torch then refuses operations that cannot promise it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def neuron_factory(config: NeuronConfig, key: str = "model.neuron") -> Callable[[], nn.Module]:
@@ -67,11 +77,12 @@ def backend_of(config: Config, device: torch.device) -> str:
     return resolve_backend(settings.backend, device.type, node.surrogate_function)
 
 
-def build_data(config: Config) -> data.DataSource:
+def build_data(config: Config, rank: int = 0, world: int = 1) -> data.DataSource:
+    """The data set, or this process's part of it."""
     settings = dataclasses.asdict(config.data)
     name, T_train = settings.pop("name"), settings.pop("T_train")
     try:
-        source = data.create_data(name, seed=config.seed, T=config.model.T, **settings)
+        source = data.create_data(name, seed=config.seed, T=config.model.T, rank=rank, world=world, **settings)
     except ValueError as error:
         raise ConfigError(f"data.name: {error}") from None
     if T_train and not source.sequences:
@@ -99,18 +110,28 @@ def build_model(config: Config, source: data.DataSource) -> nn.Module:
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     settings = config.optimizer
-    if settings.name == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
-
-
-def build_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Stepped once per epoch."""
-    settings = config.schedule
-    if settings.name == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.train.epochs)
-    if settings.name == "step":
-        return torch.optim.lr_scheduler.StepLR(optimizer, settings.step_size, settings.gamma)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    parameters = list(model.parameters())
+    groups = [{"params": parameters}]
+    if not settings.decay_norms:
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+    fused = True if parameters[0].is_cuda else None
+    if settings.name == "adamw":
+        optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    else:
+        try:
+            optimizer = torch.optim.SGD(
+                groups,
+                settings.lr,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+                nesterov=settings.nesterov,
+                fused=fused,
+            )
+        except ValueError as error:
+            raise ConfigError(f"optimizer: {error}") from None
+    for group in optimizer.param_groups:
+        group["initial_lr"] = settings.lr
+    return optimizer

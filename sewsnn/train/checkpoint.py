@@ -1,22 +1,46 @@
-"""Checkpoints of a training run: one file, written atomically, loaded with ``weights_only=True``.
+"""Checkpoints of a training run: written atomically, loaded with ``weights_only=True``.
 
-The file is a dictionary: ``format``, ``version``, ``config``, ``model``, ``optimizer``, ``scheduler``, ``scaler``,
-``rng``, ``epoch`` and ``step`` (the next to run), ``running`` (sums of the epoch so far), ``history`` (a row per epoch)
-and ``seconds``. Data order needs nothing more: it follows from the seed, the epoch and the step.
+A file is a dictionary: ``format``, ``version``, ``versions`` (of programs), ``config``, ``model``, ``average`` (the
+moving average of the weights, or None), ``optimizer``, ``scaler``, ``rng`` (of every process), ``epoch`` and ``step``
+(the next to run), ``samples`` (of the epoch, that are done), ``world``, ``running`` (sums of the epoch so far),
+``history`` (a row per epoch), ``firing_rates`` (likewise) and ``seconds``. The order of the data and the learning rate
+need nothing more: they follow from the seed, the epoch and the step.
 """
 
+import contextlib
+import os
+import platform
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sewsnn.errors import CheckpointError
+import sewsnn
+from sewsnn.errors import CheckpointError, UserError
 from sewsnn.files import load_tensors, write_atomic
 
 FORMAT = "sewsnn.train"
-VERSION = 1
+VERSION = 2
 NAME = "checkpoint.pt"
-_KEYS = {"config", "model", "optimizer", "scheduler", "scaler", "rng", "epoch", "step", "running", "history", "seconds"}
+BEST = "best.pt"
+_KEYS = {
+    "config",
+    "model",
+    "average",
+    "optimizer",
+    "scaler",
+    "rng",
+    "epoch",
+    "step",
+    "samples",
+    "world",
+    "running",
+    "history",
+    "firing_rates",
+    "seconds",
+}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -26,7 +50,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
         UserError: it cannot be written.
     """
     assert content.keys() == _KEYS, content.keys() ^ _KEYS
-    write_atomic(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **content}, file))
+    versions = {"sewsnn": sewsnn.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    head = {"format": FORMAT, "version": VERSION, "versions": versions}
+    write_atomic(path, lambda file: torch.save(head | content, file))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -48,14 +74,75 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints of single epochs in a folder, the newest first."""
+    pattern = re.compile(r"checkpoint-(\d+)\.pt")
+    found = {int(match[1]): path for path in folder.glob("*.pt") if (match := pattern.fullmatch(path.name))}
+    return [found[epoch] for epoch in sorted(found, reverse=True)]
+
+
+def keep(folder: Path, epoch: int, most: int, best: bool) -> None:
+    """Keeps the folder's checkpoint as that of ``epoch`` besides, at most ``most`` of them, and as the best so far. The
+    same file under another name costs no space.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if most:
+        _link(folder / NAME, folder / f"checkpoint-{epoch:04d}.pt")
+        for old in kept(folder)[most:]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+    if best:
+        _link(folder / NAME, folder / BEST)
+
+
+def _link(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.link")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:  # a file system without links, or none at all any more
+        try:
+            with open(source, "rb") as file:
+                write_atomic(target, lambda out: shutil.copyfileobj(file, out))
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror}") from None
+
+
+def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The newest readable checkpoint of a folder.
+
+    Returns:
+        ``(content, "")``; with a sentence where it is an older one, since newer ones are damaged; ``(None, "")`` if
+        there is none at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read: nothing is begun anew over them.
+    """
+    paths = [path for path in (folder / NAME, *kept(folder)) if path.exists()]
+    problems = []
+    for path in paths:
+        try:
+            content = load(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        return content, f"{'; '.join(problems)}: going on from {path.name} instead" if problems else ""
+    if problems:
+        raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(problems)}")
+    return None, ""
+
+
 def get_rng() -> dict[str, Any]:
-    """The state of torch's random number generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    """The state of torch's random number generators in this process."""
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng(state: dict[str, Any]) -> None:
     """Puts back what :func:`get_rng` returned."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available() and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,7 +1,7 @@
-"""The configuration of a training run: dataclass defaults < YAML file < command line.
+"""Reading a configuration: dataclass defaults < YAML file < command line.
 
-A key is a path through the dataclasses below (``optimizer.lr``); on the command line the last part alone is enough
-where only one key ends so (``--lr 0.05``).
+A key is a path through the dataclasses of :mod:`sewsnn.train.schema` (``optimizer.lr``); on the command line the last
+part alone is enough where only one key ends so (``--lr 0.05``).
 """
 
 import dataclasses
@@ -9,162 +9,13 @@ import difflib
 import math
 import types
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from sewsnn.errors import ConfigError
-
-
-@dataclass
-class DataConfig:
-    """``name``: a data set of :mod:`sewsnn.data`, ``root``: the folder of its files; the rest is explained at
-    :class:`sewsnn.data.source.Options`.
-
-    Of each batch of training sequences ``T_train`` time-steps are left (random temporal delete); 0: all.
-    """
-
-    name: str = "digits"
-    root: str | None = None
-    batch_size: int = 64
-    workers: int = 0
-    shift: int = 0
-    flip: bool = False
-    T_train: int = 0
-    drop_last: bool = False
-    generated: int = 0
-    image_size: int = 224
-    resize: int = 256
-    scale_min: float = 0.08
-    augment: Literal["none", "trivial", "rand", "auto"] = "none"
-    erase: float = 0.0
-    loader: Literal["torchvision", "dali"] = "torchvision"
-    on_corrupt: Literal["stop", "skip"] = "stop"
-    split_by: Literal["number", "time", "duration"] = "number"
-    frame_us: int = 0
-    split: str = "paper"
-
-
-@dataclass
-class NeuronConfig:
-    """The neuron of every layer, names as in :mod:`sewsnn.neuron`. ``v_reset: null`` is soft reset,
-    ``surrogate_parameter: null`` the surrogate's own default."""
-
-    type: Literal["IF", "LIF", "PLIF"] = "IF"
-    tau: float = 2.0
-    decay_input: bool = True
-    v_threshold: float = 1.0
-    v_reset: float | None = 0.0
-    detach_reset: bool = True
-    surrogate: str = "ATan"
-    surrogate_parameter: float | None = None
-    tau_grad: Literal["full", "frozen"] = "full"
-    backend: Literal["auto", "native", "torch"] = "auto"
-
-
-@dataclass
-class ModelConfig:
-    """A model of :mod:`sewsnn.models`; ``blocks`` and ``widths`` are for ``sew_resnet`` only, ``stem`` for ResNets.
-
-    ``stem``, ``stem_kernel``: null is the model's own. ``last_neuron``: of each block; null: ``neuron``. ``weights``: a
-    checkpoint of any dialect to begin with (:func:`sewsnn.models.load_checkpoint`).
-    """
-
-    name: str = "sew_resnet18"
-    T: int = 4
-    connect_f: Literal["ADD", "AND", "IAND"] = "ADD"
-    blocks: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    stem: Literal["imagenet", "small"] | None = None
-    stem_kernel: int | None = None
-    zero_init_residual: bool = False
-    pack_spikes: bool = False
-    neuron: NeuronConfig = field(default_factory=NeuronConfig)
-    last_neuron: NeuronConfig | None = None
-    weights: str | None = None
-
-
-@dataclass
-class OptimizerConfig:
-    """SGD with momentum (the paper's) or AdamW."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-
-
-@dataclass
-class ScheduleConfig:
-    """Learning rate over epochs: cosine to 0 at the last, steps of ``gamma`` every ``step_size``, or constant."""
-
-    name: Literal["cosine", "step", "constant"] = "cosine"
-    step_size: int = 64
-    gamma: float = 0.1
-
-
-@dataclass
-class TrainConfig:
-    """``amp``: autocast in training (evaluation is float32). ``checkpoint_steps``: a checkpoint every so many steps,
-    besides the one after each epoch; 0: none."""
-
-    epochs: int = 10
-    device: str = "auto"
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    checkpoint_steps: int = 0
-    threads: int = 0
-
-
-@dataclass
-class PublishedConfig:
-    """The result a configuration aims at, in percent: best epoch and last; null: not published. ``source``: where."""
-
-    test_accuracy: float | None = None
-    last_test_accuracy: float | None = None
-    source: str = ""
-
-
-@dataclass
-class Config:
-    """A whole run. ``output``: its folder; null: ``runs/<name>``."""
-
-    name: str = "run"
-    seed: int = 2020
-    output: str | None = None
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    published: PublishedConfig = field(default_factory=PublishedConfig)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output or f"runs/{self.name}")
-
-
-_AT_LEAST = {
-    "data.batch_size": 1,
-    "data.shift": 0,
-    "data.T_train": 0,
-    "data.generated": 0,
-    "model.T": 1,
-    "optimizer.lr": 0,
-    "optimizer.momentum": 0,
-    "optimizer.weight_decay": 0,
-    "schedule.step_size": 1,
-    "schedule.gamma": 0,
-    "train.epochs": 1,
-    "train.checkpoint_steps": 0,
-    "train.threads": 0,
-    "seed": 0,
-}
-_MOST_SEED = 2**63 - 1  # that torch takes
+from sewsnn.train.schema import AT_LEAST, AT_MOST, FREE, Config, PublishedConfig
 
 
 def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
@@ -194,8 +45,9 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
 def _is_of_the_experiment(key: str) -> bool:
     """Whether a result would be another one's with another value of the key."""
     section = key.partition(".")[0]
-    chosen = section in ("data", "model", "optimizer", "schedule")
-    return (chosen or key == "train.epochs") and key not in ("data.root", "data.generated")
+    chosen = section in ("data", "model", "optimizer", "schedule", "loss")
+    of_training = key in ("train.epochs", "train.accumulate", "train.ema", "train.sync_bn")
+    return (chosen or of_training) and key not in FREE | {"data.generated", "data.loader", "data.on_corrupt"}
 
 
 def from_dict(content: Any, where: str = "config") -> Config:
@@ -205,16 +57,15 @@ def from_dict(content: Any, where: str = "config") -> Config:
 
 def check(config: Config) -> None:
     """Values that are of the right type and still make no sense."""
-    for key, least in _AT_LEAST.items():
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
+    for key, least in AT_LEAST.items():
+        value = _value(config, key)
         if not value >= least:
             raise ConfigError(f"{key} must be at least {least}, got {value}")
         if value == math.inf:
             raise ConfigError(f"{key} must be finite, got {value}")
-    if config.seed > _MOST_SEED:
-        raise ConfigError(f"seed must be at most {_MOST_SEED}, got {config.seed}")
+    for key, most in AT_MOST.items():
+        if _value(config, key) > most:
+            raise ConfigError(f"{key} must be at most {most}, got {_value(config, key)}")
     if (config.model.name == "sew_resnet") != bool(config.model.blocks):
         raise ConfigError("model.blocks and model.widths are needed by model.name: sew_resnet, and by no other model")
     if len(config.model.blocks) != len(config.model.widths):
@@ -224,6 +75,23 @@ def check(config: Config) -> None:
         )
     if config.data.T_train > config.model.T:
         raise ConfigError(f"data.T_train must be at most model.T, {config.model.T}, got {config.data.T_train}")
+    if config.data.image_size > config.data.resize:
+        raise ConfigError(
+            f"data.image_size must be at most data.resize, {config.data.resize}, got {config.data.image_size}"
+        )
+    if config.data.split_by == "duration" and not config.data.frame_us:
+        raise ConfigError("data.split_by: duration needs data.frame_us, the microseconds of a frame")
+    if config.schedule.warmup_epochs >= config.train.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs must be less than train.epochs, {config.train.epochs}, got "
+            f"{config.schedule.warmup_epochs}"
+        )
+
+
+def _value(config: Config, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
 
 
 def keys(cls: type = Config, prefix: str = "") -> list[str]:

@@ -1,319 +1,314 @@
 """The training loop: :func:`train`."""
 
-import json
-import platform
-import signal
 import sys
-import threading
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
 from tqdm import tqdm
 
-import sewsnn
 from sewsnn.analysis import firing_rates
-from sewsnn.analysis.figures import draw_curves, draw_firing_rates
-from sewsnn.data import random_temporal_delete
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn.errors import UserError
 from sewsnn.files import make_folder, write_text
+from sewsnn.layers import convert_sync_batchnorm
 from sewsnn.models import load_checkpoint
-from sewsnn.train import build, checkpoint, metrics
-from sewsnn.train.config import Config, differences, from_dict
+from sewsnn.train import build, checkpoint, metrics, state
+from sewsnn.train.config import Config
+from sewsnn.train.distributed import Processes
+from sewsnn.train.evaluation import evaluate
+from sewsnn.train.prefetch import Prefetch
+from sewsnn.train.result import epoch_line, result_lines, write_result
+from sewsnn.train.schedule import factor, set_lr
+from sewsnn.train.signals import Interrupted, Signals
+from sewsnn.train.step import Step
+from sewsnn.train.sums import Sums
 
-# Keys in which a resumed run may differ from the one it goes on with: they do not touch the mathematics.
-_FREE_ON_RESUME = {
-    "output",
-    "name",
-    "data.root",
-    "train.checkpoint_steps",
-    *(f"published.{field}" for field in ("test_accuracy", "last_test_accuracy", "source")),
-}
+__all__ = ["Interrupted", "Trainer", "train"]
 
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM: the run was saved and can be resumed."""
+_ASK_STEPS = 8  # steps between two questions to the other processes whether one was told to stop
+_RATE_BATCHES = 10  # test batches the firing rates are counted over
 
 
 class Trainer:
-    """One run in one folder.
+    """One run in one folder, in one process or, under torchrun, in several.
 
     Args:
-        config: see :mod:`sewsnn.train.config`.
-        resume: go on from the folder's checkpoint. Otherwise the folder must not hold a run already.
+        config: see :mod:`sewsnn.train.schema`.
+        resume: True: go on from the folder's checkpoint. ``"auto"``: if there is one. Otherwise the folder must not
+            hold a run already.
+        processes: who trains; None: as torchrun says.
 
     Raises:
         UserError: a setting, the folder or the checkpoint is not as it must be.
     """
 
-    def __init__(self, config: Config, resume: bool = False):
-        self.config = config
-        self.folder = config.folder
-        self.device = build.choose_device(config.train.device)
+    def __init__(self, config: Config, resume: bool | str = False, processes: Processes | None = None):
+        self.config, self.folder = config, config.folder
+        self.processes = processes or Processes(config.train.device)
+        self.device = build.choose_device(config.train.device, self.processes.local_rank)
         self.backend = build.backend_of(config, self.device)
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
-        saved = checkpoint.load(self.folder / checkpoint.NAME) if resume else None
-        if saved:
-            self._check_same(saved["config"])
-        elif (self.folder / checkpoint.NAME).exists() or (self.folder / "config.yaml").exists():
-            raise UserError(
-                f"{self.folder} already holds a run: --resume goes on with it, --output names another folder"
-            )
+        _set_up_torch(config)
+        self.message = ""  #: what a resume has to say
+        saved = self._saved(resume)
         torch.manual_seed(config.seed)
-        self.source = build.build_data(config)
+        self.source = build.build_data(config, self.processes.rank, self.processes.world)
         self.model = build.build_model(config, self.source)
         if config.model.weights and not saved:
-            print(load_checkpoint(self.model, config.model.weights))
+            self._say(load_checkpoint(self.model, config.model.weights))
+        if config.train.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if config.train.sync_bn:
+            convert_sync_batchnorm(self.model)
         self.model.to(self.device)
         self.optimizer = build.build_optimizer(config, self.model)
-        self.scheduler = build.build_scheduler(config, self.optimizer)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.train.amp == "fp16")
-        self.loss = nn.CrossEntropyLoss()
+        self.stepper = Step(config, self.model, self.optimizer, self.processes, self.source.num_classes)
         self.epoch, self.step = 0, 0
-        self.running = _no_sums()
         self.history: list[dict] = []
+        self.rates: list[dict[str, float]] = []
+        self.sums = Sums(self.device)
         self.seconds = 0.0
         self._since = time.perf_counter()
-        self._signal: int | None = None
-        make_folder(self.folder)
+        self.signals = Signals()
+        if self.processes.is_first:
+            make_folder(self.folder)
         if saved:
-            self._restore(saved)
-        else:
+            state.restore(self, saved)
+        elif self.processes.is_first:
             write_text(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
-    def run(self) -> dict:
+    def run(self) -> dict | None:
         """Trains to the last epoch and writes ``metrics.csv``, TensorBoard files, ``result.json`` and the figures.
 
         Returns:
-            What ``result.json`` holds.
+            What ``result.json`` holds; None but in the first process.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; everything up to the last step is saved.
+            NonFinite: the loss is not a number any more.
         """
         config = self.config
-        metrics.write_csv(self.folder / "metrics.csv", self.history)
-        board = metrics.TensorBoard(self.folder, first_epoch=self.epoch)
         self._since = time.perf_counter()
+        board = self._board()
         try:
-            with _Signals(self):
+            with self.signals:
                 while self.epoch < config.train.epochs:
-                    self._train_epoch()
+                    self._train_epoch(board)
                     row = self._finish_epoch()
-                    board.add(row)
-                    metrics.write_csv(self.folder / "metrics.csv", self.history)
-                    self._save()
-                    tqdm.write(_line(row, config.train.epochs), file=sys.stdout)
-            rates = firing_rates(
-                self.model, (self.source.to_float(x.to(self.device)) for x, _ in self.source.test_batches())
-            )
-            board.add_firing_rates(rates, config.train.epochs - 1)
+                    if board:
+                        board.add(row, self.rates[-1])
+                        self._write_metrics()
+                    self.save()
+                    if self.processes.is_first:
+                        best = max(range(self.epoch), key=lambda e: self.history[e]["test_accuracy"]) == self.epoch - 1
+                        checkpoint.keep(self.folder, self.epoch, config.train.keep, best)
+                        tqdm.write(epoch_line(row, config.train.epochs), file=sys.stdout)
         finally:
-            board.close()
-        return self._finish(rates)
+            if board:
+                board.close()
+        if not self.processes.is_first:
+            return None
+        return write_result(
+            self.folder,
+            config,
+            self.history,
+            self.rates[-1],
+            self.elapsed(),
+            self.backend,
+            self.processes.world,
+        )
 
     # ---- the epoch
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, board: metrics.TensorBoard | None) -> None:
         self.model.train()
-        started = time.perf_counter()
-        before = self.running["seconds"]
-        every = self.config.train.checkpoint_steps
-        steps = self.source.steps_per_epoch
-        title = f"epoch {self.epoch + 1}/{self.config.train.epochs}"
-        with tqdm(total=steps, initial=self.step, desc=title, unit="step", leave=False, mininterval=0.5) as bar:
-            for x, y in self.source.train_batches(self.epoch, self.step):
-                self._train_step(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True))
+        settings, steps, sums = self.config.train, self.source.steps_per_epoch, self.sums
+        started, before, waited = time.perf_counter(), sums.seconds, sums.waited
+        batches = Prefetch(
+            self.source.train_batches(self.epoch, self.step), self.device, self.source.to_float, settings.channels_last
+        )
+        title = f"epoch {self.epoch + 1}/{settings.epochs}"
+        quiet = not self.processes.is_first
+        with tqdm(
+            total=steps, initial=self.step, desc=title, unit="step", leave=False, mininterval=0.5, disable=quiet
+        ) as bar:
+            for x, y in batches:
+                first = self.step - self.step % settings.accumulate
+                lr = self._set_lr(first)
+                group = min(settings.accumulate, steps - first)
+                last = self.step + 1 == first + group
+                self.stepper.run(x, y, self.epoch, self.step, group, last, sums)
                 self.step += 1
-                self.running["seconds"] = before + time.perf_counter() - started
+                sums.seconds, sums.waited = before + time.perf_counter() - started, waited + batches.waited
                 bar.update()
-                if self.step % 10 == 0:
-                    bar.set_postfix_str(f"loss {self.running['loss'] / self.running['images']:.4f}", refresh=False)
-                if self._signal is not None:
-                    self._save()
-                    raise Interrupted(f"stopped by {signal.Signals(self._signal).name}; saved in {self.folder}")
-                if every and self.step % every == 0 and self.step < steps:
-                    self._save()
+                logs = self.step % settings.log_steps == 0
+                if logs or self.device.type == "cpu":
+                    self.stepper.check(sums, self.epoch, self._batch)
+                if logs:
+                    self._log(board, bar, lr)
+                if last:
+                    self._save_if_asked()
+        if self.step != steps:
+            raise UserError(f"epoch {self.epoch + 1} has {steps} steps, but the data ended after {self.step}")
+        self.stepper.check(sums, self.epoch, self._batch)
 
-    def _train_step(self, x, y) -> None:
-        x = self.source.to_float(x)
-        if self.config.data.T_train:
-            x = random_temporal_delete(x, self.config.data.T_train)
-        amp = self.config.train.amp
-        dtype = torch.float16 if amp == "fp16" else torch.bfloat16
-        with torch.autocast(self.device.type, dtype=dtype, enabled=amp != "off"):
-            logits = self.model(x)
-            loss = self.loss(logits, y)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.running["images"] += len(y)
-        self.running["loss"] += loss.item() * len(y)
-        self.running["correct"] += int((logits.argmax(1) == y).sum())
+    def _set_lr(self, step: int) -> float:
+        position = self.epoch + step / self.source.steps_per_epoch
+        return set_lr(self.optimizer, factor(self.config.schedule, self.config.train.epochs, position))
+
+    def _batch(self, step: int):
+        """A batch of this epoch once more."""
+        batches = self.source.train_batches(self.epoch, step)
+        return next(iter(Prefetch(islice(batches, 1), self.device, self.source.to_float)), None)
+
+    def _save_if_asked(self) -> None:
+        """In mid-epoch: by a signal, or because it is time."""
+        settings, steps = self.config.train, self.source.steps_per_epoch
+        asks = self.processes.world == 1 or self.step == steps or self._is_time(_ASK_STEPS)
+        stops = asks and self.processes.any(bool(self.signals.received))
+        if stops or (settings.checkpoint_steps and self.step < steps and self._is_time(settings.checkpoint_steps)):
+            self.stepper.check(self.sums, self.epoch, self._batch)
+            self.save()
+        if stops:
+            raise Interrupted(f"stopped by {self.signals.name}; saved in {self.folder}")
+
+    def _is_time(self, every: int) -> bool:
+        """Whether a multiple of ``every`` steps was reached in the optimizer step that has just been done."""
+        return self.step // every > (self.step - self.config.train.accumulate) // every
+
+    def _log(self, board: metrics.TensorBoard | None, bar: tqdm, lr: float) -> None:
+        sums = self.sums.values(self.processes)
+        bar.set_postfix_str(f"loss {sums['loss'] / sums['samples']:.4f}", refresh=False)
+        if board:
+            board.add_step(
+                {
+                    "train_loss": sums["loss"] / sums["samples"],
+                    "train_accuracy": sums["top1"] / sums["samples"],
+                    "lr": lr,
+                    "images_per_second": sums["samples"] / max(sums["seconds"], 1e-9),
+                    "data_wait": sums["waited"] / max(sums["seconds"], 1e-9),
+                    "memory_mib": metrics.peak_memory_mib(self.device),
+                },
+                self.epoch * self.source.steps_per_epoch + self.step,
+            )
 
     def _finish_epoch(self) -> dict:
-        sums = self.running
-        test_loss, test_accuracy = self.evaluate()
+        config, sums = self.config, self.sums.values(self.processes)
+        average = self.stepper.average
+        self.processes.share_buffers(*([self.model] if average is None else [self.model, average]))
+        found = [self._evaluate(self.model)]
+        if average is not None:
+            found.append(self._evaluate(average.module))
+        corrupt: dict[str, str] = {}
+        for of_process in self.processes.gather(self.source.corrupt):
+            corrupt |= of_process
         row = {
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": sums["loss"] / sums["images"],
-            "train_accuracy": sums["correct"] / sums["images"],
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
+            "train_loss": sums["loss"] / sums["samples"],
+            "train_accuracy": sums["top1"] / sums["samples"],
+            "train_accuracy5": sums["top5"] / sums["samples"],
+            "test_loss": found[0]["loss"],
+            "test_accuracy": found[0]["accuracy"],
+            "test_accuracy5": found[0]["accuracy5"],
+            "average_accuracy": found[-1]["accuracy"] if average is not None else None,
+            "average_accuracy5": found[-1]["accuracy5"] if average is not None else None,
             "train_seconds": sums["seconds"],
-            "train_images_per_second": sums["images"] / sums["seconds"],
+            "train_images_per_second": sums["samples"] / sums["seconds"],
+            "data_wait": sums["waited"] / sums["seconds"],
+            "peak_memory_mib": metrics.peak_memory_mib(self.device),
+            "loss_scale": self.stepper.scaler.get_scale() if config.train.amp == "fp16" else None,
+            "corrupt_samples": len(corrupt),
         }
-        self.scheduler.step()
+        if corrupt and self.processes.is_first:
+            write_text(self.folder / "corrupt.txt", "".join(f"{text}\n" for _, text in sorted(corrupt.items())))
         self.history.append(row)
-        self.epoch, self.step, self.running = self.epoch + 1, 0, _no_sums()
+        self.rates.append(self._firing_rates() if self.processes.is_first else {})
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums(self.device)
         return row
 
-    @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """Mean loss and accuracy on the test set, float32."""
-        self.model.eval()
-        images, loss, correct = 0, 0.0, 0
-        for x, y in self.source.test_batches():
-            x, y = self.source.to_float(x.to(self.device)), y.to(self.device)
-            logits = self.model(x)
-            loss += self.loss(logits, y).item() * len(y)
-            correct += int((logits.argmax(1) == y).sum())
-            images += len(y)
-        return loss / images, correct / images
+    def _evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        settings = self.config.train
+        return evaluate(model, self.source, self.device, self.processes, settings.test_amp, settings.channels_last)
+
+    def _firing_rates(self) -> dict[str, float]:
+        """Over a part of the test set; the first process's are those of the run."""
+        batches = islice(self.source.test_batches(), _RATE_BATCHES)
+        return firing_rates(self.model, (x for x, _ in Prefetch(batches, self.device, self.source.to_float)))
 
     # ---- state
 
-    def _save(self) -> None:
-        checkpoint.save(
-            self.folder / checkpoint.NAME,
-            {
-                "config": self.config.to_dict(),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "rng": checkpoint.get_rng(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "running": self.running,
-                "history": self.history,
-                "seconds": self._elapsed(),
-            },
-        )
+    def save(self) -> None:
+        """The checkpoint; to be called by all processes."""
+        content = state.collect(self)
+        if self.processes.is_first:
+            checkpoint.save(self.folder / checkpoint.NAME, content)
 
-    def _restore(self, saved: dict) -> None:
-        try:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
-            self.scaler.load_state_dict(saved["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self.folder / checkpoint.NAME} does not fit its configuration: {error}") from None
-        checkpoint.set_rng(saved["rng"])
-        self.epoch, self.step = saved["epoch"], saved["step"]
-        self.running, self.history, self.seconds = saved["running"], saved["history"], saved["seconds"]
-
-    def _check_same(self, saved: dict) -> None:
-        changed = [
-            key for key in differences(from_dict(saved).to_dict(), self.config.to_dict()) if key not in _FREE_ON_RESUME
-        ]
-        if changed:
-            raise CheckpointError(
-                f"{self.folder / checkpoint.NAME} was made with other settings ({', '.join(changed)}): resume with the "
-                "same, or start a new run with --output"
-            )
-
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a resume included."""
         return self.seconds + time.perf_counter() - self._since
 
-    def _finish(self, rates: dict[str, float]) -> dict:
-        last, name = self.history[-1], self.config.name
-        result = {
-            "test_accuracy": last["test_accuracy"],
-            "best_test_accuracy": max(row["test_accuracy"] for row in self.history),
-            "epochs": len(self.history),
-            "seconds": self._elapsed(),
-            "published": self.config.to_dict()["published"],
-            "generated_data": bool(self.config.data.generated),
-            "firing_rates": rates,
-            "backend": self.backend,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "sewsnn": sewsnn.__version__,
-        }
-        write_text(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
-        published = None if self.config.data.generated else self.config.published.test_accuracy
-        draw_curves(self.history, name, self.folder / "curves.png", published)
-        draw_firing_rates(rates, name, self.folder / "firing_rates.png")
-        return result
+    def _saved(self, resume: bool | str) -> dict | None:
+        """The checkpoint to go on from, as the first process reads it."""
+        found = error = None
+        if self.processes.is_first:
+            try:
+                found, self.message = state.find(self.folder, resume)
+                if found:
+                    state.check_same(found, self.config, self.processes.world, self.folder)
+            except UserError as problem:
+                error = problem
+        found, error = self.processes.from_first((found, error))
+        if error is not None:
+            raise error
+        return found
+
+    def _board(self) -> metrics.TensorBoard | None:
+        if not self.processes.is_first:
+            return None
+        self._write_metrics()
+        first_step = self.epoch * self.source.steps_per_epoch + self.step
+        return metrics.TensorBoard(self.folder, self.epoch, first_step + 1)
+
+    def _write_metrics(self) -> None:
+        metrics.write_csv(self.folder / "metrics.csv", self.history)
+        metrics.write_firing_rates(self.folder / "firing_rates.csv", self.history, self.rates)
+
+    def _say(self, text) -> None:
+        if self.processes.is_first:
+            print(text)
 
 
-def train(config: Config, resume: bool = False) -> dict:
-    """Trains ``config`` in its folder, prints what a reader wants to know, returns the result. See :class:`Trainer`."""
-    trainer = Trainer(config, resume)
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    print(
-        f"{config.name}: {config.model.name}, {parameters:,} parameters, T = {config.model.T}, on {trainer.device} "
-        f"with the {trainer.backend} backend, in {trainer.folder}"
-    )
-    if resume:
-        print(f"resumed at epoch {trainer.epoch + 1}, step {trainer.step}")
-    result = trainer.run()
-    print(
-        f"test accuracy {100 * result['test_accuracy']:.2f} % (best {100 * result['best_test_accuracy']:.2f} %) after "
-        f"{result['epochs']} epochs in {result['seconds']:.1f} s"
-    )
-    if aim := _aim(config):
-        print(aim)
-    files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)
-    print("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
+def train(config: Config, resume: bool | str = False) -> dict | None:
+    """Trains ``config`` in its folder, prints what a reader wants to know, returns the result (in the first process).
+    See :class:`Trainer`."""
+    processes = Processes(config.train.device)
+    try:
+        trainer = Trainer(config, resume, processes)
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        world = f", {processes.world} processes" if processes.world > 1 else ""
+        trainer._say(
+            f"{config.name}: {config.model.name}, {parameters:,} parameters, T = {config.model.T}, on {trainer.device} "
+            f"with the {trainer.backend} backend{world}, in {trainer.folder}"
+        )
+        if trainer.message:
+            trainer._say(trainer.message)
+        result = trainer.run()
+    finally:
+        processes.leave()
+    if result is not None:
+        print("\n".join(result_lines(result, config)))
+        files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)
+        print("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
     return result
 
 
-class _Signals:
-    """While active, SIGINT and SIGTERM ask the loop to save and stop; a second one stops at once."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.old: dict[int, object] = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.old[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *exception):
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame):
-        self.trainer._signal = number
-        signal.signal(number, self.old[number])
-
-
-def _aim(config: Config) -> str:
-    """What the result is to be compared with."""
-    if config.data.generated:
-        return "generated data: this result says nothing"
-    best, last, source = config.published.test_accuracy, config.published.last_test_accuracy, config.published.source
-    values = [f"{best:.2f} %"] if best is not None else []
-    values += [f"last epoch {last:.2f} %"] if last is not None else []
-    return f"published: {', '.join([*values, source])}" if values or source else ""
-
-
-def _no_sums() -> dict:
-    return {"images": 0, "loss": 0.0, "correct": 0, "seconds": 0.0}
-
-
-def _line(row: dict, epochs: int) -> str:
-    return (
-        f"epoch {row['epoch'] + 1:>{len(str(epochs))}}/{epochs}  lr {row['lr']:.4g}  "
-        f"train loss {row['train_loss']:.4f}  accuracy {100 * row['train_accuracy']:.2f} %  "
-        f"test loss {row['test_loss']:.4f}  accuracy {100 * row['test_accuracy']:.2f} %  "
-        f"{row['train_images_per_second']:.0f} images/s"
-    )
+def _set_up_torch(config: Config) -> None:
+    settings = config.train
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        build.make_deterministic()
+    else:
+        torch.backends.cudnn.benchmark = True

@@ -1,9 +1,13 @@
-"""Metrics of a run: ``metrics.csv`` and TensorBoard event files."""
+"""Metrics of a run: ``metrics.csv``, ``firing_rates.csv`` and TensorBoard event files."""
 
 import contextlib
 import csv
 import io
+import resource
+import sys
 from pathlib import Path
+
+import torch
 
 from sewsnn.errors import UserError
 from sewsnn.files import write_text
@@ -13,30 +17,55 @@ COLUMNS = (
     "lr",
     "train_loss",
     "train_accuracy",
+    "train_accuracy5",
     "test_loss",
     "test_accuracy",
+    "test_accuracy5",
+    "average_accuracy",
+    "average_accuracy5",
     "train_seconds",
     "train_images_per_second",
+    "data_wait",
+    "peak_memory_mib",
+    "loss_scale",
+    "corrupt_samples",
 )
 
 
-def write_csv(path: Path, history: list[dict]) -> None:
-    """One row per epoch. Written whole: after a resume it holds no row of the part that was lost."""
+def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...] = COLUMNS) -> None:
+    """One row per epoch, nothing where there is no value. Written whole: after a resume it holds no row of the part
+    that was lost."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
+def write_firing_rates(path: Path, history: list[dict], rates: list[dict[str, float]]) -> None:
+    """``firing_rates.csv``: a row per epoch, a column per neuron layer."""
+    rows = [{"epoch": row["epoch"], **of_layers} for row, of_layers in zip(history, rates, strict=True)]
+    if rows:
+        write_csv(path, rows, tuple(rows[0]))
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has had so far, in MiB: of the GPU, or on the CPU of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 class TensorBoard:
-    """Scalars per epoch under ``<folder>/tensorboard``; points a killed run left from ``first_epoch`` on are hidden.
+    """Scalars under ``<folder>/tensorboard``: per epoch, and under ``steps`` per so many steps. Points a killed run
+    left from ``first_epoch`` and ``first_step`` on are hidden.
 
     Raises:
         UserError: TensorBoard is not installed, or its files cannot be written.
     """
 
-    def __init__(self, folder: Path, first_epoch: int):
+    def __init__(self, folder: Path, first_epoch: int, first_step: int = 0):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -44,6 +73,7 @@ class TensorBoard:
         self._folder = folder / "tensorboard"
         with self._writing():
             self._writer = SummaryWriter(str(self._folder), purge_step=first_epoch)
+            self._steps = SummaryWriter(str(self._folder / "steps"), purge_step=first_step)
 
     @contextlib.contextmanager
     def _writing(self):
@@ -52,19 +82,25 @@ class TensorBoard:
         except OSError as error:
             raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
-    def add(self, row: dict) -> None:
+    def add(self, row: dict, rates: dict[str, float]) -> None:
+        """An epoch."""
         with self._writing():
             for name in COLUMNS[1:]:
-                group, _, rest = name.partition("_")
-                tag = f"{group}/{rest}" if rest else name
-                self._writer.add_scalar(tag, row[name], row["epoch"])
+                if row[name] is not None:
+                    group, _, rest = name.partition("_")
+                    tag = f"{group}/{rest}" if group in ("train", "test", "average") else name
+                    self._writer.add_scalar(tag, row[name], row["epoch"])
+            for layer, rate in rates.items():
+                self._writer.add_scalar(f"firing_rate/{layer}", rate, row["epoch"])
             self._writer.flush()
 
-    def add_firing_rates(self, rates: dict[str, float], epoch: int) -> None:
+    def add_step(self, values: dict[str, float], step: int) -> None:
+        """A step, counted from the beginning of the run."""
         with self._writing():
-            for layer, rate in rates.items():
-                self._writer.add_scalar(f"firing_rate/{layer}", rate, epoch)
+            for name, value in values.items():
+                self._steps.add_scalar(f"step/{name}", value, step)
 
     def close(self) -> None:
         with self._writing():
             self._writer.close()
+            self._steps.close()

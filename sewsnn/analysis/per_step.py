@@ -1,0 +1,107 @@
+"""What a network knows after each time-step, and how long it takes to get there."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sewsnn.analysis.watching import evaluating
+from sewsnn.neuron import BaseNode
+
+
+class PerStep(NamedTuple):
+    """Of the first t = 1 ... T time-steps; every list has an entry for each t.
+
+    Attributes:
+        samples: how many were seen.
+        loss: cross entropy of the mean of the first t logits.
+        accuracy, accuracy5: top-1 and top-5, in [0, 1].
+        firing_rates: module name -> spikes per neuron and time-step.
+    """
+
+    samples: int
+    loss: list[float]
+    accuracy: list[float]
+    accuracy5: list[float]
+    firing_rates: dict[str, list[float]]
+
+
+@torch.no_grad()
+def evaluate_per_step(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> PerStep:
+    """Evaluates all t at once: in evaluation a network's first t time-steps do not depend on what follows, so the mean
+    of its first t logits is what it says when it is shown a still image t times, or the first t frames of a sequence.
+
+    Args:
+        model: of :mod:`sewsnn.models`; ``forward(x, return_seq=True)`` gives logits ``[T, N, classes]``. It is left as
+            it was.
+        batches: ``(x, labels [N])`` on the model's device; all sequences of the same T.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    spikes: dict[str, Tensor] = {}
+    elements: dict[str, int] = {}
+
+    def counter(name):
+        def hook(module, inputs, s_seq):
+            spikes[name] = spikes.get(name, 0) + s_seq.flatten(1).sum(1, dtype=torch.float64)
+            elements[name] = elements.get(name, 0) + s_seq[0].numel()
+
+        return hook
+
+    sums, samples = None, 0
+    nodes = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseNode)]
+    with evaluating(model) as hooks:
+        hooks += [module.register_forward_hook(counter(name)) for name, module in nodes]
+        for x, y in batches:
+            logits_seq = model(x, return_seq=True).double()
+            steps = torch.arange(1, len(logits_seq) + 1, device=logits_seq.device)
+            logits = logits_seq.cumsum(0) / steps[:, None, None]  # [T, N, classes], of the first t
+            top = logits.topk(min(5, logits.shape[2])).indices == y[:, None]  # [T, N, 5]
+            loss = torch.stack([cross_entropy(of_t, y, reduction="sum") for of_t in logits])
+            batch = torch.stack([loss, top[:, :, 0].sum(1).double(), top.any(2).sum(1).double()])
+            sums = batch if sums is None else sums + batch
+            samples += len(y)
+    if sums is None:
+        raise ValueError("batches is empty: there is nothing to evaluate")
+    rates = {
+        name: (spikes[name].cumsum(0) / (elements[name] * steps)).tolist() for name, _ in nodes if elements.get(name)
+    }
+    return PerStep(samples, *(sums / samples).tolist(), rates)
+
+
+@torch.no_grad()
+def latency(model: nn.Module, x: Tensor, T: int, repeats: int = 10) -> float:
+    """Median seconds of one forward pass over T time-steps, in evaluation mode, the first calls left out.
+
+    Args:
+        model: of :mod:`sewsnn.models`. It is left as it was.
+        x: still images ``[N, C, H, W]``, or sequences ``[>= T, N, C, H, W]``, of which the first T frames are taken.
+        T: time-steps.
+        repeats: calls that are measured.
+    """
+    before = model.T
+    x = x[:T] if x.dim() == 5 else x
+    times = []
+    with evaluating(model):
+        model.T = T
+        try:
+            for call in range(repeats + 2):
+                _wait(x.device)
+                started = time.perf_counter()
+                model(x)
+                _wait(x.device)
+                if call > 1:
+                    times.append(time.perf_counter() - started)
+        finally:
+            model.T = before
+    return statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,118 @@
+"""CIFAR10-DVS: 10,000 recordings of moving CIFAR-10 images on a screen, ten classes of 1,000.
+
+The original folder has a folder per class with files ``cifar10_CLASS_NUMBER.aedat`` (AEDAT 2.0), a sample each. The
+sensor was held such that x = 127 - y', y = 127 - x', p = 1 - p' of what is in the file.
+
+Source: Li et al., "CIFAR10-DVS: An Event-Stream Dataset for Object Classification" (Frontiers in Neuroscience, 2017);
+the orientation is that of the paper's code.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from sewsnn.data.aedat import Recording, read_aedat2
+from sewsnn.data.event_store import Sample, check_split, open_prepared, open_samples, write_sample
+from sewsnn.data.events import Events
+from sewsnn.data.loading import LoadedSource
+from sewsnn.data.source import Options
+from sewsnn.errors import DataError
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PUBLISHED = 1000  # recordings per class
+_SPLIT_SEED = 0  # the split stays the same whatever the seed of the run
+
+
+def open_cifar10_dvs(options: Options) -> LoadedSource:
+    """The prepared set in ``options.root``.
+
+    ``options.split``, of the recordings of each class: ``paper``: the last tenth in lexicographic order is for the
+    test; ``first``: the first tenth by number (0 to 99 of 1,000) is, as in several later papers; ``random``: a tenth
+    drawn once and for all. The set has no official split.
+
+    Raises:
+        DataError: it is not prepared, or damaged; ValueError: no such split.
+    """
+    check_split(options.split, SPLITS)
+    folder, index = open_prepared("cifar10_dvs", options)
+    train, test = [], []
+    # A file that was left out keeps its place: the others must not move to the other side.
+    names = [s.recording for s in index.samples] + list(index.left_out)
+    for label, name in enumerate(CLASSES):
+        tested = SPLITS[options.split](sorted(r for r in names if r.split("/")[0] == name))
+        for sample in index.samples:
+            if sample.label == label:
+                (test if sample.recording in tested else train).append(sample)
+    return open_samples(folder, (train, test), len(CLASSES), options)
+
+
+def _paper(names: list[str]) -> set[str]:
+    return set(names[_trained(names) :])
+
+
+def _first(names: list[str]) -> set[str]:
+    return set(sorted(names, key=_number)[: len(names) - _trained(names)])
+
+
+def _random(names: list[str]) -> set[str]:
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(_SPLIT_SEED)).tolist()
+    return {names[i] for i in order[_trained(names) :]}
+
+
+def _trained(names: list[str]) -> int:
+    """Nine tenths, rounded up as in the paper's code."""
+    return -(-9 * len(names) // 10)
+
+
+SPLITS = {"paper": _paper, "first": _first, "random": _random}
+
+
+def _number(name: str) -> tuple[int, str]:
+    digits = re.findall(r"\d+", name)
+    return (int(digits[-1]), name) if digits else (0, name)
+
+
+def recordings(root: Path) -> list[tuple[str, str]]:
+    """``(CLASS/FILE, "")`` of the original folder, each class in lexicographic order.
+
+    Raises:
+        DataError: the folder of a class is missing, or has no recordings.
+    """
+    found = []
+    for name in CLASSES:
+        folder = root / name
+        try:
+            files = sorted(path.name for path in folder.iterdir() if path.suffix == ".aedat" and path.name[0] != ".")
+        except OSError as error:
+            raise DataError(f"cannot read {folder}: {error.strerror or error}", str(folder)) from None
+        if not files:
+            raise DataError(f"{folder} has no recordings (*.aedat)", str(folder))
+        found += [(f"{name}/{file}", "") for file in files]
+    return found
+
+
+def sources(root: Path, recording: str) -> list[Path]:
+    return [root / recording]
+
+
+def prepare_recording(root: Path, recording: str, part: str, output: Path) -> tuple[list[Sample], Recording, list[str]]:
+    """Writes a recording as a sample. Raises DataError if it is damaged or empty."""
+    path = root / recording
+    found = read_aedat2(path)
+    t, x, y, p = found.events
+    if not len(t):
+        raise DataError(f"{path} has no events", str(path))
+    name = recording.split("/")[0]
+    events = Events(t, 127 - y, 127 - x, 1 - p)
+    file = f"{name}/{path.stem}.npy"
+    return [write_sample(output, file, CLASSES.index(name), part, recording, events)], found, []
+
+
+def count_remarks(samples: list[Sample]) -> list[str]:
+    counts = [sum(s.label == label for s in samples) for label in range(len(CLASSES))]
+    return [
+        f"{name}: {count:,} of the published {PUBLISHED:,} samples"
+        for name, count in zip(CLASSES, counts, strict=True)
+        if count != PUBLISHED
+    ]

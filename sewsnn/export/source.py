@@ -1,0 +1,108 @@
+"""The network a checkpoint file is of, and an example of what it is for."""
+
+import os
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from sewsnn.data.generated import SHAPES
+from sewsnn.errors import UserError
+from sewsnn.models import LoadReport, load_checkpoint
+from sewsnn.models.convert import ends_of, network_of
+from sewsnn.models.network import Network
+from sewsnn.models.published import task_of
+from sewsnn.models.weights import Weights, read_weights
+from sewsnn.train.build import build_model
+from sewsnn.train.config import Config, from_dict
+
+_SEED = 0
+_EVENTS = 0.5  # per pixel, polarity and frame of an example
+_DIGITS = 8  # pixels across
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network with its weights."""
+
+    model: Network
+    report: LoadReport  #: of the weights
+    size: tuple[int, int] | None  #: pixels of what it is for; None: nothing tells
+    sequences: bool  #: whether it is for sequences, rather than images shown T times
+
+    def example(self, samples: int, size: tuple[int, int] | None = None, sequences: bool | None = None) -> Tensor:
+        """``[N, C, H, W]``, normal numbers as normalised images have; or ``[T, N, C, H, W]`` small event counts. The
+        same every time.
+
+        Raises:
+            UserError: nothing tells the size.
+        """
+        size = size or self.size
+        if size is None:
+            raise UserError("the checkpoint does not tell which size its images have: --image-size must")
+        generator = torch.Generator().manual_seed(_SEED)
+        shape = (samples, _first_conv(self.model).in_channels, *size)
+        if not (self.sequences if sequences is None else sequences):
+            return torch.randn(shape, generator=generator)
+        return torch.poisson(torch.full((self.model.T, *shape), _EVENTS), generator)
+
+
+def open_source(
+    path: str | os.PathLike, name: str | None = None, T: int | None = None, container: str | None = None
+) -> Source:
+    """Reads weights of any dialect.
+
+    A checkpoint of ``sewsnn train`` tells all about its network but the numbers of classes and channels, which its
+    weights tell. With other files (and with ``name``) the neurons are IF, or PLIF where the weights have their w, with
+    the paper's settings: weights do not tell those.
+
+    Args:
+        name: of the network, where the file does not say.
+        T: time-steps; None: as it was trained with, or the network's own.
+        container: as in :func:`sewsnn.models.load_checkpoint`.
+
+    Raises:
+        UserError: the file or an argument is not as it must be; the message says which.
+    """
+    weights = read_weights(path, container)
+    more = {} if T is None else {"T": T}
+    try:
+        if weights.config is None or name is not None:
+            model, config = network_of(weights, name, "cpu", **more), None
+        else:
+            config = from_dict(weights.config, f"{path}: config")
+            model = _as_trained(config, weights)
+            model.T = T or model.T
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from None
+    report = load_checkpoint(model, path, container=container)
+    size, sequences = _input_of(config, name or weights.settings.get("name"))
+    return Source(model.eval(), report, size, sequences)
+
+
+def _as_trained(config: Config, weights: Weights) -> nn.Module:
+    ends = ends_of({key: key for key in weights.state}, weights.state)
+    if not {"in_channels", "num_classes"} <= ends.keys():
+        raise UserError(f"{weights.source} lacks the network's first or last layer: it has {', '.join(weights.state)}")
+    config.model.neuron.backend = "auto"  # the one it was trained on may not run here
+    if config.model.last_neuron:
+        config.model.last_neuron.backend = "auto"
+    return build_model(config, SimpleNamespace(num_classes=ends["num_classes"], in_channels=ends["in_channels"]))
+
+
+def _input_of(config: Config | None, name: str | None) -> tuple[tuple[int, int] | None, bool]:
+    """Height and width, and whether there are sequences: as the run's data set had it, else as the paper's task."""
+    if config is None:
+        task = task_of(name)
+        return (task.input_shape[1:], not task.still) if task else (None, False)
+    data = config.data
+    if data.name == "imagenet":
+        return (data.image_size, data.image_size), False
+    if data.name in SHAPES:
+        return SHAPES[data.name].size[1:], SHAPES[data.name].sequences
+    return ((_DIGITS, _DIGITS) if data.name == "digits" else None), False
+
+
+def _first_conv(model: nn.Module) -> nn.Conv2d:
+    return next(module for module in model.modules() if isinstance(module, nn.Conv2d))

@@ -1,0 +1,126 @@
+"""A trained network once more: :func:`evaluate_run`, ``sewsnn eval``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sewsnn import layers
+from sewsnn.analysis.per_step import PerStep, evaluate_per_step, latency
+from sewsnn.data import DataSource
+from sewsnn.errors import CheckpointError, UserError
+from sewsnn.files import write_text
+from sewsnn.models import load_checkpoint
+from sewsnn.train import build, checkpoint
+from sewsnn.train.config import Config, check, load_config
+from sewsnn.train.prefetch import Prefetch
+
+
+def open_run(
+    source: Path, overrides: dict[str, str], weights: str | None = None, average: bool = False
+) -> tuple[Config, nn.Module, DataSource]:
+    """The configuration, the trained network and the data of a run.
+
+    Args:
+        source: the folder of a run, or a configuration.
+        overrides: keys of the configuration, as on the command line.
+        weights: a checkpoint of any dialect; None: that of the run.
+        average: the moving average of the weights rather than the last ones.
+
+    Raises:
+        UserError: one of them is not as it must be.
+    """
+    is_run = source.is_dir()
+    if is_run and not (source / "config.yaml").exists():
+        raise UserError(f"{source} is not the folder of a run: it has no config.yaml")
+    if not is_run and weights is None:
+        raise UserError("--weights must name a checkpoint, or the first argument a run's folder")
+    config = load_config(source / "config.yaml" if is_run else source, overrides)
+    check(config)
+    data = build.build_data(config)
+    model = build.build_model(config, data)
+    path = Path(weights) if weights else source / checkpoint.NAME
+    if average:
+        _load_average(model, path)
+    else:
+        load_checkpoint(model, path)
+    device = build.choose_device(config.train.device)
+    return config, model.to(device).eval(), data
+
+
+def _load_average(model: nn.Module, path: Path) -> None:
+    saved = checkpoint.load(path)["average"]
+    if saved is None:
+        raise CheckpointError(f"{path} has no moving average: train.ema was 0")
+    prefix = "module."
+    model.load_state_dict({key[len(prefix) :]: value for key, value in saved.items() if key.startswith(prefix)})
+
+
+def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list[int] | None = None) -> dict[str, Any]:
+    """Accuracy and firing rates after t time-steps, and the latency of a batch.
+
+    Args:
+        steps: the t to report; None: 1, 2, 4 ... and T.
+
+    Returns:
+        ``samples``, ``T`` (the list of t), and for each of them ``accuracy``, ``accuracy5``, ``loss``, ``latency``
+        (median seconds for a batch of ``batch`` samples, batch norm folded into the convolutions),
+        ``images_per_second``, ``firing_rate`` (the mean over layers) and ``firing_rates`` of each layer.
+
+    Raises:
+        UserError: a t is more than T.
+    """
+    device = next(model.parameters()).device
+    settings = config.train
+    found = evaluate_per_step(model, Prefetch(data.test_batches(), device, data.to_float, settings.channels_last))
+    T = len(found.accuracy)
+    steps = steps or sorted({T, *(2**k for k in range(T.bit_length()) if 2**k <= T)})
+    if wrong := [t for t in steps if not 1 <= t <= T]:
+        raise UserError(f"--steps must be 1 to T = {T}, got {wrong[0]}")
+    x, _ = next(iter(Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)))
+    folded = layers.fuse(model)
+    samples = x.shape[x.dim() - 4]
+    latencies = [latency(folded, x, t) for t in steps]
+    return {
+        "samples": found.samples,
+        "T": steps,
+        "accuracy": [found.accuracy[t - 1] for t in steps],
+        "accuracy5": [found.accuracy5[t - 1] for t in steps],
+        "loss": [found.loss[t - 1] for t in steps],
+        "firing_rate": [_mean(found, t) for t in steps],
+        "batch": samples,
+        "latency": latencies,
+        "images_per_second": [samples / seconds for seconds in latencies],
+        "firing_rates": {name: [rates[t - 1] for t in steps] for name, rates in found.firing_rates.items()},
+    }
+
+
+def _mean(found: PerStep, t: int) -> float:
+    """Over layers."""
+    return sum(rates[t - 1] for rates in found.firing_rates.values()) / max(len(found.firing_rates), 1)
+
+
+def table(result: dict[str, Any]) -> str:
+    """A result in lines."""
+    lines = [f"{result['samples']} test samples; latency of a batch of {result['batch']}, batch norm folded"]
+    lines.append(f"{'T':>4} {'top-1':>8} {'top-5':>8} {'loss':>8} {'rate':>7} {'latency':>11} {'images/s':>9}")
+    names = ("T", "accuracy", "accuracy5", "loss", "firing_rate", "latency", "images_per_second")
+    for t, top1, top5, loss, rate, seconds, speed in zip(*(result[name] for name in names), strict=True):
+        lines.append(
+            f"{t:>4} {100 * top1:>6.2f} % {100 * top5:>6.2f} % {loss:>8.4f} {rate:>7.4f} {1000 * seconds:>8.2f} ms "
+            f"{speed:>9.0f}"
+        )
+    lines.append("firing rate per layer (spikes per neuron and time-step), at each T above")
+    width = max(len(name) for name in result["firing_rates"])
+    for name, rates in result["firing_rates"].items():
+        lines.append(f"  {name:<{width}} " + " ".join(f"{rate:.4f}" for rate in rates))
+    return "\n".join(lines)
+
+
+def write_evaluation(result: dict[str, Any], path: Path) -> None:
+    """The result as JSON, with what it was measured on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    about = {"device": device, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    write_text(path, json.dumps(result | about, indent=2) + "\n")

@@ -1,0 +1,70 @@
+"""Where a loss stopped being a number."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from sewsnn.errors import UserError
+
+
+class NonFinite(UserError):
+    """The loss or a gradient is infinite or not a number: the run has stopped, its checkpoints are as they were."""
+
+
+def find(
+    model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Tensor], Tensor], largest: float = math.inf
+) -> str | None:
+    """The first place, in the order of computation, with a value that is not finite.
+
+    Args:
+        model: as it was trained; its running statistics are of no use afterwards.
+        x, y: the batch.
+        run: the loss of a batch, computed by calling ``model``.
+        largest: of a layer's output; a larger one counts as not finite, since its square is not.
+
+    Returns:
+        In words; None: all is finite.
+    """
+    for name, tensor in model.state_dict().items():
+        if not _is_finite(tensor):
+            return f"in the parameter or statistic {name}"
+    if not _is_finite(x):
+        return "in the batch itself"
+    found: list[str] = []
+
+    def watch(name: str):
+        def hook(module, inputs, output):
+            tensors = output if isinstance(output, tuple) else (output,)
+            if not found and not all(_is_finite(t, largest) for t in tensors if isinstance(t, Tensor)):
+                found.append(f"in the output of {name} ({type(module).__name__})")
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if name and not any(module.children())]
+    hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    model.zero_grad(set_to_none=True)
+    try:
+        loss = run(x, y)
+        if found or not _is_finite(loss):
+            return found[0] if found else "in the loss itself"
+        loss.backward()
+    except RuntimeError as error:  # batch norm on the CPU refuses such statistics
+        if not found:
+            return str(error).splitlines()[0] if "finite" in str(error) else None
+        return found[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # The last layer's gradient is computed first: that is where it begins.
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not _is_finite(parameter.grad):
+            return f"in the gradient of {name}"
+    return None
+
+
+def _is_finite(tensor: Tensor, largest: float = math.inf) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    most = float(tensor.detach().abs().max())  # nan if there is one
+    return most <= largest and most < math.inf

@@ -1,0 +1,39 @@
+"""Stopping a run from outside."""
+
+import signal
+import threading
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: the run was saved and can be resumed."""
+
+
+class Signals:
+    """While active, SIGINT and SIGTERM are remembered for the loop, which saves and stops; a second one stops at once.
+
+    Attributes:
+        received: its number, or None.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._old: dict[int, object] = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    @property
+    def name(self) -> str:
+        """What was received."""
+        return signal.Signals(self.received).name if self.received else "a signal to another process"
+
+    def _handle(self, number, frame):
+        self.received = number
+        signal.signal(number, self._old[number])

@@ -1,0 +1,112 @@
+"""The whole state of a run: into a checkpoint, and out of one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sewsnn.errors import CheckpointError, UserError
+from sewsnn.train import checkpoint
+from sewsnn.train.config import Config, differences, from_dict
+from sewsnn.train.schema import FREE
+from sewsnn.train.sums import Sums
+
+if TYPE_CHECKING:
+    from sewsnn.train.loop import Trainer
+
+
+def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
+    """The checkpoint to go on from, and what there is to say about it.
+
+    Raises:
+        UserError: the folder holds a run and none is to be resumed, or none and one is.
+    """
+    if resume == "auto":
+        return checkpoint.newest(folder)
+    if resume:
+        return checkpoint.load(folder / checkpoint.NAME), ""
+    if (folder / checkpoint.NAME).exists() or (folder / "config.yaml").exists():
+        raise UserError(f"{folder} already holds a run: --resume goes on with it, --output names another folder")
+    return None, ""
+
+
+def check_same(saved: dict[str, Any], config: Config, world: int, folder: Path) -> None:
+    """Raises CheckpointError if the run was made with other settings. Batches may be spread over other processes, as
+    long as all of them together train on as many samples per optimizer step; a group of processes that has shrunk or
+    grown (elastic torchrun) goes on with the batches it has now."""
+    before = from_dict(saved["config"])
+    free = set(FREE)
+    if _global_batch(before, saved["world"]) == _global_batch(config, world):
+        free |= {"data.batch_size", "train.accumulate"}
+    changed = [key for key in differences(before.to_dict(), config.to_dict()) if key not in free]
+    if changed:
+        raise CheckpointError(
+            f"{folder / checkpoint.NAME} was made with other settings ({', '.join(changed)}): resume with the same, or "
+            "start a new run with --output"
+        )
+
+
+def _global_batch(config: Config, world: int) -> int:
+    """Samples per optimizer step."""
+    return config.data.batch_size * config.train.accumulate * world
+
+
+def collect(trainer: "Trainer") -> dict[str, Any]:
+    """What :func:`sewsnn.train.checkpoint.save` takes; to be called by all processes."""
+    stepper, processes = trainer.stepper, trainer.processes
+    running = trainer.sums.values(processes)
+    return {
+        "config": trainer.config.to_dict(),
+        "model": trainer.model.state_dict(),
+        "average": None if stepper.average is None else stepper.average.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": stepper.scaler.state_dict(),
+        "rng": processes.gather(checkpoint.get_rng()),
+        "epoch": trainer.epoch,
+        "step": trainer.step,
+        "samples": trainer.step * trainer.config.data.batch_size * processes.world,
+        "world": processes.world,
+        "running": running,
+        "history": trainer.history,
+        "firing_rates": trainer.rates,
+        "seconds": trainer.elapsed(),
+    }
+
+
+def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
+    """Puts back what :func:`collect` collected, and says where the run goes on.
+
+    Raises:
+        CheckpointError: it does not fit the configuration.
+    """
+    stepper, processes, folder = trainer.stepper, trainer.processes, trainer.folder
+    try:
+        trainer.model.load_state_dict(saved["model"])
+        trainer.optimizer.load_state_dict(saved["optimizer"])
+        stepper.scaler.load_state_dict(saved["scaler"])
+        if stepper.average is not None:
+            stepper.average.load_state_dict(saved["average"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / checkpoint.NAME} does not fit its configuration: {error}") from None
+    same_world = saved["world"] == processes.world
+    if same_world:
+        checkpoint.set_rng(saved["rng"][processes.rank])
+    batch = trainer.config.data.batch_size * processes.world
+    trainer.epoch, trainer.step = saved["epoch"], saved["samples"] // batch
+    trainer.step -= trainer.step % trainer.config.train.accumulate
+    # The sums are those of all processes: one of them goes on with them.
+    trainer.sums = Sums(trainer.device, saved["running"] if processes.is_first else None)
+    trainer.sums.seconds, trainer.sums.waited = saved["running"]["seconds"], saved["running"]["waited"]
+    trainer.history, trainer.rates, trainer.seconds = saved["history"], saved["firing_rates"], saved["seconds"]
+    words = [trainer.message] if trainer.message else []
+    words.append(f"resumed at epoch {trainer.epoch + 1}, step {trainer.step}")
+    if not same_world:
+        before, now = (
+            _global_batch(from_dict(saved["config"]), saved["world"]),
+            _global_batch(trainer.config, processes.world),
+        )
+        again = saved["samples"] - trainer.step * batch
+        words.append(
+            f"with {processes.world} processes, before {saved['world']}; a step takes {now} samples, before {before}"
+            + ("" if now == before else " (the learning rate is not changed)")
+            + (f"; {again} samples of this epoch come again" if again else "")
+        )
+    trainer.message = "\n".join(words)

@@ -1,0 +1,148 @@
+"""One training step."""
+
+import contextlib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sewsnn.data import random_temporal_delete
+from sewsnn.data.source import seed_of
+from sewsnn.train.distributed import Processes
+from sewsnn.train.losses import Loss, mix
+from sewsnn.train.nonfinite import NonFinite, find
+from sewsnn.train.schema import Config
+from sewsnn.train.sums import Sums
+
+_RTD, _MIX = -1, -2  # places of random numbers, beside the epochs'
+_LEAST_SCALE = 2.0**-24
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """The context of ``off``, ``bf16`` or ``fp16``."""
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
+
+
+class Step:
+    """Forward, loss, backward, and every ``train.accumulate`` batches the optimizer.
+
+    Nothing here waits for the GPU but :meth:`check`. A step whose loss or gradient is not finite does not touch the
+    weights: that is the GradScaler's doing, whose scale is 1 unless in fp16.
+
+    Args:
+        config: of the run.
+        model: it is wrapped and compiled here; its parameters stay its own.
+        optimizer: of its parameters.
+        processes: gradients are averaged over them.
+        classes: of the logits.
+
+    Attributes:
+        scaler: scales the loss in fp16 (Micikevicius et al., ICLR 2018).
+        average: the moving average of the weights, or None.
+    """
+
+    def __init__(
+        self, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes, classes: int
+    ):
+        self.config, self.model, self.optimizer = config, model, optimizer
+        self.processes, self.classes = processes, classes
+        self.device = next(model.parameters()).device
+        self.loss = Loss(config.loss)
+        settings = config.train
+        scale = {} if settings.amp == "fp16" else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
+        self.scaler = torch.amp.GradScaler(self.device.type, **scale)
+        self.average = None
+        if settings.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        self._wrapped = processes.wrap(model, self.device)
+        self._network = self._wrapped
+        if settings.compile != "off":
+            self._network = torch.compile(self._wrapped, mode=settings.compile)
+
+    def run(self, x: Tensor, y: Tensor, epoch: int, step: int, group: int, last: bool, sums: Sums) -> None:
+        """A batch, added to ``sums``.
+
+        Args:
+            x, y: the batch.
+            epoch, step: the place in the run; random temporal delete and mixing depend on it alone.
+            group: batches that share an optimizer step with this one.
+            last: whether this is the last of them.
+        """
+        if self.config.data.T_train:
+            generator = torch.Generator().manual_seed(seed_of(self.config.seed, _RTD, epoch, step))
+            x = random_temporal_delete(x, self.config.data.T_train, generator=generator)
+        if self.config.train.compile in ("reduce-overhead", "max-autotune"):
+            torch.compiler.cudagraph_mark_step_begin()  # what the last replay returned may be overwritten
+        target = y
+        if self.config.loss.mixup or self.config.loss.cutmix:
+            seed = seed_of(self.config.seed, _MIX, epoch, step, self.processes.rank)
+            x, target = mix(x, y, self.classes, self.config.loss, seed)
+        waiting = self.processes.world > 1 and not last
+        try:
+            with self._wrapped.no_sync() if waiting else contextlib.nullcontext():
+                logits, loss = self._forward(self._network, x, target)
+                self.scaler.scale(loss / group).backward()
+        except RuntimeError as error:  # batch norm on the CPU refuses statistics that are not finite
+            if "finite" in str(error):
+                self.explain(epoch, step, "a batch statistic", lambda _: (x, target), largest=2.0**63)
+            raise
+        sums.add(loss.detach(), logits.detach(), y, step)
+        if last:
+            self._update()
+
+    def _forward(self, network: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(self.device, self.config.train.amp):
+            if self.loss.needs_seq:
+                logits_seq = network(x, return_seq=True)
+                return logits_seq.mean(0), self.loss(logits_seq, target)
+            logits = network(x)
+            return logits, self.loss(logits, target)
+
+    def _update(self) -> None:
+        if self.config.optimizer.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def check(self, sums: Sums, epoch: int, batch: Callable[[int], tuple[Tensor, Tensor] | None]) -> None:
+        """Stops a run whose loss or gradients are not finite. Waits for the GPU.
+
+        Args:
+            sums: of the epoch.
+            epoch: which it is.
+            batch: gives the batch of a step of this epoch again, None if it cannot.
+
+        Raises:
+            NonFinite: names the step and the layer.
+        """
+        step, scale = sums.first_bad(), self.scaler.get_scale()
+        if step is not None:
+            self.explain(epoch, step, "the loss", batch)
+        if self.config.train.amp == "fp16":  # where infinite gradients are no news, unless they stay
+            if scale < _LEAST_SCALE:
+                raise NonFinite(f"epoch {epoch + 1}: gradients stay infinite in fp16, whatever the scale of the loss")
+        elif scale != 1.0:
+            self.explain(epoch, sums.steps - 1, "a gradient", batch)
+
+    def explain(
+        self,
+        epoch: int,
+        step: int,
+        what: str,
+        batch: Callable[[int], tuple[Tensor, Tensor] | None],
+        largest: float = math.inf,
+    ) -> None:
+        """Raises :class:`NonFinite`, with the layer where it begins."""
+        again = batch(step)
+        place = again and find(self.model, *again, lambda x, y: self._forward(self.model, x, y)[1], largest)
+        where = f"it begins {place}" if place else "the batch, computed again, is finite everywhere"
+        raise NonFinite(
+            f"epoch {epoch + 1}, step {step + 1}: {what} is not finite; {where}. The last checkpoint is as it was"
+        )

@@ -1,0 +1,51 @@
+"""Sums over an epoch, kept on the device: a step does not wait for them."""
+
+import torch
+from torch import Tensor
+
+from sewsnn.train.distributed import Processes
+
+_NEVER = 2**62
+
+
+class Sums:
+    """Loss, correct answers and samples so far.
+
+    Args:
+        device: of the logits.
+        values: those of a run that goes on, as :meth:`values` gave them.
+    """
+
+    def __init__(self, device: torch.device, values: dict | None = None):
+        values = values or {"samples": 0, "loss": 0.0, "top1": 0, "top5": 0, "seconds": 0.0, "waited": 0.0}
+        self.seconds, self.waited = values["seconds"], values["waited"]
+        numbers = [values[name] for name in ("samples", "loss", "top1", "top5")]
+        self._sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+        self._bad = torch.tensor(_NEVER, device=device)
+        self.steps = 0
+
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, step: int) -> None:
+        """A batch: mean loss ``[]``, ``logits [N, classes]``, classes ``y [N]``."""
+        top = logits.topk(min(5, logits.shape[1])).indices == y[:, None]  # [N, 5]
+        batch = torch.stack([loss.double() * len(y), top[:, 0].sum().double(), top.any(1).sum().double()])
+        self._sums[0] += len(y)
+        self._sums[1:] += batch
+        self._bad = torch.where(loss.isfinite(), self._bad, self._bad.clamp(max=step))
+        self.steps = step + 1
+
+    def first_bad(self) -> int | None:
+        """The first step whose loss was not finite."""
+        step = int(self._bad)
+        return None if step == _NEVER else step
+
+    def values(self, processes: Processes) -> dict:
+        """The sums over all processes, on all of them; seconds are this one's."""
+        samples, loss, top1, top5 = processes.sum(self._sums).tolist()
+        return {
+            "samples": int(samples),
+            "loss": loss,
+            "top1": int(top1),
+            "top5": int(top5),
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }

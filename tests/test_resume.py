@@ -1,0 +1,221 @@
+"""Going on: from whatever checkpoint is left, with everything that has a state."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, run, wait_for
+
+from sewsnn.cli import main
+from sewsnn.errors import CheckpointError, UserError
+from sewsnn.train import checkpoint
+
+# All that has a state or draws random numbers.
+EVERYTHING = ["--ema", "0.9", "--accumulate", "2", "--mixup", "0.4", "--cutmix", "1.0", "--label_smoothing", "0.1"]
+EVERYTHING += ["--schedule.every", "step", "--warmup_epochs", "1", "--clip_norm", "1.0", "--decay_norms", "false"]
+EVERYTHING += ["--weight_decay", "1e-4", "--nesterov", "true", "--keep", "2", "--log_steps", "5", "--loss.name", "tet"]
+EVERYTHING += ["--channels_last", "true", "--amp", "bf16", "--batch_size", "128"]
+
+
+@pytest.fixture
+def here(capsys, one_thread):
+    """``run`` in this process, where no kill is needed: the status, the output, the errors."""
+
+    def run_here(output, *more):
+        status = main(command(output, *more)[3:])
+        return status, *capsys.readouterr()
+
+    return run_here
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(folder, *EVERYTHING)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_what_is_kept(finished):
+    """The last two epochs' checkpoints, the best one, and result.json with best and last."""
+    names = {path.name for path in finished.iterdir()}
+    assert {"checkpoint.pt", "checkpoint-0002.pt", "checkpoint-0003.pt", "best.pt"} <= names
+    assert "checkpoint-0001.pt" not in names and not [name for name in names if name.startswith(".")]
+    assert checkpoint.load(finished / "checkpoint-0002.pt")["epoch"] == 2
+    result = json.loads((finished / "result.json").read_text())
+    accuracies = [float(row["test_accuracy"]) for row in rows(finished)]
+    assert result["best_test_accuracy"] == max(accuracies) and result["test_accuracy"] == accuracies[-1]
+    best = checkpoint.load(finished / "best.pt")
+    assert best["epoch"] - 1 == result["best_epoch"] == accuracies.index(max(accuracies))
+    assert result["average_accuracy"] == float(rows(finished)[-1]["average_accuracy"])
+    saved = checkpoint.load(finished / "checkpoint.pt")
+    assert saved["versions"]["torch"] == torch.__version__ and set(saved["firing_rates"][0]) == set(
+        result["firing_rates"]
+    )
+
+
+def test_points_per_step_and_per_epoch(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    epochs, steps = (
+        EventAccumulator(str(finished / "tensorboard")),
+        EventAccumulator(str(finished / "tensorboard/steps")),
+    )
+    for events in (epochs, steps):
+        events.Reload()
+    assert [e.step for e in epochs.Scalars("test/accuracy")] == [0, 1, 2]
+    assert [e.step for e in steps.Scalars("step/lr")] == [5, 10, 17, 22, 29, 34]
+    tags = set(epochs.Tags()["scalars"])
+    assert {"train/accuracy5", "average/accuracy", "data_wait", "peak_memory_mib", "lr", "firing_rate/sn1"} <= tags
+    assert {"step/images_per_second", "step/data_wait", "step/memory_mib"} <= set(steps.Tags()["scalars"])
+
+
+def test_everything_goes_on(finished, tmp_path):
+    """Killed in mid-epoch with all of it switched on: the end is the same bit for bit."""
+    folder = tmp_path / "killed"
+    words = command(folder, *EVERYTHING, "--resume", "auto")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **PROCESS)
+    wait_for(process, lambda: in_mid_epoch(folder, 1))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(words, capture_output=True, text=True, **PROCESS)
+    assert done.returncode == 0 and "resumed at epoch" in done.stdout, done.stderr
+    assert_same_end(folder, finished)
+
+
+def test_killed_at_random_moments(finished, tmp_path):
+    """At every moment there is a whole checkpoint, or none yet; the same command ends as if nothing had happened."""
+    folder = tmp_path / "random"
+    words = command(folder, *EVERYTHING, "--checkpoint_steps", "2", "--resume=auto")
+    moments = random.Random(3)
+    for _ in range(4):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **PROCESS)
+        wait_for(process, lambda: (folder / "config.yaml").exists())
+        known = (folder / checkpoint.NAME).exists()
+        time.sleep(moments.uniform(0, 1.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if known or (folder / checkpoint.NAME).exists():
+            checkpoint.load(folder / checkpoint.NAME)
+    done = subprocess.run(words, capture_output=True, text=True, **PROCESS)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(folder, finished)
+
+
+def test_auto_begins_where_there_is_nothing_and_ends_where_all_is_done(here, finished, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(finished, folder)
+    before = (folder / checkpoint.NAME).read_bytes()
+    status, out, err = here(folder, *EVERYTHING, "--resume", "auto")
+    assert status == 0 and "test accuracy" in out, err
+    assert (folder / checkpoint.NAME).read_bytes() == before and len(rows(folder)) == 3
+
+
+def test_auto_takes_the_newest_that_can_be_read(here, finished, tmp_path):
+    """A damaged checkpoint is passed over for the one before, and said; if all are damaged nothing is begun anew."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished, folder)
+    (folder / checkpoint.NAME).write_bytes(b"half a check")
+    found, message = checkpoint.newest(folder)
+    assert found["epoch"] == 3 and "going on from checkpoint-0003.pt" in message
+    (folder / "checkpoint-0003.pt").unlink()
+    status, out, err = here(folder, *EVERYTHING, "--resume", "auto")
+    assert status == 0, err
+    assert f"{folder}/checkpoint.pt is not a readable checkpoint" in out
+    assert "going on from checkpoint-0002.pt instead" in out
+    assert_same_end(folder, finished)
+    for path in folder.glob("*.pt"):
+        path.write_bytes(b"")
+    status, out, err = here(folder, *EVERYTHING, "--resume", "auto")
+    assert status == 1 and f"no checkpoint in {folder} can be read" in err
+    assert checkpoint.newest(tmp_path / "nothing") == (None, "")
+
+
+@pytest.mark.parametrize("key", ["--ema", "--accumulate", "--warmup_epochs", "--mixup", "--sync_bn"])
+def test_other_mathematics_is_refused(here, finished, key):
+    value = {"--accumulate": "4", "--sync_bn": "true"}.get(key, "0.5")
+    status, _, err = here(finished, *EVERYTHING, "--resume", key, value)
+    assert status == 1 and "was made with other settings" in err and key[2:] in err
+
+
+def test_batches_cut_otherwise_are_the_same_run(here, finished, tmp_path):
+    """Half the batch, accumulated twice as often: as many samples per optimizer step."""
+    folder = tmp_path / "recut"
+    shutil.copytree(finished, folder)
+    for old in folder.glob("checkpoint*.pt"):
+        if old.name != "checkpoint-0002.pt":
+            old.unlink()
+    status, out, err = here(folder, *EVERYTHING, "--batch_size", "64", "--accumulate", "4", "--resume", "auto")
+    assert status == 0 and "resumed at epoch 3, step 0" in out, err
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    """A disk that is gone in mid-run: the run ends with the file's name, not with a traceback."""
+    folder = tmp_path / "disk" / "run"
+    words = command(folder, "--batch_size", "128")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **PROCESS)
+    wait_for(process, lambda: in_mid_epoch(folder, 0))
+    os.rename(tmp_path / "disk", tmp_path / "gone")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and b"Traceback" not in errors, errors.decode()
+    assert f"sewsnn: error: cannot write {folder}".encode() in errors
+    checkpoint.load(tmp_path / "gone" / "run" / checkpoint.NAME)
+
+
+def test_links_or_copies(tmp_path, monkeypatch):
+    """On file systems without links the kept checkpoints are copies; an error of the disk is named."""
+    (tmp_path / checkpoint.NAME).write_bytes(b"one")
+    checkpoint.keep(tmp_path, 1, 1, best=True)
+    assert os.path.samefile(tmp_path / checkpoint.NAME, tmp_path / "best.pt")
+
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / checkpoint.NAME).unlink()
+    (tmp_path / checkpoint.NAME).write_bytes(b"two")
+    checkpoint.keep(tmp_path, 2, 1, best=False)
+    assert (tmp_path / "checkpoint-0002.pt").read_bytes() == b"two" and (tmp_path / "best.pt").read_bytes() == b"one"
+    assert not (tmp_path / "checkpoint-0001.pt").exists()
+    with pytest.raises(UserError, match="cannot write"):
+        checkpoint.keep(tmp_path / "nowhere", 2, 1, best=False)
+    with pytest.raises(CheckpointError, match="has version 1 of the format, this program reads 2"):
+        torch.save({"format": checkpoint.FORMAT, "version": 1}, tmp_path / "old.pt")
+        checkpoint.load(tmp_path / "old.pt")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(here, tmp_path):
+    """The command names step and layer, without a traceback; the checkpoint before it stays."""
+    folder = tmp_path / "nan"
+    status, _, err = here(folder, "--lr", "1e30", "--checkpoint_steps", "1", "--batch_size", "256")
+    assert status == 1 and "Traceback" not in err
+    assert "sewsnn: error: epoch 1, step" in err and "is not finite; it begins in" in err, err
+    if (folder / checkpoint.NAME).exists():
+        saved = checkpoint.load(folder / checkpoint.NAME)
+        assert saved["epoch"] == 0 and saved["step"] >= 1
+
+
+def test_compiled(here, tmp_path):
+    """torch.compile runs the same training, to rounding: the first epoch's loss is that of the loop as it is."""
+    losses = []
+    for name, more in (("plain", []), ("compiled", ["--compile", "default"])):
+        status, _, err = here(
+            tmp_path / name, "--epochs", "1", "--batch_size", "479", "--lr", "0", "--checkpoint_steps", "0", *more
+        )
+        assert status == 0, err
+        losses.append(float(rows(tmp_path / name)[0]["train_loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_deterministic(tmp_path):
+    """In a process of its own: torch is set so for good."""
+    done = run(tmp_path / "run", "--epochs", "1", "--batch_size", "479", "--deterministic", "true", "--amp", "fp16")
+    assert done.returncode == 0, done.stderr
+    assert float(rows(tmp_path / "run")[0]["loss_scale"]) > 0
