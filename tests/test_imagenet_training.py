@@ -44,7 +44,7 @@ def tree(tmp_path_factory):
 
 def words(tree, output, loader: str, *more: str) -> list[str]:
     small = ["--image_size", "32", "--resize", "36", "--model.T", "2", "--batch_size", "4", "--epochs", "1"]
-    small += ["--amp", "off", "--device", "cpu", "--threads", "1", "--loader", loader]
+    small += ["--amp", "off", "--device", "cpu", "--threads", "1", "--workers", "0", "--loader", loader]
     small += ["--model.name", "sew_resnet", "--blocks", "[1, 1]", "--widths", "[8, 16]"]
     return ["train", str(RECIPE), "--output", str(output), "--data.root", str(tree), *small, *more]
 
