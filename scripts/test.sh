@@ -22,4 +22,9 @@ if [ -z "${SEWSNN_DALI:-}" ] && [ ! -d "$VENV/dali/nvidia/dali" ]; then
         astunparse==1.6.3 gast==0.7.0 six==1.17.0 optree==0.20.0 packaging ||
         echo "NVIDIA DALI could not be installed: its tests are skipped" >&2
 fi
+# Without a GPU, and unless options say what to run: as many tests at a time as there are processors, each with one thread.
+if [ $# -eq 0 ] && ! nvidia-smi -L >/dev/null 2>&1; then
+    export OMP_NUM_THREADS=1
+    set -- -n "$(python -c 'import os; print(min(8, len(os.sched_getaffinity(0))))')" --dist loadscope
+fi
 exec "$VENV/bin/pytest" "$@"

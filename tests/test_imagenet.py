@@ -292,3 +292,13 @@ def test_operators_that_torchvision_misses_are_declared(tmp_path, monkeypatch):
     finally:
         vision._forget()
         sys.modules.update(before)
+
+
+def test_test_images_of_another_size(tree):
+    """Training at 32, the test at 36: larger test images than training images are usual with random crops."""
+
+    images = source(tree, test_size=36)
+    assert next(images.train_batches(0))[0].shape[2:] == (32, 32)
+    assert next(images.test_batches())[0].shape[2:] == (36, 36)
+    with pytest.raises(ValueError, match="resize must be at least the test images' size, 40, got 36"):
+        source(tree, test_size=40)

@@ -1,9 +1,9 @@
 """Readers of the address-event files of the iniVation sensors: AEDAT 2.0 and AEDAT 3.1.
 
 They are our own because no maintained package reads them (tried under Python 3.11): aedat 2.3 and dv-processing 2.0
-refuse all but AEDAT 4, expelliarmus 1.1 has no AEDAT (and no wheel for 3.13), and tonic 1.7's readers
-failed on the files they were given; what they stand on ignores packet types, valid marks, the timestamps' overflow and truncation. Here
-a file is right as a whole, or a :class:`~sewsnn.errors.DataError` names it and the offset of what is wrong.
+refuse all but AEDAT 4, expelliarmus 1.1 has no AEDAT (and no wheel for 3.13), and tonic 1.7's readers failed on the
+files they were given; what they stand on ignores packet types, valid marks, the timestamps' overflow and truncation.
+Here a file is right as a whole, or a :class:`~sewsnn.errors.DataError` names it and the offset of what is wrong.
 
 Source: https://docs.inivation.com/software/software-advanced-usage/file-formats, and DVS128 Gesture's README.
 """

@@ -100,7 +100,8 @@ class DaliSource(LoadedSource):
     def _pipeline(self, reader, threads: int, training: bool):
         fn, types = self._dali.fn, self._dali.types
         cuda = torch.cuda.is_available()
-        size, device = self.options.image_size, "mixed" if cuda else "cpu"
+        size = self.options.image_size if training else self.options.test_pixels
+        device = "mixed" if cuda else "cpu"
         pipeline = self._dali.Pipeline(
             self.options.batch_size, threads, torch.cuda.current_device() if cuda else None, prefetch_queue_depth=2
         )
@@ -150,7 +151,7 @@ class EncodedSamples:
         height, width = decoding.whole_size(data, path)
         if seed is None:
             size = decoding.check_size(crops.resized(height, width, options.resize), path)
-            numbers = (crops.centre_window(*size, options.image_size)[:2], size)
+            numbers = (crops.centre_window(*size, options.test_pixels)[:2], size)
         else:
             generator = torch.Generator().manual_seed(seed)
             window = crops.random_window(height, width, options.scale_min, generator)

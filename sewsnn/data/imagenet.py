@@ -2,7 +2,8 @@
 
 Training images: ``RandomResizedCrop(image_size, scale=(scale_min, 1))``, mirrored with probability 1/2 (always so: it
 is the data set's usual augmentation, and the paper's), then ``augment``, then ``erase``. Test images: shorter side to
-``resize``, the middle ``image_size`` square. Both with Pillow's antialiased bilinear filter, as torchvision does.
+``resize``, the middle ``test_size`` square (0: ``image_size``). Both with Pillow's antialiased bilinear filter, as
+torchvision does.
 Source: the paper's supplement, A.1, and the authors' code.
 """
 
@@ -106,7 +107,7 @@ class Loaded:
         height, width = image.height, image.width
         if seed is None:
             size = decoding.check_size(crops.resized(height, width, options.resize), self.images.path(index))
-            window = crops.centre_window(*size, options.image_size)
+            window = crops.centre_window(*size, options.test_pixels)
             image = v2.functional.crop(v2.functional.resize(image, list(size)), *window)
             return v2.functional.pil_to_tensor(image), int(self.images.labels[index])
         generator = torch.Generator().manual_seed(seed)

@@ -25,8 +25,9 @@ class Options:
         flip: training images are mirrored with probability 1/2.
         drop_last: the last batch of a training epoch is left out where it is smaller.
         generated: not the data set, but so many generated training samples of its shape.
-        image_size, resize: ImageNet: pixels across of what the network sees; of the shorter side before the test
-            images' centre is cut out.
+        image_size, test_size: ImageNet: pixels across of what the network sees in training, and in the test (0: the
+            same).
+        resize: ImageNet: of the shorter side before the test images' centre is cut out.
         scale_min: ImageNet: least part of the area that a random crop of a training image has.
         augment: ImageNet: a further augmentation of training images, by torchvision's names.
         erase: ImageNet: probability that a rectangle of a training image is erased.
@@ -49,6 +50,7 @@ class Options:
     drop_last: bool = False
     generated: int = 0
     image_size: int = 224
+    test_size: int = 0
     resize: int = 256
     scale_min: float = 0.08
     augment: str = "none"
@@ -61,13 +63,22 @@ class Options:
 
     def __post_init__(self):
         leasts = {"batch_size": 1, "T": 1, "world": 1, "image_size": 1, "resize": 1}
-        leasts |= dict.fromkeys(("rank", "workers", "shift", "generated", "scale_min", "erase", "frame_us"), 0)
+        leasts |= dict.fromkeys(
+            ("rank", "workers", "shift", "generated", "test_size", "scale_min", "erase", "frame_us"), 0
+        )
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name, most in (("rank", self.world - 1), ("scale_min", 1), ("erase", 1), ("image_size", self.resize)):
+        for name, most in (("rank", self.world - 1), ("scale_min", 1), ("erase", 1)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
+        if self.test_pixels > self.resize:
+            raise ValueError(f"resize must be at least the test images' size, {self.test_pixels}, got {self.resize}")
+
+    @property
+    def test_pixels(self) -> int:
+        """Pixels across of the test images."""
+        return self.test_size or self.image_size
 
     def generator(self, *place: int) -> torch.Generator:
         """Random numbers of a place in the run (epoch, sample ...), whatever the seed's size."""

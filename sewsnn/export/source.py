@@ -98,7 +98,7 @@ def _input_of(config: Config | None, name: str | None) -> tuple[tuple[int, int] 
         return (task.input_shape[1:], not task.still) if task else (None, False)
     data = config.data
     if data.name == "imagenet":
-        return (data.image_size, data.image_size), False
+        return (data.test_size or data.image_size,) * 2, False
     if data.name in SHAPES:
         return SHAPES[data.name].size[1:], SHAPES[data.name].sequences
     return ((_DIGITS, _DIGITS) if data.name == "digits" else None), False

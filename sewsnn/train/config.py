@@ -75,10 +75,9 @@ def check(config: Config) -> None:
         )
     if config.data.T_train > config.model.T:
         raise ConfigError(f"data.T_train must be at most model.T, {config.model.T}, got {config.data.T_train}")
-    if config.data.image_size > config.data.resize:
-        raise ConfigError(
-            f"data.image_size must be at most data.resize, {config.data.resize}, got {config.data.image_size}"
-        )
+    test_size = config.data.test_size or config.data.image_size
+    if test_size > config.data.resize:
+        raise ConfigError(f"data.resize must be at least the test images' size, {test_size}, got {config.data.resize}")
     if config.data.split_by == "duration" and not config.data.frame_us:
         raise ConfigError("data.split_by: duration needs data.frame_us, the microseconds of a frame")
     if config.schedule.warmup_epochs >= config.train.epochs:

@@ -24,6 +24,7 @@ class DataConfig:
     drop_last: bool = False
     generated: int = 0
     image_size: int = 224
+    test_size: int = 0
     resize: int = 256
     scale_min: float = 0.08
     augment: Literal["none", "trivial", "rand", "auto"] = "none"
@@ -182,6 +183,7 @@ AT_LEAST = {
     "data.T_train": 0,
     "data.generated": 0,
     "data.image_size": 1,
+    "data.test_size": 0,
     "data.resize": 1,
     "data.scale_min": 0,
     "data.erase": 0,
