@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from aedat_files import aedat2, aedat3, cifar10_dvs_folder, gesture_folder, packet
 from simulated_sensor import images_of, record
 
@@ -24,26 +25,44 @@ def prepared(name, root, output):
     assert main(["data", "prepare", name, "--root", str(root), "--output", str(output), "--workers", "1"]) == 0
 
 
-def test_dvs128_gesture_is_learnt_with_random_temporal_delete(tmp_path):
-    """Three gestures of the eleven: a digit that moves, lights up, goes out. Chance is a third."""
+@pytest.fixture(scope="module")
+def gestures(tmp_path_factory):
+    """Three gestures of the eleven: a digit that moves, lights up, goes out; five people to train with, three to test."""
+    folder = tmp_path_factory.mktemp("gestures")
     recordings = {}
     for trial, image in enumerate(images_of([8], 8)[0]):
-        gestures, labels = [], []
+        packets, labels = [], []
         for k, kind in enumerate(KINDS):
             events = record(image, kind, seed=trial)
             events[:, 0] += LENGTH_US * k
-            gestures.append(packet(events.tolist()))
+            packets.append(packet(events.tolist()))
             labels.append((4 + k, LENGTH_US * k, LENGTH_US * k + 10_000))
-        recordings[f"user{trial + 1:02d}_led"] = (aedat3(*gestures), labels)
+        recordings[f"user{trial + 1:02d}_led"] = (aedat3(*packets), labels)
     names = list(recordings)
-    prepared(
-        "dvs128_gesture",
-        gesture_folder(tmp_path / "DvsGesture", recordings, names[:5], names[5:]),
-        tmp_path / "prepared",
-    )
-    shrunk = ("--model.T", "3", "--data.T_train", "2", "--batch_size", "5", "--epochs", "5", "--lr", "0.05")
-    result = trained("dvs128_gesture/sew_add.yaml", tmp_path / "prepared", tmp_path / "run", *shrunk)
+    root = gesture_folder(folder / "DvsGesture", recordings, names[:5], names[5:])
+    prepared("dvs128_gesture", root, folder / "prepared")
+    return folder / "prepared"
+
+
+@pytest.mark.parametrize("T_train", [2, 0])
+def test_dvs128_gesture_is_learnt(gestures, T_train, tmp_path):
+    """With random temporal delete and without. Chance is a third."""
+    shrunk = ("--model.T", "3", "--data.T_train", str(T_train), "--batch_size", "5", "--epochs", "5", "--lr", "0.05")
+    result = trained("dvs128_gesture/sew_add.yaml", gestures, tmp_path / "run", *shrunk)
     assert result["best_test_accuracy"] > 0.8, result
+
+
+def test_samples_are_drawn(gestures, tmp_path):
+    """Of sequences a row each, of images one after the other; what makes no sense is said."""
+    config = str(CONFIGS / "dvs128_gesture/sew_add.yaml")
+    words = ["--data.root", str(gestures), "--model.T", "3", "--T_train", "2", "--samples", "2"]
+    assert main(["data", "show", config, "--output", str(tmp_path / "events.png"), "--test", *words]) == 0
+    digits = str(CONFIGS / "digits.yaml")
+    assert main(["data", "show", digits, "--output", str(tmp_path / "digits.png")]) == 0
+    for name in ("events.png", "digits.png"):
+        assert (tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert main(["data", "show", digits, "--output", str(tmp_path / "none.png"), "--samples", "0"]) == 1
+    assert main(["data", "show", digits, "--output", str(tmp_path / "no" / "folder.png")]) == 1
 
 
 def test_cifar10_dvs_is_learnt(tmp_path):

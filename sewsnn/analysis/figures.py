@@ -1,6 +1,8 @@
-"""Figures of a training run."""
+"""Figures of a training run, and of its data."""
 
 from pathlib import Path
+
+from torch import Tensor
 
 from sewsnn.errors import UserError
 from sewsnn.files import write_atomic
@@ -63,4 +65,40 @@ def draw_firing_rates(rates: dict[str, float], title: str, path: Path) -> None:
     axes.tick_params(axis="y", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{title}: firing rate per layer, test set", fontsize=10)
+    _save(figure, path)
+
+
+def draw_samples(x: Tensor, labels: Tensor, title: str, path: Path, most: int = 8) -> None:
+    """The first ``most`` samples of a batch, as one PNG: images side by side; sequences a row each, frame after frame.
+
+    Args:
+        x: what a network is given, images ``[N, C, H, W]`` or sequences ``[T, N, C, H, W]``, on any device. Three
+            channels are colours, scaled to the sample's own range; of two, the polarities of events, the second less
+            the first is drawn, red above 0 and blue below; of others the first is.
+        labels: ``[N]``.
+    """
+    sequences = x.dim() == 5
+    samples = (x.movedim(1, 0) if sequences else x[:, None])[:most].detach().float().cpu()  # [N, T, C, H, W]
+    count, T, channels = samples.shape[:3]
+    rows, columns = (count, T) if sequences else (-(-count // 4), min(count, 4))
+    figure = _figure(figsize=(1.1 * columns + 0.6, 1.1 * rows + 0.5))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for i, frames in enumerate(samples):
+        low, high = float(frames.min()), float(frames.max())
+        scale = max(float(frames.abs().quantile(0.999)) if frames.numel() < 2**24 else high, 1e-6)
+        for t, frame in enumerate(frames):
+            axes = grid[i, t] if sequences else grid[i // columns, i % columns]
+            if channels == 3:
+                axes.imshow(((frame - low) / max(high - low, 1e-6)).movedim(0, -1))
+            elif channels == 2:
+                axes.imshow(frame[1] - frame[0], cmap="RdBu_r", vmin=-scale, vmax=scale)
+            else:
+                axes.imshow(frame[0], cmap="gray", vmin=low, vmax=high)
+            if t == 0:
+                axes.set_title(f"class {int(labels[i])}", fontsize=7, pad=2)
+            elif i == 0:
+                axes.set_title(f"t = {t + 1}", fontsize=7, pad=2)
+    figure.suptitle(title, fontsize=9)
     _save(figure, path)

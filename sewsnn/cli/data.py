@@ -1,8 +1,8 @@
-"""``sewsnn data prepare NAME --root ORIGINAL --output PREPARED``."""
+"""``sewsnn data prepare NAME --root ORIGINAL --output PREPARED`` and ``data show CONFIG --output PNG``."""
 
 
 def add(commands) -> None:
-    data = commands.add_parser("data", help="prepare a data set's files for training")
+    data = commands.add_parser("data", help="prepare a data set's files for training, look at them")
     verbs = data.add_subparsers(dest="verb", required=True)
     prepare = verbs.add_parser(
         "prepare",
@@ -23,6 +23,43 @@ def add(commands) -> None:
         "--per-shard", type=int, default=0, metavar="N", help="imagenet: write WebDataset shards of N images each"
     )
     prepare.set_defaults(run=_prepare)
+    _add_show(verbs)
+
+
+def _add_show(verbs) -> None:
+    show = verbs.add_parser(
+        "show",
+        help="draw a batch as the network is given it",
+        description="Draws the first samples of a batch of the configuration CONFIG, as they are after reading and "
+        "augmentation. Any key can be set, as for train.",
+        allow_abbrev=False,
+    )
+    show.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
+    show.add_argument("--output", required=True, metavar="PNG", help="the picture")
+    show.add_argument("--test", action="store_true", help="of the test set rather than of the first training epoch")
+    show.add_argument("--samples", type=int, default=8, metavar="N", help="how many (default: 8)")
+    show.set_defaults(run=_show, overrides=None)
+
+
+def _show(arguments) -> int:
+    from pathlib import Path
+
+    from sewsnn.analysis.figures import draw_samples
+    from sewsnn.errors import UserError
+    from sewsnn.train.build import build_data
+    from sewsnn.train.config import load_config
+
+    if arguments.samples < 1:
+        raise UserError(f"--samples must be at least 1, got {arguments.samples}")
+    config = load_config(arguments.config, arguments.overrides)
+    source = build_data(config)
+    batches = source.test_batches() if arguments.test else source.train_batches(0)
+    x, labels = next(iter(batches))
+    part = "test" if arguments.test else "training"
+    title = f"{config.data.name}, {part} samples"
+    draw_samples(source.to_float(x), labels, title, Path(arguments.output), arguments.samples)
+    print(f"see {arguments.output}")
+    return 0
 
 
 def _prepare(arguments) -> int:
