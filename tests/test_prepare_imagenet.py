@@ -14,6 +14,8 @@ import pytest
 from jpeg_tree import CLASSES
 
 from sewsnn.cli import main
+from sewsnn.data import prepare_imagenet
+from sewsnn.data.image_folder import scan
 from sewsnn.data.preparing import prepare
 from sewsnn.errors import DataError, UserError
 
@@ -76,6 +78,23 @@ def test_damaged_images_stop_or_are_left_out(tree, tmp_path, per_shard):
     assert sum(len(y) for _, y in source(output).train_batches(0)) == 20
     bad.write_bytes(whole)  # mended
     assert "21 training" in prepare("imagenet", tree, output, workers=2, size=40, per_shard=per_shard)
+
+
+@pytest.mark.parametrize("per_shard", [0, 4])
+def test_a_disk_that_is_gone_is_not_taken_for_damaged_images(tree, tmp_path, per_shard, monkeypatch):
+    """Leaving damaged images out must not make a whole set of those that were read before."""
+    gone = tree / "train" / CLASSES[1] / f"{CLASSES[1]}_4.JPEG"
+    scanned = prepare_imagenet.scan(tree)
+    monkeypatch.setattr(prepare_imagenet, "scan", lambda root: scanned if root == tree else scan(root))
+    whole = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(UserError, match=f"cannot read {gone}: No such file or directory; call again"):
+        prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=per_shard, on_corrupt="skip")
+    with pytest.raises(DataError, match="is not fully prepared"):
+        source(tmp_path / "out")
+    gone.write_bytes(whole)
+    report = prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=per_shard, on_corrupt="skip")
+    assert "21 training" in report and "left out" not in report
 
 
 def test_a_folder_that_lost_images_is_refused(tree, tmp_path):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sewsnn.data import resizing, shards
 from sewsnn.data.image_folder import PREPARED, SPLITS, UNFINISHED, FolderImages, read_json, scan
 from sewsnn.data.resizing import Done
-from sewsnn.errors import DataError, UserError
+from sewsnn.errors import DataError, UnreadableError, UserError
 from sewsnn.files import make_folder, write_text
 
 _CHUNK = 64  # images a process is given at once
@@ -111,10 +111,17 @@ def _fill_file(original: str, prepared: str, size: int) -> Done:
         kind, data = resizing.small(original, size)
         resizing.write(prepared, data)
         return Done(kind, original)
+    except UnreadableError as error:
+        return _unreadable(original, error)
     except DataError as error:
         return Done("corrupt", original, str(error))
     except OSError as error:
         return Done("failed", original, f"cannot write {prepared}: {error.strerror or error}")
+
+
+def _unreadable(path: str, error: UnreadableError) -> Done:
+    """Stops whatever ``on_corrupt`` is: where a disk is gone, what is left would be taken for the whole set."""
+    return Done("failed", path, f"{error}; call again, it goes on")
 
 
 def _shard_jobs(originals: dict[str, FolderImages], output: Path, per_shard: int, size: int) -> Iterator[tuple]:
@@ -139,6 +146,8 @@ def _fill_shard(shard: str, content: list[tuple[str, str, int]], size: int) -> l
     except DataError:  # it is not there, or not whole
         there = set()
     results = [_sample(*entry, there, size) for entry in content]
+    if any(done.kind == "failed" for done, _ in results):
+        return [done for done, _ in results]
     out, samples = [done for done, _ in results], [sample for _, sample in results if sample]
     if {key for key, *_ in samples} == there:  # what is not in it is damaged
         return out
@@ -158,6 +167,8 @@ def _sample(key: str, path: str, label: int, there: set[str], size: int) -> tupl
         return Done("there", path), (key,)
     try:
         kind, image = resizing.small(path, size)
+    except UnreadableError as error:
+        return _unreadable(path, error), None
     except DataError as error:
         return Done("corrupt", path, str(error)), None
     return Done(kind, path), (key, image, "png" if image.startswith(b"\x89PNG") else "jpg", label)

@@ -32,7 +32,8 @@ def prepare(
         workers: processes; 0: one per processor.
         size: ImageNet: pixels of the shorter side.
         per_shard: ImageNet: so many images in each WebDataset shard; 0: folders of image files.
-        on_corrupt: ``stop`` at a damaged file, or ``skip`` it and list it in the report.
+        on_corrupt: ``stop`` at a damaged file, or ``skip`` it and list it in the report. One that cannot be read at all
+            stops in any case: its disk may be gone.
 
     Returns:
         What was done, to print.
