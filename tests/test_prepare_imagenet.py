@@ -14,7 +14,7 @@ import pytest
 from jpeg_tree import CLASSES
 
 from sewsnn.cli import main
-from sewsnn.data import prepare_imagenet
+from sewsnn.data import prepare_imagenet, resizing
 from sewsnn.data.image_folder import scan
 from sewsnn.data.preparing import prepare
 from sewsnn.errors import DataError, UserError
@@ -176,10 +176,45 @@ def test_outputs_that_are_something_else_are_left_alone(tree, tmp_path):
         prepare("imagenet", tree, output, workers=1, size=50)
     with pytest.raises(UserError, match=r"out was prepared with per_shard 0, not 3"):
         prepare("imagenet", tree, output, workers=1, size=40, per_shard=3)
+    other = jpeg_tree.make_tree(tmp_path / "other")  # the same names
+    with pytest.raises(UserError, match=rf"out was prepared with root {tree}, not {other}"):
+        prepare("imagenet", other, output, workers=1, size=40)
     (tree / "train" / CLASSES[0] / "new.JPEG").write_bytes(jpeg_tree.sample(0, 0))
     with pytest.raises(UserError, match=r"out was prepared with originals \{'train': 21, 'val': 9\}, not"):
         prepare("imagenet", tree, output, workers=1, size=40)
     assert sum(len(y) for _, y in source(output).train_batches(0)) == 21
+
+
+def test_ctrl_c_is_one_line_and_goes_on(tree, tmp_path, monkeypatch, capsys):
+    def interrupted(work, jobs, workers, stop):
+        assert workers == 3 + 1  # shards of at most 9 of 21 and of 9 images
+        yield from work(*next(jobs))
+        raise KeyboardInterrupt
+
+    words = ["--root", str(tree), "--output", str(tmp_path / "out"), "--size", "40", "--per-shard", "9"]
+    with monkeypatch.context() as patch:
+        patch.setattr(resizing, "run", interrupted)
+        assert main(["data", "prepare", "imagenet", *words, "--workers", "500"]) == 1
+    assert capsys.readouterr().err.endswith("sewsnn: error: stopped after 9 of 30 images; call again, it goes on\n")
+    with pytest.raises(DataError, match="is not fully prepared"):
+        source(tmp_path / "out")
+    assert main(["data", "prepare", "imagenet", *words, "--workers", "1"]) == 0
+    assert "9 there)" in capsys.readouterr().out
+
+
+def test_long_and_foreign_names_go_into_shards(tree, tmp_path):
+    for number, name in enumerate(("x" * 120, "\u540d \u00fc")):
+        next((tree / "train" / CLASSES[number]).iterdir()).rename(tree / "train" / CLASSES[number] / f"{name}.JPEG")
+    report = prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=30)
+    assert "21 training" in report
+    paths = " ".join(map(source(tmp_path / "out").train.images.path, range(21)))
+    assert "x" * 120 in paths and "\u540d \u00fc" in paths
+
+
+def test_a_lock_that_cannot_be_had_is_named(tree, tmp_path):
+    (tmp_path / "out" / ".lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot write .*out/.lock: Is a directory"):
+        prepare("imagenet", tree, tmp_path / "out", workers=1, size=40)
 
 
 def test_two_at_once(tree, tmp_path):

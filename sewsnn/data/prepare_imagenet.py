@@ -44,6 +44,7 @@ def prepare(
     originals = scan(root)
     classes = originals["train"].classes
     settings = {"version": _VERSION, "name": name, "size": size, "quality": resizing.QUALITY, "per_shard": per_shard}
+    settings["root"] = str(root.resolve())  # images of another one may have the same names
     settings["originals"] = {split: len(images) for split, images in originals.items()}
     make_folder(output)
     with _locked(output):
@@ -56,13 +57,19 @@ def prepare(
             work, jobs = _fill_folder, _folder_jobs(originals, output, size)
         counts, corrupt = dict.fromkeys(_KINDS, 0), {}
         total = sum(settings["originals"].values())
-        with tqdm(total=total, unit="image", mininterval=0.5) as bar:
-            for done in resizing.run(work, jobs, workers, on_corrupt == "stop"):
-                if done.kind == "corrupt":
-                    corrupt[done.path] = done.reason
-                else:
-                    counts[done.kind] += 1
-                bar.update()
+        # All are started at once, whether there is work for them or not.
+        workers = min(workers, sum(-(-len(images) // (per_shard or _CHUNK)) for images in originals.values()))
+        try:
+            with tqdm(total=total, unit="image", mininterval=0.5) as bar:
+                for done in resizing.run(work, jobs, workers, on_corrupt == "stop"):
+                    if done.kind == "corrupt":
+                        corrupt[done.path] = done.reason
+                    else:
+                        counts[done.kind] += 1
+                    bar.update()
+        except KeyboardInterrupt:
+            seen = sum(counts.values()) + len(corrupt)
+            raise UserError(f"stopped after {seen:,} of {total:,} images; call again, it goes on") from None
         images = _checked(originals, output, corrupt, per_shard)
         os.sync()  # the images, before what says that they are there
         manifest = settings | {"images": images, "corrupt": corrupt, "classes": classes}
@@ -188,9 +195,16 @@ def _checked(originals: dict[str, FolderImages], output: Path, corrupt: dict, pe
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
     """Only one call at a time; the lock ends with the process, however that ends."""
-    with open(output / ".lock", "w") as file:
+    lock = output / ".lock"
+    try:
+        file = open(lock, "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write {lock}: {error.strerror or error}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{output} is being prepared by another process") from None
+        except OSError as error:  # some network file systems have none
+            raise UserError(f"cannot lock {lock}: {error.strerror or error}") from None
         yield

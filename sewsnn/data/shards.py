@@ -150,7 +150,7 @@ def places(shard: Path) -> list[Place]:
 def pack(samples) -> bytes:
     """A shard of ``(key, image bytes, suffix, label)``."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=file, mode="w:", format=tarfile.GNU_FORMAT) as tar:
         for key, image, suffix, label in samples:
             for name, content in ((f"{key}.{suffix}", image), (f"{key}.{LABEL}", str(label).encode())):
                 member = tarfile.TarInfo(name)
