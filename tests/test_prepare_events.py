@@ -237,7 +237,7 @@ def test_what_cannot_be_prepared_is_refused(gesture, cifar, tmp_path):
         prepare("dvs128_gesture", root, cifar[0], workers=1)
     with pytest.raises(UserError, match="there is no folder"):
         prepare("cifar10_dvs", tmp_path / "none", out, workers=1)
-    with pytest.raises(DataError, match=f"cannot read {root}/airplane: .*; expected are the folders airplane to truck, unpacked"):
+    with pytest.raises(DataError, match=f"cannot read {root}/airplane: .*; expected are the folders airplane to truck"):
         prepare("cifar10_dvs", root, tmp_path / "new", workers=1)
     (root / "user07_led_labels.csv").unlink()
     with pytest.raises(DataError, match=r"trials_to_train.txt, line 7: .*user07_led_labels.csv is missing"):
