@@ -146,7 +146,21 @@ GOOD = pack([("a", IMAGE, "jpg", 1), ("b", IMAGE, "jpg", 2)])
         (tar(("a.jpg", IMAGE), ("a.cls", b"1_0")), r"label of sample a must be a number from 0 on, got b'1_0'"),
         (tar(("__index__", b"")), "train-000000.tar holds no sample"),
     ],
-    ids=["empty", "gzip", "half", "header", "cut", "garbage", "no-label", "no-image", "text", "negative", "huge", "python", "none"],
+    ids=[
+        "empty",
+        "gzip",
+        "half",
+        "header",
+        "cut",
+        "garbage",
+        "no-label",
+        "no-image",
+        "text",
+        "negative",
+        "huge",
+        "python",
+        "none",
+    ],
 )
 def test_damaged_shards_are_named(shards, content, message):
     (shards / "train-000000.tar").write_bytes(content)
