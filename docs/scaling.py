@@ -83,10 +83,12 @@ def hierarchical(gpus: int, size: float) -> float:
     return seconds
 
 
-def buckets(size: float) -> list[float]:
-    """What DistributedDataParallel sends one after the other."""
+def buckets(parameters: int, width: int) -> list[float]:
+    """What DistributedDataParallel sends one after the other: gradients of ``width`` bytes. Buckets are filled with
+    float32, a hook compresses each: it makes them smaller, not fewer."""
+    size = 4 * parameters
     count = math.ceil(size / BUCKET)
-    return [BUCKET] * (count - 1) + [size - BUCKET * (count - 1)]
+    return [part * width / 4 for part in [BUCKET] * (count - 1) + [size - BUCKET * (count - 1)]]
 
 
 class Exchange(NamedTuple):
@@ -98,7 +100,7 @@ class Exchange(NamedTuple):
 
 
 def exchange(network: Net, gpus: int, width: int) -> Exchange:
-    parts = buckets(network.parameters * width)
+    parts = buckets(network.parameters, width)
     times = [hierarchical(gpus, part) for part in parts]
     return Exchange(sum(times), times[-1], sum(ring(gpus, part) for part in parts))
 
@@ -153,7 +155,7 @@ def exchange_table() -> str:
             name = f"`{n.name}`, {'float32' if width == 4 else 'bfloat16'}"
             times = [exchange(n, gpus, width) for gpus in GPUS]
             cells = [f"{ms(t.seconds)} ({ms(t.ring)})" for t in times]
-            rows.append([name, f"{size / 1e6:.1f}", str(len(buckets(size))), *cells])
+            rows.append([name, f"{size / 1e6:.1f}", str(len(buckets(n.parameters, width))), *cells])
     return table(head, rows)
 
 

@@ -23,3 +23,7 @@ class DataError(UserError):
     def __init__(self, message: str, path: str | None = None):
         super().__init__(message)
         self.path = path
+
+
+class UnreadableError(DataError):
+    """A file cannot be read at all, now. It may be whole, and its disk gone: nobody may leave it out for good."""

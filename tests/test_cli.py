@@ -79,3 +79,12 @@ def test_settings_that_make_no_sense(words, message, tmp_path, capsys):
     assert main(["train", CONFIG, "--output", str(output), *words]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not output.exists()
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sewsnn.data.preparing.prepare", stopped)
+    assert main(["data", "prepare", "imagenet", "--root", "a", "--output", "b"]) == 130
+    assert capsys.readouterr().err == "sewsnn: stopped\n"

@@ -16,7 +16,7 @@ import torch
 from aedat_files import aedat2, aedat3, cifar10_dvs_folder, gesture_folder, packet
 
 from sewsnn.cli import main
-from sewsnn.data import cifar10_dvs, create_data, integrate_events
+from sewsnn.data import cifar10_dvs, create_data, dvs_gesture, integrate_events
 from sewsnn.data.cifar10_dvs import CLASSES
 from sewsnn.data.event_store import INDEX, read_index
 from sewsnn.data.preparing import prepare
@@ -149,6 +149,22 @@ def test_damaged_recordings_are_listed_and_can_be_mended(gesture, tmp_path, caps
     assert "was prepared before" in prepare("dvs128_gesture", root, out, workers=1)
 
 
+def test_a_disk_that_is_gone_is_not_taken_for_damaged_recordings(gesture, tmp_path, monkeypatch):
+    """Leaving damaged recordings out must not make a whole set of those that were read before."""
+    root, _ = gesture
+    out = tmp_path / "out"
+    planned = dvs_gesture.recordings(root)
+    monkeypatch.setattr(dvs_gesture, "recordings", lambda _: planned)
+    for name in ("user05_led.aedat", "user05_led_labels.csv"):
+        (root / name).rename(tmp_path / name)
+        with pytest.raises(DataError, match=f"cannot read {root / name}: No such file or directory"):
+            prepare("dvs128_gesture", root, out, workers=1, on_corrupt="skip")
+        assert read_index(out) is None
+        (tmp_path / name).rename(root / name)
+    report = prepare("dvs128_gesture", root, out, workers=1, on_corrupt="skip")
+    assert "24 samples" in report and "left out" not in report
+
+
 def test_a_recording_that_is_left_out_moves_no_other_to_the_other_side(cifar, tmp_path):
     root, _ = cifar
     options = {"batch_size": 2, "seed": 0, "root": str(tmp_path / "out")}
@@ -221,7 +237,7 @@ def test_what_cannot_be_prepared_is_refused(gesture, cifar, tmp_path):
         prepare("dvs128_gesture", root, cifar[0], workers=1)
     with pytest.raises(UserError, match="there is no folder"):
         prepare("cifar10_dvs", tmp_path / "none", out, workers=1)
-    with pytest.raises(DataError, match=f"cannot read {root}/airplane"):
+    with pytest.raises(DataError, match=f"cannot read {root}/airplane: .*; expected are the folders airplane to truck"):
         prepare("cifar10_dvs", root, tmp_path / "new", workers=1)
     (root / "user07_led_labels.csv").unlink()
     with pytest.raises(DataError, match=r"trials_to_train.txt, line 7: .*user07_led_labels.csv is missing"):

@@ -20,7 +20,7 @@ def test_tables_are_made():
 
 def test_the_example_is_the_tables():
     """And the parts of it that are written out in the text."""
-    first, second = scaling.buckets(4 * 11_689_512)
+    first, second = scaling.buckets(11_689_512, 4)
     assert first + second == 46_758_048 and first == 25 * 2**20
     inside = 2 * 7 / 8 * first / 450e9 + 14 * 3e-6
     outside = 2 * 7 / 8 * first / 8 / 50e9 + 6 * 10e-6
@@ -38,7 +38,9 @@ def test_it_is_sane():
     for depth in scaling.DEPTHS:
         network = scaling.net(depth)
         for width in (2, 4):
-            assert sum(scaling.buckets(network.parameters * width)) == network.parameters * width
+            parts = scaling.buckets(network.parameters, width)
+            assert sum(parts) == network.parameters * width
+            assert len(parts) == len(scaling.buckets(network.parameters, 4))  # a hook compresses what is in each
             found = [scaling.efficiency(network, gpus, width) for gpus in scaling.GPUS]
             assert found == sorted(found, reverse=True) and all(0 < none <= hidden < 1 for none, hidden in found)
 

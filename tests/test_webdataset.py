@@ -142,9 +142,25 @@ GOOD = pack([("a", IMAGE, "jpg", 1), ("b", IMAGE, "jpg", 2)])
         (tar(("a.cls", b"3"), ("a.txt", b"3")), r"sample a has no image \(.jpg, .jpeg, .png\), only .cls, .txt"),
         (tar(("a.jpg", IMAGE), ("a.cls", b"cat")), r"label of sample a must be a number from 0 on, got b'cat'"),
         (tar(("a.jpg", IMAGE), ("a.cls", b"-1")), r"label of sample a must be a number from 0 on, got b'-1'"),
+        (tar(("a.jpg", IMAGE), ("a.cls", b"9" * 23)), r"label of sample a must be a number from 0 on, got b'999"),
+        (tar(("a.jpg", IMAGE), ("a.cls", b"1_0")), r"label of sample a must be a number from 0 on, got b'1_0'"),
         (tar(("__index__", b"")), "train-000000.tar holds no sample"),
     ],
-    ids=["empty", "gzip", "half", "header", "cut", "garbage", "no-label", "no-image", "text", "negative", "none"],
+    ids=[
+        "empty",
+        "gzip",
+        "half",
+        "header",
+        "cut",
+        "garbage",
+        "no-label",
+        "no-image",
+        "text",
+        "negative",
+        "huge",
+        "python",
+        "none",
+    ],
 )
 def test_damaged_shards_are_named(shards, content, message):
     (shards / "train-000000.tar").write_bytes(content)

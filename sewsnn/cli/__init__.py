@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sewsnn: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("sewsnn: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains at exit
         return 141

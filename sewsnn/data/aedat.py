@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sewsnn.data.events import Events
-from sewsnn.errors import DataError
+from sewsnn.errors import DataError, UnreadableError
 
 SIZE = 128  # pixels across of the DVS128
 # Time may go back by less than the period of the DVS128's 14-bit counter: older hardware delivers a wrap late.
@@ -128,7 +128,7 @@ def _open(path: str | Path, version: bytes) -> tuple[bytes, int]:
             size = os.fstat(file.fileno()).st_size
             data = file.read() if size <= MOST_BYTES else b""
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
     if size > MOST_BYTES:
         raise _error(path, MOST_BYTES, f"the file has {size:,} bytes; recordings of more than 2 GiB are not read")
     closed = version.endswith(b"3.1")  # the header has a last line

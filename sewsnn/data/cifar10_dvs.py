@@ -85,7 +85,11 @@ def recordings(root: Path) -> list[tuple[str, str]]:
         try:
             files = sorted(path.name for path in folder.iterdir() if path.suffix == ".aedat" and path.name[0] != ".")
         except OSError as error:
-            raise DataError(f"cannot read {folder}: {error.strerror or error}", str(folder)) from None
+            raise DataError(
+                f"cannot read {folder}: {error.strerror or error}; expected are the folders {CLASSES[0]} to "
+                f"{CLASSES[-1]}, unpacked",
+                str(folder),
+            ) from None
         if not files:
             raise DataError(f"{folder} has no recordings (*.aedat)", str(folder))
         found += [(f"{name}/{file}", "") for file in files]

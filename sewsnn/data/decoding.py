@@ -4,7 +4,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
-from sewsnn.errors import DataError, UserError
+from sewsnn.errors import DataError, UnreadableError, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,12 +15,12 @@ _TAIL = 64  # bytes in which the end of a file is looked for: some have padding 
 
 
 def read_file(path: str) -> bytes:
-    """Raises DataError if the file cannot be read; names it."""
+    """Raises UnreadableError if the file cannot be read; names it."""
     try:
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", path) from None
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", path) from None
 
 
 def decode(data: bytes, path: str) -> "Image":

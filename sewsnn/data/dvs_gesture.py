@@ -18,7 +18,7 @@ from sewsnn.data.event_store import Sample, check_split, open_prepared, open_sam
 from sewsnn.data.events import Events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError
+from sewsnn.errors import DataError, UnreadableError
 
 FOLDER = "DvsGesture"
 LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
@@ -162,4 +162,4 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text (at offset {error.start:,})", str(path)) from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from sewsnn.data import cifar10_dvs, dvs_gesture
 from sewsnn.data.event_store import FORMAT, INDEX, JOURNAL, Index, Sample, read_index, write_index
-from sewsnn.errors import DataError, UserError
+from sewsnn.errors import DataError, UnreadableError, UserError
 from sewsnn.files import make_folder, write_text
 
 _MODULES = {"dvs128_gesture": dvs_gesture, "cifar10_dvs": cifar10_dvs}
@@ -82,7 +82,8 @@ def _run(module, root, output, planned, done, left_out, journal, workers, on_cor
     with tqdm(total=len(planned), initial=len(planned) - len(todo), unit="recording", desc="preparing") as bar:
         for recording, result in _results(module, root, output, todo, min(workers, len(todo))):
             if isinstance(result, DataError):
-                if on_corrupt == "stop":
+                # A disk that is gone must not make a set of what was read before.
+                if on_corrupt == "stop" or isinstance(result, UnreadableError):
                     raise result
                 left_out[recording] = str(result)
             elif isinstance(result, Exception):
@@ -151,7 +152,7 @@ def _stamp(module, root: Path, recording: str) -> list[int]:
         try:
             found = path.stat()
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+            raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
         stamp += [found.st_size, found.st_mtime_ns]
     return stamp
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sewsnn.data import resizing, shards
 from sewsnn.data.image_folder import PREPARED, SPLITS, UNFINISHED, FolderImages, read_json, scan
 from sewsnn.data.resizing import Done
-from sewsnn.errors import DataError, UserError
+from sewsnn.errors import DataError, UnreadableError, UserError
 from sewsnn.files import make_folder, write_text
 
 _CHUNK = 64  # images a process is given at once
@@ -44,6 +44,7 @@ def prepare(
     originals = scan(root)
     classes = originals["train"].classes
     settings = {"version": _VERSION, "name": name, "size": size, "quality": resizing.QUALITY, "per_shard": per_shard}
+    settings["root"] = str(root.resolve())  # images of another one may have the same names
     settings["originals"] = {split: len(images) for split, images in originals.items()}
     make_folder(output)
     with _locked(output):
@@ -56,13 +57,19 @@ def prepare(
             work, jobs = _fill_folder, _folder_jobs(originals, output, size)
         counts, corrupt = dict.fromkeys(_KINDS, 0), {}
         total = sum(settings["originals"].values())
-        with tqdm(total=total, unit="image", mininterval=0.5) as bar:
-            for done in resizing.run(work, jobs, workers, on_corrupt == "stop"):
-                if done.kind == "corrupt":
-                    corrupt[done.path] = done.reason
-                else:
-                    counts[done.kind] += 1
-                bar.update()
+        # All are started at once, whether there is work for them or not.
+        workers = min(workers, sum(-(-len(images) // (per_shard or _CHUNK)) for images in originals.values()))
+        try:
+            with tqdm(total=total, unit="image", mininterval=0.5) as bar:
+                for done in resizing.run(work, jobs, workers, on_corrupt == "stop"):
+                    if done.kind == "corrupt":
+                        corrupt[done.path] = done.reason
+                    else:
+                        counts[done.kind] += 1
+                    bar.update()
+        except KeyboardInterrupt:
+            seen = sum(counts.values()) + len(corrupt)
+            raise UserError(f"stopped after {seen:,} of {total:,} images; call again, it goes on") from None
         images = _checked(originals, output, corrupt, per_shard)
         os.sync()  # the images, before what says that they are there
         manifest = settings | {"images": images, "corrupt": corrupt, "classes": classes}
@@ -111,10 +118,17 @@ def _fill_file(original: str, prepared: str, size: int) -> Done:
         kind, data = resizing.small(original, size)
         resizing.write(prepared, data)
         return Done(kind, original)
+    except UnreadableError as error:
+        return _unreadable(original, error)
     except DataError as error:
         return Done("corrupt", original, str(error))
     except OSError as error:
         return Done("failed", original, f"cannot write {prepared}: {error.strerror or error}")
+
+
+def _unreadable(path: str, error: UnreadableError) -> Done:
+    """Stops whatever ``on_corrupt`` is: where a disk is gone, what is left would be taken for the whole set."""
+    return Done("failed", path, f"{error}; call again, it goes on")
 
 
 def _shard_jobs(originals: dict[str, FolderImages], output: Path, per_shard: int, size: int) -> Iterator[tuple]:
@@ -139,6 +153,8 @@ def _fill_shard(shard: str, content: list[tuple[str, str, int]], size: int) -> l
     except DataError:  # it is not there, or not whole
         there = set()
     results = [_sample(*entry, there, size) for entry in content]
+    if any(done.kind == "failed" for done, _ in results):
+        return [done for done, _ in results]
     out, samples = [done for done, _ in results], [sample for _, sample in results if sample]
     if {key for key, *_ in samples} == there:  # what is not in it is damaged
         return out
@@ -158,6 +174,8 @@ def _sample(key: str, path: str, label: int, there: set[str], size: int) -> tupl
         return Done("there", path), (key,)
     try:
         kind, image = resizing.small(path, size)
+    except UnreadableError as error:
+        return _unreadable(path, error), None
     except DataError as error:
         return Done("corrupt", path, str(error)), None
     return Done(kind, path), (key, image, "png" if image.startswith(b"\x89PNG") else "jpg", label)
@@ -177,9 +195,16 @@ def _checked(originals: dict[str, FolderImages], output: Path, corrupt: dict, pe
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
     """Only one call at a time; the lock ends with the process, however that ends."""
-    with open(output / ".lock", "w") as file:
+    lock = output / ".lock"
+    try:
+        file = open(lock, "w")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write {lock}: {error.strerror or error}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{output} is being prepared by another process") from None
+        except OSError as error:  # some network file systems have none
+            raise UserError(f"cannot lock {lock}: {error.strerror or error}") from None
         yield

@@ -32,7 +32,8 @@ def prepare(
         workers: processes; 0: one per processor.
         size: ImageNet: pixels of the shorter side.
         per_shard: ImageNet: so many images in each WebDataset shard; 0: folders of image files.
-        on_corrupt: ``stop`` at a damaged file, or ``skip`` it and list it in the report.
+        on_corrupt: ``stop`` at a damaged file, or ``skip`` it and list it in the report. One that cannot be read at all
+            stops in any case: its disk may be gone.
 
     Returns:
         What was done, to print.
@@ -49,6 +50,11 @@ def prepare(
             f"workers must be >= 0, size >= 1, on_corrupt stop or skip; got {workers}, {size}, {on_corrupt!r}"
         )
     module = importlib.import_module(_MODULES[name])
-    workers = workers or os.cpu_count() or 1
+    workers = workers or _processors()
     extra = {"per_shard": per_shard} if per_shard else {}
     return module.prepare(name, Path(root), Path(output), workers=workers, size=size, on_corrupt=on_corrupt, **extra)
+
+
+def _processors() -> int:
+    """That this process may use: of a shared machine often a few."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

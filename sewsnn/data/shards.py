@@ -23,6 +23,7 @@ from sewsnn.files import write_atomic
 
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
 _NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-\d+\.tar")
+_NUMBER = re.compile(rb"\s*(\d{1,6})\s*")  # of more digits, the network's last layer would not fit into memory
 _VERSION = 1
 
 
@@ -150,7 +151,7 @@ def places(shard: Path) -> list[Place]:
 def pack(samples) -> bytes:
     """A shard of ``(key, image bytes, suffix, label)``."""
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=file, mode="w:", format=tarfile.GNU_FORMAT) as tar:
         for key, image, suffix, label in samples:
             for name, content in ((f"{key}.{suffix}", image), (f"{key}.{LABEL}", str(label).encode())):
                 member = tarfile.TarInfo(name)
@@ -174,13 +175,10 @@ def _place(shard: Path, tar: tarfile.TarFile, key: str, members: dict[str, tarfi
         missing = f"label (.{LABEL})" if image is not None else f"image (.{', .'.join(IMAGES)})"
         raise DataError(f"{shard}: sample {key} has no {missing}, only .{', .'.join(members)}", str(shard))
     text = tar.extractfile(members[LABEL]).read()
-    try:
-        label = int(text)
-    except ValueError:
-        label = -1
-    if label < 0:
+    number = _NUMBER.fullmatch(text)
+    if not number:
         raise DataError(f"{shard}: the label of sample {key} must be a number from 0 on, got {text[:20]!r}", str(shard))
-    return Place(key, label, image.offset_data, image.size)
+    return Place(key, int(number[1]), image.offset_data, image.size)
 
 
 def _index(shards: list[Path], workers: int) -> dict[str, np.ndarray]:
