@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sewsnn.models import create_model
 from sewsnn.train import build
+from sewsnn.train.average import Average
 from sewsnn.train.config import from_dict
 from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
@@ -176,6 +178,25 @@ def test_moving_average():
         weight = model.fc.weight.detach().clone()
         expected = weight if expected is None else 0.75 * expected + 0.25 * weight
     torch.testing.assert_close(step.average.module.fc.weight, expected)
+
+
+def test_moving_average_is_torchs():
+    """Of batch-norm statistics, too; the same names in a file. What processes share of it lies on the model's device:
+    NCCL refuses a counter on the host."""
+    model = net()
+    ours = Average(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(3):
+        model(batch()[0])
+        ours.update(model)
+        theirs.update_parameters(model)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert state.keys() == expected.keys() and state["n_averaged"] == 3
+    for name, value in expected.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(state[name], value, msg=lambda m, n=name: f"{n}: {m}")
+    shared = [buffer.data_ptr() for buffer in ours.module.buffers()]
+    assert ours.n_averaged.data_ptr() not in shared and len(shared) == len(list(model.buffers()))
 
 
 def net():

@@ -196,7 +196,7 @@ class Trainer:
     def _finish_epoch(self) -> dict:
         config, sums = self.config, self.sums.values(self.processes)
         average = self.stepper.average
-        self.processes.share_buffers(*([self.model] if average is None else [self.model, average]))
+        self.processes.share_buffers(*([self.model] if average is None else [self.model, average.module]))
         found = [self._evaluate(self.model)]
         if average is not None:
             found.append(self._evaluate(average.module))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sewsnn.data import random_temporal_delete
 from sewsnn.data.source import seed_of
+from sewsnn.train.average import Average
 from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
 from sewsnn.train.nonfinite import NonFinite, find
@@ -54,9 +54,7 @@ class Step:
         settings = config.train
         scale = {} if settings.amp == "fp16" else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
         self.scaler = torch.amp.GradScaler(self.device.type, **scale)
-        self.average = None
-        if settings.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        self.average = Average(model, settings.ema) if settings.ema else None
         self._wrapped = processes.wrap(model, self.device)
         self._network = self._wrapped
         if settings.compile != "off":
@@ -109,7 +107,7 @@ class Step:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
 
     def check(self, sums: Sums, epoch: int, batch: Callable[[int], tuple[Tensor, Tensor] | None]) -> None:
         """Stops a run whose loss or gradients are not finite. Waits for the GPU.
