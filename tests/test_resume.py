@@ -16,6 +16,7 @@ from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, run, wai
 from sewsnn.cli import main
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.train import checkpoint
+from sewsnn.train.loop import Trainer
 
 # All that has a state or draws random numbers.
 EVERYTHING = ["--ema", "0.9", "--accumulate", "2", "--mixup", "0.4", "--cutmix", "1.0", "--label_smoothing", "0.1"]
@@ -154,6 +155,42 @@ def test_batches_cut_otherwise_are_the_same_run(here, finished, tmp_path):
             old.unlink()
     status, out, err = here(folder, *EVERYTHING, "--batch_size", "64", "--accumulate", "4", "--resume", "auto")
     assert status == 0 and "resumed at epoch 3, step 0" in out, err
+
+
+SHORT = ["--epochs", "1", "--batch_size", "128", "--accumulate", "5", "--checkpoint_steps", "0", "--blocks", "[1]"]
+SHORT += ["--widths", "[4]", "--T", "2"]  # 12 steps of 1437 samples: 5, 5 and 2 per optimizer step
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """SIGTERM reaches runs of this process while they compute that step."""
+
+    def stop(step):
+        set_lr = Trainer._set_lr
+
+        def set_and_signal(trainer, first):
+            if trainer.step + 1 == step:
+                trainer.signals.received = signal.SIGTERM
+            return set_lr(trainer, first)
+
+        monkeypatch.setattr(Trainer, "_set_lr", set_and_signal)
+        return monkeypatch.undo
+
+    return stop
+
+
+def test_stopped_in_the_last_optimizer_step(here, stop_at, tmp_path):
+    """Which has fewer batches than the others: none of them comes again, however they are cut afterwards."""
+    assert here(tmp_path / "whole", *SHORT)[0] == 0
+    go_on = stop_at(11)
+    assert here(tmp_path / "stopped", *SHORT)[0] == 130
+    go_on()
+    assert checkpoint.load(tmp_path / "stopped" / checkpoint.NAME)["step"] == 12
+    shutil.copytree(tmp_path / "stopped", tmp_path / "recut")
+    for name, more in (("stopped", []), ("recut", ["--batch_size", "64", "--accumulate", "10"])):
+        status, out, err = here(tmp_path / name, *SHORT, *more, "--resume")
+        assert status == 0 and "samples of this epoch come again" not in out, err
+        assert_same_end(tmp_path / name, tmp_path / "whole", epochs=1)
 
 
 def test_a_folder_that_vanishes(tmp_path):

@@ -90,8 +90,9 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     if same_world:
         checkpoint.set_rng(saved["rng"][processes.rank])
     batch = trainer.config.data.batch_size * processes.world
-    trainer.epoch, trainer.step = saved["epoch"], saved["samples"] // batch
-    trainer.step -= trainer.step % trainer.config.train.accumulate
+    trainer.epoch, trainer.step = saved["epoch"], min(saved["samples"] // batch, trainer.source.steps_per_epoch)
+    if trainer.step < trainer.source.steps_per_epoch:  # at the end it stays: the last optimizer step may take fewer
+        trainer.step -= trainer.step % trainer.config.train.accumulate
     # The sums are those of all processes: one of them goes on with them.
     trainer.sums = Sums(trainer.device, saved["running"] if processes.is_first else None)
     trainer.sums.seconds, trainer.sums.waited = saved["running"]["seconds"], saved["running"]["waited"]
@@ -103,7 +104,7 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
             _global_batch(from_dict(saved["config"]), saved["world"]),
             _global_batch(trainer.config, processes.world),
         )
-        again = saved["samples"] - trainer.step * batch
+        again = max(0, saved["samples"] - trainer.step * batch)
         words.append(
             f"with {processes.world} processes, before {saved['world']}; a step takes {now} samples, before {before}"
             + ("" if now == before else " (the learning rate is not changed)")
