@@ -158,6 +158,18 @@ def test_accumulated_batches_are_one():
     assert values["top1"] == int((logits.argmax(1) == y).sum()) and values["top5"] == 12
 
 
+def test_accumulated_gradients_of_cuda_graphs():
+    """A replay writes its gradients where the last one did: the sum lies elsewhere, from the first batch on."""
+    model = Linear()
+    step = stepper(model, train={"compile": "reduce-overhead", "accumulate": 2})
+    step._network = model  # without graphs, which need CUDA
+    place, x, y = model.fc.weight.grad.data_ptr(), torch.randn(8, 6), torch.randint(0, 3, (8,))
+    for i in range(4):
+        step.run(x, y, 0, i, 2, i % 2 == 1, Sums(torch.device("cpu")))
+        assert model.fc.weight.grad.data_ptr() == place
+    assert not model.fc.weight.grad.any() and not torch.equal(model.fc.weight, Linear().fc.weight)
+
+
 def test_gradients_are_clipped():
     x, y = 100 * torch.randn(8, 6), torch.randint(0, 3, (8,))
     model = Linear()

@@ -59,6 +59,13 @@ class Step:
         self._network = self._wrapped
         if settings.compile != "off":
             self._network = torch.compile(self._wrapped, mode=settings.compile)
+        self._graphs = settings.compile in ("reduce-overhead", "max-autotune")
+        # Autograd takes a first gradient as it is; a CUDA graph's would be overwritten by the next batch's replay. What
+        # is there already is added to.
+        self._keeps_gradients = self._graphs and settings.accumulate > 1
+        if self._keeps_gradients:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
 
     def run(self, x: Tensor, y: Tensor, epoch: int, step: int, group: int, last: bool, sums: Sums) -> None:
         """A batch, added to ``sums``.
@@ -72,7 +79,7 @@ class Step:
         if self.config.data.T_train:
             generator = torch.Generator().manual_seed(seed_of(self.config.seed, _RTD, epoch, step))
             x = random_temporal_delete(x, self.config.data.T_train, generator=generator)
-        if self.config.train.compile in ("reduce-overhead", "max-autotune"):
+        if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # what the last replay returned may be overwritten
         target = y
         if self.config.loss.mixup or self.config.loss.cutmix:
@@ -105,7 +112,7 @@ class Step:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         if self.average is not None:
             self.average.update(self.model)
 
