@@ -124,7 +124,7 @@ class Trainer:
     def _train_epoch(self, board: metrics.TensorBoard | None) -> None:
         self.model.train()
         settings, steps, sums = self.config.train, self.source.steps_per_epoch, self.sums
-        started, before, waited = time.perf_counter(), sums.seconds, sums.waited
+        before, waited = sums.seconds - time.perf_counter(), sums.waited
         batches = Prefetch(
             self.source.train_batches(self.epoch, self.step), self.device, self.source.to_float, settings.channels_last
         )
@@ -140,11 +140,11 @@ class Trainer:
                 last = self.step + 1 == first + group
                 self.stepper.run(x, y, self.epoch, self.step, group, last, sums)
                 self.step += 1
-                sums.seconds, sums.waited = before + time.perf_counter() - started, waited + batches.waited
                 bar.update()
                 logs = self.step % settings.log_steps == 0
                 if logs or self.device.type == "cpu":
                     self.stepper.check(sums, self.epoch, self._batch)
+                sums.seconds, sums.waited = before + time.perf_counter(), waited + batches.waited
                 if logs:
                     self._log(board, bar, lr)
                 if last:
@@ -152,6 +152,7 @@ class Trainer:
         if self.step != steps:
             raise UserError(f"epoch {self.epoch + 1} has {steps} steps, but the data ended after {self.step}")
         self.stepper.check(sums, self.epoch, self._batch)
+        sums.seconds = before + time.perf_counter()  # the GPU has done all of them now
 
     def _set_lr(self, step: int) -> float:
         position = self.epoch + step / self.source.steps_per_epoch
