@@ -88,13 +88,17 @@ class Processes:
             dist.all_reduce(values)
         return values
 
-    def any(self, value: bool) -> bool:
-        """Whether it is true on one of them: said from host to host, the GPU's queue is not waited for."""
+    def least(self, value: int) -> int:
+        """The least of all: said from host to host, the GPU's queue is not waited for."""
         if self.world == 1:
             return value
-        flag = torch.tensor([int(value)])
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._host)
-        return bool(flag.item())
+        box = torch.tensor([value])
+        dist.all_reduce(box, dist.ReduceOp.MIN, group=self._host)
+        return int(box)
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on one of them; likewise."""
+        return not self.least(int(not value))
 
     def gather(self, value: Any) -> list[Any]:
         """Everybody's, in the order of ranks, on all."""
@@ -112,8 +116,9 @@ class Processes:
         dist.broadcast_object_list(box, 0, group=self._host)
         return box[0]
 
-    def leave(self) -> None:
-        """Ends the group this object made."""
-        if self._joined:
+    def leave(self, failed: bool = False) -> None:
+        """Ends the group this object made. NCCL's end is one that all wait for: after a failure of this process alone
+        the others would be waited for in vain, and its error not be seen."""
+        if self._joined and not (failed and self._host is not None):
             dist.destroy_process_group()
-            self._joined = False
+        self._joined = False

@@ -14,7 +14,7 @@ from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
 from sewsnn.train.nonfinite import NonFinite, find
 from sewsnn.train.schema import Config
-from sewsnn.train.sums import Sums
+from sewsnn.train.sums import NEVER, Sums
 
 _RTD, _MIX = -1, -2  # places of random numbers, beside the epochs'
 _LEAST_SCALE = 2.0**-24
@@ -117,7 +117,7 @@ class Step:
             self.average.update(self.model)
 
     def check(self, sums: Sums, epoch: int, batch: Callable[[int], tuple[Tensor, Tensor] | None]) -> None:
-        """Stops a run whose loss or gradients are not finite. Waits for the GPU.
+        """Stops a run whose loss or gradients are not finite, on all processes. Waits for the GPU.
 
         Args:
             sums: of the epoch.
@@ -127,9 +127,10 @@ class Step:
         Raises:
             NonFinite: names the step and the layer.
         """
-        step, scale = sums.first_bad(), self.scaler.get_scale()
-        if step is not None:
-            self.explain(epoch, step, "the loss", batch)
+        mine, scale = sums.first_bad(), self.scaler.get_scale()
+        step = self.processes.least(mine)
+        if step < NEVER:
+            self.explain(epoch, step, "the loss" if step == mine else "the loss of another process", batch)
         if self.config.train.amp == "fp16":  # where infinite gradients are no news, unless they stay
             if scale < _LEAST_SCALE:
                 raise NonFinite(f"epoch {epoch + 1}: gradients stay infinite in fp16, whatever the scale of the loss")
