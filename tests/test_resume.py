@@ -206,6 +206,29 @@ def test_a_folder_that_vanishes(tmp_path):
     checkpoint.load(tmp_path / "gone" / "run" / checkpoint.NAME)
 
 
+def test_what_is_left_of_a_run(here, finished, tmp_path):
+    """Whatever checkpoint there is, no new run is begun over it, and the best one is gone on from if it is the last."""
+    folder = tmp_path / "left"
+    folder.mkdir()
+    shutil.copy(finished / "best.pt", folder)
+    status, _, err = here(folder, *EVERYTHING)
+    assert status == 1 and "already holds a run" in err
+    found, message = checkpoint.newest(folder)
+    assert found["epoch"] >= 1 and message == f"{folder}/checkpoint.pt is missing: going on from best.pt instead"
+
+
+def test_killed_after_saving(here, finished, tmp_path):
+    """The kept checkpoint is made up for, half a file is removed, config.yaml is that of the resume."""
+    folder = tmp_path / "killed"
+    shutil.copytree(finished, folder)
+    (folder / "checkpoint-0003.pt").unlink()
+    (folder / ".checkpoint.pt.0123abcd").write_bytes(b"half")
+    status, _, err = here(folder, *EVERYTHING, "--log_steps", "7", "--resume")
+    assert status == 0, err
+    assert os.path.samefile(folder / "checkpoint-0003.pt", folder / checkpoint.NAME)
+    assert not list(folder.glob(".*")) and "log_steps: 7\n" in (folder / "config.yaml").read_text()
+
+
 def test_links_or_copies(tmp_path, monkeypatch):
     """On file systems without links the kept checkpoints are copies; an error of the disk is named."""
     (tmp_path / checkpoint.NAME).write_bytes(b"one")

@@ -71,12 +71,15 @@ class Trainer:
         self.seconds = 0.0
         self._since = time.perf_counter()
         self.signals = Signals()
-        if self.processes.is_first:
-            make_folder(self.folder)
+        newest = bool(saved) and not self.message
         if saved:
             state.restore(self, saved)
-        elif self.processes.is_first:
+        if self.processes.is_first:
+            make_folder(self.folder)
+            checkpoint.sweep(self.folder)
             write_text(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            if newest and self.epoch and not self.step:  # it may have been killed after saving, before this
+                self._keep()
 
     def run(self) -> dict | None:
         """Trains to the last epoch and writes ``metrics.csv``, TensorBoard files, ``result.json`` and the figures.
@@ -101,8 +104,7 @@ class Trainer:
                         self._write_metrics()
                     self.save()
                     if self.processes.is_first:
-                        best = max(range(self.epoch), key=lambda e: self.history[e]["test_accuracy"]) == self.epoch - 1
-                        checkpoint.keep(self.folder, self.epoch, config.train.keep, best)
+                        self._keep()
                         tqdm.write(epoch_line(row, config.train.epochs), file=sys.stdout)
         finally:
             if board:
@@ -246,6 +248,11 @@ class Trainer:
         if self.processes.is_first:
             checkpoint.save(self.folder / checkpoint.NAME, content)
 
+    def _keep(self) -> None:
+        """The checkpoint of the epoch that has just ended, besides."""
+        best = max(range(self.epoch), key=lambda e: self.history[e]["test_accuracy"]) == self.epoch - 1
+        checkpoint.keep(self.folder, self.epoch, self.config.train.keep, best)
+
     def elapsed(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self.seconds + time.perf_counter() - self._since
@@ -284,7 +291,7 @@ class Trainer:
 def train(config: Config, resume: bool | str = False) -> dict | None:
     """Trains ``config`` in its folder, prints what a reader wants to know, returns the result (in the first process).
     See :class:`Trainer`."""
-    processes = Processes(config.train.device)
+    processes, failed = Processes(config.train.device), True
     try:
         trainer = Trainer(config, resume, processes)
         parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -295,9 +302,12 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
         )
         if trainer.message:
             trainer._say(trainer.message)
-        result = trainer.run()
+        result, failed = trainer.run(), False
+    except Interrupted:  # all have agreed on it
+        failed = False
+        raise
     finally:
-        processes.leave()
+        processes.leave(failed)
     if result is not None:
         print("\n".join(result_lines(result, config)))
         files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)

@@ -23,7 +23,7 @@ def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
         return checkpoint.newest(folder)
     if resume:
         return checkpoint.load(folder / checkpoint.NAME), ""
-    if (folder / checkpoint.NAME).exists() or (folder / "config.yaml").exists():
+    if checkpoint.holds_run(folder):
         raise UserError(f"{folder} already holds a run: --resume goes on with it, --output names another folder")
     return None, ""
 
