@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, run, wai
 from sewsnn.cli import main
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.train import checkpoint
+from sewsnn.train.distributed import Processes
 from sewsnn.train.loop import Trainer
 
 # All that has a state or draws random numbers.
@@ -204,6 +206,27 @@ def test_a_folder_that_vanishes(tmp_path):
     assert process.returncode == 1 and b"Traceback" not in errors, errors.decode()
     assert f"sewsnn: error: cannot write {folder}".encode() in errors
     checkpoint.load(tmp_path / "gone" / "run" / checkpoint.NAME)
+
+
+def test_more_epochs(here, tmp_path):
+    """May follow where the learning rate did not depend on their number; the end is that of a run begun with them."""
+    words = [*SHORT, "--schedule.name", "constant"]
+    for folder, epochs, more in (("whole", "2", []), ("more", "1", []), ("more", "2", ["--resume"])):
+        status, _, err = here(tmp_path / folder, *words, "--epochs", epochs, *more)
+        assert status == 0, err
+    assert_same_end(tmp_path / "more", tmp_path / "whole", epochs=2)
+    status, _, err = here(tmp_path / "more", *words, "--resume")
+    assert status == 1 and "other settings (train.epochs)" in err  # fewer than were trained
+
+
+def test_samples_left_out_before_a_resume_count(tmp_path):
+    run = SimpleNamespace(processes=Processes("cpu"), folder=tmp_path, source=SimpleNamespace(corrupt={}))
+    assert Trainer._count_corrupt(run) == 0 and not list(tmp_path.iterdir())
+    run.source.corrupt = {"b": "b is no image", "a": "a is no image"}
+    assert Trainer._count_corrupt(run) == 2
+    run.source.corrupt = {"c": "c is no image", "a": "a is no image"}
+    assert Trainer._count_corrupt(run) == 3
+    assert (tmp_path / "corrupt.txt").read_text() == "a is no image\nb is no image\nc is no image\n"
 
 
 def test_what_is_left_of_a_run(here, finished, tmp_path):

@@ -1,5 +1,6 @@
 """The training loop: :func:`train`."""
 
+import contextlib
 import sys
 import time
 from itertools import islice
@@ -203,9 +204,6 @@ class Trainer:
         found = [self._evaluate(self.model)]
         if average is not None:
             found.append(self._evaluate(average.module))
-        corrupt: dict[str, str] = {}
-        for of_process in self.processes.gather(self.source.corrupt):
-            corrupt |= of_process
         row = {
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -222,10 +220,8 @@ class Trainer:
             "data_wait": sums["waited"] / sums["seconds"],
             "peak_memory_mib": metrics.peak_memory_mib(self.device),
             "loss_scale": self.stepper.scaler.get_scale() if config.train.amp == "fp16" else None,
-            "corrupt_samples": len(corrupt),
+            "corrupt_samples": self._count_corrupt(),
         }
-        if corrupt and self.processes.is_first:
-            write_text(self.folder / "corrupt.txt", "".join(f"{text}\n" for _, text in sorted(corrupt.items())))
         self.history.append(row)
         self.rates.append(self._firing_rates() if self.processes.is_first else {})
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums(self.device)
@@ -234,6 +230,19 @@ class Trainer:
     def _evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         settings = self.config.train
         return evaluate(model, self.source, self.device, self.processes, settings.test_amp, settings.channels_last)
+
+    def _count_corrupt(self) -> int:
+        """Of all processes so far, those before a resume included: ``corrupt.txt`` knows them."""
+        found = {text.replace("\n", " ") for of in self.processes.gather(self.source.corrupt) for text in of.values()}
+        path = self.folder / "corrupt.txt"
+        if self.processes.is_first:
+            before = set()
+            with contextlib.suppress(FileNotFoundError):
+                before = set(path.read_text(encoding="utf-8", errors="replace").splitlines())
+            if found - before:
+                write_text(path, "".join(f"{text}\n" for text in sorted(found | before)))
+            found |= before
+        return len(found)
 
     def _firing_rates(self) -> dict[str, float]:
         """Over a part of the test set; the first process's are those of the run."""

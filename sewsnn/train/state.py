@@ -31,11 +31,14 @@ def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
 def check_same(saved: dict[str, Any], config: Config, world: int, folder: Path) -> None:
     """Raises CheckpointError if the run was made with other settings. Batches may be spread over other processes, as
     long as all of them together train on as many samples per optimizer step; a group of processes that has shrunk or
-    grown (elastic torchrun) goes on with the batches it has now."""
+    grown (elastic torchrun) goes on with the batches it has now. More epochs may follow, unless the learning rate so
+    far was one of fewer (cosine)."""
     before = from_dict(saved["config"])
     free = set(FREE)
     if _global_batch(before, saved["world"]) == _global_batch(config, world):
         free |= {"data.batch_size", "train.accumulate"}
+    if config.schedule.name != "cosine" and config.train.epochs >= saved["epoch"]:
+        free.add("train.epochs")
     changed = [key for key in differences(before.to_dict(), config.to_dict()) if key not in free]
     if changed:
         raise CheckpointError(
