@@ -14,6 +14,7 @@ import torch
 import torch.multiprocessing as mp
 from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, wait_for
 
+from sewsnn.data.images import ImagesInMemory
 from sewsnn.data.source import Options
 from sewsnn.errors import ConfigError
 from sewsnn.layers import convert_sync_batchnorm
@@ -203,6 +204,15 @@ def test_a_loss_of_one_process_ends_all(tmp_path):
     assert second.startswith("epoch 1, step 7: the loss is not finite; it begins in the batch itself")
 
 
+def test_fewer_test_samples_than_processes():
+    """A process without any has no batch, rather than an empty one."""
+    images, labels = torch.zeros(8, 1, 2, 2), torch.arange(8)
+    for rank in range(4):
+        options = Options(batch_size=2, seed=0, rank=rank, world=4)
+        source = ImagesInMemory((images, labels), (images[:3], labels[:3]), 8, options)
+        assert [len(y) for _, y in source.test_batches()] == [1] * source.test_steps == [1] * (rank > 0)
+
+
 def test_an_error_of_one_process_is_not_held_up(monkeypatch):
     """NCCL's end waits for all processes; the others may never come."""
     ended = []
@@ -240,6 +250,8 @@ def test_places_that_make_no_sense():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
             patch.setenv(name, value)
+        with pytest.raises(ConfigError, match=r"train\.device must be cuda with 2 processes"):
+            Processes("cuda:1")
         patch.delenv("MASTER_ADDR", raising=False)
         with pytest.raises(ConfigError, match=r"cannot join the other 1 process\(es\): .*MASTER_ADDR"):
             Processes("cpu")

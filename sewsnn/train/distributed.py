@@ -40,6 +40,10 @@ class Processes:
             ) from None
         if self.world == 1:
             return
+        if device.startswith("cuda:"):
+            raise ConfigError(
+                f"train.device must be cuda with {self.world} processes, each takes its own: got {device}"
+            )
         cuda = device != "cpu" and torch.cuda.is_available()
         if cuda:
             if self.local_rank >= torch.cuda.device_count():
