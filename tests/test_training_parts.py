@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sewsnn.errors import UserError
 from sewsnn.models import create_model
 from sewsnn.train import build
 from sewsnn.train.average import Average
@@ -274,6 +275,16 @@ def test_a_gradient_that_is_not_finite():
     with pytest.raises(NonFinite, match="step 1: a gradient is not finite; it begins in the gradient of scale"):
         step.check(sums, 0, lambda _: (x, y))
     assert torch.equal(model.scale.detach(), torch.zeros(3))
+
+
+def test_too_little_memory_is_said():
+    def forward(x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    model = Linear()
+    model.forward = forward
+    with pytest.raises(UserError, match=r"epoch 1, step 4: too little memory on cpu \(CUDA out of memory.*batch_size"):
+        stepper(model).run(torch.ones(2, 6), torch.tensor([0, 1]), 0, 3, 1, True, Sums(torch.device("cpu")))
 
 
 def test_fp16_skips_infinite_gradients_and_ends_if_they_stay():
