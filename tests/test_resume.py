@@ -17,6 +17,7 @@ from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, run, wai
 from sewsnn.cli import main
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.train import checkpoint
+from sewsnn.train.config import load_config
 from sewsnn.train.distributed import Processes
 from sewsnn.train.loop import Trainer
 
@@ -206,6 +207,36 @@ def test_a_folder_that_vanishes(tmp_path):
     assert process.returncode == 1 and b"Traceback" not in errors, errors.decode()
     assert f"sewsnn: error: cannot write {folder}".encode() in errors
     checkpoint.load(tmp_path / "gone" / "run" / checkpoint.NAME)
+
+
+def test_stopped_in_evaluation(here, monkeypatch, tmp_path):
+    """Saved at once, the epoch's training done; the evaluation comes again."""
+    assert here(tmp_path / "whole", *SHORT)[0] == 0
+    evaluate = Trainer._evaluate
+
+    def signalled(trainer, model):
+        trainer.signals.received = signal.SIGTERM
+        return evaluate(trainer, model)
+
+    monkeypatch.setattr(Trainer, "_evaluate", signalled)
+    assert here(tmp_path / "stopped", *SHORT)[0] == 130
+    monkeypatch.undo()
+    saved = checkpoint.load(tmp_path / "stopped" / checkpoint.NAME)
+    assert (saved["epoch"], saved["step"], saved["history"]) == (0, 12, [])
+    status, _, err = here(tmp_path / "stopped", *SHORT, "--resume")
+    assert status == 0, err
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole", epochs=1)
+
+
+def test_another_device(here, tmp_path):
+    """``train.device: auto`` may be another one after a resume: the optimizer is fused, or not, as it takes."""
+    folder = tmp_path / "run"
+    assert here(folder, *SHORT)[0] == 0
+    saved = checkpoint.load(folder / checkpoint.NAME)
+    saved["optimizer"]["param_groups"][0]["fused"] = True
+    torch.save(saved, folder / checkpoint.NAME)
+    trainer = Trainer(load_config(folder / "config.yaml"), resume=True)
+    assert trainer.epoch == 1 and trainer.optimizer.param_groups[0]["fused"] is None
 
 
 def test_more_epochs(here, tmp_path):

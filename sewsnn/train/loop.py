@@ -175,7 +175,17 @@ class Trainer:
             self.stepper.check(self.sums, self.epoch, self._batch)
             self.save()
         if stops:
-            raise Interrupted(f"stopped by {self.signals.name}; saved in {self.folder}")
+            self._stop()
+
+    def _stop_if_alone(self) -> None:
+        """In evaluation, which comes again after a resume. Several processes finish it: they have not equally many
+        batches, at which they could ask each other."""
+        if self.processes.world == 1 and self.signals.received:
+            self.save()
+            self._stop()
+
+    def _stop(self) -> None:
+        raise Interrupted(f"stopped by {self.signals.name}; saved in {self.folder}")
 
     def _is_time(self, every: int) -> bool:
         """Whether a multiple of ``every`` steps was reached in the optimizer step that has just been done."""
@@ -229,7 +239,15 @@ class Trainer:
 
     def _evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         settings = self.config.train
-        return evaluate(model, self.source, self.device, self.processes, settings.test_amp, settings.channels_last)
+        return evaluate(
+            model,
+            self.source,
+            self.device,
+            self.processes,
+            settings.test_amp,
+            settings.channels_last,
+            after_batch=self._stop_if_alone,
+        )
 
     def _count_corrupt(self) -> int:
         """Of all processes so far, those before a resume included: ``corrupt.txt`` knows them."""

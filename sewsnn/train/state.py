@@ -81,9 +81,12 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         CheckpointError: it does not fit the configuration.
     """
     stepper, processes, folder = trainer.stepper, trainer.processes, trainer.folder
+    fused = [group["fused"] for group in trainer.optimizer.param_groups]
     try:
         trainer.model.load_state_dict(saved["model"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
+        for group, of_device in zip(trainer.optimizer.param_groups, fused, strict=True):
+            group["fused"] = of_device  # not of the one the checkpoint was made on
         stepper.scaler.load_state_dict(saved["scaler"])
         if stepper.average is not None:
             stepper.average.load_state_dict(saved["average"])
