@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +15,8 @@ from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, run, wai
 
 from sewsnn.cli import main
 from sewsnn.errors import CheckpointError, UserError
-from sewsnn.train import checkpoint
+from sewsnn.train import checkpoint, metrics
 from sewsnn.train.config import load_config
-from sewsnn.train.distributed import Processes
 from sewsnn.train.loop import Trainer
 
 # All that has a state or draws random numbers.
@@ -251,13 +249,11 @@ def test_more_epochs(here, tmp_path):
 
 
 def test_samples_left_out_before_a_resume_count(tmp_path):
-    run = SimpleNamespace(processes=Processes("cpu"), folder=tmp_path, source=SimpleNamespace(corrupt={}))
-    assert Trainer._count_corrupt(run) == 0 and not list(tmp_path.iterdir())
-    run.source.corrupt = {"b": "b is no image", "a": "a is no image"}
-    assert Trainer._count_corrupt(run) == 2
-    run.source.corrupt = {"c": "c is no image", "a": "a is no image"}
-    assert Trainer._count_corrupt(run) == 3
-    assert (tmp_path / "corrupt.txt").read_text() == "a is no image\nb is no image\nc is no image\n"
+    path = tmp_path / "corrupt.txt"
+    assert metrics.write_corrupt(path, set()) == set() and not path.exists()
+    assert len(metrics.write_corrupt(path, {"b is no image", "a is\nno image"})) == 2
+    assert len(metrics.write_corrupt(path, {"c is no image", "b is no image"})) == 3
+    assert path.read_text() == "a is no image\nb is no image\nc is no image\n"
 
 
 def test_what_is_left_of_a_run(here, finished, tmp_path):

@@ -35,6 +35,16 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+def set_up_torch(config: Config) -> None:
+    """What holds for the whole process."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    if config.train.deterministic:
+        make_deterministic()
+    else:
+        torch.backends.cudnn.benchmark = True
+
+
 def make_deterministic() -> None:
     """The same bits in each run, on CUDA too: torch then refuses operations that cannot promise it."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts

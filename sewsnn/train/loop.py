@@ -1,6 +1,5 @@
 """The training loop: :func:`train`."""
 
-import contextlib
 import sys
 import time
 from itertools import islice
@@ -50,7 +49,7 @@ class Trainer:
         self.processes = processes or Processes(config.train.device)
         self.device = build.choose_device(config.train.device, self.processes.local_rank)
         self.backend = build.backend_of(config, self.device)
-        _set_up_torch(config)
+        build.set_up_torch(config)
         self.message = ""  #: what a resume has to say
         saved = self._saved(resume)
         torch.manual_seed(config.seed)
@@ -214,6 +213,9 @@ class Trainer:
         found = [self._evaluate(self.model)]
         if average is not None:
             found.append(self._evaluate(average.module))
+        corrupt = {text for of in self.processes.gather(self.source.corrupt) for text in of.values()}
+        if self.processes.is_first:
+            corrupt = metrics.write_corrupt(self.folder / "corrupt.txt", corrupt)
         row = {
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -230,7 +232,7 @@ class Trainer:
             "data_wait": sums["waited"] / sums["seconds"],
             "peak_memory_mib": metrics.peak_memory_mib(self.device),
             "loss_scale": self.stepper.scaler.get_scale() if config.train.amp == "fp16" else None,
-            "corrupt_samples": self._count_corrupt(),
+            "corrupt_samples": len(corrupt),
         }
         self.history.append(row)
         self.rates.append(self._firing_rates() if self.processes.is_first else {})
@@ -248,19 +250,6 @@ class Trainer:
             settings.channels_last,
             after_batch=self._stop_if_alone,
         )
-
-    def _count_corrupt(self) -> int:
-        """Of all processes so far, those before a resume included: ``corrupt.txt`` knows them."""
-        found = {text.replace("\n", " ") for of in self.processes.gather(self.source.corrupt) for text in of.values()}
-        path = self.folder / "corrupt.txt"
-        if self.processes.is_first:
-            before = set()
-            with contextlib.suppress(FileNotFoundError):
-                before = set(path.read_text(encoding="utf-8", errors="replace").splitlines())
-            if found - before:
-                write_text(path, "".join(f"{text}\n" for text in sorted(found | before)))
-            found |= before
-        return len(found)
 
     def _firing_rates(self) -> dict[str, float]:
         """Over a part of the test set; the first process's are those of the run."""
@@ -340,13 +329,3 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
         files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)
         print("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
     return result
-
-
-def _set_up_torch(config: Config) -> None:
-    settings = config.train
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    if settings.deterministic:
-        build.make_deterministic()
-    else:
-        torch.backends.cudnn.benchmark = True
