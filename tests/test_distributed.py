@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from sewsnn.models import create_model
 from sewsnn.train import build, checkpoint, signals
 from sewsnn.train.config import from_dict
 from sewsnn.train.distributed import Processes
+from sewsnn.train.meeting import agree
 from sewsnn.train.nonfinite import NonFinite
 from sewsnn.train.step import Step
 from sewsnn.train.sums import Sums
@@ -211,6 +214,24 @@ def test_fewer_test_samples_than_processes():
         options = Options(batch_size=2, seed=0, rank=rank, world=4)
         source = ImagesInMemory((images, labels), (images[:3], labels[:3]), 8, options)
         assert [len(y) for _, y in source.test_batches()] == [1] * source.test_steps == [1] * (rank > 0)
+
+
+def test_processes_started_again_do_not_meet_the_dead():
+    """The store has all that an earlier start left in it; the late first process is waited for."""
+    store, timeout = torch.distributed.HashStore(), timedelta(seconds=30)
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            late = [pool.submit(agree, store, rank, 3, timeout) for rank in (1, 2)]
+            time.sleep(0.2)
+            first = agree(store, 0, 3, timeout)
+            assert [other.result() for other in late] == [first, first]
+            names.append(first)
+    assert names[0] != names[1]
+    with pytest.raises(RuntimeError, match="does not answer"):
+        agree(store, 1, 3, timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match="not all of them came"):
+        agree(store, 0, 3, timedelta(seconds=0.1))
 
 
 def test_an_error_of_one_process_is_not_held_up(monkeypatch):

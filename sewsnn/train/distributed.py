@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sewsnn.errors import ConfigError
+from sewsnn.train.meeting import meet
 
 
 class Processes:
@@ -54,7 +55,14 @@ class Processes:
             torch.cuda.set_device(self.local_rank)
         if not dist.is_initialized():
             try:
-                dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
+                timeout = timedelta(minutes=timeout_minutes)
+                dist.init_process_group(
+                    "nccl" if cuda else "gloo",
+                    store=meet(timeout),
+                    rank=self.rank,
+                    world_size=self.world,
+                    timeout=timeout,
+                )
             except (ValueError, RuntimeError) as error:  # no MASTER_ADDR, nobody there
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"cannot join the other {self.world - 1} process(es): {reason}") from None
