@@ -3,18 +3,31 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, wait_for
 
+from sewsnn.data.images import ImagesInMemory
 from sewsnn.data.source import Options
 from sewsnn.errors import ConfigError
-from sewsnn.train import checkpoint
+from sewsnn.layers import convert_sync_batchnorm
+from sewsnn.models import create_model
+from sewsnn.train import build, checkpoint, signals
+from sewsnn.train.config import from_dict
 from sewsnn.train.distributed import Processes
+from sewsnn.train.meeting import agree
+from sewsnn.train.nonfinite import NonFinite
+from sewsnn.train.step import Step
+from sewsnn.train.sums import Sums
 
 # Spikes are discontinuous: only where rounding is tiny do runs that add in another order stay together.
 IN_FLOAT64 = """
@@ -162,6 +175,93 @@ def test_shares_are_a_partition():
             assert seen == list(range(len(seen))) and samples - len(seen) < world
 
 
+def _loss_of_one(rank, port, folder):
+    """In a group of two with shared batch statistics, the batch of the second is not finite."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    processes = Processes("cpu")
+    config = from_dict({"train": {"sync_bn": True}})
+    model = create_model("sew_resnet", blocks=[1], widths=[4], num_classes=3, stem="small", T=2)
+    convert_sync_batchnorm(model)
+    step = Step(config, model, build.build_optimizer(config, model), processes, 3)
+    x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    sums = Sums(torch.device("cpu"))
+    sums.add(torch.tensor(float("nan") if rank else 1.0), torch.zeros(4, 3), y, 6)
+    try:
+        step.check(sums, 0, lambda _: (x / 0 if rank else x, y))
+    except NonFinite as error:
+        (folder / str(rank)).write_text(str(error))
+    processes.leave()
+
+
+def test_a_loss_of_one_process_ends_all(tmp_path):
+    """At the same step; none waits for another that has found its layer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_loss_of_one, (port, tmp_path), nprocs=2)
+    first, second = ((tmp_path / name).read_text() for name in "01")
+    assert first.startswith("epoch 1, step 7: the loss of another process is not finite; the batch, computed again, is")
+    assert second.startswith("epoch 1, step 7: the loss is not finite; it begins in the batch itself")
+
+
+def test_fewer_test_samples_than_processes():
+    """A process without any has no batch, rather than an empty one."""
+    images, labels = torch.zeros(8, 1, 2, 2), torch.arange(8)
+    for rank in range(4):
+        options = Options(batch_size=2, seed=0, rank=rank, world=4)
+        source = ImagesInMemory((images, labels), (images[:3], labels[:3]), 8, options)
+        assert [len(y) for _, y in source.test_batches()] == [1] * source.test_steps == [1] * (rank > 0)
+
+
+def test_processes_started_again_do_not_meet_the_dead():
+    """The store has all that an earlier start left in it; the late first process is waited for."""
+    store, timeout = torch.distributed.HashStore(), timedelta(seconds=30)
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            late = [pool.submit(agree, store, rank, 3, timeout) for rank in (1, 2)]
+            time.sleep(0.2)
+            first = agree(store, 0, 3, timeout)
+            assert [other.result() for other in late] == [first, first]
+            names.append(first)
+    assert names[0] != names[1]
+    with pytest.raises(RuntimeError, match="does not answer"):
+        agree(store, 1, 3, timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match="not all of them came"):
+        agree(store, 0, 3, timedelta(seconds=0.1))
+
+
+def test_an_error_of_one_process_is_not_held_up(monkeypatch):
+    """NCCL's end waits for all processes; the others may never come."""
+    ended = []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
+    for failed, host, expected in ((True, "gloo", []), (True, None, [True]), (False, "gloo", [True])):
+        ended.clear()
+        processes = Processes("cpu")
+        processes._joined, processes._host = True, host
+        processes.leave(failed)
+        assert ended == expected
+
+
+def test_signals_that_come_twice(monkeypatch):
+    """Of torchrun and of the batch system: one. A later one ends the process as if nobody had asked for it."""
+    now, ended = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals.os, "kill", lambda pid, number: ended.append(number))
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.Signals() as received:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        assert received.name == "SIGTERM" and not ended
+        now[0] += 3
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_places_that_make_no_sense():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", "0")
@@ -171,6 +271,8 @@ def test_places_that_make_no_sense():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
             patch.setenv(name, value)
+        with pytest.raises(ConfigError, match=r"train\.device must be cuda with 2 processes"):
+            Processes("cuda:1")
         patch.delenv("MASTER_ADDR", raising=False)
         with pytest.raises(ConfigError, match=r"cannot join the other 1 process\(es\): .*MASTER_ADDR"):
             Processes("cpu")

@@ -10,7 +10,7 @@ from sewsnn.analysis import firing_rates
 from sewsnn.analysis.per_step import evaluate_per_step, latency
 from sewsnn.cli import main
 from sewsnn.models import create_model
-from sewsnn.train import checkpoint
+from sewsnn.train import checkpoint, finished
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 SMALL = ["--blocks", "[1]", "--widths", "[8]", "--epochs", "1", "--batch_size", "256"]
@@ -56,6 +56,21 @@ def test_a_run_is_evaluated(folder, tmp_path, capsys):
     assert set(result["firing_rates"]) == set(trained["firing_rates"])
     assert f"{100 * trained['test_accuracy']:.2f} %" in output and "latency" in output
     assert all(seconds > 0 for seconds in result["latency"])
+
+
+def test_the_precision_of_the_configuration(folder, monkeypatch):
+    """``train.test_amp`` holds in sewsnn eval, too; a wrong --steps is said before anything is computed."""
+    seen = []
+
+    def watched(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return evaluate_per_step(*arguments)
+
+    monkeypatch.setattr(finished, "evaluate_per_step", watched)
+    assert main(["eval", str(folder), "--steps", "9"]) == 1 and seen == []
+    for amp in ("off", "bf16"):
+        assert main(["eval", str(folder), "--steps", "1", "--test_amp", amp]) == 0
+    assert seen == [False, True]
 
 
 def test_the_moving_average_and_other_weights(folder, tmp_path, capsys):

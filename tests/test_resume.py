@@ -15,7 +15,9 @@ from runs import PROCESS, assert_same_end, command, in_mid_epoch, rows, run, wai
 
 from sewsnn.cli import main
 from sewsnn.errors import CheckpointError, UserError
-from sewsnn.train import checkpoint
+from sewsnn.train import checkpoint, metrics
+from sewsnn.train.config import load_config
+from sewsnn.train.loop import Trainer
 
 # All that has a state or draws random numbers.
 EVERYTHING = ["--ema", "0.9", "--accumulate", "2", "--mixup", "0.4", "--cutmix", "1.0", "--label_smoothing", "0.1"]
@@ -156,6 +158,42 @@ def test_batches_cut_otherwise_are_the_same_run(here, finished, tmp_path):
     assert status == 0 and "resumed at epoch 3, step 0" in out, err
 
 
+SHORT = ["--epochs", "1", "--batch_size", "128", "--accumulate", "5", "--checkpoint_steps", "0", "--blocks", "[1]"]
+SHORT += ["--widths", "[4]", "--T", "2"]  # 12 steps of 1437 samples: 5, 5 and 2 per optimizer step
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """SIGTERM reaches runs of this process while they compute that step."""
+
+    def stop(step):
+        set_lr = Trainer._set_lr
+
+        def set_and_signal(trainer, first):
+            if trainer.step + 1 == step:
+                trainer.signals.received = signal.SIGTERM
+            return set_lr(trainer, first)
+
+        monkeypatch.setattr(Trainer, "_set_lr", set_and_signal)
+        return monkeypatch.undo
+
+    return stop
+
+
+def test_stopped_in_the_last_optimizer_step(here, stop_at, tmp_path):
+    """Which has fewer batches than the others: none of them comes again, however they are cut afterwards."""
+    assert here(tmp_path / "whole", *SHORT)[0] == 0
+    go_on = stop_at(11)
+    assert here(tmp_path / "stopped", *SHORT)[0] == 130
+    go_on()
+    assert checkpoint.load(tmp_path / "stopped" / checkpoint.NAME)["step"] == 12
+    shutil.copytree(tmp_path / "stopped", tmp_path / "recut")
+    for name, more in (("stopped", []), ("recut", ["--batch_size", "64", "--accumulate", "10"])):
+        status, out, err = here(tmp_path / name, *SHORT, *more, "--resume")
+        assert status == 0 and "samples of this epoch come again" not in out, err
+        assert_same_end(tmp_path / name, tmp_path / "whole", epochs=1)
+
+
 def test_a_folder_that_vanishes(tmp_path):
     """A disk that is gone in mid-run: the run ends with the file's name, not with a traceback."""
     folder = tmp_path / "disk" / "run"
@@ -167,6 +205,78 @@ def test_a_folder_that_vanishes(tmp_path):
     assert process.returncode == 1 and b"Traceback" not in errors, errors.decode()
     assert f"sewsnn: error: cannot write {folder}".encode() in errors
     checkpoint.load(tmp_path / "gone" / "run" / checkpoint.NAME)
+
+
+def test_stopped_in_evaluation(here, monkeypatch, tmp_path):
+    """Saved at once, the epoch's training done; the evaluation comes again."""
+    assert here(tmp_path / "whole", *SHORT)[0] == 0
+    evaluate = Trainer._evaluate
+
+    def signalled(trainer, model):
+        trainer.signals.received = signal.SIGTERM
+        return evaluate(trainer, model)
+
+    monkeypatch.setattr(Trainer, "_evaluate", signalled)
+    assert here(tmp_path / "stopped", *SHORT)[0] == 130
+    monkeypatch.undo()
+    saved = checkpoint.load(tmp_path / "stopped" / checkpoint.NAME)
+    assert (saved["epoch"], saved["step"], saved["history"]) == (0, 12, [])
+    status, _, err = here(tmp_path / "stopped", *SHORT, "--resume")
+    assert status == 0, err
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole", epochs=1)
+
+
+def test_another_device(here, tmp_path):
+    """``train.device: auto`` may be another one after a resume: the optimizer is fused, or not, as it takes."""
+    folder = tmp_path / "run"
+    assert here(folder, *SHORT)[0] == 0
+    saved = checkpoint.load(folder / checkpoint.NAME)
+    saved["optimizer"]["param_groups"][0]["fused"] = True
+    torch.save(saved, folder / checkpoint.NAME)
+    trainer = Trainer(load_config(folder / "config.yaml"), resume=True)
+    assert trainer.epoch == 1 and trainer.optimizer.param_groups[0]["fused"] is None
+
+
+def test_more_epochs(here, tmp_path):
+    """May follow where the learning rate did not depend on their number; the end is that of a run begun with them."""
+    words = [*SHORT, "--schedule.name", "constant"]
+    for folder, epochs, more in (("whole", "2", []), ("more", "1", []), ("more", "2", ["--resume"])):
+        status, _, err = here(tmp_path / folder, *words, "--epochs", epochs, *more)
+        assert status == 0, err
+    assert_same_end(tmp_path / "more", tmp_path / "whole", epochs=2)
+    status, _, err = here(tmp_path / "more", *words, "--resume")
+    assert status == 1 and "other settings (train.epochs)" in err  # fewer than were trained
+
+
+def test_samples_left_out_before_a_resume_count(tmp_path):
+    path = tmp_path / "corrupt.txt"
+    assert metrics.write_corrupt(path, set()) == set() and not path.exists()
+    assert len(metrics.write_corrupt(path, {"b is no image", "a is\nno image"})) == 2
+    assert len(metrics.write_corrupt(path, {"c is no image", "b is no image"})) == 3
+    assert path.read_text() == "a is no image\nb is no image\nc is no image\n"
+
+
+def test_what_is_left_of_a_run(here, finished, tmp_path):
+    """Whatever checkpoint there is, no new run is begun over it, and the best one is gone on from if it is the last."""
+    folder = tmp_path / "left"
+    folder.mkdir()
+    shutil.copy(finished / "best.pt", folder)
+    status, _, err = here(folder, *EVERYTHING)
+    assert status == 1 and "already holds a run" in err
+    found, message = checkpoint.newest(folder)
+    assert found["epoch"] >= 1 and message == f"{folder}/checkpoint.pt is missing: going on from best.pt instead"
+
+
+def test_killed_after_saving(here, finished, tmp_path):
+    """The kept checkpoint is made up for, half a file is removed, config.yaml is that of the resume."""
+    folder = tmp_path / "killed"
+    shutil.copytree(finished, folder)
+    (folder / "checkpoint-0003.pt").unlink()
+    (folder / ".checkpoint.pt.0123abcd").write_bytes(b"half")
+    status, _, err = here(folder, *EVERYTHING, "--log_steps", "7", "--resume")
+    assert status == 0, err
+    assert os.path.samefile(folder / "checkpoint-0003.pt", folder / checkpoint.NAME)
+    assert not list(folder.glob(".*")) and "log_steps: 7\n" in (folder / "config.yaml").read_text()
 
 
 def test_links_or_copies(tmp_path, monkeypatch):

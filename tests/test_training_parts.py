@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sewsnn.errors import UserError
 from sewsnn.models import create_model
 from sewsnn.train import build
+from sewsnn.train.average import Average
 from sewsnn.train.config import from_dict
 from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
@@ -156,6 +159,18 @@ def test_accumulated_batches_are_one():
     assert values["top1"] == int((logits.argmax(1) == y).sum()) and values["top5"] == 12
 
 
+def test_accumulated_gradients_of_cuda_graphs():
+    """A replay writes its gradients where the last one did: the sum lies elsewhere, from the first batch on."""
+    model = Linear()
+    step = stepper(model, train={"compile": "reduce-overhead", "accumulate": 2})
+    step._network = model  # without graphs, which need CUDA
+    place, x, y = model.fc.weight.grad.data_ptr(), torch.randn(8, 6), torch.randint(0, 3, (8,))
+    for i in range(4):
+        step.run(x, y, 0, i, 2, i % 2 == 1, Sums(torch.device("cpu")))
+        assert model.fc.weight.grad.data_ptr() == place
+    assert not model.fc.weight.grad.any() and not torch.equal(model.fc.weight, Linear().fc.weight)
+
+
 def test_gradients_are_clipped():
     x, y = 100 * torch.randn(8, 6), torch.randint(0, 3, (8,))
     model = Linear()
@@ -176,6 +191,25 @@ def test_moving_average():
         weight = model.fc.weight.detach().clone()
         expected = weight if expected is None else 0.75 * expected + 0.25 * weight
     torch.testing.assert_close(step.average.module.fc.weight, expected)
+
+
+def test_moving_average_is_torchs():
+    """Of batch-norm statistics, too; the same names in a file. What processes share of it lies on the model's device:
+    NCCL refuses a counter on the host."""
+    model = net()
+    ours = Average(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(3):
+        model(batch()[0])
+        ours.update(model)
+        theirs.update_parameters(model)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert state.keys() == expected.keys() and state["n_averaged"] == 3
+    for name, value in expected.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(state[name], value, msg=lambda m, n=name: f"{n}: {m}")
+    shared = [buffer.data_ptr() for buffer in ours.module.buffers()]
+    assert ours.n_averaged.data_ptr() not in shared and len(shared) == len(list(model.buffers()))
 
 
 def net():
@@ -241,6 +275,16 @@ def test_a_gradient_that_is_not_finite():
     with pytest.raises(NonFinite, match="step 1: a gradient is not finite; it begins in the gradient of scale"):
         step.check(sums, 0, lambda _: (x, y))
     assert torch.equal(model.scale.detach(), torch.zeros(3))
+
+
+def test_too_little_memory_is_said():
+    def forward(x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    model = Linear()
+    model.forward = forward
+    with pytest.raises(UserError, match=r"epoch 1, step 4: too little memory on cpu \(CUDA out of memory.*batch_size"):
+        stepper(model).run(torch.ones(2, 6), torch.tensor([0, 1]), 0, 3, 1, True, Sums(torch.device("cpu")))
 
 
 def test_fp16_skips_infinite_gradients_and_ends_if_they_stay():

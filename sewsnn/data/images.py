@@ -56,8 +56,9 @@ class ImagesInMemory:
 
     def test_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         size, mine = self.options.batch_size, self.options.test_share(len(self.test_labels))
-        parts = (whole[mine.start : mine.stop].split(size) for whole in (self.test_images, self.test_labels))
-        yield from zip(*parts, strict=True)
+        for first in mine[::size]:
+            part = slice(first, min(first + size, mine.stop))
+            yield self.test_images[part], self.test_labels[part]
 
     def to_float(self, x: Tensor) -> Tensor:
         return self._to_float(x)

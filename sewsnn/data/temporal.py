@@ -34,4 +34,4 @@ def random_temporal_delete(
     if not 1 <= T_remain <= T:
         raise ValueError(f"T_remain must be 1 to T = {T}, got {T_remain}")
     left = torch.randperm(T, generator=generator)[:T_remain].sort().values
-    return x_seq.index_select(time_dim, left.to(x_seq.device))
+    return x_seq.index_select(time_dim, left.to(x_seq.device, non_blocking=True))  # the host does not wait

@@ -14,7 +14,8 @@ from sewsnn.train.schema import Config, NeuronConfig
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU. ``local_rank``: which of this machine's GPUs; None: the first.
+    """``auto``: CUDA where there is one, else the CPU. ``local_rank``: which of this machine's GPUs ``cuda`` is; None:
+    the first. A GPU that is chosen becomes torch's current one: its random numbers and pinned memory are of that.
 
     Raises:
         ConfigError: there is no such device.
@@ -26,10 +27,22 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else "not available"
         raise ConfigError(f"train.device: cannot use {name!r}: {reason}") from None
     return device
+
+
+def set_up_torch(config: Config) -> None:
+    """What holds for the whole process."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    if config.train.deterministic:
+        make_deterministic()
+    else:
+        torch.backends.cudnn.benchmark = True
 
 
 def make_deterministic() -> None:

@@ -112,7 +112,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The newest readable checkpoint of a folder.
+    """The newest readable checkpoint of a folder; the best one if all others are gone or damaged.
 
     Returns:
         ``(content, "")``; with a sentence where it is an older one, since newer ones are damaged; ``(None, "")`` if
@@ -121,7 +121,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     Raises:
         CheckpointError: there are checkpoints, but none can be read: nothing is begun anew over them.
     """
-    paths = [path for path in (folder / NAME, *kept(folder)) if path.exists()]
+    paths = [path for path in (folder / NAME, *kept(folder), folder / BEST) if path.exists()]
     problems = []
     for path in paths:
         try:
@@ -129,10 +129,27 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
         except CheckpointError as error:
             problems.append(str(error))
             continue
+        if path.name != NAME and not problems:
+            problems.append(f"{folder / NAME} is missing")
         return content, f"{'; '.join(problems)}: going on from {path.name} instead" if problems else ""
     if problems:
         raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(problems)}")
     return None, ""
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is anything of a run in the folder that another one would write over."""
+    names = (NAME, BEST, "config.yaml")
+    return any((folder / name).exists() for name in names) or bool(kept(folder))
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes left half-written: each is as large as a checkpoint."""
+    pattern = re.compile(r"\.(checkpoint(-\d+)?|best)\.pt\.([0-9a-f]{8}|link)")
+    for path in folder.glob(".*.pt.*"):
+        if pattern.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def get_rng() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sewsnn.errors import ConfigError
+from sewsnn.train.meeting import meet
 
 
 class Processes:
@@ -40,6 +41,10 @@ class Processes:
             ) from None
         if self.world == 1:
             return
+        if device.startswith("cuda:"):
+            raise ConfigError(
+                f"train.device must be cuda with {self.world} processes, each takes its own: got {device}"
+            )
         cuda = device != "cpu" and torch.cuda.is_available()
         if cuda:
             if self.local_rank >= torch.cuda.device_count():
@@ -50,7 +55,14 @@ class Processes:
             torch.cuda.set_device(self.local_rank)
         if not dist.is_initialized():
             try:
-                dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=timeout_minutes))
+                timeout = timedelta(minutes=timeout_minutes)
+                dist.init_process_group(
+                    "nccl" if cuda else "gloo",
+                    store=meet(timeout),
+                    rank=self.rank,
+                    world_size=self.world,
+                    timeout=timeout,
+                )
             except (ValueError, RuntimeError) as error:  # no MASTER_ADDR, nobody there
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"cannot join the other {self.world - 1} process(es): {reason}") from None
@@ -88,13 +100,17 @@ class Processes:
             dist.all_reduce(values)
         return values
 
-    def any(self, value: bool) -> bool:
-        """Whether it is true on one of them: said from host to host, the GPU's queue is not waited for."""
+    def least(self, value: int) -> int:
+        """The least of all: said from host to host, the GPU's queue is not waited for."""
         if self.world == 1:
             return value
-        flag = torch.tensor([int(value)])
-        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._host)
-        return bool(flag.item())
+        box = torch.tensor([value])
+        dist.all_reduce(box, dist.ReduceOp.MIN, group=self._host)
+        return int(box)
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on one of them; likewise."""
+        return not self.least(int(not value))
 
     def gather(self, value: Any) -> list[Any]:
         """Everybody's, in the order of ranks, on all."""
@@ -112,8 +128,9 @@ class Processes:
         dist.broadcast_object_list(box, 0, group=self._host)
         return box[0]
 
-    def leave(self) -> None:
-        """Ends the group this object made."""
-        if self._joined:
+    def leave(self, failed: bool = False) -> None:
+        """Ends the group this object made. NCCL's end is one that all wait for: after a failure of this process alone
+        the others would be waited for in vain, and its error not be seen."""
+        if self._joined and not (failed and self._host is not None):
             dist.destroy_process_group()
-            self._joined = False
+        self._joined = False

@@ -1,5 +1,7 @@
 """Evaluation on the test set, every sample once."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -18,9 +20,10 @@ def evaluate(
     processes: Processes,
     amp: str = "off",
     channels_last: bool = False,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Cross entropy of the mean logits, top-1 and top-5 accuracy in [0, 1] over the whole test set: each process takes
-    its own part of it, and no sample is padded or taken twice.
+    its own part of it, and no sample is padded or taken twice. ``after_batch`` is called after each.
 
     Returns:
         ``loss``, ``accuracy``, ``accuracy5``, ``samples``. The model is left in evaluation mode.
@@ -34,6 +37,7 @@ def evaluate(
         loss = cross_entropy(logits, y, reduction="sum")
         sums[:3] += torch.stack([loss, top[:, 0].sum().double(), top.any(1).sum().double()])
         sums[3] += len(y)
+        after_batch()
     loss, top1, top5, samples = processes.sum(sums).tolist()
     if not samples:
         return {"loss": float("nan"), "accuracy": 0.0, "accuracy5": 0.0, "samples": 0}

@@ -14,8 +14,9 @@ from sewsnn.errors import CheckpointError, UserError
 from sewsnn.files import write_text
 from sewsnn.models import load_checkpoint
 from sewsnn.train import build, checkpoint
-from sewsnn.train.config import Config, check, load_config
+from sewsnn.train.config import Config, load_config
 from sewsnn.train.prefetch import Prefetch
+from sewsnn.train.step import autocast
 
 
 def open_run(
@@ -38,7 +39,6 @@ def open_run(
     if not is_run and weights is None:
         raise UserError("--weights must name a checkpoint, or the first argument a run's folder")
     config = load_config(source / "config.yaml" if is_run else source, overrides)
-    check(config)
     data = build.build_data(config)
     model = build.build_model(config, data)
     path = Path(weights) if weights else source / checkpoint.NAME
@@ -47,6 +47,10 @@ def open_run(
     else:
         load_checkpoint(model, path)
     device = build.choose_device(config.train.device)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
     return config, model.to(device).eval(), data
 
 
@@ -62,6 +66,7 @@ def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list
     """Accuracy and firing rates after t time-steps, and the latency of a batch.
 
     Args:
+        config: ``train.test_amp`` and ``train.channels_last`` hold here, too.
         steps: the t to report; None: 1, 2, 4 ... and T.
 
     Returns:
@@ -73,16 +78,16 @@ def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list
         UserError: a t is more than T.
     """
     device = next(model.parameters()).device
-    settings = config.train
-    found = evaluate_per_step(model, Prefetch(data.test_batches(), device, data.to_float, settings.channels_last))
-    T = len(found.accuracy)
+    settings, T = config.train, config.model.T
     steps = steps or sorted({T, *(2**k for k in range(T.bit_length()) if 2**k <= T)})
     if wrong := [t for t in steps if not 1 <= t <= T]:
         raise UserError(f"--steps must be 1 to T = {T}, got {wrong[0]}")
-    x, _ = next(iter(Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)))
-    folded = layers.fuse(model)
+    with autocast(device, settings.test_amp):
+        found = evaluate_per_step(model, Prefetch(data.test_batches(), device, data.to_float, settings.channels_last))
+        x, _ = next(iter(Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)))
+        folded = layers.fuse(model)
+        latencies = [latency(folded, x, t) for t in steps]
     samples = x.shape[x.dim() - 4]
-    latencies = [latency(folded, x, t) for t in steps]
     return {
         "samples": found.samples,
         "T": steps,

@@ -49,7 +49,7 @@ class Trainer:
         self.processes = processes or Processes(config.train.device)
         self.device = build.choose_device(config.train.device, self.processes.local_rank)
         self.backend = build.backend_of(config, self.device)
-        _set_up_torch(config)
+        build.set_up_torch(config)
         self.message = ""  #: what a resume has to say
         saved = self._saved(resume)
         torch.manual_seed(config.seed)
@@ -71,12 +71,15 @@ class Trainer:
         self.seconds = 0.0
         self._since = time.perf_counter()
         self.signals = Signals()
-        if self.processes.is_first:
-            make_folder(self.folder)
+        newest = bool(saved) and not self.message
         if saved:
             state.restore(self, saved)
-        elif self.processes.is_first:
+        if self.processes.is_first:
+            make_folder(self.folder)
+            checkpoint.sweep(self.folder)
             write_text(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            if newest and self.epoch and not self.step:  # it may have been killed after saving, before this
+                self._keep()
 
     def run(self) -> dict | None:
         """Trains to the last epoch and writes ``metrics.csv``, TensorBoard files, ``result.json`` and the figures.
@@ -101,8 +104,7 @@ class Trainer:
                         self._write_metrics()
                     self.save()
                     if self.processes.is_first:
-                        best = max(range(self.epoch), key=lambda e: self.history[e]["test_accuracy"]) == self.epoch - 1
-                        checkpoint.keep(self.folder, self.epoch, config.train.keep, best)
+                        self._keep()
                         tqdm.write(epoch_line(row, config.train.epochs), file=sys.stdout)
         finally:
             if board:
@@ -124,7 +126,7 @@ class Trainer:
     def _train_epoch(self, board: metrics.TensorBoard | None) -> None:
         self.model.train()
         settings, steps, sums = self.config.train, self.source.steps_per_epoch, self.sums
-        started, before, waited = time.perf_counter(), sums.seconds, sums.waited
+        before, waited = sums.seconds - time.perf_counter(), sums.waited
         batches = Prefetch(
             self.source.train_batches(self.epoch, self.step), self.device, self.source.to_float, settings.channels_last
         )
@@ -140,11 +142,11 @@ class Trainer:
                 last = self.step + 1 == first + group
                 self.stepper.run(x, y, self.epoch, self.step, group, last, sums)
                 self.step += 1
-                sums.seconds, sums.waited = before + time.perf_counter() - started, waited + batches.waited
                 bar.update()
                 logs = self.step % settings.log_steps == 0
                 if logs or self.device.type == "cpu":
                     self.stepper.check(sums, self.epoch, self._batch)
+                sums.seconds, sums.waited = before + time.perf_counter(), waited + batches.waited
                 if logs:
                     self._log(board, bar, lr)
                 if last:
@@ -152,6 +154,7 @@ class Trainer:
         if self.step != steps:
             raise UserError(f"epoch {self.epoch + 1} has {steps} steps, but the data ended after {self.step}")
         self.stepper.check(sums, self.epoch, self._batch)
+        sums.seconds = before + time.perf_counter()  # the GPU has done all of them now
 
     def _set_lr(self, step: int) -> float:
         position = self.epoch + step / self.source.steps_per_epoch
@@ -171,7 +174,17 @@ class Trainer:
             self.stepper.check(self.sums, self.epoch, self._batch)
             self.save()
         if stops:
-            raise Interrupted(f"stopped by {self.signals.name}; saved in {self.folder}")
+            self._stop()
+
+    def _stop_if_alone(self) -> None:
+        """In evaluation, which comes again after a resume. Several processes finish it: they have not equally many
+        batches, at which they could ask each other."""
+        if self.processes.world == 1 and self.signals.received:
+            self.save()
+            self._stop()
+
+    def _stop(self) -> None:
+        raise Interrupted(f"stopped by {self.signals.name}; saved in {self.folder}")
 
     def _is_time(self, every: int) -> bool:
         """Whether a multiple of ``every`` steps was reached in the optimizer step that has just been done."""
@@ -196,13 +209,13 @@ class Trainer:
     def _finish_epoch(self) -> dict:
         config, sums = self.config, self.sums.values(self.processes)
         average = self.stepper.average
-        self.processes.share_buffers(*([self.model] if average is None else [self.model, average]))
+        self.processes.share_buffers(*([self.model] if average is None else [self.model, average.module]))
         found = [self._evaluate(self.model)]
         if average is not None:
             found.append(self._evaluate(average.module))
-        corrupt: dict[str, str] = {}
-        for of_process in self.processes.gather(self.source.corrupt):
-            corrupt |= of_process
+        corrupt = {text for of in self.processes.gather(self.source.corrupt) for text in of.values()}
+        if self.processes.is_first:
+            corrupt = metrics.write_corrupt(self.folder / "corrupt.txt", corrupt)
         row = {
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -221,8 +234,6 @@ class Trainer:
             "loss_scale": self.stepper.scaler.get_scale() if config.train.amp == "fp16" else None,
             "corrupt_samples": len(corrupt),
         }
-        if corrupt and self.processes.is_first:
-            write_text(self.folder / "corrupt.txt", "".join(f"{text}\n" for _, text in sorted(corrupt.items())))
         self.history.append(row)
         self.rates.append(self._firing_rates() if self.processes.is_first else {})
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums(self.device)
@@ -230,7 +241,15 @@ class Trainer:
 
     def _evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         settings = self.config.train
-        return evaluate(model, self.source, self.device, self.processes, settings.test_amp, settings.channels_last)
+        return evaluate(
+            model,
+            self.source,
+            self.device,
+            self.processes,
+            settings.test_amp,
+            settings.channels_last,
+            after_batch=self._stop_if_alone,
+        )
 
     def _firing_rates(self) -> dict[str, float]:
         """Over a part of the test set; the first process's are those of the run."""
@@ -244,6 +263,11 @@ class Trainer:
         content = state.collect(self)
         if self.processes.is_first:
             checkpoint.save(self.folder / checkpoint.NAME, content)
+
+    def _keep(self) -> None:
+        """The checkpoint of the epoch that has just ended, besides."""
+        best = max(range(self.epoch), key=lambda e: self.history[e]["test_accuracy"]) == self.epoch - 1
+        checkpoint.keep(self.folder, self.epoch, self.config.train.keep, best)
 
     def elapsed(self) -> float:
         """Seconds of training so far, those before a resume included."""
@@ -283,7 +307,7 @@ class Trainer:
 def train(config: Config, resume: bool | str = False) -> dict | None:
     """Trains ``config`` in its folder, prints what a reader wants to know, returns the result (in the first process).
     See :class:`Trainer`."""
-    processes = Processes(config.train.device)
+    processes, failed = Processes(config.train.device), True
     try:
         trainer = Trainer(config, resume, processes)
         parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -294,21 +318,14 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
         )
         if trainer.message:
             trainer._say(trainer.message)
-        result = trainer.run()
+        result, failed = trainer.run(), False
+    except Interrupted:  # all have agreed on it
+        failed = False
+        raise
     finally:
-        processes.leave()
+        processes.leave(failed)
     if result is not None:
         print("\n".join(result_lines(result, config)))
         files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)
         print("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
     return result
-
-
-def _set_up_torch(config: Config) -> None:
-    settings = config.train
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    if settings.deterministic:
-        build.make_deterministic()
-    else:
-        torch.backends.cudnn.benchmark = True

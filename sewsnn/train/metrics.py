@@ -49,6 +49,20 @@ def write_firing_rates(path: Path, history: list[dict], rates: list[dict[str, fl
         write_csv(path, rows, tuple(rows[0]))
 
 
+def write_corrupt(path: Path, found: set[str]) -> set[str]:
+    """``corrupt.txt``: a line for each sample that was left out; those of before a resume stay.
+
+    Returns:
+        All of them.
+    """
+    found, before = {text.replace("\n", " ") for text in found}, set()
+    with contextlib.suppress(FileNotFoundError):
+        before = set(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    if found - before:
+        write_text(path, "".join(f"{text}\n" for text in sorted(found | before)))
+    return found | before
+
+
 def peak_memory_mib(device: torch.device) -> float:
     """The most memory this process has had so far, in MiB: of the GPU, or on the CPU of the whole process."""
     if device.type == "cuda":

@@ -18,7 +18,8 @@ def find(
     """The first place, in the order of computation, with a value that is not finite.
 
     Args:
-        model: as it was trained; its running statistics are of no use afterwards.
+        model: as it was trained; its running statistics are of no use afterwards. Batch statistics are those of this
+            process alone: not all may come here.
         x, y: the batch.
         run: the loss of a batch, computed by calling ``model``.
         largest: of a layer's output; a larger one counts as not finite, since its square is not.
@@ -41,6 +42,9 @@ def find(
 
         return hook
 
+    shares = [(module, module.process_group) for module in model.modules() if getattr(module, "process_group", None)]
+    for module, _ in shares:
+        module.process_group = None
     leaves = [(name, module) for name, module in model.named_modules() if name and not any(module.children())]
     hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]
     model.zero_grad(set_to_none=True)
@@ -56,6 +60,8 @@ def find(
     finally:
         for hook in hooks:
             hook.remove()
+        for module, group in shares:
+            module.process_group = group
     # The last layer's gradient is computed first: that is where it begins.
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not _is_finite(parameter.grad):

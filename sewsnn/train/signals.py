@@ -1,7 +1,11 @@
 """Stopping a run from outside."""
 
+import os
 import signal
 import threading
+import time
+
+_SAME = 2.0  # seconds: a batch system tells torchrun and its processes, and torchrun tells them again
 
 
 class Interrupted(Exception):
@@ -9,7 +13,8 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """While active, SIGINT and SIGTERM are remembered for the loop, which saves and stops; a second one stops at once.
+    """While active, SIGINT and SIGTERM are remembered for the loop, which saves and stops; another one, more than two
+    seconds after the first, stops at once.
 
     Attributes:
         received: its number, or None.
@@ -18,6 +23,7 @@ class Signals:
     def __init__(self):
         self.received: int | None = None
         self._old: dict[int, object] = {}
+        self._since = 0.0
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -35,5 +41,8 @@ class Signals:
         return signal.Signals(self.received).name if self.received else "a signal to another process"
 
     def _handle(self, number, frame):
-        self.received = number
-        signal.signal(number, self._old[number])
+        if self.received is None:
+            self.received, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > _SAME:
+            signal.signal(number, self._old[number])
+            os.kill(os.getpid(), number)

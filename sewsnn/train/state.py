@@ -23,7 +23,7 @@ def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
         return checkpoint.newest(folder)
     if resume:
         return checkpoint.load(folder / checkpoint.NAME), ""
-    if (folder / checkpoint.NAME).exists() or (folder / "config.yaml").exists():
+    if checkpoint.holds_run(folder):
         raise UserError(f"{folder} already holds a run: --resume goes on with it, --output names another folder")
     return None, ""
 
@@ -31,11 +31,14 @@ def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
 def check_same(saved: dict[str, Any], config: Config, world: int, folder: Path) -> None:
     """Raises CheckpointError if the run was made with other settings. Batches may be spread over other processes, as
     long as all of them together train on as many samples per optimizer step; a group of processes that has shrunk or
-    grown (elastic torchrun) goes on with the batches it has now."""
+    grown (elastic torchrun) goes on with the batches it has now. More epochs may follow, unless the learning rate so
+    far was one of fewer (cosine)."""
     before = from_dict(saved["config"])
     free = set(FREE)
     if _global_batch(before, saved["world"]) == _global_batch(config, world):
         free |= {"data.batch_size", "train.accumulate"}
+    if config.schedule.name != "cosine" and config.train.epochs >= saved["epoch"]:
+        free.add("train.epochs")
     changed = [key for key in differences(before.to_dict(), config.to_dict()) if key not in free]
     if changed:
         raise CheckpointError(
@@ -78,9 +81,12 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         CheckpointError: it does not fit the configuration.
     """
     stepper, processes, folder = trainer.stepper, trainer.processes, trainer.folder
+    fused = [group["fused"] for group in trainer.optimizer.param_groups]
     try:
         trainer.model.load_state_dict(saved["model"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
+        for group, of_device in zip(trainer.optimizer.param_groups, fused, strict=True):
+            group["fused"] = of_device  # not of the one the checkpoint was made on
         stepper.scaler.load_state_dict(saved["scaler"])
         if stepper.average is not None:
             stepper.average.load_state_dict(saved["average"])
@@ -90,8 +96,9 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     if same_world:
         checkpoint.set_rng(saved["rng"][processes.rank])
     batch = trainer.config.data.batch_size * processes.world
-    trainer.epoch, trainer.step = saved["epoch"], saved["samples"] // batch
-    trainer.step -= trainer.step % trainer.config.train.accumulate
+    trainer.epoch, trainer.step = saved["epoch"], min(saved["samples"] // batch, trainer.source.steps_per_epoch)
+    if trainer.step < trainer.source.steps_per_epoch:  # at the end it stays: the last optimizer step may take fewer
+        trainer.step -= trainer.step % trainer.config.train.accumulate
     # The sums are those of all processes: one of them goes on with them.
     trainer.sums = Sums(trainer.device, saved["running"] if processes.is_first else None)
     trainer.sums.seconds, trainer.sums.waited = saved["running"]["seconds"], saved["running"]["waited"]
@@ -103,7 +110,7 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
             _global_batch(from_dict(saved["config"]), saved["world"]),
             _global_batch(trainer.config, processes.world),
         )
-        again = saved["samples"] - trainer.step * batch
+        again = max(0, saved["samples"] - trainer.step * batch)
         words.append(
             f"with {processes.world} processes, before {saved['world']}; a step takes {now} samples, before {before}"
             + ("" if now == before else " (the learning rate is not changed)")

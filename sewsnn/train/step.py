@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sewsnn.data import random_temporal_delete
 from sewsnn.data.source import seed_of
+from sewsnn.errors import UserError
+from sewsnn.train.average import Average
 from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
 from sewsnn.train.nonfinite import NonFinite, find
 from sewsnn.train.schema import Config
-from sewsnn.train.sums import Sums
+from sewsnn.train.sums import NEVER, Sums
 
 _RTD, _MIX = -1, -2  # places of random numbers, beside the epochs'
 _LEAST_SCALE = 2.0**-24
@@ -54,13 +55,18 @@ class Step:
         settings = config.train
         scale = {} if settings.amp == "fp16" else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
         self.scaler = torch.amp.GradScaler(self.device.type, **scale)
-        self.average = None
-        if settings.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        self.average = Average(model, settings.ema) if settings.ema else None
         self._wrapped = processes.wrap(model, self.device)
         self._network = self._wrapped
         if settings.compile != "off":
             self._network = torch.compile(self._wrapped, mode=settings.compile)
+        self._graphs = settings.compile in ("reduce-overhead", "max-autotune")
+        # Autograd takes a first gradient as it is; a CUDA graph's would be overwritten by the next batch's replay. What
+        # is there already is added to.
+        self._keeps_gradients = self._graphs and settings.accumulate > 1
+        if self._keeps_gradients:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
 
     def run(self, x: Tensor, y: Tensor, epoch: int, step: int, group: int, last: bool, sums: Sums) -> None:
         """A batch, added to ``sums``.
@@ -74,7 +80,7 @@ class Step:
         if self.config.data.T_train:
             generator = torch.Generator().manual_seed(seed_of(self.config.seed, _RTD, epoch, step))
             x = random_temporal_delete(x, self.config.data.T_train, generator=generator)
-        if self.config.train.compile in ("reduce-overhead", "max-autotune"):
+        if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # what the last replay returned may be overwritten
         target = y
         if self.config.loss.mixup or self.config.loss.cutmix:
@@ -85,6 +91,12 @@ class Step:
             with self._wrapped.no_sync() if waiting else contextlib.nullcontext():
                 logits, loss = self._forward(self._network, x, target)
                 self.scaler.scale(loss / group).backward()
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"epoch {epoch + 1}, step {step + 1}: too little memory on {self.device} ({reason}); a smaller "
+                "data.batch_size with train.accumulate, train.amp or model.pack_spikes need less"
+            ) from None
         except RuntimeError as error:  # batch norm on the CPU refuses statistics that are not finite
             if "finite" in str(error):
                 self.explain(epoch, step, "a batch statistic", lambda _: (x, target), largest=2.0**63)
@@ -107,12 +119,12 @@ class Step:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
 
     def check(self, sums: Sums, epoch: int, batch: Callable[[int], tuple[Tensor, Tensor] | None]) -> None:
-        """Stops a run whose loss or gradients are not finite. Waits for the GPU.
+        """Stops a run whose loss or gradients are not finite, on all processes. Waits for the GPU.
 
         Args:
             sums: of the epoch.
@@ -122,9 +134,10 @@ class Step:
         Raises:
             NonFinite: names the step and the layer.
         """
-        step, scale = sums.first_bad(), self.scaler.get_scale()
-        if step is not None:
-            self.explain(epoch, step, "the loss", batch)
+        mine, scale = sums.first_bad(), self.scaler.get_scale()
+        step = self.processes.least(mine)
+        if step < NEVER:
+            self.explain(epoch, step, "the loss" if step == mine else "the loss of another process", batch)
         if self.config.train.amp == "fp16":  # where infinite gradients are no news, unless they stay
             if scale < _LEAST_SCALE:
                 raise NonFinite(f"epoch {epoch + 1}: gradients stay infinite in fp16, whatever the scale of the loss")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sewsnn.train.distributed import Processes
 
-_NEVER = 2**62
+NEVER = 2**62  #: a step after all others
 
 
 class Sums:
@@ -21,7 +21,7 @@ class Sums:
         self.seconds, self.waited = values["seconds"], values["waited"]
         numbers = [values[name] for name in ("samples", "loss", "top1", "top5")]
         self._sums = torch.tensor(numbers, dtype=torch.float64, device=device)
-        self._bad = torch.tensor(_NEVER, device=device)
+        self._bad = torch.tensor(NEVER, device=device)
         self.steps = 0
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor, step: int) -> None:
@@ -33,10 +33,9 @@ class Sums:
         self._bad = torch.where(loss.isfinite(), self._bad, self._bad.clamp(max=step))
         self.steps = step + 1
 
-    def first_bad(self) -> int | None:
-        """The first step whose loss was not finite."""
-        step = int(self._bad)
-        return None if step == _NEVER else step
+    def first_bad(self) -> int:
+        """The first step whose loss was not finite, or :data:`NEVER`."""
+        return int(self._bad)
 
     def values(self, processes: Processes) -> dict:
         """The sums over all processes, on all of them; seconds are this one's."""

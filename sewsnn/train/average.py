@@ -1,0 +1,40 @@
+"""The moving average of the weights."""
+
+import copy
+from itertools import chain
+
+import torch
+from torch import nn
+
+
+class Average(nn.Module):
+    """An exponential moving average of a model's parameters and batch-norm statistics: ``e <- d e + (1 - d) w`` after
+    each optimizer step; the first step sets ``e = w``. Counters are copied.
+
+    torch's ``AveragedModel`` copies a counter to the GPU on each update, for which the host would wait for it.
+
+    Args:
+        model: ``w``. The average is a copy of it, on its device.
+        decay: ``d`` in [0, 1].
+
+    Attributes:
+        module: the network with the weights ``e``.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(model).requires_grad_(False), decay
+        # On the host: by this name torch's AveragedModel keeps it, and whoever reads such files knows it.
+        self.register_buffer("n_averaged", torch.tensor(0))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes in the weights ``model`` has now."""
+        of_average, of_model = (list(chain(m.parameters(), m.buffers())) for m in (self.module, model))
+        averaged = [(e, w) for e, w in zip(of_average, of_model, strict=True) if e.is_floating_point()]
+        for e, w in zip(of_average, of_model, strict=True):
+            if not e.is_floating_point():
+                e.copy_(w)
+        share = 1 - self.decay if self.n_averaged else 1.0
+        torch._foreach_lerp_([e for e, _ in averaged], [w for _, w in averaged], share)
+        self.n_averaged += 1
