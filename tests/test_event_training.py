@@ -27,7 +27,7 @@ def prepared(name, root, output):
 
 @pytest.fixture(scope="module")
 def gestures(tmp_path_factory):
-    """Three gestures of the eleven: a digit that moves, lights up, goes out; of five people to train with, and three."""
+    """Three gestures of the eleven: a digit that moves, lights up, goes out; five people train, three test."""
     folder = tmp_path_factory.mktemp("gestures")
     recordings = {}
     for trial, image in enumerate(images_of([8], 8)[0]):

@@ -3,6 +3,13 @@
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from sewsnn.data.loading import LoadedSource
+from sewsnn.data.source import Options
+from sewsnn.errors import DataError
+
 SCRIPT = """
 import gc, os, signal, sys, time
 import multiprocessing
@@ -48,3 +55,35 @@ def test_workers_end_with_what_they_load_for():
     """Collected as garbage, or at the end of the process; and not by a SIGTERM that is for the training process."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ["collected True []", "loaded 20", "left"], done.stderr
+
+
+class Disk:
+    """A hundred files, some damaged; from one on it is gone."""
+
+    def __init__(self, damaged=(), gone=100):
+        self.damaged, self.gone = damaged, gone
+
+    def __len__(self):
+        return 100
+
+    def load(self, index, seed):
+        if index in self.damaged or index >= self.gone:
+            raise DataError(f"cannot read {index}", str(index))
+        return torch.full((1,), float(index)), index
+
+
+def test_damage_is_skipped_a_lost_disk_is_not():
+    """Training goes on past damaged files, the test counts them; a disk that is gone does not shrink the test set."""
+    options = Options(batch_size=10, seed=0, on_corrupt="skip")
+
+    def source(disk):
+        return LoadedSource(disk, disk, 100, 1, False, options)
+
+    damaged = source(Disk(damaged=range(40, 48)))
+    assert sum(len(y) for _, y in damaged.test_batches()) == 92 and len(damaged.corrupt) == 8
+    assert sum(len(y) for _, y in damaged.train_batches(0)) == 100
+    for batches in (source(Disk(gone=30)).test_batches(), source(Disk(gone=30)).train_batches(0)):
+        with pytest.raises(
+            DataError, match=r"1[06] samples in a row could not be read, and more .*; the last: cannot read"
+        ):
+            list(batches)

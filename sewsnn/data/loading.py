@@ -18,6 +18,10 @@ from sewsnn.errors import DataError
 _at_work: set = set()
 
 
+# Damaged files are few; where all of so many in a row, or of a test batch of so many, cannot be read, it is the disk.
+MOST_IN_A_ROW, LEAST_BATCH = 16, 8
+
+
 class Samples(Protocol):
     """A training or a test set; picklable, for worker processes."""
 
@@ -39,7 +43,8 @@ class LoadedSource:
         train, test: the sets.
         num_classes, in_channels, sequences: see :class:`~sewsnn.data.source.DataSource`.
         options: see there. ``on_corrupt="skip"``: a training sample that cannot be read is replaced by the next that
-            can, a test sample is left out; ``corrupt`` names them all.
+            can, a test sample is left out; ``corrupt`` names them all. Where many in a row cannot, it stops all the
+            same: then it is the disk.
         to_float: on the device.
     """
 
@@ -144,7 +149,7 @@ class _Loading(torch.utils.data.Dataset):
     def __getitem__(self, place: tuple[int, int | None]):
         index, seed = place
         corrupt = {}
-        for _ in range(len(self.samples)):
+        for _ in range(min(len(self.samples), MOST_IN_A_ROW)):
             try:
                 x, y = self.samples.load(index, seed)
                 return x, y, corrupt, None
@@ -155,12 +160,7 @@ class _Loading(torch.utils.data.Dataset):
             if seed is None:  # a test sample has no substitute
                 return None, 0, corrupt, None
             index = (index + 1) % len(self.samples)
-        return (
-            None,
-            0,
-            corrupt,
-            f"not one of {len(self.samples)} samples could be read; the last: {corrupt.popitem()[1]}",
-        )
+        return None, 0, {}, _too_many(corrupt)
 
 
 class _Collate:
@@ -171,8 +171,15 @@ class _Collate:
         error = next((error for *_, error in samples if error), None)
         corrupt = {name: text for *_, found, _ in samples for name, text in found.items()}
         xs = [x for x, *_ in samples if x is not None]
+        if not xs and len(corrupt) >= LEAST_BATCH:
+            error = _too_many(corrupt)
         ys = torch.tensor([y for x, y, *_ in samples if x is not None])
         return _Batch(torch.stack(xs, self.dim) if xs and not error else torch.empty(0), ys, corrupt, error)
+
+
+def _too_many(corrupt: dict[str, str]) -> str:
+    last = list(corrupt.values())[-1]
+    return f"{len(corrupt)} samples in a row could not be read, and more are not tried; the last: {last}"
 
 
 def _start_worker(_: int) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sewsnn.data import DataSource
+from sewsnn.errors import DataError
 from sewsnn.train.distributed import Processes
 from sewsnn.train.prefetch import Prefetch
 from sewsnn.train.step import autocast
@@ -27,6 +28,9 @@ def evaluate(
 
     Returns:
         ``loss``, ``accuracy``, ``accuracy5``, ``samples``. The model is left in evaluation mode.
+
+    Raises:
+        DataError: there is not one test sample.
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -40,5 +44,5 @@ def evaluate(
         after_batch()
     loss, top1, top5, samples = processes.sum(sums).tolist()
     if not samples:
-        return {"loss": float("nan"), "accuracy": 0.0, "accuracy5": 0.0, "samples": 0}
+        raise DataError("data: not one test sample could be read, so there is no accuracy")
     return {"loss": loss / samples, "accuracy": top1 / samples, "accuracy5": top5 / samples, "samples": int(samples)}
