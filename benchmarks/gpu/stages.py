@@ -58,6 +58,7 @@ def stages(device: str, quick: bool) -> list[Stage]:
         if cuda
         else ("tests/test_func.py",)
     )
+    training = "tests/test_training_cuda.py" if cuda else "tests/test_training_parts.py"
     few = ("-k", "test_grad") if quick else ()
     side_by_side = ("-n", "4") if cuda else ()  # the reference runs on the CPU
     small = ("--quick",) if quick else ()
@@ -72,6 +73,7 @@ def stages(device: str, quick: bool) -> list[Stage]:
         Stage("time_neurons", (PYTHON, "-m", "benchmarks.gpu.neuron", *rows), 300, enough_s=60),
         Stage("time_blocks", (PYTHON, "-m", "benchmarks.gpu.blocks", *rows), 400, enough_s=90),
         Stage("time_steps", steps(device, quick), 500, enough_s=120),
+        Stage("tests_training", (*PYTEST, *marked, training), 300),
         Stage("overhead", (PYTHON, "-m", "benchmarks.overhead", "--device", device, "--json", "{json}"), 60),
         sanitizer("memcheck", *ours),
         sanitizer("racecheck", *ours),
