@@ -75,7 +75,7 @@ def source(tmp_path):
 def test_file_of_sewsnn_train_names_its_model(tmp_path):
     config, model = Config().to_dict(), small(neuron=neuron.ParametricLIFNode, in_channels=1, stem="small")
     config["model"] |= {"name": "sew_resnet", "blocks": [1, 1], "widths": [4, 8], "connect_f": "IAND"}
-    rest = dict.fromkeys(["optimizer", "scheduler", "scaler", "rng", "epoch", "step", "running", "history", "seconds"])
+    rest = dict.fromkeys(checkpoint.KEYS - {"config", "model"})
     checkpoint.save(tmp_path / "checkpoint.pt", {"config": config, "model": model.state_dict(), **rest})
     out = tmp_path / "out.pth"
     assert main(["convert-checkpoint", str(tmp_path / "checkpoint.pt"), str(out), "--to", "authors"]) == 0

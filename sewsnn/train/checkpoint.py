@@ -25,7 +25,7 @@ FORMAT = "sewsnn.train"
 VERSION = 2
 NAME = "checkpoint.pt"
 BEST = "best.pt"
-_KEYS = {
+KEYS = {
     "config",
     "model",
     "average",
@@ -49,7 +49,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    assert content.keys() == _KEYS, content.keys() ^ _KEYS
+    assert content.keys() == KEYS, content.keys() ^ KEYS
     versions = {"sewsnn": sewsnn.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     head = {"format": FORMAT, "version": VERSION, "versions": versions}
     write_atomic(path, lambda file: torch.save(head | content, file))
@@ -68,7 +68,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has version {content.get('version')} of the format, this program reads {VERSION}"
         )
-    missing = _KEYS - content.keys()
+    missing = KEYS - content.keys()
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")
     return content
