@@ -7,7 +7,6 @@ Parameters, neurons, MACs and norms are counted from the networks; the speeds be
 """
 
 import math
-import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from docs.marks import fill, main
 from sewsnn.analysis.networks import size_of
 from sewsnn.models import create_model
 
@@ -231,19 +231,8 @@ TABLES = {
 
 def filled(page: str) -> str:
     """The page with its tables made anew."""
-    for name, make in TABLES.items():
-        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-        head, begun, rest = page.partition(start)
-        _, ended, tail = rest.partition(end)
-        if not (begun and ended):
-            raise SystemExit(f"{PAGE.name} lacks the marks of {name}")
-        page = head + start + make() + end + tail
-    return page
+    return fill(page, TABLES, PAGE.name)
 
 
 if __name__ == "__main__":
-    text = PAGE.read_text(encoding="utf-8")
-    made = filled(text)
-    if "--check" in sys.argv:
-        sys.exit(f"{PAGE.name} is not up to date: {COMMAND}" if made != text else 0)
-    PAGE.write_text(made, encoding="utf-8")
+    main(PAGE, filled, COMMAND)

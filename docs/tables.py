@@ -5,9 +5,9 @@ python -m docs.tables            writes them
 python -m docs.tables --check    fails if they are not up to date
 """
 
-import sys
 from pathlib import Path
 
+from docs.marks import fill, main
 from sewsnn.analysis import Operations
 from sewsnn.analysis.networks import size_of
 from sewsnn.models import list_models
@@ -106,19 +106,8 @@ def published_table() -> str:
 def filled(page: str) -> str:
     """The page with its tables made anew."""
     tables = {data: lambda data=data: sizes(data) for data in TASKS} | {"published": published_table}
-    for name, table in tables.items():
-        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-        head, begun, rest = page.partition(start)
-        _, ended, tail = rest.partition(end)
-        if not (begun and ended):
-            raise SystemExit(f"{PAGE.name} lacks the marks of {name}")
-        page = head + start + table() + end + tail
-    return page
+    return fill(page, tables, PAGE.name)
 
 
 if __name__ == "__main__":
-    text = PAGE.read_text(encoding="utf-8")
-    made = filled(text)
-    if "--check" in sys.argv:
-        sys.exit(f"{PAGE.name} is not up to date: {COMMAND}" if made != text else 0)
-    PAGE.write_text(made, encoding="utf-8")
+    main(PAGE, filled, COMMAND)
