@@ -25,6 +25,6 @@ fi
 # Without a GPU, and unless options say what to run: as many tests at a time as there are processors, each with one thread.
 if [ $# -eq 0 ] && ! nvidia-smi -L >/dev/null 2>&1; then
     export OMP_NUM_THREADS=1
-    set -- -n "$(python -c 'import os; print(min(8, len(os.sched_getaffinity(0))))')" --dist loadscope
+    set -- -n "$(python -c 'import os; print(min(8, len(os.sched_getaffinity(0))))')" --dist loadscope --no-loadscope-reorder
 fi
 exec "$VENV/bin/pytest" "$@"

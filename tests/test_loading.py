@@ -40,6 +40,8 @@ leave(begun())
 start = time.monotonic()
 gc.collect()
 print("collected", time.monotonic() - start < 12, multiprocessing.active_children())
+forks = []  # the second worker takes a while to start
+os.register_at_fork(before=lambda: forks.append(1), after_in_child=lambda: time.sleep(2 * (len(forks) == 2)))
 batches = begun()
 for worker in multiprocessing.active_children():
     os.system(f"kill -TERM {worker.pid}")  # another process, as a batch system's

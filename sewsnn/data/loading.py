@@ -1,5 +1,6 @@
 """Data sets whose samples are loaded one by one from files, by worker processes."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -95,7 +96,8 @@ class LoadedSource:
             worker_init_fn=_start_worker if workers else None,
             generator=torch.Generator().manual_seed(0),  # the loader draws from it: not from the run's
         )
-        batches = iter(loader)
+        with _held_back():
+            batches = iter(loader)
         _at_work.add(batches)
         try:
             while (batch := self._next(batches)) is not None:
@@ -180,6 +182,17 @@ class _Collate:
 def _too_many(corrupt: dict[str, str]) -> str:
     last = list(corrupt.values())[-1]
     return f"{len(corrupt)} samples in a row could not be read, and more are not tried; the last: {last}"
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM come after it: a worker that starts now inherits that, and is not ended by one before
+    :func:`_start_worker` has run."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(_: int) -> None:
