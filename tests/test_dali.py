@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_imagenet import DAMAGES, batches, equal, source
 
+from sewsnn.data.dali import DaliSource
 from sewsnn.data.imagenet import Images
 from sewsnn.data.preparing import prepare
 from sewsnn.errors import DataError
@@ -137,23 +138,28 @@ def test_what_only_decoding_tells(own_tree):
         assert equal(found[start:], on_cpu(again.train_batches(0, start)))
 
 
-def test_files_that_only_dali_cannot_read(own_tree, capsys):
-    """A batch is made without it, and says so; if that goes on, the run stops."""
-    for path in (own_tree / "train").rglob("*.JPEG"):  # broken in the middle, where Pillow does not mind
-        data = path.read_bytes()
-        path.write_bytes(data[:-200] + b"\xff\xc4\0\2" + data[-196:])
-    ours, theirs = source(own_tree), dali(own_tree)
-    try:
-        expected = list(ours.train_batches(0))
-    except DataError:
-        pytest.skip("this Pillow minds")
-    try:
-        found = on_cpu(theirs.train_batches(0))
-    except DataError as error:
-        assert "DALI fails where torchvision does not: " in str(error)
-        assert "a batch was decoded without DALI: " in capsys.readouterr().err
-    else:
-        assert len(found) == len(expected)
+def test_batches_that_only_dali_cannot_make(tree, monkeypatch, capsys):
+    """A batch is made without it, which is said; if that goes on, the run stops."""
+    decoded, broken = DaliSource._decoded, []
+
+    def breaks(self, samples, plan):
+        for places in plan:
+            if places in broken:
+                raise RuntimeError("no such decoder")
+            yield from decoded(self, samples, [places])
+
+    monkeypatch.setattr(DaliSource, "_decoded", breaks)
+    s = dali(tree)
+    order = torch.randperm(21, generator=s.options.generator(0)).tolist()
+    plan = [[(order[i], s._seed(0, order[i])) for i in s.options.share(step, 21)] for step in range(6)]
+    broken += [plan[0], plan[3]]
+    found, expected = on_cpu(s.train_batches(0)), list(source(tree).train_batches(0))
+    assert equal([found[0], found[3]], [expected[0], expected[3]]) and len(found) == 6
+    assert not equal([found[1]], [expected[1]])
+    assert capsys.readouterr().err.count("a batch was decoded without DALI: no such decoder") == 2
+    broken += plan
+    with pytest.raises(DataError, match="DALI fails where torchvision does not: no such decoder"):
+        list(dali(tree).train_batches(0))
 
 
 def test_shards_and_prepared_folders(own_tree, tmp_path):

@@ -66,14 +66,6 @@ class DaliSource(LoadedSource):
                 step, alone = step + 1, False
                 yield from self._kept(batch)
 
-    def _kept(self, batch: _Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch, unless nothing is left of it."""
-        if batch.error:
-            raise DataError(batch.error)
-        self.corrupt.update(batch.corrupt)
-        if len(batch.y):
-            yield batch.x, batch.y
-
     def _decoded(self, samples: "EncodedSamples", plan) -> Iterator[_Batch]:
         """The plan's batches by DALI; RuntimeError where it cannot decode one of those it is at."""
         threads = max(1, self.options.workers)

@@ -101,14 +101,18 @@ class LoadedSource:
         _at_work.add(batches)
         try:
             while (batch := self._next(batches)) is not None:
-                if batch.error:
-                    raise DataError(batch.error)
-                self.corrupt.update(batch.corrupt)
-                if len(batch.y):
-                    yield batch.x, batch.y
+                yield from self._kept(batch)
         finally:  # now, though an error's traceback still holds this frame
             _at_work.discard(batches)
             del batches
+
+    def _kept(self, batch: "_Batch") -> Iterator[tuple[Tensor, Tensor]]:
+        """The batch, unless nothing is left of it; what was left out is noted."""
+        if batch.error:
+            raise DataError(batch.error)
+        self.corrupt.update(batch.corrupt)
+        if len(batch.y):
+            yield batch.x, batch.y
 
     def _next(self, batches) -> "_Batch | None":
         try:
