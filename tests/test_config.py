@@ -1,13 +1,16 @@
 """The configuration: dataclass < YAML < command line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from sewsnn import surrogate
 from sewsnn.cli import parse_overrides
+from sewsnn.data.source import Options
 from sewsnn.errors import ConfigError
 from sewsnn.train.config import Config, differences, from_dict, keys, load_config
+from sewsnn.train.schema import DataConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
@@ -138,3 +141,12 @@ def test_surrogates_keep_their_own_default(tmp_path, name):
 def test_missing_file(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*nothing\.yaml"):
         load_config(tmp_path / "nothing.yaml")
+
+
+def test_data_sets_are_told_what_the_configuration_says():
+    """Every key of ``data`` but two is an option of data sets, with the same default."""
+    options = {f.name: f.default for f in dataclasses.fields(Options)}
+    keys = {f.name: f.default for f in dataclasses.fields(DataConfig)}
+    for name in keys.keys() - {"name", "T_train", "batch_size"}:
+        assert options[name] == keys[name], name
+    assert options.keys() - keys.keys() == {"seed", "T", "rank", "world"}

@@ -27,7 +27,7 @@ _SOURCES = {
 
 def list_data() -> list[str]:
     """The names :func:`create_data` knows."""
-    return sorted({*_SOURCES, *SHAPES})
+    return sorted(_SOURCES)
 
 
 def create_data(name: str, **kwargs) -> DataSource:
@@ -41,8 +41,8 @@ def create_data(name: str, **kwargs) -> DataSource:
         ValueError: no such data set; the message names the nearest. Or an option makes no sense; it is named.
         DataError: its files are missing, or not what they should be; names them.
     """
-    if name not in list_data():
-        near = difflib.get_close_matches(name, list_data(), n=1)
+    if name not in _SOURCES:
+        near = difflib.get_close_matches(name, _SOURCES, n=1)
         hint = f" (nearest: {near[0]!r})" if near else ""
         raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(list_data())}")
     options = Options(**kwargs)
@@ -50,9 +50,4 @@ def create_data(name: str, **kwargs) -> DataSource:
         if name not in SHAPES:
             raise DataError(f"data.generated: there is nothing generated for {name!r}, only for {', '.join(SHAPES)}")
         return Generated(SHAPES[name], options)
-    if name not in _SOURCES:
-        raise DataError(
-            f"data.name: the files of {name!r} cannot be read in this version; --data.generated 64 tries the "
-            "configuration on 64 generated samples of their shape"
-        )
     return _SOURCES[name](options)
