@@ -1,9 +1,11 @@
 """Files that are either whole or as they were before, and reading tensors without running what else is in a file."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +14,27 @@ from typing import Any, BinaryIO
 import torch
 
 from sewsnn.errors import CheckpointError, UserError
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file, or a link to one, for reading bytes.
+
+    Opening a FIFO waits for a writer, reading a terminal or a device may never end: neither is opened.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file (``strerror`` says so).
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            what = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
+            raise OSError(kind, f"it is {what}, a regular file was expected", os.fspath(path))
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 class _Watched:
