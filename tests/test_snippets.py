@@ -1,0 +1,76 @@
+"""Every Python snippet in docs/ runs as it is written, from the top of its page to the bottom."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sewsnn import models
+
+DOCS = Path(__file__).parent.parent / "docs"
+ELSEWHERE = {"models.md": "test_docs.py", "spikingjelly.md": "bridge"}  # these pages are run there
+PAGES = [page.name for page in sorted(DOCS.glob("*.md")) if "```python" in page.read_text(encoding="utf-8")]
+
+
+def run(page):
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        exec(code, names)
+    return names
+
+
+class NMNIST:
+    """The form of tonic's data set: recordings in a folder that it fills by itself."""
+
+    sensor_size = (34, 34, 2)
+
+    def __init__(self, save_to, train=True):
+        self.labels = np.arange(64 if train else 16) % 10
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        events = np.zeros(500, np.dtype([("x", int), ("y", int), ("t", int), ("p", int)]))
+        events["t"] = np.arange(500) * 100
+        events["x"] = events["y"] = index % 34
+        return events, int(self.labels[index])
+
+
+@pytest.fixture(autouse=True)
+def prepared(tmp_path, monkeypatch, one_thread):
+    """What a page takes for granted: a file that was downloaded, a package that downloads."""
+    monkeypatch.chdir(tmp_path)
+    tonic = ModuleType("tonic")
+    tonic.datasets = SimpleNamespace(NMNIST=NMNIST)
+    monkeypatch.setitem(sys.modules, "tonic", tonic)
+    torch.manual_seed(0)
+
+
+def test_blocks():
+    assert run("blocks.md")["out"].shape == (4, 2, 64, 28, 28)
+
+
+def test_checkpoints(tmp_path):
+    models.save_checkpoint(models.create_model("sew_resnet18"), tmp_path / "checkpoint_319.pth", "authors")
+    assert run("checkpoints.md")["report"].complete
+    assert (tmp_path / "for_spikingjelly.pth").exists()
+
+
+def test_export():
+    pytest.importorskip("onnxruntime")
+    names = run("export.md")
+    assert names["logits"].shape == names["onnx_logits"].shape == (5, 1000)
+
+
+def test_data():
+    x_seq = run("data.md")["x_seq"]
+    assert x_seq.shape[0] == 10 and x_seq.shape[2:] == (2, 34, 34) and x_seq.is_floating_point()
+
+
+def test_no_page_is_left_out():
+    assert set(PAGES) == {"blocks.md", "checkpoints.md", "export.md", "data.md", *ELSEWHERE}
