@@ -5,7 +5,6 @@ import reprlib
 _MOST = 80  # characters of a value in a message
 
 
-
 class UserError(Exception):
     """A configuration, a file or a folder is not as it must be; the message names it and says what was expected."""
 

@@ -17,8 +17,8 @@ PAGES = [page.name for page in sorted(DOCS.glob("*.md")) if "```python" in page.
 
 
 def run(page):
-    names = {}
-    for code in re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+    text, names = (DOCS / page).read_text(encoding="utf-8"), {}
+    for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         exec(code, names)
     return names
 
