@@ -17,6 +17,11 @@ class CheckpointError(UserError):
     """A checkpoint cannot be read, or belongs to another run."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint's bytes are not those that were written: an older one may take its place. Anything else that keeps a
+    file from being read, an I/O error above all, is no proof of damage."""
+
+
 class DataError(UserError):
     """A data set's file is missing or is not what it should be; the message names it.
 

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn.archive import find_damage, is_archive
+from sewsnn.errors import CheckpointError, DamagedError, UserError, out_of_memory
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -85,41 +86,112 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+class _Reader:
+    """A file that remembers why it could not be read: torch.load gives such an error another class."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def _remember(self, read, *arguments):
+        try:
+            return read(*arguments)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def read(self, *size):
+        return self._remember(self._file.read, *size)
+
+    def readinto(self, buffer):
+        return self._remember(self._file.readinto, buffer)
+
+    def readline(self, *size):
+        return self._remember(self._file.readline, *size)
+
+    def seek(self, *place):
+        return self._remember(self._file.seek, *place)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of this name, be it a link to nothing. ``Path.exists`` takes some errors of the disk
+    for a no, and a run would begin anew over what it cannot see.
+
+    Raises:
+        UserError: the folder cannot be read; names it and says why.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {short_path(path)}: {getattr(error, 'strerror', None) or error}") from None
+    return True
+
+
+def short_path(path: str | os.PathLike, most: int = 200) -> str:
+    """A path for a message: as it is, or its beginning and end."""
+    text = os.fspath(path).replace("\0", "\\0").replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``).
+    """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``), after each
+    record was compared with its CRC-32.
+
+    Files that torch wrote before 1.6 (or by ``_use_new_zipfile_serialization=False``), or without checksums
+    (``torch.serialization.set_crc32_options(False)``), have nothing to compare: only what does not parse is noticed.
 
     Args:
         allowed: classes whose objects may be in the file besides.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is damaged, or holds a pickled object of another class
+        DamagedError: the file is truncated or damaged.
+        CheckpointError: the file is missing, cannot be read for the moment, or holds a pickled object of another class
             (which was not made, nor its code run); names both.
+        MemoryError, RuntimeError: there is too little memory.
     """
+    name = short_path(path)
     try:
-        with open(path, "rb") as file:
-            return _load_tensors(file, path, allowed)
+        with open_regular(path) as file:
+            reader = _Reader(file)
+            try:
+                return _load_tensors(reader, name, allowed)
+            except CheckpointError:
+                if reader.error is not None:
+                    raise reader.error from None
+                raise
     except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+        link = f": {name} is a link to a file that is not there" if os.path.islink(path) else ""
+        raise CheckpointError(f"there is no checkpoint {name}{link}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot read the checkpoint {name}: {reason}") from None
 
 
-def _load_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Any:
+def _load_tensors(file: BinaryIO, name: str, allowed: Sequence[type]) -> Any:
+    if is_archive(file) and (damage := find_damage(file)):
+        raise DamagedError(f"{name} is not a readable checkpoint (truncated or damaged): {damage}")
     try:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file, OSError too
+        if out_of_memory(error):
+            raise
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
-                f"{path} holds more than tensors: a pickled {refused[1]}, which is refused, since loading it could run "
+                f"{name} holds more than tensors: a pickled {refused[1]}, which is refused, since loading it could run "
                 "code"
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "weights_only" in reason:  # torch's advice is to run the file
             reason = "refused, since it is TorchScript, pickled with protocol 4 or later, or no checkpoint at all"
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
+        raise DamagedError(
+            f"{name} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
         ) from None
 
 
