@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn.errors import CheckpointError, UserError, out_of_memory
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -24,7 +24,10 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, or is not a regular file (``strerror`` says so).
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError as error:  # a NUL, or what no file system's encoding has
+        raise OSError(errno.EINVAL, f"it cannot be a file's name: {error}", os.fspath(path)) from None
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
@@ -109,6 +112,8 @@ def _load_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Any:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file, OSError too
+        if out_of_memory(error):  # the file may be whole
+            raise
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise CheckpointError(
