@@ -66,6 +66,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
         UserError: the file cannot be written; names it and says why.
     """
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise UserError(f"cannot write {path}: {os.strerror(errno.ELOOP)}")
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     watched = None
     try:
@@ -138,5 +140,9 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+    except FileExistsError:
+        raise UserError(
+            f"cannot write to the output folder {path}: it is no folder, but a file or a link that leads to none"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot write to the output folder {path}: {error.strerror}") from None

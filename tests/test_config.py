@@ -28,9 +28,7 @@ def load(path, overrides=()):
 
 def test_order_of_precedence(tmp_path):
     path = write(tmp_path, "seed: 7\nmodel: {T: 8}\noptimizer: {lr: 1e-3}\n")
-    config = load(
-        path, parse_overrides(["--model.T", "16", "--momentum=0.5", "--v_reset", "null", "--seed", "3"])
-    )
+    config = load(path, parse_overrides(["--model.T", "16", "--momentum=0.5", "--v_reset", "null", "--seed", "3"]))
     assert (config.model.T, config.seed, config.optimizer.lr, config.optimizer.momentum) == (16, 3, 0.001, 0.5)
     assert config.model.neuron.v_reset is None and config.train.epochs == Config().train.epochs
 

@@ -82,8 +82,8 @@ def _check_texts(values: dict[str, Any]) -> None:
         if isinstance(value, str) and "\0" in value:
             raise ConfigError(f"{key} must be text without a NUL character, got {short(value)}")
     name = values["name"]
-    if not name.strip("./ ") or len(os.fsencode(name.encode(errors="replace"))) > _LONGEST_NAME:
-        raise ConfigError(f"name must be a name of 1 to {_LONGEST_NAME} bytes, got {short(name)}")
+    if not name.strip("./ ") or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        raise ConfigError(f"name must be printable text of 1 to {_LONGEST_NAME} bytes, got {short(name)}")
     for key in _PATHS:
         if values[key] is not None:
             _check_path(key, values[key])
@@ -93,9 +93,10 @@ def _check_path(key: str, path: str) -> None:
     if not path:
         raise ConfigError(f"{key} must be a path or null, got an empty text")
     try:
-        encoded = os.fsencode(path)
+        encoded = path.encode() if key == "output" else os.fsencode(path)  # TensorBoard writes to UTF-8 names alone
     except UnicodeEncodeError:
-        raise ConfigError(f"{key} must be a path, got {short(path)}, which has no bytes here") from None
+        kind = "UTF-8" if key == "output" else "the file system's encoding"
+        raise ConfigError(f"{key} must be a path in {kind}, got {short(path)}") from None
     longest = max(map(len, encoded.split(os.fsencode(os.sep))))
     if longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH:
         raise ConfigError(

@@ -66,7 +66,7 @@ def unknown_key(key: str, where: str, known: list[str]) -> ConfigError:
     near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.4)
     if not near:  # a right leaf under a wrong section
         near = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
-    hint = f"the nearest is {near[0]!r}" if near else f"known: {', '.join(by_nearness(key, known))}"
+    hint = f"the nearest is {near[0]!r}" if near else f"the nearest are {', '.join(by_nearness(key, set(known))[:8])}"
     return ConfigError(f"{where}: unknown key {short(key)}; {hint}")
 
 
