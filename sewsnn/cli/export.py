@@ -86,6 +86,7 @@ def _export(arguments) -> int:
             native=arguments.native,
             fold=arguments.fold,
             max_flipped=arguments.max_flipped,
+            progress=True,
         )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
