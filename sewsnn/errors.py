@@ -1,9 +1,20 @@
 """Errors a user can mend: the command line prints them without a traceback."""
 
+import difflib
+import errno
+import re
 import reprlib
+from collections.abc import Iterable
 
 _MOST = 80  # characters of a value in a message
+_MOST_OF_A_LINE = 300  # characters of another program's message in ours
 
+# What torch, numpy, Python and the C++ library say when memory ran out, or would have to.
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory.*|(CUDA|HIP)\b.*out of memory.*|.*_STATUS_ALLOC_FAILED.*|"
+    r".*std::bad_alloc.*|Storage size calculation overflowed.*|.*integer multiplication overflow.*|"
+    r"Unable to allocate .*|(unable to )?mmap .*Cannot allocate memory.*",
+)
 
 class UserError(Exception):
     """A configuration, a file or a folder is not as it must be; the message names it and says what was expected."""
@@ -54,7 +65,45 @@ def short(value, most: int = _MOST) -> str:
     """
     brief = _Short()
     brief.maxlevel, brief.maxother, brief.maxstring, brief.maxlong = 3, most, most, most
-    text = brief.repr(value)
-    text = " ".join(text.split())
+    return one_line(brief.repr(value), most)
+
+
+def one_line(text, most: int = _MOST_OF_A_LINE) -> str:
+    """Text of another program (``str(error)``) for a message: one line of at most ``most`` characters, the middle
+    replaced by ``...``."""
+    text = " ".join(str(text).split())
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
+
+
+def by_nearness(name, known: Iterable[str]) -> list[str]:
+    """The known names, those that are spelt most like ``name`` first."""
+    name = str(name)[:_MOST].lower()
+
+    def likeness(one: str) -> float:
+        return difflib.SequenceMatcher(None, one.lower(), name, autojunk=False).ratio()
+
+    return sorted(known, key=lambda one: (-likeness(one), one))
+
+
+def unknown(what: str, name, known: Iterable[str]) -> str:
+    """``unknown WHAT 'name' (nearest: ...); known: ...`` for a message, the nearest names first."""
+    names = by_nearness(name, known)
+    near = difflib.get_close_matches(str(name)[:_MOST], names, n=1)
+    hint = f" (nearest: {near[0]!r})" if near else ""
+    return f"unknown {what} {short(name)}{hint}; known: {', '.join(names)}"
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Why memory ran out, in one line, if that is what the error means: torch, numpy, Python and the operating system
+    each have a kind of their own. None: it means something else, a bug perhaps, and must stay what it is."""
+    text = str(error)
+    if isinstance(error, OSError):
+        return error.strerror if error.errno == errno.ENOMEM else None
+    if isinstance(error, RuntimeError | MemoryError):
+        for line in text.splitlines():  # an error of a process that loads data comes with its traceback
+            if found := _NO_MEMORY.search(line):
+                return one_line(found[0])
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
+        return one_line(text.splitlines()[0]) if text else "memory ran out"
+    return None

@@ -179,7 +179,7 @@ def _load_tensors(file: BinaryIO, name: str, allowed: Sequence[type]) -> Any:
         with torch.serialization.safe_globals(list(allowed)):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged file, OSError too
-        if out_of_memory(error):
+        if out_of_memory(error):  # the file may be whole
             raise
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:

@@ -21,11 +21,14 @@ def write(folder, text):
     return path
 
 
+def load(path, overrides=()):
+    """What every configuration must name is on the command line, as good as in the file."""
+    return load_config(path, {"data.name": "digits", "model.name": "sew_resnet18", **dict(overrides)})
+
+
 def test_order_of_precedence(tmp_path):
     path = write(tmp_path, "seed: 7\nmodel: {T: 8}\noptimizer: {lr: 1e-3}\n")
-    config = load_config(
-        path, parse_overrides(["--model.T", "16", "--momentum=0.5", "--v_reset", "null", "--seed", "3"])
-    )
+    config = load(path, parse_overrides(["--model.T", "16", "--momentum=0.5", "--v_reset", "null", "--seed", "3"]))
     assert (config.model.T, config.seed, config.optimizer.lr, config.optimizer.momentum) == (16, 3, 0.001, 0.5)
     assert config.model.neuron.v_reset is None and config.train.epochs == Config().train.epochs
 
@@ -91,24 +94,24 @@ def test_bad_command_line(tmp_path, words, message):
 
 def test_ambiguous_key(tmp_path):
     """`tau` ends one key only, `name` several (and is a key itself)."""
-    assert load_config(write(tmp_path, ""), {"name": "mine"}).name == "mine"
-    assert load_config(write(tmp_path, ""), {"tau": "3"}).model.neuron.tau == 3.0
+    assert load(write(tmp_path, ""), {"name": "mine"}).name == "mine"
+    assert load(write(tmp_path, ""), {"tau": "3"}).model.neuron.tau == 3.0
     assert len([k for k in keys() if k.endswith(".name")]) > 1
 
 
 def test_a_section_that_may_be_null(tmp_path):
     """model.last_neuron: null, or a section; on the command line its keys make it, by their whole name only."""
     empty = write(tmp_path, "model: {last_neuron: null}")
-    assert load_config(empty).model.last_neuron is None
-    config = load_config(empty, {"tau": "4", "model.last_neuron.v_threshold": "0.5"})
+    assert load(empty).model.last_neuron is None
+    config = load(empty, {"tau": "4", "model.last_neuron.v_threshold": "0.5"})
     assert (config.model.last_neuron.v_threshold, config.model.neuron.tau) == (0.5, 4.0)
     assert from_dict(config.to_dict()) == config
     given = write(tmp_path, "model: {last_neuron: {surrogate: UnitATan}}")
-    assert load_config(given).model.last_neuron.surrogate == "UnitATan"
+    assert load(given).model.last_neuron.surrogate == "UnitATan"
     with pytest.raises(ConfigError, match=r"--tau could be any of model\.neuron\.tau, model\.last_neuron\.tau"):
-        load_config(given, {"tau": "4"})
+        load(given, {"tau": "4"})
     with pytest.raises(ConfigError, match=r"unknown key 'model\.last_neuron\.tua'"):
-        load_config(write(tmp_path, "model: {last_neuron: {tua: 3}}"))
+        load(write(tmp_path, "model: {last_neuron: {tua: 3}}"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_a_section_that_may_be_null(tmp_path):
 )
 def test_another_experiment_has_no_published_result(tmp_path, key, value, kept):
     text = "published: {test_accuracy: 97.9, source: paper}"
-    config = load_config(write(tmp_path, text), {key: value})
+    config = load(write(tmp_path, text), {key: value})
     assert config.published.test_accuracy == (97.9 if kept else None)
 
 
@@ -134,7 +137,7 @@ def test_another_experiment_has_no_published_result(tmp_path, key, value, kept):
 def test_surrogates_keep_their_own_default(tmp_path, name):
     from sewsnn.train.build import neuron_factory
 
-    config = load_config(write(tmp_path, ""), {"surrogate": name})
+    config = load(write(tmp_path, ""), {"surrogate": name})
     assert neuron_factory(config.model.neuron)().surrogate_function == getattr(surrogate, name)()
 
 

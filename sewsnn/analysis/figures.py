@@ -48,6 +48,7 @@ def draw_curves(history: list[dict], title: str, path: Path, published: float | 
         f"{title}: test accuracy {100 * history[-1]['test_accuracy']:.2f} % after the last epoch, "
         f"best {100 * best['test_accuracy']:.2f} % (epoch {best['epoch'] + 1})",
         fontsize=10,
+        parse_math=False,  # a name may have dollars
     )
     _save(figure, path)
 
@@ -64,7 +65,7 @@ def draw_firing_rates(rates: dict[str, float], title: str, path: Path) -> None:
     axes.set_xlabel("spikes per neuron and time-step")
     axes.tick_params(axis="y", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{title}: firing rate per layer, test set", fontsize=10)
+    figure.suptitle(f"{title}: firing rate per layer, test set", fontsize=10, parse_math=False)
     _save(figure, path)
 
 

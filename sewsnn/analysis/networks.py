@@ -3,7 +3,7 @@
 import torch
 
 from sewsnn.analysis.operations import Operations, count_operations
-from sewsnn.errors import UserError
+from sewsnn.errors import UserError, by_nearness, short
 from sewsnn.models import create_model, list_models
 from sewsnn.models.published import task_of
 
@@ -16,11 +16,10 @@ def size_of(name: str, T: int = 1) -> Operations:
     """
     task = task_of(name)
     if task is None:
-        known = name in list_models()
-        why = (
-            "has no size of its own: its blocks and widths are arguments" if known else "is unknown; see sewsnn models"
-        )
-        raise UserError(f"model {name!r} {why}")
+        if name in list_models():
+            raise UserError(f"model {name!r} has no size of its own: its blocks and widths are arguments")
+        nearest = ", ".join(by_nearness(name, list_models())[:3])
+        raise UserError(f"model {short(name)} is unknown; see sewsnn models (nearest: {nearest})")
     sizes = (1, *task.input_shape) if task.still else (T, 1, *task.input_shape)
     with torch.device("meta"):
         model = create_model(name, T=T)

@@ -1,12 +1,11 @@
 """The command line: :func:`main`. Each command is a file of its own here, with its arguments."""
 
-import argparse
 import os
 import sys
 
 from sewsnn.cli import checkpoints, data, evaluate, export, info, models, train
-from sewsnn.cli.words import join_auto, parse_overrides
-from sewsnn.errors import UserError
+from sewsnn.cli.words import Parser, parse_overrides
+from sewsnn.errors import UserError, out_of_memory, short
 
 __all__ = ["main", "parse_overrides"]
 
@@ -15,23 +14,36 @@ _COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; errors a user can mend are one line on stderr and exit code 1."""
-    parser = argparse.ArgumentParser(prog="sewsnn", description="Spiking neural networks with fused kernels.")
+    words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):  # a path need not be UTF-8, and must not end what is nearly done
+        if getattr(stream, "errors", None) == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    parser = Parser(prog="sewsnn", description="Spiking neural networks with fused kernels.")
     commands = parser.add_subparsers(dest="command", required=True)
     for command in _COMMANDS:
         command.add(commands)
-    arguments, rest = parser.parse_known_args(join_auto(sys.argv[1:] if argv is None else argv))
-    if rest and not hasattr(arguments, "overrides"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if hasattr(arguments, "overrides"):  # keys of the configuration
-            arguments.overrides = parse_overrides(rest)
+        if wrong := [word for word in words if "\0" in word]:
+            raise UserError(f"command line: a word must not have a NUL character, got {short(wrong[0])}")
+        arguments = parser.parse(words)
         return arguments.run(arguments)
     except UserError as error:
-        print(f"sewsnn: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error)
     except KeyboardInterrupt:
         print("sewsnn: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains at exit
         return 141
+    except (OSError, RuntimeError, MemoryError) as error:
+        if reason := out_of_memory(error):
+            less = getattr(arguments, "less", "a smaller network")
+            return _fail(f"too little memory ({reason}); less is needed with {less}")
+        if isinstance(error, OSError) and error.errno is not None:  # a path that cannot be, a disk that fails
+            return _fail(f"{short(error.filename)}: {error.strerror}" if error.filename else error.strerror)
+        raise  # a bug must be seen
+
+
+def _fail(error) -> int:
+    print(f"sewsnn: error: {error}", file=sys.stderr)
+    return 1

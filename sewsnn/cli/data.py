@@ -1,5 +1,11 @@
 """``sewsnn data prepare NAME --root ORIGINAL --output PREPARED`` and ``data show CONFIG --output PNG``."""
 
+from sewsnn.cli.train import LESS
+from sewsnn.cli.words import whole
+from sewsnn.train.schema import AT_MOST
+
+_MOST_DRAWN = 256
+
 
 def add(commands) -> None:
     data = commands.add_parser("data", help="prepare a data set's files for training, look at them")
@@ -14,15 +20,31 @@ def add(commands) -> None:
     prepare.add_argument("name", metavar="NAME", help="imagenet, dvs128_gesture or cifar10_dvs")
     prepare.add_argument("--root", required=True, metavar="FOLDER", help="the original files")
     prepare.add_argument("--output", required=True, metavar="FOLDER", help="where the prepared ones go")
-    prepare.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0: one per processor")
-    prepare.add_argument("--size", type=int, default=256, metavar="PIXELS", help="imagenet: of the shorter side")
+    prepare.add_argument(
+        "--workers",
+        type=whole("--workers", 0, AT_MOST["data.workers"]),
+        default=0,
+        metavar="N",
+        help="processes; 0: one per processor",
+    )
+    prepare.add_argument(
+        "--size",
+        type=whole("--size", 1, AT_MOST["data.image_size"]),
+        default=256,
+        metavar="PIXELS",
+        help="imagenet: of the shorter side",
+    )
     prepare.add_argument(
         "--on-corrupt", choices=("stop", "skip"), default="stop", help="a damaged file stops, or is left out and listed"
     )
     prepare.add_argument(
-        "--per-shard", type=int, default=0, metavar="N", help="imagenet: write WebDataset shards of N images each"
+        "--per-shard",
+        type=whole("--per-shard", 0, 10**6),
+        default=0,
+        metavar="N",
+        help="imagenet: write WebDataset shards of N images each",
     )
-    prepare.set_defaults(run=_prepare)
+    prepare.set_defaults(run=_prepare, less="fewer --workers")
     _add_show(verbs)
 
 
@@ -37,20 +59,19 @@ def _add_show(verbs) -> None:
     show.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
     show.add_argument("--output", required=True, metavar="PNG", help="the picture")
     show.add_argument("--test", action="store_true", help="of the test set rather than of the first training epoch")
-    show.add_argument("--samples", type=int, default=8, metavar="N", help="how many (default: 8)")
-    show.set_defaults(run=_show, overrides=None)
+    show.add_argument(
+        "--samples", type=whole("--samples", 1, _MOST_DRAWN), default=8, metavar="N", help="how many (default: 8)"
+    )
+    show.set_defaults(run=_show, overrides={}, less=LESS)
 
 
 def _show(arguments) -> int:
     from pathlib import Path
 
     from sewsnn.analysis.figures import draw_samples
-    from sewsnn.errors import UserError
     from sewsnn.train.build import build_data
     from sewsnn.train.config import load_config
 
-    if arguments.samples < 1:
-        raise UserError(f"--samples must be at least 1, got {arguments.samples}")
     config = load_config(arguments.config, arguments.overrides)
     source = build_data(config)
     batches = source.test_batches() if arguments.test else source.train_batches(0)
@@ -58,7 +79,8 @@ def _show(arguments) -> int:
     part = "test" if arguments.test else "training"
     title = f"{config.data.name}, {part} samples"
     draw_samples(source.to_float(x), labels, title, Path(arguments.output), arguments.samples)
-    print(f"see {arguments.output}")
+    fewer = f" (a batch has {len(labels)} samples, not {arguments.samples})" if len(labels) < arguments.samples else ""
+    print(f"see {arguments.output}{fewer}")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sewsnn.errors import UserError
+from sewsnn.cli.train import LESS
+from sewsnn.cli.words import whole_list
 
 
 def add(commands) -> None:
@@ -17,20 +18,16 @@ def add(commands) -> None:
     evaluate.add_argument("source", metavar="RUN", help="a run's folder, or a YAML file")
     evaluate.add_argument("--weights", metavar="FILE", help="a checkpoint of any dialect; default: the run's last")
     evaluate.add_argument("--average", action="store_true", help="the moving average of the weights (train.ema)")
-    evaluate.add_argument("--steps", metavar="1,2,4", help="which t to report")
+    evaluate.add_argument("--steps", type=whole_list("--steps"), metavar="1,2,4", help="which t to report")
     evaluate.add_argument("--json", metavar="FILE", help="where the numbers go, too")
-    evaluate.set_defaults(run=_evaluate, overrides=None)
+    evaluate.set_defaults(run=_evaluate, overrides={}, less=LESS)
 
 
 def _evaluate(arguments) -> int:
     from sewsnn.train.finished import evaluate_run, open_run, table, write_evaluation
 
-    try:
-        steps = [int(t) for t in arguments.steps.split(",")] if arguments.steps else None
-    except ValueError:
-        raise UserError(f"--steps must be whole numbers with commas between them, got {arguments.steps!r}") from None
     config, model, data = open_run(Path(arguments.source), arguments.overrides, arguments.weights, arguments.average)
-    result = evaluate_run(config, model, data, steps)
+    result = evaluate_run(config, model, data, arguments.steps)
     if arguments.json:
         write_evaluation(result, Path(arguments.json))
     print(table(result))

@@ -2,6 +2,9 @@
 
 import argparse
 
+from sewsnn.cli.words import whole
+from sewsnn.train.schema import AT_MOST
+
 
 def add(commands) -> None:
     export = commands.add_parser(
@@ -16,12 +19,18 @@ def add(commands) -> None:
     export.add_argument("target", metavar="OUT", help="the file to write")
     export.add_argument("--format", choices=("torch", "onnx"), help="of OUT (default: as its name ends)")
     export.add_argument("--model", metavar="NAME", help="the network, such as sew_resnet18, if SOURCE does not name it")
-    export.add_argument("--T", type=_positive, metavar="N", help="time-steps (default: as trained)")
+    export.add_argument(
+        "--T", type=whole("--T", 1, AT_MOST["model.T"]), metavar="N", help="time-steps (default: as trained)"
+    )
     export.add_argument(
         "--batch", type=_batch, default=None, metavar="N|dynamic", help="samples per call (default: dynamic, any)"
     )
     export.add_argument(
-        "--image-size", type=_positive, nargs="+", metavar="PIXELS", help="height and width, or one for both"
+        "--image-size",
+        type=whole("--image-size", 1, AT_MOST["data.image_size"]),
+        nargs="+",
+        metavar="PIXELS",
+        help="height and width, or one for both",
     )
     export.add_argument(
         "--sequence", action=argparse.BooleanOptionalAction, help="the input is [T, N, C, H, W] (default: as trained)"
@@ -41,18 +50,11 @@ def add(commands) -> None:
     )
     export.add_argument("--container", metavar="KEY", help="the key of SOURCE with the weights, such as model_ema")
     export.add_argument("--force", action="store_true", help="replace OUT if it is there")
-    export.set_defaults(run=_export)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    export.set_defaults(run=_export, less="a smaller --batch, --image-size or --T")
 
 
 def _batch(text: str) -> int | None:
-    return None if text == "dynamic" else _positive(text)
+    return None if text == "dynamic" else whole("--batch", 1, AT_MOST["data.batch_size"])(text)
 
 
 def _export(arguments) -> int:
@@ -84,6 +86,7 @@ def _export(arguments) -> int:
             native=arguments.native,
             fold=arguments.fold,
             max_flipped=arguments.max_flipped,
+            progress=True,
         )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None

@@ -2,19 +2,23 @@
 
 import sys
 
+#: what a command with keys of the configuration should be given less of when memory runs out
+LESS = "a smaller data.batch_size, data.image_size, model.T or network"
+
 
 def add(commands) -> None:
     train = commands.add_parser(
         "train",
         help="train a network",
         description="Trains what CONFIG describes. Any key of the configuration can be set on the command line: "
-        "--optimizer.lr 0.05, or --lr 0.05 where only one key ends so.",
+        "--optimizer.lr 0.05, or --lr 0.05 where only one key ends so. A section may be set as a whole: "
+        "--model.last_neuron null, --model.neuron '{type: LIF}'. The words may stand in any order.",
         allow_abbrev=False,
     )
     train.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the output folder")
     train.add_argument("--resume=auto", action="store_true", dest="auto", help="if there is one (or --resume auto)")
-    train.set_defaults(run=_train, overrides=None)
+    train.set_defaults(run=_train, overrides={}, less=LESS)
 
 
 def _train(arguments) -> int:

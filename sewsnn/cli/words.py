@@ -1,17 +1,98 @@
-"""Words of the command line."""
+"""Words of the command line: the parser, keys of the configuration among them, and numbers."""
 
-from sewsnn.errors import ConfigError
+import argparse
+import os
+import re
+from collections.abc import Callable
+
+from sewsnn.errors import ConfigError, UserError, short
 
 
-def join_auto(words: list[str]) -> list[str]:
-    """``--resume auto`` as one word: it is an option with or without a value, and CONFIG may follow it."""
-    joined: list[str] = []
-    for word in words:
-        if word == "auto" and joined[-1:] == ["--resume"]:
-            joined[-1] = "--resume=auto"
+class _Once(argparse.Action):
+    """``--option VALUE``, one time: of two values one would be dropped."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = namespace.__dict__.setdefault("given", set())
+        if option_string is not None and self.dest in given:
+            raise UserError(f"{option_string} is given twice: remove one of them")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class Parser(argparse.ArgumentParser):
+    """Knows which options there are, and whether one takes a value.
+
+    A command that takes keys of the configuration besides has ``set_defaults(overrides={})``; they may stand anywhere
+    after its name.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.options: dict[str, bool] = {}
+        self.commands = None
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+    def add_argument(self, *args, **kwargs):
+        action = super().add_argument(*args, **kwargs)
+        self.options |= dict.fromkeys(action.option_strings, action.nargs != 0)
+        return action
+
+    def add_subparsers(self, **kwargs):
+        self.commands = super().add_subparsers(**kwargs)
+        return self.commands
+
+    def parse(self, words: list[str]) -> argparse.Namespace:
+        """The arguments; ``overrides`` of them are keys of the configuration and their values.
+
+        Raises:
+            ConfigError: a key has no value, or stands twice, or there is a word too many.
+        """
+        chosen, place = self, 0
+        while chosen.commands and place < len(words) and words[place] in chosen.commands.choices:
+            chosen, place = chosen.commands.choices[words[place]], place + 1
+        if chosen.get_default("overrides") is None:
+            return self.parse_args(words)
+        own, keys = split(words[place:], chosen.options)
+        overrides = parse_overrides(keys)
+        arguments, rest = self.parse_known_args(words[:place] + own)
+        parse_overrides(rest)  # says what is wrong with it
+        arguments.overrides = overrides
+        return arguments
+
+
+def split(words: list[str], options: dict[str, bool]) -> tuple[list[str], list[str]]:
+    """The words of the command itself, and keys of the configuration with their values.
+
+    Args:
+        options: the command's own, and whether each takes a value. ``--resume`` takes ``auto`` or none.
+    """
+    own, keys, place = [], [], 0
+
+    def value() -> list[str]:
+        """The next word, if it is one."""
+        nonlocal place
+        if place == len(words) or words[place].startswith("--"):
+            return []
+        place += 1
+        return [words[place - 1]]
+
+    while place < len(words):
+        word = words[place]
+        place += 1
+        name, equals, _ = word.partition("=")
+        if word == "--":  # what follows is no option
+            own += [os.path.join(".", other) if other.startswith("-") else other for other in words[place:]]
+            break
+        if not word.startswith("--"):
+            own.append(word)
+        elif name not in options:
+            keys += [word] if equals else [word, *value()]
         else:
-            joined.append(word)
-    return joined
+            is_auto = f"{word}=auto" in options and words[place : place + 1] == ["auto"]
+            takes = is_auto or (options[name] and not equals)
+            own.append("=".join([word, *value()]) if takes else word)
+    return own, keys
 
 
 def parse_overrides(rest: list[str]) -> dict[str, str]:
@@ -20,11 +101,39 @@ def parse_overrides(rest: list[str]) -> dict[str, str]:
     words = iter(rest)
     for word in words:
         if not word.startswith("--") or word == "--":
-            raise ConfigError(f"command line: expected --key value, got {word!r}")
+            raise ConfigError(f"command line: expected --key value, got {short(word)}")
         key, equals, value = word[2:].partition("=")
         if not equals:
             value = next(words, None)
             if value is None or value.startswith("--"):
-                raise ConfigError(f"command line: --{key} needs a value")
+                raise ConfigError(
+                    f"command line: --{key} needs a value (--{key}=VALUE, where it begins with two dashes)"
+                )
+        if key in overrides:
+            raise ConfigError(f"command line: --{key} is given twice: remove one of them")
         overrides[key] = value
     return overrides
+
+
+def whole(name: str, least: int, most: int) -> Callable[[str], int]:
+    """For ``type=`` of the option ``name``: a whole number from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[-+]?[0-9]+", text.strip()):
+            raise UserError(f"{name} must be a whole number, got {short(text)}")
+        if len(text) > 20 or not least <= int(text) <= most:
+            raise UserError(f"{name} must be from {least:,} to {most:,}, got {short(text)}")
+        return int(text)
+
+    return parse
+
+
+def whole_list(name: str) -> Callable[[str], list[int]]:
+    """For ``type=`` of the option ``name``: whole numbers with commas between them."""
+
+    def parse(text: str) -> list[int]:
+        if not re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*(,\s*[-+]?[0-9]{1,20}\s*)*", text):
+            raise UserError(f"{name} must be whole numbers with commas between them, got {short(text)}")
+        return [int(part) for part in text.split(",")]
+
+    return parse

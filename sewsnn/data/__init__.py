@@ -1,7 +1,5 @@
 """Data sets by name: :func:`create_data`."""
 
-import difflib
-
 from sewsnn.data.cifar10 import open_cifar10
 from sewsnn.data.cifar10_dvs import open_cifar10_dvs
 from sewsnn.data.digits import open_digits
@@ -12,7 +10,7 @@ from sewsnn.data.imagenet import open_imagenet
 from sewsnn.data.source import DataSource, Options
 from sewsnn.data.temporal import random_temporal_delete
 from sewsnn.data.tonic import from_tonic
-from sewsnn.errors import DataError
+from sewsnn.errors import DataError, unknown
 
 __all__ = ["DataSource", "create_data", "from_tonic", "integrate_events", "list_data", "random_temporal_delete"]
 
@@ -41,10 +39,8 @@ def create_data(name: str, **kwargs) -> DataSource:
         ValueError: no such data set; the message names the nearest. Or an option makes no sense; it is named.
         DataError: its files are missing, or not what they should be; names them.
     """
-    if name not in _SOURCES:
-        near = difflib.get_close_matches(name, _SOURCES, n=1)
-        hint = f" (nearest: {near[0]!r})" if near else ""
-        raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(list_data())}")
+    if not isinstance(name, str) or name not in _SOURCES:
+        raise ValueError(unknown("data set", name, _SOURCES))
     options = Options(**kwargs)
     if options.generated:
         if name not in SHAPES:

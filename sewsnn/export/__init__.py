@@ -13,6 +13,7 @@ from sewsnn.export import onnx_format, torch_format
 from sewsnn.export.agreement import Agreement, Run, compare, run
 from sewsnn.export.prepare import batch_dimension, prepared, repeated
 from sewsnn.files import write_atomic
+from sewsnn.progress import Progress
 
 __all__ = ["FORMATS", "ExportReport", "check_target", "export_model"]
 
@@ -80,6 +81,7 @@ def export_model(
     native: bool = False,
     fold: bool | None = None,
     max_flipped: float = 1e-4,
+    progress: bool = False,
 ) -> ExportReport:
     """Writes ``model``, in evaluation mode and its neurons at rest, to a file that computes ``model(example)`` without
     the model's code. The model is left as it is.
@@ -107,6 +109,7 @@ def export_model(
         fold: batch norm into the convolutions' weights (:func:`sewsnn.layers.fuse`); None: if on the example no spike
             changes by it.
         max_flipped: see above; 0: every spike must be the model's.
+        progress: show on stderr how far it is, and how many images a second are computed.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -117,16 +120,23 @@ def export_model(
     format = check_target(path, format, native)
     dim = batch_dimension(example, batch_dim)
     example = example.detach().cpu()
-    network, expected, folded, notes = prepared(model, example, native=native, fold=fold)
-    # One sample would be taken for a constant.
-    traced = repeated(example, dim, 2) if dynamic and example.shape[dim] < 2 else example
-    write = {"torch": torch_format, "onnx": onnx_format}[format].write
-    data, load, details = write(network, traced, dim if dynamic else None, native)
-    found, checked_with = load(data)
-    agreement = _agreement(network, example, expected, found, max_flipped, str(path))
-    if dynamic:
-        other = repeated(example, dim, example.shape[dim] + 1)
-        agreement = agreement.joined(_agreement(network, other, run(network, other), found, max_flipped, str(path)))
+    samples = example.shape[dim]
+    with Progress("the network itself", 5 if dynamic else 4, quiet=not progress) as bar:
+        network, expected, folded, notes = prepared(model, example, native=native, fold=fold)
+        bar.next("as a graph", samples)
+        # One sample would be taken for a constant.
+        traced = repeated(example, dim, 2) if dynamic and samples < 2 else example
+        write = {"torch": torch_format, "onnx": onnx_format}[format].write
+        data, load, details = write(network, traced, dim if dynamic else None, native)
+        bar.next("reading it back", 0)
+        found, checked_with = load(data)
+        bar.next("checking it", 0)
+        agreement = _agreement(network, example, expected, found, max_flipped, str(path))
+        if dynamic:
+            bar.next("checking it with one sample more", samples)
+            other = repeated(example, dim, samples + 1)
+            more = _agreement(network, other, run(network, other), found, max_flipped, str(path))
+            agreement = agreement.joined(more)
     write_atomic(Path(path), lambda file: file.write(data))
     shape = tuple("batch" if dynamic and i == dim else size for i, size in enumerate(example.shape))
     return ExportReport(str(path), format, details, len(data), shape, folded, checked_with, agreement, tuple(notes))

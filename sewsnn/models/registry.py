@@ -1,9 +1,10 @@
 """Models by name."""
 
-import difflib
 from collections.abc import Callable
 
 from torch import nn
+
+from sewsnn.errors import unknown
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -29,8 +30,6 @@ def create_model(name: str, **kwargs) -> nn.Module:
     Raises:
         ValueError: no such model; the message names the nearest.
     """
-    if name not in _MODELS:
-        near = difflib.get_close_matches(str(name), _MODELS, n=1)
-        hint = f" (nearest: {near[0]!r})" if near else ""
-        raise ValueError(f"unknown model {name!r}{hint}; known: {', '.join(list_models())}")
+    if not isinstance(name, str) or name not in _MODELS:
+        raise ValueError(unknown("model", name, _MODELS))
     return _MODELS[name](**kwargs)

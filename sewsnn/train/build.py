@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from sewsnn import data, models, neuron, surrogate
-from sewsnn.errors import ConfigError
+from sewsnn.errors import ConfigError, by_nearness, one_line, short
 from sewsnn.ops.load import resolve_backend
+from sewsnn.train.limits import check_device
 from sewsnn.train.schema import Config, NeuronConfig
 
 
@@ -18,8 +19,9 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     the first. A GPU that is chosen becomes torch's current one: its random numbers and pinned memory are of that.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or it is of a kind that networks are not trained on.
     """
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and local_rank is not None:
@@ -30,7 +32,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "not available"
+        reason = one_line(error) or "not available"
         raise ConfigError(f"train.device: cannot use {name!r}: {reason}") from None
     return device
 
@@ -56,8 +58,8 @@ def neuron_factory(config: NeuronConfig, key: str = "model.neuron") -> Callable[
     """A function that makes one neuron layer; fails here, not later, if the settings make no sense."""
     known = surrogate.__all__
     if config.surrogate not in known or config.surrogate == "Surrogate":
-        names = ", ".join(name for name in known if name != "Surrogate")
-        raise ConfigError(f"{key}.surrogate must be one of {names}, got {config.surrogate!r}")
+        names = ", ".join(by_nearness(config.surrogate, set(known) - {"Surrogate"}))
+        raise ConfigError(f"{key}.surrogate must be one of {names}, got {short(config.surrogate)}")
 
     parameters = () if config.surrogate_parameter is None else (config.surrogate_parameter,)
 

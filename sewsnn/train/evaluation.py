@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from sewsnn.data import DataSource
 from sewsnn.errors import DataError
+from sewsnn.progress import watched
 from sewsnn.train.distributed import Processes
 from sewsnn.train.prefetch import Prefetch
 from sewsnn.train.step import autocast
@@ -22,9 +23,11 @@ def evaluate(
     amp: str = "off",
     channels_last: bool = False,
     after_batch: Callable[[], None] = lambda: None,
+    title: str = "evaluation",
 ) -> dict[str, float]:
     """Cross entropy of the mean logits, top-1 and top-5 accuracy in [0, 1] over the whole test set: each process takes
-    its own part of it, and no sample is padded or taken twice. ``after_batch`` is called after each.
+    its own part of it, and no sample is padded or taken twice. ``after_batch`` is called after each. The first process
+    shows a bar with the ``title``.
 
     Returns:
         ``loss``, ``accuracy``, ``accuracy5``, ``samples``. The model is left in evaluation mode.
@@ -34,7 +37,8 @@ def evaluate(
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for x, y in Prefetch(source.test_batches(), device, source.to_float, channels_last):
+    batches = Prefetch(source.test_batches(), device, source.to_float, channels_last)
+    for x, y in watched(batches, title, source.test_steps, quiet=not processes.is_first):
         with autocast(device, amp):
             logits = model(x).double()
         top = logits.topk(min(5, logits.shape[1])).indices == y[:, None]

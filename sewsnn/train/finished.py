@@ -13,10 +13,13 @@ from sewsnn.data import DataSource
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.files import write_text
 from sewsnn.models import load_checkpoint
+from sewsnn.progress import Progress, watched
 from sewsnn.train import build, checkpoint
 from sewsnn.train.config import Config, load_config
 from sewsnn.train.prefetch import Prefetch
 from sewsnn.train.step import autocast
+
+_CALLS = 10  # that a latency is the median of
 
 
 def open_run(
@@ -83,11 +86,15 @@ def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list
     if wrong := [t for t in steps if not 1 <= t <= T]:
         raise UserError(f"--steps must be 1 to T = {T}, got {wrong[0]}")
     with autocast(device, settings.test_amp):
-        found = evaluate_per_step(model, Prefetch(data.test_batches(), device, data.to_float, settings.channels_last))
+        batches = Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)
+        found = evaluate_per_step(model, watched(batches, "evaluation", data.test_steps))
         x, _ = next(iter(Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)))
         folded = layers.fuse(model)
-        latencies = [latency(folded, x, t) for t in steps]
-    samples = x.shape[x.dim() - 4]
+        samples, latencies = x.shape[x.dim() - 4], []
+        with Progress("latency", len(steps)) as bar:
+            for t in steps:
+                latencies.append(latency(folded, x, t, _CALLS))
+                bar.add(samples * _CALLS)
     return {
         "samples": found.samples,
         "T": steps,

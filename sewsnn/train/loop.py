@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from sewsnn.analysis import firing_rates
 from sewsnn.errors import UserError
 from sewsnn.files import make_folder, write_text
 from sewsnn.layers import convert_sync_batchnorm
 from sewsnn.models import load_checkpoint
+from sewsnn.progress import Progress, watched
 from sewsnn.train import build, checkpoint, metrics, state
 from sewsnn.train.config import Config
 from sewsnn.train.distributed import Processes
@@ -92,7 +92,7 @@ class Trainer:
             NonFinite: the loss is not a number any more.
         """
         config = self.config
-        self._since = time.perf_counter()
+        self._since, first = time.perf_counter(), self.epoch + self.step / self.source.steps_per_epoch
         board = self._board()
         try:
             with self.signals:
@@ -105,7 +105,7 @@ class Trainer:
                     self.save()
                     if self.processes.is_first:
                         self._keep()
-                        tqdm.write(epoch_line(row, config.train.epochs), file=sys.stdout)
+                        Progress.write(epoch_line(row, config.train.epochs, self._left(first)), file=sys.stdout)
         finally:
             if board:
                 board.close()
@@ -131,10 +131,7 @@ class Trainer:
             self.source.train_batches(self.epoch, self.step), self.device, self.source.to_float, settings.channels_last
         )
         title = f"epoch {self.epoch + 1}/{settings.epochs}"
-        quiet = not self.processes.is_first
-        with tqdm(
-            total=steps, initial=self.step, desc=title, unit="step", leave=False, mininterval=0.5, disable=quiet
-        ) as bar:
+        with Progress(title, steps, done=self.step, quiet=not self.processes.is_first) as bar:
             for x, y in batches:
                 first = self.step - self.step % settings.accumulate
                 lr = self._set_lr(first)
@@ -142,7 +139,7 @@ class Trainer:
                 last = self.step + 1 == first + group
                 self.stepper.run(x, y, self.epoch, self.step, group, last, sums)
                 self.step += 1
-                bar.update()
+                bar.add(len(y) * self.processes.world)
                 logs = self.step % settings.log_steps == 0
                 if logs or self.device.type == "cpu":
                     self.stepper.check(sums, self.epoch, self._batch)
@@ -190,7 +187,7 @@ class Trainer:
         """Whether a multiple of ``every`` steps was reached in the optimizer step that has just been done."""
         return self.step // every > (self.step - self.config.train.accumulate) // every
 
-    def _log(self, board: metrics.TensorBoard | None, bar: tqdm, lr: float) -> None:
+    def _log(self, board: metrics.TensorBoard | None, bar: Progress, lr: float) -> None:
         sums = self.sums.values(self.processes)
         bar.set_postfix_str(f"loss {sums['loss'] / sums['samples']:.4f}", refresh=False)
         if board:
@@ -249,12 +246,15 @@ class Trainer:
             settings.test_amp,
             settings.channels_last,
             after_batch=self._stop_if_alone,
+            title=f"epoch {self.epoch + 1}/{settings.epochs}, test{'' if model is self.model else ' of the average'}",
         )
 
     def _firing_rates(self) -> dict[str, float]:
         """Over a part of the test set; the first process's are those of the run."""
         batches = islice(self.source.test_batches(), _RATE_BATCHES)
-        return firing_rates(self.model, (x for x, _ in Prefetch(batches, self.device, self.source.to_float)))
+        batches = Prefetch(batches, self.device, self.source.to_float)
+        steps = min(_RATE_BATCHES, self.source.test_steps)
+        return firing_rates(self.model, (x for x, _ in watched(batches, "firing rates", steps)))
 
     # ---- state
 
@@ -272,6 +272,13 @@ class Trainer:
     def elapsed(self) -> float:
         """Seconds of training so far, those before a resume included."""
         return self.seconds + time.perf_counter() - self._since
+
+    def _left(self, first: float) -> float:
+        """Seconds that the epochs to come will take, as those since this process began at position ``first``; where
+        that was next to nothing, as those of the whole run."""
+        since, done = time.perf_counter() - self._since, self.epoch - first
+        per_epoch = since / done if done >= 0.5 else self.elapsed() / self.epoch
+        return per_epoch * (self.config.train.epochs - self.epoch)
 
     def _saved(self, resume: bool | str) -> dict | None:
         """The checkpoint to go on from, as the first process reads it."""

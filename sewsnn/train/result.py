@@ -9,6 +9,7 @@ import torch
 import sewsnn
 from sewsnn.analysis.figures import draw_curves, draw_firing_rates
 from sewsnn.files import write_text
+from sewsnn.progress import time_left
 from sewsnn.train.schema import Config
 
 
@@ -47,14 +48,15 @@ def write_result(
     return result
 
 
-def epoch_line(row: dict, epochs: int) -> str:
-    """An epoch, in a line."""
+def epoch_line(row: dict, epochs: int, left: float = 0.0) -> str:
+    """An epoch, in a line; ``left``: seconds that the rest of the run will take, 0 at its end."""
     average = "" if row["average_accuracy"] is None else f" (average {100 * row['average_accuracy']:.2f} %)"
     return (
         f"epoch {row['epoch'] + 1:>{len(str(epochs))}}/{epochs}  lr {row['lr']:.4g}  "
         f"train loss {row['train_loss']:.4f}  accuracy {100 * row['train_accuracy']:.2f} %  "
         f"test loss {row['test_loss']:.4f}  accuracy {100 * row['test_accuracy']:.2f} %{average}  "
         f"{row['train_images_per_second']:.0f} images/s, {100 * row['data_wait']:.0f} % waiting for data"
+        + (f", {time_left(left)} left" if left else "")
     )
 
 

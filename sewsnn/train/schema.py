@@ -211,14 +211,42 @@ AT_LEAST = {
     "train.threads": 0,
     "seed": 0,
 }
+# Beyond these nothing can work: no memory holds it, no number of the program or of float32 has it.
 AT_MOST = {
     "seed": 2**63 - 1,  # that torch takes
+    "data.batch_size": 2**20,
+    "data.workers": 1024,
+    "data.shift": 2**14,
+    "data.generated": 2**31 - 1,
+    "data.image_size": 2**14,
+    "data.test_size": 2**14,
+    "data.resize": 2**14,
     "data.scale_min": 1,
     "data.erase": 1,
+    "data.frame_us": 2**32,  # as many microseconds as a prepared recording can have
+    "model.T": 2**16,
+    "optimizer.lr": 10**6,
+    "optimizer.momentum": 1,
+    "optimizer.weight_decay": 10**6,
+    "optimizer.clip_norm": 1e30,
+    "schedule.step_size": 2**31 - 1,
+    "schedule.gamma": 1000,
+    "schedule.final": 10**6,
+    "schedule.warmup_start": 10**6,
     "loss.label_smoothing": 1,
     "loss.tet_lambda": 1,
+    "loss.mixup": 10**6,
+    "loss.cutmix": 10**6,
+    "train.epochs": 10**6,
+    "train.accumulate": 2**20,
     "train.ema": 1,
+    "train.checkpoint_steps": 2**31 - 1,
+    "train.keep": 10**6,
+    "train.log_steps": 2**31 - 1,
+    "train.threads": 1024,
 }
+MOST_STAGES, MOST_BLOCKS, MOST_WIDTH = 16, 1024, 2**16  # model.blocks, model.widths and their entries
+LARGEST = 1e30  # of any other number: float32 ends at 3e38, and it is multiplied with others
 # Keys that do not touch the mathematics: a resumed run may change them, and the published result stays the aim.
 FREE = {
     "output",

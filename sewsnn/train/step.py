@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sewsnn.data import random_temporal_delete
 from sewsnn.data.source import seed_of
-from sewsnn.errors import UserError
+from sewsnn.errors import UserError, out_of_memory
 from sewsnn.train.average import Average
 from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
@@ -91,13 +91,13 @@ class Step:
             with self._wrapped.no_sync() if waiting else contextlib.nullcontext():
                 logits, loss = self._forward(self._network, x, target)
                 self.scaler.scale(loss / group).backward()
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"epoch {epoch + 1}, step {step + 1}: too little memory on {self.device} ({reason}); a smaller "
-                "data.batch_size with train.accumulate, train.amp or model.pack_spikes need less"
-            ) from None
-        except RuntimeError as error:  # batch norm on the CPU refuses statistics that are not finite
+        except (RuntimeError, MemoryError) as error:
+            if reason := out_of_memory(error):
+                raise UserError(
+                    f"epoch {epoch + 1}, step {step + 1}: too little memory on {self.device} ({reason}); a smaller "
+                    "data.batch_size with train.accumulate, train.amp or model.pack_spikes need less"
+                ) from None
+            # Batch norm on the CPU refuses statistics that are not finite.
             if "finite" in str(error):
                 self.explain(epoch, step, "a batch statistic", lambda _: (x, target), largest=2.0**63)
             raise

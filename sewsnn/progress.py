@@ -1,0 +1,76 @@
+"""Bars on stderr: how far something is, and how many images a second it takes."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+from tqdm import tqdm
+
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
+
+
+class Progress(tqdm):
+    """A bar of steps that also shows images per second; it goes away when it is closed.
+
+    Args:
+        title: what is being done.
+        steps: how many steps there are.
+        done: steps that were done before.
+        quiet: nothing is shown.
+    """
+
+    def __init__(self, title: str, steps: int, *, done: int = 0, quiet: bool = False):
+        self.images, self._of_stage, self._since = 0, 0.0, time.perf_counter()
+        super().__init__(
+            total=steps,
+            initial=done,
+            desc=title,
+            unit="step",
+            leave=False,
+            mininterval=0.5,
+            disable=quiet,
+            bar_format=_FORMAT,
+        )
+
+    def add(self, images: int) -> None:
+        """A step is done, in which so many images were computed."""
+        self.images += images
+        self.update()
+
+    def next(self, title: str, images: int) -> None:
+        """A stage is done, in which so many images were computed; that with the title begins. The speed that is shown
+        is that of the last stage which computed any."""
+        now = time.perf_counter()
+        if images:
+            self._of_stage = images / max(now - self._since, 1e-9)
+        self._since = now
+        self.set_description_str(title, refresh=False)
+        self.update()
+        self.refresh()
+
+    @property
+    def format_dict(self):
+        values = super().format_dict
+        speed = self._of_stage or (self.images / values["elapsed"] if values["elapsed"] else 0)
+        return values | {"speed": f"{speed:,.0f} images/s" if speed else "? images/s"}
+
+
+def watched(
+    batches: Iterable[tuple[Tensor, Tensor]], title: str, steps: int, quiet: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches ``(x, labels)`` as they are, with a bar; a batch counts as done when the next one is asked for."""
+    with Progress(title, steps, quiet=quiet) as bar:
+        for x, y in batches:
+            yield x, y
+            bar.add(len(y))
+
+
+def time_left(seconds: float) -> str:
+    """``40 s``, ``5 min``, ``2 h 05 min`` or ``3 d 04 h``."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"

@@ -1,0 +1,144 @@
+"""Which values of a configuration can work: :func:`check`."""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sewsnn.errors import ConfigError, short, unknown
+from sewsnn.models import list_models
+from sewsnn.train.schedule import factor
+from sewsnn.train.schema import (
+    AT_LEAST,
+    AT_MOST,
+    LARGEST,
+    MOST_BLOCKS,
+    MOST_STAGES,
+    MOST_WIDTH,
+    Config,
+)
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_PATHS = ("output", "data.root", "model.weights")
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; Linux ends at 255 and 4,095, and a file of the folder needs some
+
+
+def check_device(name: str) -> None:
+    """Raises ConfigError unless ``name`` is of a kind of device that networks can be trained on."""
+    if not _DEVICE.fullmatch(name):
+        raise ConfigError(f"train.device must be auto, cpu, cuda or cuda:N (the N-th GPU, from 0), got {short(name)}")
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError where a value is of the right type and still makes no sense, or cannot work; names the key."""
+    values = dict(_values(config))
+    _check_numbers(values)
+    _check_texts(values)
+    check_device(config.train.device)
+    _check_model(config)
+    if config.data.T_train > config.model.T:
+        raise ConfigError(f"data.T_train must be at most model.T, {config.model.T}, got {config.data.T_train}")
+    test_size = config.data.test_size or config.data.image_size
+    if test_size > config.data.resize:
+        raise ConfigError(f"data.resize must be at least the test images' size, {test_size}, got {config.data.resize}")
+    if config.data.split_by == "duration" and not config.data.frame_us:
+        raise ConfigError("data.split_by: duration needs data.frame_us, the microseconds of a frame")
+    if config.schedule.warmup_epochs >= config.train.epochs:
+        raise ConfigError(
+            f"schedule.warmup_epochs must be less than train.epochs, {config.train.epochs}, got "
+            f"{config.schedule.warmup_epochs}"
+        )
+    _check_schedule(config)
+
+
+def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each key and its value; those of a section that is null are not there."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _values(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    for key, least in AT_LEAST.items():
+        if not values[key] >= least:
+            raise ConfigError(f"{key} must be at least {least}, got {short(values[key])}")
+        if values[key] == math.inf:
+            raise ConfigError(f"{key} must be finite, got {values[key]}")
+    for key, most in AT_MOST.items():
+        if values[key] > most:
+            raise ConfigError(f"{key} must be at most {most}, got {short(values[key])}")
+    for key, value in values.items():
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise ConfigError(f"{key} must be a finite number of at most {LARGEST:g}, got {short(value)}")
+
+
+def _check_texts(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{key} must be text without a NUL character, got {short(value)}")
+    name = values["name"]
+    if not name.strip("./ ") or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        raise ConfigError(f"name must be printable text of 1 to {_LONGEST_NAME} bytes, got {short(name)}")
+    for key in _PATHS:
+        if values[key] is not None:
+            _check_path(key, values[key])
+
+
+def _check_path(key: str, path: str) -> None:
+    if not path:
+        raise ConfigError(f"{key} must be a path or null, got an empty text")
+    try:
+        encoded = path.encode() if key == "output" else os.fsencode(path)  # TensorBoard writes to UTF-8 names alone
+    except UnicodeEncodeError:
+        kind = "UTF-8" if key == "output" else "the file system's encoding"
+        raise ConfigError(f"{key} must be a path in {kind}, got {short(path)}") from None
+    longest = max(map(len, encoded.split(os.fsencode(os.sep))))
+    if longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH:
+        raise ConfigError(
+            f"{key} must be a path of at most {_LONGEST_PATH:,} bytes, {_LONGEST_NAME} in each name, got {short(path)} "
+            f"({len(encoded):,} bytes, {longest:,} in its longest name)"
+        )
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if model.name not in list_models():
+        raise ConfigError(f"model.name: {unknown('model', model.name, list_models())}")
+    for key, entries, most in (("blocks", model.blocks, MOST_BLOCKS), ("widths", model.widths, MOST_WIDTH)):
+        if len(entries) > MOST_STAGES:
+            raise ConfigError(f"model.{key} must have at most {MOST_STAGES} entries, got {len(entries)}")
+        for i, value in enumerate(entries):
+            if not 1 <= value <= most:
+                raise ConfigError(f"model.{key}[{i}] must be from 1 to {most}, got {short(value)}")
+    if (model.name == "sew_resnet") != bool(model.blocks or model.widths):
+        raise ConfigError(
+            "model.blocks and model.widths are needed by model.name: sew_resnet, and by no other model; model.name is "
+            f"{model.name}"
+        )
+    if len(model.blocks) != len(model.widths):
+        raise ConfigError(
+            f"model.blocks and model.widths must have one entry per stage, got {model.blocks} and {model.widths}"
+        )
+    if model.stem_kernel is not None and not 1 <= model.stem_kernel <= 255:
+        raise ConfigError(f"model.stem_kernel must be from 1 to 255, got {short(model.stem_kernel)}")
+
+
+def _check_schedule(config: Config) -> None:
+    """The largest learning rate there will be: a gamma above 1 grows."""
+    schedule, epochs = config.schedule, config.train.epochs
+    if schedule.name != "step" or schedule.gamma <= 1:
+        return
+    try:
+        last = config.optimizer.lr * factor(schedule, epochs, epochs - 1)
+    except OverflowError:
+        last = math.inf
+    if last > AT_MOST["optimizer.lr"]:
+        raise ConfigError(
+            f"schedule.gamma: {schedule.gamma} makes a learning rate of {last:.3g} of optimizer.lr "
+            f"{config.optimizer.lr} in {epochs} epochs, more than {AT_MOST['optimizer.lr']:g}"
+        )
