@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 from tqdm import tqdm
 
+_INTERVAL = 0.5  # seconds between two drawings
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
 
 
@@ -27,7 +28,7 @@ class Progress(tqdm):
             desc=title,
             unit="step",
             leave=False,
-            mininterval=0.5,
+            mininterval=_INTERVAL,
             disable=quiet,
             bar_format=_FORMAT,
         )

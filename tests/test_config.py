@@ -10,7 +10,7 @@ from sewsnn.cli import parse_overrides
 from sewsnn.data.source import Options
 from sewsnn.errors import ConfigError
 from sewsnn.train.config import Config, differences, from_dict, keys, load_config
-from sewsnn.train.schema import DataConfig
+from sewsnn.train.schema import DataConfig, ModelConfig, NeuronConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
 
@@ -139,6 +139,138 @@ def test_surrogates_keep_their_own_default(tmp_path, name):
 
     config = load(write(tmp_path, ""), {"surrogate": name})
     assert neuron_factory(config.model.neuron)().surrogate_function == getattr(surrogate, name)()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "null", "seed: 3\nmodel: {T: 2}"])
+def test_a_configuration_names_its_data_set_and_its_model(tmp_path, text):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"c\.yaml does not say data\.name and model\.name: .*digits"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"does not say model\.name"):
+        load_config(path, {"data.name": "digits"})
+    with pytest.raises(ConfigError, match=r"does not say data\.name"):
+        load_config(path, {"model": "{name: sew_resnet18}"})
+    assert load(path).model.name == "sew_resnet18"
+
+
+LIMITS = {
+    "data.batch_size": 10**9,
+    "data.workers": 10**9,
+    "data.image_size": 10**9,
+    "model.T": 10**25,
+    "optimizer.lr": "1e300",
+    "optimizer.momentum": "1e300",
+    "optimizer.weight_decay": "1e300",
+    "optimizer.clip_norm": "1e300",
+    "schedule.gamma": "1e300",
+    "schedule.final": "1e300",
+    "schedule.step_size": 10**25,
+    "loss.mixup": "1e300",
+    "loss.tet_target": "1e300",
+    "train.epochs": 10**25,
+    "train.accumulate": 10**25,
+    "train.keep": 10**25,
+    "train.log_steps": 10**25,
+    "train.checkpoint_steps": 10**25,
+    "train.threads": 3_000_000_000,
+    "model.neuron.tau": "1e300",
+    "model.neuron.v_threshold": ".nan",
+    "model.neuron.v_reset": "-.inf",
+    "model.neuron.surrogate_parameter": "1e300",
+    "model.stem_kernel": 10**25,
+    "seed": 10**25,
+}
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_numbers_that_nothing_can_hold(tmp_path, key):
+    with pytest.raises(ConfigError, match=f"^{key} must be ") as caught:
+        load(write(tmp_path, ""), {key: str(LIMITS[key])})
+    assert len(str(caught.value)) < 200
+
+
+def test_every_number_has_a_limit(tmp_path):
+    """Also those that will be added: an integer of 5,000 digits is one short line."""
+    hex_number = "0x" + "f" * 5000  # Python cannot write it in decimal
+    config = Config(model=ModelConfig(last_neuron=NeuronConfig())).to_dict()
+    for key in keys():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with pytest.raises(ConfigError, match=rf"{key} must be") as caught:
+                load(write(tmp_path, ""), {key: hex_number})
+            assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ({"blocks": "[1000000]", "widths": "[8]"}, r"model.blocks\[0\] must be from 1 to 1024, got 1000000"),
+        ({"blocks": "[1, 1]", "widths": "[8, 1000000]"}, r"model.widths\[1\] must be from 1 to 65536"),
+        ({"blocks": "[0]", "widths": "[8]"}, r"model.blocks\[0\] must be from 1"),
+        ({"blocks": str([1] * 99), "widths": str([8] * 99)}, "model.blocks must have at most 16 entries, got 99"),
+        (
+            {"schedule.name": "step", "gamma": "10", "step_size": "1", "epochs": "999"},
+            "schedule.gamma: 10.0 makes a le",
+        ),
+        ({"name": "a" * 300}, "name must be printable text of 1 to 255 bytes"),
+        ({"name": ""}, "name must be printable text"),
+        ({"name": ".."}, "name must be printable text"),
+        ({"name": "\udcff"}, "name must be printable text"),
+        ({"output": "a" * 300}, r"output must be a path of at most .* \(300 bytes, 300 in its longest name\)"),
+        ({"output": ""}, "output must be a path or null, got an empty text"),
+        ({"output": "\udcff"}, "output must be a path in UTF-8"),
+        ({"data.root": "a/" * 3000}, "data.root must be a path of at most 4,000 bytes"),
+        ({"model.weights": "a\0b"}, "model.weights must be text without a NUL character"),
+        ({"data.split": '"a\\0b"'}, "data.split must be text without a NUL character"),
+        *(({"device": d}, "train.device must be auto, cpu, cuda or cuda:N") for d in ("meta", "mps", "xpu", "cuda:-1")),
+        ({"device": "cuda:" + "9" * 30}, "train.device must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_what_cannot_work(tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(write(tmp_path, "model: {name: sew_resnet}" if "blocks" in words else ""), words)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_names_say_which_there_are_the_nearest_first(tmp_path):
+    """Before any other complaint about the model: `blocks` is not what is wrong."""
+    text = "data: {name: digits}\nmodel: {name: sew_resnt, blocks: [1], widths: [8]}"
+    with pytest.raises(ConfigError, match=r"model.name: unknown model 'sew_resnt' .*; known: sew_resnet, .*spiking_"):
+        load_config(write(tmp_path, text))
+    with pytest.raises(ConfigError, match=r"model.connect_f must be one of 'IAND', 'AND', 'ADD', got 'iand'"):
+        load(write(tmp_path, ""), {"connect_f": "iand"})
+    with pytest.raises(ConfigError, match=r"unknown key 'optimizer.lr'; in a file lr stands below optimizer:"):
+        load_config(write(tmp_path, "optimizer.lr: 0.1"))
+
+
+def test_whole_sections_on_the_command_line(tmp_path):
+    given = write(tmp_path, "model: {last_neuron: {type: LIF, tau: 3}}")
+    assert load(given, {"model.last_neuron": "null"}).model.last_neuron is None
+    for key in ("model.last_neuron", "last_neuron"):
+        assert load(given, {key: "{tau: 4}"}).model.last_neuron == NeuronConfig(type="LIF", tau=4.0)
+    assert load(write(tmp_path, ""), {"last_neuron": "{type: IF}"}).model.last_neuron == NeuronConfig()
+    for words, message in (
+        ({"train": "null"}, "train must be a mapping of keys to values, got None"),
+        ({"neuron": "3"}, "model.neuron must be a mapping"),
+        (
+            {"neuron": "{tua: 3}"},
+            r"unknown key 'model\.neuron\.tua'; the nearest is 'model\.neuron\.tau'",
+        ),
+        ({"neuron": "{tau: 3, tau: 4}"}, "the key 'tau' stands twice"),
+        ({"neuron": "{tau: 3}", "model.neuron.tau": "4"}, "--neuron and --model.neuron.tau both set"),
+        ({"lr": "1", "optimizer.lr": "1"}, "--lr and --optimizer.lr both set optimizer.lr"),
+        ({"neurn": "null"}, "unknown key 'neurn'; the nearest is"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(write(tmp_path, ""), words)
+
+
+@pytest.mark.parametrize("text", ["run #1", "2020", "on", "2020-01-01", "a: b", "*x", "~user", "null"])
+def test_text_of_the_command_line_is_taken_as_it_is(tmp_path, text):
+    config = load(write(tmp_path, ""), {"name": text, "output": text + "/x", "data.root": "null"})
+    assert (config.name, config.output, config.data.root) == (text, text + "/x", None)
 
 
 def test_missing_file(tmp_path):

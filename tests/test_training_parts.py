@@ -277,13 +277,16 @@ def test_a_gradient_that_is_not_finite():
     assert torch.equal(model.scale.detach(), torch.zeros(3))
 
 
-def test_too_little_memory_is_said():
+@pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_too_little_memory_is_said(words):
     def forward(x):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        if words.startswith("CUDA"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+        return torch.empty(2**60)
 
     model = Linear()
     model.forward = forward
-    with pytest.raises(UserError, match=r"epoch 1, step 4: too little memory on cpu \(CUDA out of memory.*batch_size"):
+    with pytest.raises(UserError, match=rf"epoch 1, step 4: too little memory on cpu \({words}.*batch_size"):
         stepper(model).run(torch.ones(2, 6), torch.tensor([0, 1]), 0, 3, 1, True, Sums(torch.device("cpu")))
 
 
