@@ -1,6 +1,7 @@
 """Damage in files of ``torch.save``: they are zip archives with a CRC-32 for each record, which ``torch.load`` does not
 compare. A flipped bit in a weight would load as another number."""
 
+import errno
 import struct
 import zipfile
 import zlib
@@ -40,8 +41,10 @@ def find_damage(file: BinaryIO) -> str | None:
                 names.add(record.filename)
                 if problem := _damage_of(archive, file, record):
                     return f"record {record.filename}: {problem}"
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a seek to where a damaged offset leads
+            raise
+        return "an offset leads out of the file"
     except MemoryError:
         raise
     except Exception as error:  # BadZipFile, struct.error, zlib.error, NotImplementedError, OverflowError ...
@@ -52,6 +55,8 @@ def find_damage(file: BinaryIO) -> str | None:
 
 
 def _damage_of(archive: zipfile.ZipFile, file: BinaryIO, record: zipfile.ZipInfo) -> str | None:
+    if record.is_dir() or record.external_attr & 0x10:  # of a folder torch would take nothing, of any length
+        return "it is marked as a folder"
     file.seek(record.header_offset)
     head = file.read(_LOCAL_HEADER.size)
     if len(head) != _LOCAL_HEADER.size or not head.startswith(_SIGNATURE):
@@ -60,9 +65,9 @@ def _damage_of(archive: zipfile.ZipFile, file: BinaryIO, record: zipfile.ZipInfo
     if (flags, method) != (record.flag_bits, record.compress_type):
         return "its two headers differ"
     late = flags & 8  # torch writes these three after the data, and zeros here
-    if not late and 0xFFFFFFFF not in (packed, size):
-        if (crc, packed, size) != (record.CRC, record.compress_size, record.file_size):
-            return "its two headers differ"
+    known = not late and 0xFFFFFFFF not in (packed, size)
+    if known and (crc, packed, size) != (record.CRC, record.compress_size, record.file_size):
+        return "its two headers differ"
     if method == zipfile.ZIP_STORED and record.compress_size != record.file_size:
         return "its two sizes differ"
     found, length = 0, 0

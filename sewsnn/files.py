@@ -25,7 +25,10 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, or is not a regular file (``strerror`` says so).
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError as error:  # a NUL, or what no file system's encoding has
+        raise OSError(errno.EINVAL, f"it cannot be a file's name: {error}", os.fspath(path)) from None
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
@@ -64,6 +67,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
         UserError: the file cannot be written; names it and says why.
     """
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise UserError(f"cannot write {path}: {os.strerror(errno.ELOOP)}")
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     watched = None
     try:
@@ -109,9 +114,6 @@ class _Reader:
     def readline(self, *size):
         return self._remember(self._file.readline, *size)
 
-    def seek(self, *place):
-        return self._remember(self._file.seek, *place)
-
     def __getattr__(self, name):
         return getattr(self._file, name)
 
@@ -128,14 +130,23 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {short_path(path)}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     return True
 
 
-def short_path(path: str | os.PathLike, most: int = 200) -> str:
-    """A path for a message: as it is, or its beginning and end."""
-    text = os.fspath(path).replace("\0", "\\0").replace("\n", "\\n")
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none if it is not there. ``Path.glob`` takes a folder that cannot be read for an
+    empty one.
+
+    Raises:
+        UserError: the folder cannot be read; names it and says why.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the folder {folder}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
@@ -154,7 +165,7 @@ def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
             (which was not made, nor its code run); names both.
         MemoryError, RuntimeError: there is too little memory.
     """
-    name = short_path(path)
+    name = str(path)
     try:
         with open_regular(path) as file:
             reader = _Reader(file)
@@ -167,9 +178,8 @@ def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
     except FileNotFoundError:
         link = f": {name} is a link to a file that is not there" if os.path.islink(path) else ""
         raise CheckpointError(f"there is no checkpoint {name}{link}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot read the checkpoint {name}: {reason}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {name}: {error.strerror or error}") from None
 
 
 def _load_tensors(file: BinaryIO, name: str, allowed: Sequence[type]) -> Any:

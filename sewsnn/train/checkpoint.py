@@ -18,38 +18,21 @@ from typing import Any
 import torch
 
 import sewsnn
-from sewsnn.errors import CheckpointError, UserError
-from sewsnn.files import load_tensors, write_atomic
+from sewsnn.errors import CheckpointError, DamagedError, UserError, short
+from sewsnn.files import is_there, load_tensors, names_in, write_atomic
+from sewsnn.train.contents import KEYS, check_content
 
 FORMAT = "sewsnn.train"
 VERSION = 2
 NAME = "checkpoint.pt"
 BEST = "best.pt"
-KEYS = {
-    "config",
-    "model",
-    "average",
-    "optimizer",
-    "scaler",
-    "rng",
-    "epoch",
-    "step",
-    "samples",
-    "world",
-    "running",
-    "history",
-    "firing_rates",
-    "seconds",
-}
-
-
 def save(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint; on any failure the old one stays.
 
     Raises:
         UserError: it cannot be written.
     """
-    assert content.keys() == KEYS, content.keys() ^ KEYS
+    assert content.keys() == KEYS.keys(), content.keys() ^ KEYS.keys()
     versions = {"sewsnn": sewsnn.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     head = {"format": FORMAT, "version": VERSION, "versions": versions}
     write_atomic(path, lambda file: torch.save(head | content, file))
@@ -59,25 +42,28 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or not a checkpoint of this program; names it.
+        DamagedError: the file is truncated or damaged.
+        CheckpointError: it is missing, cannot be read for the moment, is no checkpoint of this program, or an entry is
+            not what it should be; names the file and the entry.
     """
     content = load_tensors(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by sewsnn train: it has no format {FORMAT!r}")
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has version {content.get('version')} of the format, this program reads {VERSION}"
-        )
-    missing = KEYS - content.keys()
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")
+    version = content.get("version")
+    if version != VERSION or isinstance(version, bool):
+        raise CheckpointError(f"{path} has version {short(version)} of the format, this program reads {VERSION}")
+    check_content(content, str(path))
     return content
 
 
 def kept(folder: Path) -> list[Path]:
-    """The checkpoints of single epochs in a folder, the newest first."""
+    """The checkpoints of single epochs in a folder, the newest first.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     pattern = re.compile(r"checkpoint-(\d+)\.pt")
-    found = {int(match[1]): path for path in folder.glob("*.pt") if (match := pattern.fullmatch(path.name))}
+    found = {int(match[1]): folder / name for name in names_in(folder) if (match := pattern.fullmatch(name))}
     return [found[epoch] for epoch in sorted(found, reverse=True)]
 
 
@@ -102,7 +88,10 @@ def _link(source: Path, target: Path) -> None:
     try:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        finally:  # still there if both are links to one file already: then rename does nothing
+            temporary.unlink(missing_ok=True)
     except OSError:  # a file system without links, or none at all any more
         try:
             with open(source, "rb") as file:
@@ -112,21 +101,23 @@ def _link(source: Path, target: Path) -> None:
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The newest readable checkpoint of a folder; the best one if all others are gone or damaged.
+    """The newest checkpoint of a folder that is not damaged; the best one if all others are gone or damaged.
 
     Returns:
         ``(content, "")``; with a sentence where it is an older one, since newer ones are damaged; ``(None, "")`` if
         there is none at all.
 
     Raises:
-        CheckpointError: there are checkpoints, but none can be read: nothing is begun anew over them.
+        UserError: a checkpoint is there and cannot be read for the moment, or is of another kind or version: it may be
+            whole, and a run that went on from an older one would write over it. Or all of them are damaged: nothing is
+            begun anew over them.
     """
-    paths = [path for path in (folder / NAME, *kept(folder), folder / BEST) if path.exists()]
+    paths = [path for path in (folder / NAME, *kept(folder), folder / BEST) if is_there(path)]
     problems = []
     for path in paths:
         try:
             content = load(path)
-        except CheckpointError as error:
+        except DamagedError as error:
             problems.append(str(error))
             continue
         if path.name != NAME and not problems:
@@ -138,18 +129,18 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is anything of a run in the folder that another one would write over."""
-    names = (NAME, BEST, "config.yaml")
-    return any((folder / name).exists() for name in names) or bool(kept(folder))
+    """Whether there is anything of a run in the folder that another one would write over. Raises UserError if that
+    cannot be known."""
+    return any(is_there(folder / name) for name in (NAME, BEST, "config.yaml")) or bool(kept(folder))
 
 
 def sweep(folder: Path) -> None:
     """Removes what killed processes left half-written: each is as large as a checkpoint."""
     pattern = re.compile(r"\.(checkpoint(-\d+)?|best)\.pt\.([0-9a-f]{8}|link)")
-    for path in folder.glob(".*.pt.*"):
-        if pattern.fullmatch(path.name):
+    for name in names_in(folder):
+        if pattern.fullmatch(name):
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(folder / name)
 
 
 def get_rng() -> dict[str, Any]:

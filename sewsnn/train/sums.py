@@ -6,6 +6,7 @@ from torch import Tensor
 from sewsnn.train.distributed import Processes
 
 NEVER = 2**62  #: a step after all others
+START = {"samples": 0, "loss": 0.0, "top1": 0, "top5": 0, "seconds": 0.0, "waited": 0.0}  #: of an epoch
 
 
 class Sums:
@@ -17,7 +18,7 @@ class Sums:
     """
 
     def __init__(self, device: torch.device, values: dict | None = None):
-        values = values or {"samples": 0, "loss": 0.0, "top1": 0, "top5": 0, "seconds": 0.0, "waited": 0.0}
+        values = values or START
         self.seconds, self.waited = values["seconds"], values["waited"]
         numbers = [values[name] for name in ("samples", "loss", "top1", "top5")]
         self._sums = torch.tensor(numbers, dtype=torch.float64, device=device)
