@@ -15,9 +15,10 @@ _CHUNK = 1 << 22
 def is_archive(file: BinaryIO) -> bool:
     """Whether an open file is a zip archive; others are what torch wrote before 1.6, without any checksum."""
     file.seek(0)
-    found = file.read(len(_SIGNATURE)) == _SIGNATURE
+    # The first record's header, or, where that is damaged, what the archive ends with.
+    found = file.read(len(_SIGNATURE)) == _SIGNATURE or zipfile.is_zipfile(file)
     file.seek(0)
-    return found or zipfile.is_zipfile(file)  # the latter with a damaged first record
+    return found
 
 
 def find_damage(file: BinaryIO) -> str | None:

@@ -16,6 +16,7 @@ from sewsnn.models.published import task_of
 from sewsnn.models.weights import Weights, read_weights
 from sewsnn.train.build import build_model
 from sewsnn.train.config import Config, from_dict
+from sewsnn.train.limits import check
 
 _SEED = 0
 _EVENTS = 0.5  # per pixel, polarity and frame of an example
@@ -72,6 +73,7 @@ def open_source(
             model, config = network_of(weights, name, "cpu", **more), None
         else:
             config = from_dict(weights.config, f"{path}: config")
+            check(config)
             model = _as_trained(config, weights)
             model.T = T or model.T
     except (TypeError, ValueError) as error:

@@ -20,19 +20,22 @@ import torch
 import sewsnn
 from sewsnn.errors import CheckpointError, DamagedError, UserError, short
 from sewsnn.files import is_there, load_tensors, names_in, write_atomic
-from sewsnn.train.contents import KEYS, check_content
+from sewsnn.train.contents import CHECKS, check_content
 
 FORMAT = "sewsnn.train"
 VERSION = 2
 NAME = "checkpoint.pt"
 BEST = "best.pt"
+KEYS = set(CHECKS)
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     """Writes a checkpoint; on any failure the old one stays.
 
     Raises:
         UserError: it cannot be written.
     """
-    assert content.keys() == KEYS.keys(), content.keys() ^ KEYS.keys()
+    assert content.keys() == KEYS, content.keys() ^ KEYS
     versions = {"sewsnn": sewsnn.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     head = {"format": FORMAT, "version": VERSION, "versions": versions}
     write_atomic(path, lambda file: torch.save(head | content, file))

@@ -16,17 +16,17 @@ _MOST_COUNT = 2**53  # that a float holds exactly
 
 
 def check_content(content: Mapping[str, Any], path: str) -> None:
-    """Compares the content of a checkpoint with :data:`KEYS` and its entries with each other.
+    """Compares the content of a checkpoint with :data:`CHECKS` and its entries with each other.
 
     Raises:
         CheckpointError: names the file, the key, what was expected and what is there.
     """
-    known = KEYS.keys() | {"format", "version", "versions"}
-    if missing := KEYS.keys() - content.keys():
+    known = CHECKS.keys() | {"format", "version", "versions"}
+    if missing := CHECKS.keys() - content.keys():
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")
     if others := [key for key in content if key not in known]:
         raise CheckpointError(f"{path} holds {short(others[0])}, which no checkpoint of this version has")
-    for key, (expected, holds) in KEYS.items():
+    for key, (expected, holds) in CHECKS.items():
         if not _asked(holds, content[key]):
             raise CheckpointError(f"{path}: {key} must be {expected}, got {short(_plain(content[key]))}")
     try:
@@ -99,14 +99,21 @@ def _scaler(value) -> bool:
 
 def _generator(value) -> bool:
     states = (value["cpu"], value["cuda"])
-    right = all(_dense(state) and state.dtype == torch.uint8 and state.dim() == 1 for state in states if state is not None)
+    right = all(
+        _dense(state) and state.dtype == torch.uint8 and state.dim() == 1 for state in states if state is not None
+    )
     return value.keys() == {"cpu", "cuda"} and right and value["cpu"].shape == torch.get_rng_state().shape
 
 
 def _running(value) -> bool:
     counts = [value[name] for name in ("samples", "top1", "top5")]
     times = [value[name] for name in ("seconds", "waited")]
-    return value.keys() == START.keys() and all(map(_count, counts)) and all(map(_finite, times)) and _number(value["loss"])
+    return (
+        value.keys() == START.keys()
+        and all(map(_count, counts))
+        and all(map(_finite, times))
+        and _number(value["loss"])
+    )
 
 
 def _row(value) -> bool:
@@ -121,13 +128,16 @@ def _rates(value) -> bool:
 
 
 #: key -> what its value must be, in words and as a test
-KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "config": ("a configuration", lambda value: isinstance(value, dict)),
     "model": ("a state dict", _state),
     "average": ("a state dict or None", lambda value: value is None or _state(value)),
     "optimizer": ("the state of an optimizer", _optimizer),
     "scaler": ("the state of a GradScaler", _scaler),
-    "rng": ("the states of each process's generators", lambda value: type(value) is list and all(map(_generator, value))),
+    "rng": (
+        "the states of each process's generators",
+        lambda value: type(value) is list and all(map(_generator, value)),
+    ),
     "epoch": ("a number of epochs", _count),
     "step": ("a number of steps", _count),
     "samples": ("a number of samples", _count),

@@ -11,7 +11,7 @@ from sewsnn import layers
 from sewsnn.analysis.per_step import PerStep, evaluate_per_step, latency
 from sewsnn.data import DataSource
 from sewsnn.errors import CheckpointError, UserError
-from sewsnn.files import write_text
+from sewsnn.files import is_there, write_text
 from sewsnn.models import load_checkpoint
 from sewsnn.progress import Progress, watched
 from sewsnn.train import build, checkpoint
@@ -36,6 +36,8 @@ def open_run(
     Raises:
         UserError: one of them is not as it must be.
     """
+    if not is_there(source):
+        raise UserError(f"there is no folder or file {source}")
     is_run = source.is_dir()
     if is_run and not (source / "config.yaml").exists():
         raise UserError(f"{source} is not the folder of a run: it has no config.yaml")
@@ -61,8 +63,7 @@ def _load_average(model: nn.Module, path: Path) -> None:
     saved = checkpoint.load(path)["average"]
     if saved is None:
         raise CheckpointError(f"{path} has no moving average: train.ema was 0")
-    prefix = "module."
-    model.load_state_dict({key[len(prefix) :]: value for key, value in saved.items() if key.startswith(prefix)})
+    load_checkpoint(model, saved)
 
 
 def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list[int] | None = None) -> dict[str, Any]:
