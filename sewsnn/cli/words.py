@@ -8,17 +8,6 @@ from collections.abc import Callable
 from sewsnn.errors import ConfigError, UserError, short
 
 
-class _Once(argparse.Action):
-    """``--option VALUE``, one time: of two values one would be dropped."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        given = namespace.__dict__.setdefault("given", set())
-        if option_string is not None and self.dest in given:
-            raise UserError(f"{option_string} is given twice: remove one of them")
-        given.add(self.dest)
-        setattr(namespace, self.dest, values)
-
-
 class Parser(argparse.ArgumentParser):
     """Knows which options there are, and whether one takes a value.
 
@@ -30,8 +19,6 @@ class Parser(argparse.ArgumentParser):
         self.options: dict[str, bool] = {}
         self.commands = None
         super().__init__(*args, **kwargs)
-        for name in (None, "store"):
-            self.register("action", name, _Once)
 
     def add_argument(self, *args, **kwargs):
         action = super().add_argument(*args, **kwargs)
@@ -46,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         """The arguments; ``overrides`` of them are keys of the configuration and their values.
 
         Raises:
-            ConfigError: a key has no value, or stands twice, or there is a word too many.
+            ConfigError: a key has no value, or there is a word too many.
         """
         chosen, place = self, 0
         while chosen.commands and place < len(words) and words[place] in chosen.commands.choices:
@@ -96,7 +83,8 @@ def split(words: list[str], options: dict[str, bool]) -> tuple[list[str], list[s
 
 
 def parse_overrides(rest: list[str]) -> dict[str, str]:
-    """``["--a.b", "1", "--c=2"]`` as ``{"a.b": "1", "c": "2"}``."""
+    """``["--a.b", "1", "--c=2"]`` as ``{"a.b": "1", "c": "2"}``. Of a word that stands twice the last counts, as for
+    every option: a script's own words may come before its user's."""
     overrides: dict[str, str] = {}
     words = iter(rest)
     for word in words:
@@ -109,8 +97,6 @@ def parse_overrides(rest: list[str]) -> dict[str, str]:
                 raise ConfigError(
                     f"command line: --{key} needs a value (--{key}=VALUE, where it begins with two dashes)"
                 )
-        if key in overrides:
-            raise ConfigError(f"command line: --{key} is given twice: remove one of them")
         overrides[key] = value
     return overrides
 
