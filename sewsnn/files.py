@@ -32,9 +32,9 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
-            kind = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-            what = "a folder" if stat.S_ISDIR(mode) else "a FIFO, socket or device"
-            raise OSError(kind, f"it is {what}, a regular file was expected", os.fspath(path))
+            if stat.S_ISDIR(mode):
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+            raise OSError(errno.EINVAL, "it is a FIFO, socket or device, a regular file was expected", os.fspath(path))
         return open(handle, "rb")
     except BaseException:
         os.close(handle)

@@ -98,11 +98,9 @@ def _scaler(value) -> bool:
 
 
 def _generator(value) -> bool:
-    states = (value["cpu"], value["cuda"])
-    right = all(
-        _dense(state) and state.dtype == torch.uint8 and state.dim() == 1 for state in states if state is not None
-    )
-    return value.keys() == {"cpu", "cuda"} and right and value["cpu"].shape == torch.get_rng_state().shape
+    states = [value["cpu"]] if value["cuda"] is None else [value["cpu"], value["cuda"]]
+    right = all(_dense(state) and state.dtype == torch.uint8 and state.dim() == 1 for state in states)
+    return value.keys() == {"cpu", "cuda"} and right
 
 
 def _running(value) -> bool:
