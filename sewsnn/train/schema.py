@@ -225,7 +225,6 @@ AT_MOST = {
     "data.erase": 1,
     "data.frame_us": 2**32,  # as many microseconds as a prepared recording can have
     "model.T": 2**16,
-    "optimizer.lr": 10**6,
     "optimizer.momentum": 1,
     "optimizer.weight_decay": 10**6,
     "optimizer.clip_norm": 1e30,
