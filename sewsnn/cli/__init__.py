@@ -14,7 +14,7 @@ _COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; errors a user can mend are one line on stderr and exit code 1."""
-    words = sys.argv[1:] if argv is None else argv
+    words, arguments = sys.argv[1:] if argv is None else argv, None
     for stream in (sys.stdout, sys.stderr):  # a path need not be UTF-8, and must not end what is nearly done
         if getattr(stream, "errors", None) == "strict":
             stream.reconfigure(errors="backslashreplace")
