@@ -212,8 +212,10 @@ def test_every_number_has_a_limit(tmp_path):
         ({"blocks": str([1] * 99), "widths": str([8] * 99)}, "model.blocks must have at most 16 entries, got 99"),
         (
             {"schedule.name": "step", "gamma": "10", "step_size": "1", "epochs": "999"},
-            "schedule.gamma: 10.0 makes a le",
+            "schedule.gamma makes the learning rate",
         ),
+        ({"schedule.final": "1e20", "lr": "1e20"}, "schedule.final makes the learning rate"),
+        ({"optimizer.name": "adamw", "weight_decay": "1e20", "lr": "1e20"}, "optimizer.weight_decay 1e.20 times the"),
         ({"name": "a" * 300}, "name must be printable text of 1 to 255 bytes"),
         ({"name": ""}, "name must be printable text"),
         ({"name": ".."}, "name must be printable text"),

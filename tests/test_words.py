@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from sewsnn.cli import main
-from sewsnn.errors import out_of_memory
+from sewsnn.errors import UserError, out_of_memory
 from sewsnn.train import build, loop
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
@@ -145,6 +146,20 @@ def test_too_little_memory_is_one_line(kind, tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "sewsnn: error: too little memory (" in err and "data.batch_size" in err and err.count("\n") == 1
     assert not (tmp_path / "a").exists()
+
+
+def test_too_little_memory_below_another_error(monkeypatch, capsys):
+    """What torch.export says of it is not that it cannot express a network."""
+
+    def too_large(*_):
+        try:
+            TOO_MUCH["torch"]()
+        except RuntimeError as error:
+            raise UserError("torch.export cannot express it") from error
+
+    monkeypatch.setattr("sewsnn.export.source.open_source", too_large)
+    assert main(["export", "a.pt", "a.pt2"]) == 1
+    assert re.search(r"too little memory \(.* a smaller --batch, --image-size or --T\n$", capsys.readouterr().err)
 
 
 def test_other_errors_stay_what_they_are(monkeypatch):

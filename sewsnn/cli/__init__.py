@@ -14,7 +14,7 @@ _COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; errors a user can mend are one line on stderr and exit code 1."""
-    words = sys.argv[1:] if argv is None else argv
+    words, arguments = sys.argv[1:] if argv is None else argv, None
     for stream in (sys.stdout, sys.stderr):  # a path need not be UTF-8, and must not end what is nearly done
         if getattr(stream, "errors", None) == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -27,8 +27,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"command line: a word must not have a NUL character, got {short(wrong[0])}")
         arguments = parser.parse(words)
         return arguments.run(arguments)
-    except UserError as error:
-        return _fail(error)
+    except UserError as error:  # what a library raised may have been memory that ran out
+        cause = error.__cause__ and out_of_memory(error.__cause__)
+        return _no_memory(cause, arguments) if cause else _fail(error)
     except KeyboardInterrupt:
         print("sewsnn: stopped", file=sys.stderr)
         return 130
@@ -37,11 +38,15 @@ def main(argv: list[str] | None = None) -> int:
         return 141
     except (OSError, RuntimeError, MemoryError) as error:
         if reason := out_of_memory(error):
-            less = getattr(arguments, "less", "a smaller network")
-            return _fail(f"too little memory ({reason}); less is needed with {less}")
+            return _no_memory(reason, arguments)
         if isinstance(error, OSError) and error.errno is not None:  # a path that cannot be, a disk that fails
             return _fail(f"{short(error.filename)}: {error.strerror}" if error.filename else error.strerror)
         raise  # a bug must be seen
+
+
+def _no_memory(reason: str, arguments) -> int:
+    less = getattr(arguments, "less", "a smaller network")
+    return _fail(f"too little memory ({reason}); less is needed with {less}")
 
 
 def _fail(error) -> int:

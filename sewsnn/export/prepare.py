@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sewsnn.errors import UserError, out_of_memory
+from sewsnn.errors import UserError
 from sewsnn.export.agreement import Run, compare, nodes_of, run
 from sewsnn.functional import reset_net
 from sewsnn.layers import fuse
@@ -50,8 +50,6 @@ def prepared(
     try:
         expected = run(model, example)
     except Exception as error:
-        if out_of_memory(error):
-            raise
         raise UserError(f"the model cannot run on an example of shape {list(example.shape)}: {error}") from error
     if not isinstance(expected.output, Tensor):
         raise UserError(f"the model must return one tensor, it returns {type(expected.output).__name__}")

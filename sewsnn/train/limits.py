@@ -50,7 +50,7 @@ def check(config: Config) -> None:
             f"schedule.warmup_epochs must be less than train.epochs, {config.train.epochs}, got "
             f"{config.schedule.warmup_epochs}"
         )
-    _check_schedule(config)
+    _check_lr(config)
 
 
 def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -128,17 +128,26 @@ def _check_model(config: Config) -> None:
         raise ConfigError(f"model.stem_kernel must be from 1 to 255, got {short(model.stem_kernel)}")
 
 
-def _check_schedule(config: Config) -> None:
-    """The largest learning rate there will be: a gamma above 1 grows."""
-    schedule, epochs = config.schedule, config.train.epochs
-    if schedule.name != "step" or schedule.gamma <= 1:
-        return
-    try:
-        last = config.optimizer.lr * factor(schedule, epochs, epochs - 1)
-    except OverflowError:
-        last = math.inf
-    if last > AT_MOST["optimizer.lr"]:
+def _check_lr(config: Config) -> None:
+    """The largest learning rate there will be, and what AdamW multiplies it with, must be numbers of float32."""
+    optimizer, schedule, epochs = config.optimizer, config.schedule, config.train.epochs
+    factors = {"schedule.warmup_start": schedule.warmup_start if schedule.warmup_epochs else 0.0}
+    if schedule.name == "cosine":
+        factors["schedule.final"] = schedule.final
+    if schedule.name == "step":
+        try:
+            factors["schedule.gamma"] = factor(schedule, epochs, epochs - 1)
+        except OverflowError:
+            factors["schedule.gamma"] = math.inf
+    for key, most in factors.items():
+        if not optimizer.lr * most <= LARGEST:
+            raise ConfigError(
+                f"{key} makes the learning rate, optimizer.lr {optimizer.lr:g}, {most:.3g} times as large: more than "
+                f"{LARGEST:g}"
+            )
+    largest = optimizer.lr * max(1.0, *factors.values())
+    if optimizer.name == "adamw" and not largest * optimizer.weight_decay <= LARGEST:
         raise ConfigError(
-            f"schedule.gamma: {schedule.gamma} makes a learning rate of {last:.3g} of optimizer.lr "
-            f"{config.optimizer.lr} in {epochs} epochs, more than {AT_MOST['optimizer.lr']:g}"
+            f"optimizer.weight_decay {optimizer.weight_decay:g} times the learning rate, {largest:g}, must be at most "
+            f"{LARGEST:g}"
         )

@@ -226,12 +226,8 @@ AT_MOST = {
     "data.frame_us": 2**32,  # as many microseconds as a prepared recording can have
     "model.T": 2**16,
     "optimizer.momentum": 1,
-    "optimizer.weight_decay": 10**6,
-    "optimizer.clip_norm": 1e30,
     "schedule.step_size": 2**31 - 1,
     "schedule.gamma": 1000,
-    "schedule.final": 10**6,
-    "schedule.warmup_start": 10**6,
     "loss.label_smoothing": 1,
     "loss.tet_lambda": 1,
     "loss.mixup": 10**6,
