@@ -47,7 +47,21 @@ class DataError(UserError):
 
 
 class UnreadableError(DataError):
-    """A file cannot be read at all, now. It may be whole, and its disk gone: nobody may leave it out for good."""
+    """A file cannot be read at all, now. It may be whole, and its disk gone: nobody may leave it out for good.
+
+    Attributes:
+        missing: the folder can be read, and there is no such file in it.
+    """
+
+    def __init__(self, message: str, path: str | None = None, missing: bool = False):
+        super().__init__(message, path)
+        self.missing = missing
+
+    @classmethod
+    def of(cls, path, error: OSError, what: str = "") -> "UnreadableError":
+        """``cannot read [what] PATH: why``."""
+        missing = isinstance(error, FileNotFoundError)
+        return cls(f"cannot read {what}{path}: {error.strerror or error}", str(path), missing)
 
 
 class _Short(reprlib.Repr):

@@ -41,6 +41,17 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise
 
 
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file; raises OSError as :func:`open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8 text, with or without a byte order mark. Raises UnicodeDecodeError."""
+    return data.decode("utf-8-sig")
+
+
 class _Watched:
     """A file that remembers why a write failed: torch.save turns a full disk into an error that does not say so."""
 

@@ -318,7 +318,7 @@ def test_killed_at_any_moment_it_goes_on(cifar, tmp_path, workers):
     assert contents(out) == contents(tmp_path / "whole")
     first, second = (json.loads((tmp_path / name / INDEX).read_text()) for name in ("whole", "out"))
     assert first == second
-    assert not [path for path in out.rglob(".*") if path.name != ".lock"]
+    assert not list(out.rglob(".*"))
 
 
 def test_a_full_disk_is_named_and_nothing_is_half_written(gesture, tmp_path):
@@ -371,12 +371,24 @@ def test_a_recording_that_changes_its_list_or_its_events_is_prepared_again(gestu
 def test_one_process_prepares_a_folder(gesture, tmp_path):
     root, _ = gesture
     (tmp_path / "out").mkdir()
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    code = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
     held = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out/.lock")], stdin=-1, stdout=-1)
     held.stdout.readline()
     try:
-        with pytest.raises(UserError, match="another process is preparing"):
+        with pytest.raises(UserError, match="is being prepared by another process"):
             prepare("dvs128_gesture", root, tmp_path / "out", workers=1)
     finally:
         held.communicate(b"\n")
     assert "24 samples" in prepare("dvs128_gesture", root, tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("name", ["gesture", "cifar"])
+def test_nothing_left_is_no_set(name, request, tmp_path):
+    """All recordings damaged, and skipped: an error, and training still refuses the folder."""
+    root, _ = request.getfixturevalue(name)
+    for path in root.rglob("*.aedat"):
+        path.write_bytes(b"#!AER-DAT")
+    kind = {"gesture": "dvs128_gesture", "cifar": "cifar10_dvs"}[name]
+    with pytest.raises(DataError, match="could be read, nothing is prepared"):
+        prepare(kind, root, tmp_path / "out", workers=1, on_corrupt="skip")
+    assert not (tmp_path / "out" / "index.json").exists()

@@ -235,3 +235,40 @@ def test_what_is_no_imagenet_is_said(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="per_shard must be >= 0, and is for imagenet only; got 3 for cifar10_dvs"):
         prepare("cifar10_dvs", tmp_path, tmp_path / "out", per_shard=3)
+
+
+@pytest.mark.parametrize("per_shard", [0, 10])
+def test_a_class_of_which_nothing_is_left_is_an_error(tree, tmp_path, per_shard):
+    """All its images damaged, and skipped: nothing could be trained with what is left."""
+    for path in (tree / "val" / CLASSES[0]).iterdir():
+        path.write_bytes(b"\xff\xd8")
+    with pytest.raises(DataError, match=f"no image of .*val/{CLASSES[0]} could be read .*, nothing is prepared"):
+        prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=per_shard, on_corrupt="skip")
+    assert not (tmp_path / "out" / "prepared.json").exists()
+
+
+def test_what_a_kill_left_is_removed(tree, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".preparing.json.0123abcd", ".prepared.json.89abcdef"):
+        (out / name).write_text("half")
+    prepare("imagenet", tree, out, workers=1, size=40)
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"images": 3}', '{"images": {"train": "x"}}', "\x00"])
+def test_a_damaged_note_of_what_was_prepared_is_named(tree, tmp_path, text):
+    out = tmp_path / "out"
+    prepare("imagenet", tree, out, workers=1, size=40)
+    (out / "prepared.json").write_text(text)
+    with pytest.raises(DataError, match=r"prepared\.json is damaged"):
+        source(out)
+
+
+def test_names_that_are_no_text_end_in_a_report(tree, tmp_path, monkeypatch, capsys):
+    """A class's folder whose name is not UTF-8, on a terminal that takes UTF-8 alone: all work is done by then."""
+    odd = os.fsdecode(b"out\xff")
+    assert (
+        main(["data", "prepare", "imagenet", "--root", str(tree), "--output", str(tmp_path / odd), "--size", "40"]) == 0
+    )
+    assert "out" in capsys.readouterr().out

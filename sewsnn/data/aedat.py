@@ -17,6 +17,7 @@ import numpy as np
 
 from sewsnn.data.events import Events
 from sewsnn.errors import DataError, UnreadableError
+from sewsnn.files import open_regular
 
 SIZE = 128  # pixels across of the DVS128
 # Time may go back by less than the period of the DVS128's 14-bit counter: older hardware delivers a wrap late.
@@ -124,11 +125,11 @@ class _Packet(NamedTuple):
 def _open(path: str | Path, version: bytes) -> tuple[bytes, int]:
     """The file's bytes, and where its header ends."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read() if size <= MOST_BYTES else b""
     except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError.of(path, error) from None
     if size > MOST_BYTES:
         raise _error(path, MOST_BYTES, f"the file has {size:,} bytes; recordings of more than 2 GiB are not read")
     closed = version.endswith(b"3.1")  # the header has a last line

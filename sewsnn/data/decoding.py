@@ -5,6 +5,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from sewsnn.errors import DataError, UnreadableError, UserError
+from sewsnn.files import read_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,10 +18,9 @@ _TAIL = 64  # bytes in which the end of a file is looked for: some have padding 
 def read_file(path: str) -> bytes:
     """Raises UnreadableError if the file cannot be read; names it."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_regular(path)
     except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", path) from None
+        raise UnreadableError.of(path, error) from None
 
 
 def decode(data: bytes, path: str) -> "Image":

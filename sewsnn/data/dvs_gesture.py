@@ -19,6 +19,7 @@ from sewsnn.data.events import Events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UnreadableError
+from sewsnn.files import read_regular, text_of
 
 FOLDER = "DvsGesture"
 LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
@@ -158,8 +159,8 @@ def _labels_file(root: Path, recording: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return text_of(read_regular(path)).splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text (at offset {error.start:,})", str(path)) from None
     except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError.of(path, error) from None

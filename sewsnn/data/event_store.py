@@ -18,8 +18,8 @@ from torch import Tensor
 from sewsnn.data.events import SPLITS, Events, integrate_events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError
-from sewsnn.files import write_atomic, write_text
+from sewsnn.errors import DataError, UnreadableError
+from sewsnn.files import read_regular, text_of, write_atomic, write_text
 
 INDEX, JOURNAL = "index.json", "journal.jsonl"
 FORMAT = "sewsnn events 1"
@@ -77,9 +77,9 @@ def read_sample(folder: Path, sample: Sample) -> np.ndarray:
     """``[N]`` records. Raises DataError, naming the file, unless it is what was written."""
     path = folder / sample.file
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError.of(path, error) from None
     if zlib.crc32(data) != sample.crc:
         raise DataError(
             f"{path} is not what was prepared: its {len(data):,} bytes have another checksum than {INDEX} says. Remove "
@@ -106,7 +106,7 @@ def read_index(folder: Path) -> Index | None:
     """None where there is none. Raises DataError unless it is what was written."""
     path = folder / INDEX
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text_of(read_regular(path)))
         crc = content.pop("crc")
         if content.get("format") != FORMAT:
             raise DataError(f"{path} is of the format {content.get('format')!r}, not {FORMAT!r}", str(path))
@@ -117,7 +117,7 @@ def read_index(folder: Path) -> Index | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError.of(path, error) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged; remove it, and prepare again", str(path)) from None
 

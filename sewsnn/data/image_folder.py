@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from sewsnn.data.decoding import read_file
-from sewsnn.errors import DataError
+from sewsnn.errors import DataError, UnreadableError, short
+from sewsnn.files import read_regular, text_of
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 SPLITS = ("train", "val")
@@ -74,8 +75,14 @@ def check_prepared(root: Path) -> None:
 def check_counts(root: Path, counts: dict[str, int]) -> None:
     """Raises DataError unless there are as many images as when ``root`` was prepared."""
     manifest = read_json(root / PREPARED) or {}
+    images = manifest.get("images", {})
+    if not isinstance(images, dict) or any(type(number) is not int for number in images.values()):
+        raise DataError(
+            f"{root / PREPARED} is damaged: images must be their number in each split, got {short(images)}",
+            str(root / PREPARED),
+        )
     for split, count in counts.items():
-        expected = manifest.get("images", {}).get(split, count)
+        expected = images.get(split, count)
         if count != expected:
             raise DataError(f"{root} has {count:,} images in {split}, its {PREPARED} says {expected:,}")
 
@@ -83,12 +90,12 @@ def check_counts(root: Path, counts: dict[str, int]) -> None:
 def read_json(path: Path) -> dict | None:
     """None: no such file. Raises DataError where it is none of this program's."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text_of(read_regular(path)))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", str(path)) from None
-    except ValueError as error:
+        raise UnreadableError.of(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}", str(path)) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: a JSON object was expected", str(path))
@@ -100,7 +107,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]  # macOS and others leave such
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}", str(folder)) from None
+        raise UnreadableError.of(folder, error, "the folder ") from None
 
 
 def _images(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError
+from sewsnn.errors import DataError, UnreadableError
 
 # What loads now. When cyclic garbage is collected, the queues to the workers are closed before the loader's own
 # finalizer could tell the workers to end, and then waits for them: what is in here is never garbage.
@@ -160,7 +160,8 @@ class _Loading(torch.utils.data.Dataset):
                 x, y = self.samples.load(index, seed)
                 return x, y, corrupt, None
             except DataError as error:
-                if not self.skip:
+                # One of whose disk nothing is heard may be whole.
+                if not self.skip or (isinstance(error, UnreadableError) and not error.missing):
                     return None, 0, {}, str(error)
                 corrupt[getattr(error, "path", None) or f"sample {index}"] = str(error)
             if seed is None:  # a test sample has no substitute

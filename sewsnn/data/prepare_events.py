@@ -5,7 +5,6 @@ journal notes is not done again, unless the original file has changed since, or 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -23,10 +22,10 @@ from tqdm import tqdm
 from sewsnn.data import cifar10_dvs, dvs_gesture
 from sewsnn.data.event_store import FORMAT, INDEX, JOURNAL, Index, Sample, read_index, write_index
 from sewsnn.errors import DataError, UnreadableError, UserError
-from sewsnn.files import make_folder, write_text
+from sewsnn.files import read_regular, write_text
+from sewsnn.locking import FolderLock
 
 _MODULES = {"dvs128_gesture": dvs_gesture, "cifar10_dvs": cifar10_dvs}
-_LOCK = ".lock"
 _AHEAD = 4  # recordings per process that wait for it
 
 
@@ -51,8 +50,7 @@ def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_
     if not root.is_dir():
         raise UserError(f"root: there is no folder {root}")
     planned = module.recordings(root)
-    make_folder(output)
-    with _locked(output):
+    with FolderLock(output, "prepared"):
         index = _same_set(output, name, root)
         journal = _Journal(output, name, root)
         parts = dict(planned)
@@ -152,7 +150,7 @@ def _stamp(module, root: Path, recording: str) -> list[int]:
         try:
             found = path.stat()
         except OSError as error:
-            raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+            raise UnreadableError.of(path, error) from None
         stamp += [found.st_size, found.st_mtime_ns]
     return stamp
 
@@ -173,7 +171,7 @@ class _Journal:
         self.path = output / JOURNAL
         if not self.path.exists():
             write_text(self.path, _line({"format": FORMAT, "name": name, "root": str(root)}))
-        text = self.path.read_text(encoding="utf-8", errors="replace")
+        text = read_regular(self.path).decode(errors="replace")
         entries = [_Done(*content) for content in map(_content, text.split("\n")[1:]) if content]
         self.entries = [entry._replace(samples=[Sample(*sample) for sample in entry.samples]) for entry in entries]
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
@@ -207,8 +205,8 @@ def _same_set(output: Path, name: str, root: Path) -> Index | None:
     """The index of a finished set; refuses a folder with anything else in it than a set of this name and root."""
     journal = output / JOURNAL
     if journal.exists():
-        found = _content(journal.read_text(encoding="utf-8", errors="replace").split("\n")[0])
-        if not isinstance(found, dict) or found["format"] != FORMAT:
+        found = _content(read_regular(journal).decode(errors="replace").split("\n")[0])
+        if not isinstance(found, dict) or found.keys() != {"format", "name", "root"} or found["format"] != FORMAT:
             raise UserError(f"{journal} is damaged; remove {output}, or choose another output")
         if (found["name"], found["root"]) != (name, str(root)):
             raise UserError(
@@ -218,22 +216,10 @@ def _same_set(output: Path, name: str, root: Path) -> Index | None:
         raise UserError(f"output: {output} is not empty, and nothing was prepared in it; choose another folder")
     try:
         return read_index(output)
+    except UnreadableError:
+        raise
     except DataError:  # it is made again
         return None
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Two processes must not prepare into one folder. The lock ends with the process."""
-    try:
-        with open(output / _LOCK, "w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"output: another process is preparing {output}") from None
-            yield
-    except OSError as error:
-        raise UserError(f"cannot write {error.filename or output / _LOCK}: {error.strerror or error}") from None
 
 
 def _remove_temporary(output: Path) -> None:
@@ -249,6 +235,7 @@ def _finish(module, name, root, output, planned, done, left_out) -> str:
     if missing:
         raise UserError(f"{len(missing)} recordings were not prepared, of them {missing[0]}; call again")
     samples = [sample for entry in entries for sample in entry.samples]
+    _check_parts(planned, samples, left_out)
     remarks = [remark for entry in entries for remark in entry.remarks] + module.count_remarks(samples)
     for kind, text in (
         ("invalid", "events marked as invalid were left out"),
@@ -261,6 +248,15 @@ def _finish(module, name, root, output, planned, done, left_out) -> str:
     index = Index(name, str(root), samples, left_out, remarks)
     write_index(output, index)
     return _report(output, index, "is prepared")
+
+
+def _check_parts(planned: list[tuple[str, str]], samples: list[Sample], left_out: dict[str, str]) -> None:
+    """Raises DataError if nothing is left of the set, or of a part of it: no training could use what is there."""
+    for part in sorted({part for _, part in planned}):
+        if not any(sample.part == part for sample in samples):
+            what = f"of the part {part!r} " if part else ""
+            why = next((reason for recording, reason in left_out.items() if dict(planned)[recording] == part), "")
+            raise DataError(f"no recording {what}could be read, nothing is prepared" + (f": {why}" if why else ""))
 
 
 def _report(output: Path, index: Index, what: str) -> str:

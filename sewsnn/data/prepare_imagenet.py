@@ -10,11 +10,9 @@ shards, in an order drawn once. ``preparing.json`` is in the output from the fir
 it, until ``prepared.json`` says how many images there are.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +23,7 @@ from sewsnn.data.image_folder import PREPARED, SPLITS, UNFINISHED, FolderImages,
 from sewsnn.data.resizing import Done
 from sewsnn.errors import DataError, UnreadableError, UserError
 from sewsnn.files import make_folder, write_text
+from sewsnn.locking import FolderLock
 
 _CHUNK = 64  # images a process is given at once
 _KINDS = ("resized", "copied", "there")
@@ -46,8 +45,7 @@ def prepare(
     settings = {"version": _VERSION, "name": name, "size": size, "quality": resizing.QUALITY, "per_shard": per_shard}
     settings["root"] = str(root.resolve())  # images of another one may have the same names
     settings["originals"] = {split: len(images) for split, images in originals.items()}
-    make_folder(output)
-    with _locked(output):
+    with FolderLock(output, "prepared"):
         _check_output(output, settings)
         write_text(output / UNFINISHED, json.dumps(settings) + "\n")
         resizing.remove_unfinished(output)
@@ -70,6 +68,7 @@ def prepare(
         except KeyboardInterrupt:
             seen = sum(counts.values()) + len(corrupt)
             raise UserError(f"stopped after {seen:,} of {total:,} images; call again, it goes on") from None
+        _check_left(originals, corrupt)
         images = _checked(originals, output, corrupt, per_shard)
         os.sync()  # the images, before what says that they are there
         manifest = settings | {"images": images, "corrupt": corrupt, "classes": classes}
@@ -112,9 +111,9 @@ def _fill_folder(paths: list[tuple[str, str]], size: int) -> list[Done]:
 
 
 def _fill_file(original: str, prepared: str, size: int) -> Done:
-    if resizing.is_whole(prepared):
-        return Done("there", original)
     try:
+        if resizing.is_whole(prepared):
+            return Done("there", original)
         kind, data = resizing.small(original, size)
         resizing.write(prepared, data)
         return Done(kind, original)
@@ -150,7 +149,11 @@ def _key(images: FolderImages, index: int) -> str:
 def _fill_shard(shard: str, content: list[tuple[str, str, int]], size: int) -> list[Done]:
     try:
         there = {place.key for place in shards.places(Path(shard))}
-    except DataError:  # it is not there, or not whole
+    except UnreadableError as error:
+        if not error.missing:  # it may be whole
+            return [_unreadable(shard, error)]
+        there = set()
+    except DataError:  # it is not whole
         there = set()
     results = [_sample(*entry, there, size) for entry in content]
     if any(done.kind == "failed" for done, _ in results):
@@ -181,6 +184,18 @@ def _sample(key: str, path: str, label: int, there: set[str], size: int) -> tupl
     return Done(kind, path), (key, image, "png" if image.startswith(b"\x89PNG") else "jpg", label)
 
 
+def _check_left(originals: dict[str, FolderImages], corrupt: dict[str, str]) -> None:
+    """Raises DataError if no image of a split or of a class could be read: no training could use what is left."""
+    for images in originals.values():
+        left = {int(images.labels[i]) for i in range(len(images)) if images.path(i) not in corrupt} if corrupt else None
+        if left is not None and len(left) < len(images.classes):
+            empty = next(name for label, name in enumerate(images.classes) if label not in left)
+            raise DataError(
+                f"no image of {os.path.join(images.folder, empty)} could be read ({len(corrupt):,} damaged in all), "
+                f"nothing is prepared: {next(iter(corrupt.values()))}"
+            )
+
+
 def _checked(originals: dict[str, FolderImages], output: Path, corrupt: dict, per_shard: int) -> dict[str, int]:
     """Images per split, once there are as many as there were originals that could be read."""
     found = shards.open_shards(output) if per_shard else scan(output).values()
@@ -190,21 +205,3 @@ def _checked(originals: dict[str, FolderImages], output: Path, corrupt: dict, pe
         if images[split] != left:
             raise UserError(f"{output} has {images[split]:,} images in {split}, {left:,} were expected")
     return images
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Only one call at a time; the lock ends with the process, however that ends."""
-    lock = output / ".lock"
-    try:
-        file = open(lock, "w")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"cannot write {lock}: {error.strerror or error}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{output} is being prepared by another process") from None
-        except OSError as error:  # some network file systems have none
-            raise UserError(f"cannot lock {lock}: {error.strerror or error}") from None
-        yield

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sewsnn.data import crops, decoding
-from sewsnn.errors import DataError, UserError
+from sewsnn.errors import DataError, UnreadableError, UserError
 
 QUALITY = 95
 TEMPORARY = ".preparing-"  # begins the name of a file that is being written
+_TEXT = re.compile(r"\.[\w.-]+\.json\.[0-9a-f]{8}")  # what sewsnn.files.write_text writes before it is renamed
 
 
 class Done(NamedTuple):
@@ -48,11 +50,13 @@ def small(path: str, size: int) -> tuple[str, bytes]:
 def is_whole(path: str) -> bool:
     """Whether there is an image: after a crash of the machine a renamed file may still be empty."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-        decoding.whole_size(data, path)
+        decoding.whole_size(decoding.read_file(path), path)
         return True
-    except (OSError, DataError):
+    except UnreadableError as error:
+        if not error.missing:
+            raise
+        return False
+    except DataError:
         return False
 
 
@@ -74,7 +78,7 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
     """What a killed call left half-written in a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(TEMPORARY):
+            if entry.name.startswith(TEMPORARY) or _TEXT.fullmatch(entry.name):
                 os.unlink(entry.path)
 
 

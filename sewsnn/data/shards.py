@@ -18,12 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sewsnn.errors import DataError, UserError
-from sewsnn.files import write_atomic
+from sewsnn.errors import DataError, UnreadableError, UserError
+from sewsnn.files import open_regular, write_atomic
 
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
 _NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-\d+\.tar")
-_NUMBER = re.compile(rb"\s*(\d{1,6})\s*")  # of more digits, the network's last layer would not fit into memory
+_NUMBER = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(\d{1,6})\s*"
+)  # of more digits, the network's last layer would not fit into memory
 _VERSION = 1
 
 
@@ -75,11 +77,11 @@ class ShardImages:
         """The image's bytes; DataError names it."""
         size = int(self.size[index])
         try:
-            with open(self.shards[self.shard[index]], "rb") as file:
+            with open_regular(self.shards[self.shard[index]]) as file:
                 file.seek(int(self.offset[index]))
                 data = file.read(size)
         except OSError as error:
-            raise DataError(f"cannot read {self.path(index)}: {error.strerror}", self.path(index)) from None
+            raise UnreadableError.of(self.path(index), error) from None
         if len(data) != size:
             raise DataError(f"{self.path(index)}: the shard ends in it", self.path(index))
         return data
@@ -92,7 +94,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
-        raise DataError(f"cannot read the folder {root}: {error.strerror}", str(root)) from None
+        raise UnreadableError.of(root, error, "the folder ") from None
     for name in names:
         if not name.startswith(".") and (match := _NAME.fullmatch(name)):
             found.setdefault(match[1][:3].replace("tra", "train"), []).append(root / name)
@@ -124,7 +126,7 @@ def places(shard: Path) -> list[Place]:
     out = []
     try:
         length = os.path.getsize(shard)
-        with tarfile.open(shard, "r:") as tar:
+        with open_regular(shard) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             members = ((_split(member.name), member) for member in tar if member.isfile())
             samples = itertools.groupby((m for m in members if m[0][1]), key=lambda m: m[0][0])
             for key, group in samples:
@@ -137,10 +139,11 @@ def places(shard: Path) -> list[Place]:
                 raise DataError(
                     f"{shard} is truncated or damaged at byte {tar.offset:,}: no member, no end", str(shard)
                 )
-    except (OSError, tarfile.TarError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        raise UnreadableError.of(shard, error) from None
+    except (tarfile.TarError, EOFError) as error:
         raise DataError(
-            f"{shard} is damaged or no uncompressed tar file (in others nothing can be read at its place): {reason}",
+            f"{shard} is damaged or no uncompressed tar file (in others nothing can be read at its place): {error}",
             str(shard),
         ) from None
     if not out:
@@ -195,14 +198,14 @@ def _state(shard: Path) -> tuple[int, int]:
     try:
         about = shard.stat()
     except OSError as error:
-        raise DataError(f"cannot read {shard}: {error.strerror}", str(shard)) from None
+        raise UnreadableError.of(shard, error) from None
     return about.st_size, about.st_mtime_ns
 
 
 def _kept(path: Path, shards: list[Path], state: np.ndarray) -> dict[str, np.ndarray] | None:
     """The index that was kept, if it is of these shards as they are now; a damaged one is none."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as stream, np.load(stream, allow_pickle=False) as file:
             index = dict(file)
         names = [os.fsdecode(bytes(name)) for name in index["shards"]]
         same = index["version"] == _VERSION and np.array_equal(index["state"], state)

@@ -19,7 +19,7 @@ import torch
 
 import sewsnn
 from sewsnn.errors import CheckpointError, DamagedError, UserError, short
-from sewsnn.files import is_there, load_tensors, names_in, write_atomic
+from sewsnn.files import is_there, load_tensors, names_in, open_regular, write_atomic
 from sewsnn.train.contents import CHECKS, check_content
 
 FORMAT = "sewsnn.train"
@@ -97,7 +97,7 @@ def _link(source: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
     except OSError:  # a file system without links, or none at all any more
         try:
-            with open(source, "rb") as file:
+            with open_regular(source) as file:
                 write_atomic(target, lambda out: shutil.copyfileobj(file, out))
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from None
@@ -138,8 +138,8 @@ def holds_run(folder: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written: each is as large as a checkpoint."""
-    pattern = re.compile(r"\.(checkpoint(-\d+)?|best)\.pt\.([0-9a-f]{8}|link)")
+    """Removes what killed processes left half-written; of a checkpoint it takes as much space as the whole."""
+    pattern = re.compile(r"\.[\w-]+\.(pt|yaml|csv|json|png|txt)\.([0-9a-f]{8}|link)")
     for name in names_in(folder):
         if pattern.fullmatch(name):
             with contextlib.suppress(OSError):

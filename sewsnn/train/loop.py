@@ -12,6 +12,7 @@ from sewsnn.analysis import firing_rates
 from sewsnn.errors import UserError
 from sewsnn.files import make_folder, write_text
 from sewsnn.layers import convert_sync_batchnorm
+from sewsnn.locking import FolderLock
 from sewsnn.models import load_checkpoint
 from sewsnn.progress import Progress, watched
 from sewsnn.train import build, checkpoint, metrics, state
@@ -40,8 +41,10 @@ class Trainer:
             hold a run already.
         processes: who trains; None: as torchrun says.
 
+    No other process trains in the folder until :meth:`close`.
+
     Raises:
-        UserError: a setting, the folder or the checkpoint is not as it must be.
+        UserError: a setting, the folder or the checkpoint is not as it must be, or another process has the folder.
     """
 
     def __init__(self, config: Config, resume: bool | str = False, processes: Processes | None = None):
@@ -51,7 +54,15 @@ class Trainer:
         self.backend = build.backend_of(config, self.device)
         build.set_up_torch(config)
         self.message = ""  #: what a resume has to say
-        saved = self._saved(resume)
+        self._lock = FolderLock(self.folder, "trained in")
+        try:
+            self._set_up(self._saved(resume))
+        except BaseException:
+            self._lock.release(unused=True)
+            raise
+
+    def _set_up(self, saved: dict | None) -> None:
+        config = self.config
         torch.manual_seed(config.seed)
         self.source = build.build_data(config, self.processes.rank, self.processes.world)
         self.model = build.build_model(config, self.source)
@@ -120,6 +131,10 @@ class Trainer:
             self.backend,
             self.processes.world,
         )
+
+    def close(self) -> None:
+        """Lets other processes train in the folder."""
+        self._lock.release()
 
     # ---- the epoch
 
@@ -285,6 +300,7 @@ class Trainer:
         found = error = None
         if self.processes.is_first:
             try:
+                self._lock.acquire()  # nothing of the folder is looked at before
                 found, self.message = state.find(self.folder, resume)
                 if found:
                     state.check_same(found, self.config, self.processes.world, self.folder)
@@ -314,7 +330,7 @@ class Trainer:
 def train(config: Config, resume: bool | str = False) -> dict | None:
     """Trains ``config`` in its folder, prints what a reader wants to know, returns the result (in the first process).
     See :class:`Trainer`."""
-    processes, failed = Processes(config.train.device), True
+    processes, failed, trainer = Processes(config.train.device), True, None
     try:
         trainer = Trainer(config, resume, processes)
         parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -330,6 +346,8 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
         failed = False
         raise
     finally:
+        if trainer is not None:
+            trainer.close()
         processes.leave(failed)
     if result is not None:
         print("\n".join(result_lines(result, config)))

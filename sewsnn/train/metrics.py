@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sewsnn.errors import UserError
-from sewsnn.files import write_text
+from sewsnn.files import read_regular, write_text
 
 COLUMNS = (
     "epoch",
@@ -57,7 +57,7 @@ def write_corrupt(path: Path, found: set[str]) -> set[str]:
     """
     found, before = {text.replace("\n", " ") for text in found}, set()
     with contextlib.suppress(FileNotFoundError):
-        before = set(path.read_text(encoding="utf-8", errors="replace").splitlines())
+        before = set(read_regular(path).decode(errors="replace").splitlines())
     if found - before:
         write_text(path, "".join(f"{text}\n" for text in sorted(found | before)))
     return found | before
