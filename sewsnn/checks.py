@@ -15,8 +15,21 @@ def check_number(name: str, value) -> None:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+
+
+def is_finite(value) -> bool:
+    """``math.isfinite``, which does not take the symbol that torch.compile makes of a number that changed."""
+    return value - value == 0 if torch.compiler.is_compiling() else math.isfinite(value)
+
+
+def constant(value) -> float | None:
+    """The number as the kernels take it: a float. While torch.compile traces, a number that changed between calls is a
+    symbol, which no op takes; writing it down fixes it, and each of its values gets a graph."""
+    if value is None or not torch.compiler.is_compiling():
+        return value if value is None else float(value)
+    return float(f"{value!r}")
 
 
 def check_neuron(v_threshold, v_reset, surrogate_function) -> None:

@@ -183,6 +183,7 @@ def multistep(
     checks.check_input(x_seq)
     checks.check_v(v, x_seq)
     state = reference.state_dtype(x_seq.dtype)
+    tau, v_threshold, v_reset = checks.constant(tau), checks.constant(v_threshold), checks.constant(v_reset)
     leak = None
     if kind == native.PLIF:
         checks.check_w(w, x_seq)
@@ -193,10 +194,10 @@ def multistep(
             None if v is None else v.to(state),
             leak,
             kind=kind,
-            tau=float(tau),
+            tau=tau,
             decay_input=decay_input,
-            v_threshold=float(v_threshold),
-            v_reset=None if v_reset is None else float(v_reset),
+            v_threshold=v_threshold,
+            v_reset=v_reset,
             surrogate=surrogate_function,
             detach_reset=detach_reset,
             v_mode=v_mode,

@@ -9,9 +9,12 @@ To try one of your own, derive from :class:`Surrogate` and write ``gradient``; i
 """
 
 import math
+import numbers
 from typing import ClassVar
 
 import torch
+
+from sewsnn.checks import constant, is_finite
 
 __all__ = [
     "ATan",
@@ -55,11 +58,11 @@ class Surrogate:
 
     def __init__(self, parameter: float = 1.0):
         name = f"{type(self).__name__}: {self.parameter_name}"
-        if isinstance(parameter, bool) or not isinstance(parameter, int | float):
+        if isinstance(parameter, bool) or not isinstance(parameter, numbers.Real):
             raise TypeError(f"{name} must be a number, got {type(parameter).__name__}")
-        if not (math.isfinite(parameter) and parameter > 0):
+        if not (is_finite(parameter) and parameter > 0):
             raise ValueError(f"{name} must be positive and finite, got {parameter}")
-        self.parameter = float(parameter)
+        self.parameter = constant(parameter)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """1 where x >= 0, else 0; its gradient is :meth:`gradient`."""
