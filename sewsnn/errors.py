@@ -5,13 +5,16 @@ import reprlib
 _MOST = 80  # characters of a value in a message
 
 
-
 class UserError(Exception):
     """A configuration, a file or a folder is not as it must be; the message names it and says what was expected."""
 
 
 class ConfigError(UserError):
     """A configuration key or value is wrong."""
+
+
+class SettingError(UserError, ValueError):
+    """An environment variable has a value that means nothing here; raised when sewsnn is imported."""
 
 
 class CheckpointError(UserError):
