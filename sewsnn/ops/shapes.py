@@ -16,12 +16,14 @@ def check_size(count: int, dtype: torch.dtype) -> None:
         raise RuntimeError(f"a tensor would be too large: 64 bits do not hold the bytes of {count} numbers ({dtype})")
 
 
-def check_operands(x: Tensor, *others: Tensor | None, T: int = 0) -> None:
+def check_operands(x: Tensor | None, *others: Tensor | None, T: int = 0) -> None:
     """All tensors are where x is, and a result like x, or like T times x, can be counted.
 
     Raises:
-        RuntimeError: an op called with real tensors and one of the meta device, or too large ones.
+        RuntimeError: an op was called with real tensors and one of the meta device, with too large ones, or without.
     """
+    if x is None:
+        raise RuntimeError("the op's own tensor is missing")
     for other in others:
         if other is not None and other.device != x.device:
             raise RuntimeError(f"all tensors must be on the device of the first, {x.device}; one is on {other.device}")
