@@ -17,7 +17,9 @@ OPS = """
 import torch
 from sewsnn import functional, layers, neuron
 ops = torch.ops.sewsnn
-NEURON = dict(kind=0, tau=2.0, decay_input=True, v_threshold=1.0, v_reset=0.0, surrogate=0, alpha=2.0, detach_reset=True)
+NEURON = dict(
+    kind=0, tau=2.0, decay_input=True, v_threshold=1.0, v_reset=0.0, surrogate=0, alpha=2.0, detach_reset=True
+)
 NORM = dict(statistics=None, weight=None, bias=None, leak=None)
 x, still = torch.rand(2, 3, 8), torch.rand(3, 8)
 image, pooled = torch.rand(2, 3, 6, 6), torch.rand(4, 2, 3, 3, 3)
@@ -76,7 +78,8 @@ NO_MEMORY, STEPS = "its storage was freed", "time-steps at most"
 WHOLE = "torch.zeros(1, 1).expand(2**21, 2**41 + 1)"  # 2**62 + 2**21 numbers
 CASES = [
     (f"functional.if_multistep({WHOLE})", LARGE),
-    ("functional.lif_multistep(torch.zeros(1, 1).half().expand(2**20, 2**41 + 1), store_v_seq=True)", "allocate memory"),
+    ("functional.lif_multistep(torch.zeros(1, 1).half().expand(2**20, 2**41 + 1), store_v_seq=True)",
+     "can't allocate memory"),
     (f"functional.if_multistep({WHOLE}, backend='torch')", LARGE),
     ("functional.if_multistep(torch.zeros(1, 1).expand(2**40, 1), backend='torch')", "can't allocate memory"),
     (f"functional.if_multistep({WHOLE}.to('meta'))", LARGE),
@@ -145,8 +148,9 @@ freed.untyped_storage().resize_(0)
 strange = [
     None, x.double(), x.half(), x.int(), x[0], x[:0], x[:, :0], x.mT, x.to("meta"), x[:1].expand(2, 3, 8), x[..., ::2],
     x[:, :1].expand(2, 3, 8), freed, torch.zeros(0), torch.tensor(1.0), torch.zeros(20, 3, 8), torch.zeros(2, 8),
-    torch.zeros(8), torch.zeros(3), torch.zeros(2, 3), x.to_sparse(), image, pooled, image.to(memory_format=torch.channels_last),
-    torch.zeros(1, 1).expand(2**21, 2**41 + 1), torch.zeros(1, 1, 1).expand(2**40, 3, 8), torch.zeros(1, 1).expand(2**20, 2**20),
+    torch.zeros(8), torch.zeros(3), torch.zeros(2, 3), x.to_sparse(), image, pooled,
+    image.to(memory_format=torch.channels_last), torch.zeros(1, 1).expand(2**21, 2**41 + 1),
+    torch.zeros(1, 1, 1).expand(2**40, 3, 8), torch.zeros(1, 1).expand(2**20, 2**20),
 ]
 numbers = [-1, 0, 1, 2, 3, 4, 7, 17, 2**31, 2**54, 2**62, 0.0, -1.0, 1.5, float("nan"), float("inf"), 1e300, None]
 lists = [[], [0], [-1, 2], [2, 24], [24, 1], [1, 24], [2**32, 2**32], [48], [1]]
