@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 
 import sewsnn
 from sewsnn import functional
-from sewsnn.errors import SettingError, UserError
+from sewsnn.errors import ConfigError, SettingError, UserError
 from sewsnn.ops import load
 from sewsnn.surrogate import ATan
+from sewsnn.train.distributed import Processes
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(load.NATIVE_ERROR is not None, reason="without the compiled library")
@@ -178,3 +180,44 @@ def test_launch_errors_may_be_of_earlier_kernels():
     message = text.value.decode()
     assert message.startswith("sewsnn: bn_update could not be launched: an illegal memory access")
     assert "earlier" in message and "CUDA_LAUNCH_BLOCKING=1" in message
+
+
+# ---- the build
+
+
+@pytest.mark.parametrize(
+    "variable, value, message",
+    [
+        ("SEWSNN_CUDA", "yes", "SEWSNN_CUDA must be auto, 0 or 1, got 'yes'"),
+        ("SEWSNN_WERROR", "on", "SEWSNN_WERROR must be 0 or 1, got 'on'"),
+        ("MAX_JOBS", "many", "MAX_JOBS must be a number of parallel compilations, 1 or more, got 'many'"),
+        ("MAX_JOBS", "0", "MAX_JOBS must be"),
+        ("TORCH_CUDA_ARCH_LIST", "Hopper", "TORCH_CUDA_ARCH_LIST: cannot read 'Hopper'"),
+        ("TORCH_CUDA_ARCH_LIST", " ; ", "TORCH_CUDA_ARCH_LIST: there is no architecture in ' ; '"),
+    ],
+)
+def test_variables_of_the_build(variable, value, message, monkeypatch):
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    build = runpy.run_path(str(HERE.parent / "setup.py"))
+    for name in ("SEWSNN_CUDA", "SEWSNN_WERROR", "MAX_JOBS", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.setenv(name, "")  # as if unset
+    assert build["parallel_jobs"]() == [] and build["choice"]("SEWSNN_WERROR", "0", "1") == "0"
+    assert build["cuda_choice"]()[1] != "SEWSNN_CUDA=0"
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        build["cuda_choice"]()
+        build["choice"]("SEWSNN_WERROR", "0", "1")
+        build["parallel_jobs"]()
+        build["cmake_architectures"](os.environ["TORCH_CUDA_ARCH_LIST"])
+
+
+@pytest.mark.parametrize("rank, world", [("5", "1"), ("2", "2"), ("-1", "2"), ("0", "0"), ("", "2"), ("a", "2")])
+def test_places_of_processes(rank, world, monkeypatch):
+    """A rank that there is not would train and write nothing."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ConfigError, match="RANK, WORLD_SIZE and LOCAL_RANK must be numbers"):
+        Processes("cpu")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    assert Processes("cpu").world == 1
