@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,26 @@ def test_the_command_line_says_it_in_one_line(command):
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
     assert re.fullmatch(r"sewsnn: error: SEWSNN_CPU must be one of .* got 'AVX512'\n", done.stderr)
+
+
+TWICE = """
+import sys, sewsnn
+from sewsnn.ops import load
+first = load.LIBRARY
+for name in [name for name in sys.modules if name.startswith("sewsnn")]:
+    del sys.modules[name]
+sys.path.insert(0, sys.argv[1])
+from sewsnn.ops import load
+print(load.LIBRARY != first, load.NATIVE_ERROR)
+"""
+
+
+def test_a_second_copy_of_the_library(tmp_path):
+    """Two installations in one process: the second says so (torch would end the process), and runs on the reference."""
+    shutil.copytree(Path(sewsnn.__file__).parent, tmp_path / "sewsnn", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([sys.executable, "-c", TWICE, tmp_path], cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True another copy of sewsnn's compiled library is loaded already")
 
 
 # ---- a GPU that there are no kernels for

@@ -31,11 +31,23 @@ def _load() -> str | None:
         if os.environ.get("SEWSNN_LIBRARY"):
             return f"SEWSNN_LIBRARY names {LIBRARY}, which is not there"
         return f"the compiled library is missing ({LIBRARY.name} is not in {LIBRARY.parent}); reinstall sewsnn"
+    if torch._C._dispatch_has_kernel("sewsnn::neuron_forward") and not _is_loaded():
+        # torch ends a process that registers the same ops twice.
+        return f"another copy of sewsnn's compiled library is loaded already; {LIBRARY} must be the only one"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the compiled library does not load: {error}"
     return None
+
+
+def _is_loaded() -> bool:
+    """Whether this process has the library already: sewsnn is imported for a second time."""
+    try:
+        ctypes.CDLL(str(LIBRARY), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return False
+    return True
 
 
 def _ask(name: str, *arguments) -> tuple[int, str] | None:
