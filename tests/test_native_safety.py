@@ -180,14 +180,18 @@ def test_random_calls_of_the_ops():
     assert done > 200 and errors > 1000
 
 
-KEPT = """
+LIMIT = """
 import resource
+def limit(megabytes):
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20),) * 2)
+"""
+KEPT = """
 def result(megabytes):
     return functional.if_multistep(torch.zeros(1 << 18).expand(megabytes, 1 << 18), backend="native")[0]
 result(300)  # dies, and its memory is kept
-with open("/proc/self/statm") as file:
-    now = int(file.read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (now + (200 << 20),) * 2)
+limit(200)
 print(attempt(lambda: result(400)), attempt(lambda: result(1000)), attempt(lambda: result(20)), sep="\\n")
 """
 
@@ -197,8 +201,22 @@ print(attempt(lambda: result(400)), attempt(lambda: result(1000)), attempt(lambd
 )
 def test_memory_that_is_kept_is_not_missed():
     """What is kept for later results is given back before one fails; and the next one finds memory again."""
-    first, second, third = run(KEPT)
+    first, second, third = run(LIMIT + KEPT)
     assert (first, third) == ("no error", "no error") and f"to allocate {1000 << 20} bytes" in second
+
+
+WORK = """
+torch.set_num_threads(2)
+wide = torch.zeros(2, 32, 2, 1 << 17).to(memory_format=torch.channels_last)
+call("bn_neuron_pool_forward", z=wide[..., :9])  # threads start
+limit(30)  # the result takes 17 MB, a row in work several times 8
+print(attempt(lambda: call("bn_neuron_pool_forward", z=wide, T=1)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the size of a process is read from /proc")
+def test_no_memory_in_a_thread():
+    assert run(LIMIT + WORK) == ["RuntimeError: sewsnn can't allocate memory for the work of an op"]
 
 
 @pytest.mark.parametrize("device", [cuda_param])

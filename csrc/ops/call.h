@@ -46,7 +46,7 @@ struct Guarded<F> {
     } catch (const std::bad_alloc&) {
     } catch (const std::length_error&) {
     }
-    throw std::runtime_error("sewsnn: can't allocate memory for the work of an op");
+    throw std::runtime_error("sewsnn can't allocate memory for the work of an op");
   }
 };
 
