@@ -31,6 +31,22 @@ def say(message):
     print(f"sewsnn: {message}", file=sys.stderr, flush=True)
 
 
+def choice(name, *allowed):
+    """An environment variable's value; unset or empty: the first of those allowed."""
+    value = os.environ.get(name) or allowed[0]
+    if value not in allowed:
+        raise SystemExit(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}")
+    return value
+
+
+def parallel_jobs():
+    """MAX_JOBS as an argument of cmake; unset or empty: as many as it likes."""
+    jobs = os.environ.get("MAX_JOBS")
+    if jobs and not re.fullmatch("[1-9][0-9]*", jobs):
+        raise SystemExit(f"MAX_JOBS must be a number of parallel compilations, 1 or more, got {jobs!r}")
+    return ["--parallel", jobs] if jobs else []
+
+
 def find_nvcc():
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [Path(home) / "bin" / "nvcc"] if home else []
@@ -42,9 +58,7 @@ def find_nvcc():
 
 def cuda_choice():
     """(nvcc or None, why), from SEWSNN_CUDA and what is installed."""
-    wanted = os.environ.get("SEWSNN_CUDA", "auto")
-    if wanted not in ("auto", "0", "1"):
-        raise SystemExit(f"SEWSNN_CUDA must be auto, 0 or 1, got {wanted!r}")
+    wanted = choice("SEWSNN_CUDA", "auto", "0", "1")
     if wanted == "0":
         return None, "SEWSNN_CUDA=0"
     nvcc = find_nvcc()
@@ -83,6 +97,10 @@ def cmake_architectures(arch_list):
                 f"TORCH_CUDA_ARCH_LIST: cannot read {arch!r}; expected numbers such as 8.0, 9.0a or 9.0+PTX"
             )
         out.append("".join(match.group(1, 2, 3)) + ("" if match.group(4) else "-real"))
+    if not out:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST: there is no architecture in {arch_list!r}; expected numbers such as 9.0"
+        )
     return ";".join(out)
 
 
@@ -103,7 +121,7 @@ class CMakeBuild(build_ext):
             f"-DSEWSNN_TORCH_LIB={torch_dir / 'lib'}",
             f"-DSEWSNN_CSRC_HASH={runpy.run_path(str(ROOT / 'cmake' / 'csrc_hash.py'))['csrc_hash']()}",
             f"-DSEWSNN_CUDA={'ON' if nvcc else 'OFF'}",
-            f"-DSEWSNN_WERROR={'ON' if os.environ.get('SEWSNN_WERROR') == '1' else 'OFF'}",
+            f"-DSEWSNN_WERROR={'ON' if choice('SEWSNN_WERROR', '0', '1') == '1' else 'OFF'}",
         ]
         ninja = shutil.which("ninja")
         if ninja is None:
@@ -123,9 +141,9 @@ class CMakeBuild(build_ext):
             args += [f"-DCMAKE_CUDA_COMPILER_LAUNCHER={launcher}"] if nvcc else []
         build_dir = Path(self.build_temp).resolve()
         build_dir.mkdir(parents=True, exist_ok=True)
-        jobs = os.environ.get("MAX_JOBS")
+        jobs = parallel_jobs()
         subprocess.run(["cmake", "-S", ROOT, "-B", build_dir, *args], check=True)
-        subprocess.run(["cmake", "--build", build_dir, *(["--parallel", jobs] if jobs else [])], check=True)
+        subprocess.run(["cmake", "--build", build_dir, *jobs], check=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build_dir / LIBRARY, target)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sewsnn.ops import reference
+from sewsnn.ops.shapes import check_size
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -68,6 +69,23 @@ def check_input(x_seq) -> None:
         raise ValueError("x_seq must be [T, ...], got a tensor without dimensions")
     if x_seq.shape[0] == 0:
         raise ValueError(f"x_seq must have at least one time-step, got T = 0 (shape {list(x_seq.shape)})")
+
+
+_LARGE = 1 << 28  # numbers
+
+
+def check_room(x_seq: Tensor, state: torch.dtype) -> None:
+    """There is memory for a potential per time-step, which the torch backend gathers one by one. Large ones alone are
+    asked: a loop over more time-steps than there is memory for would be killed, hours later.
+
+    Raises:
+        RuntimeError: there is not.
+    """
+    if torch.compiler.is_compiling() or x_seq.numel() < _LARGE:
+        return
+    check_size(x_seq.numel(), state)
+    if x_seq.device.type == "cpu":
+        x_seq.new_empty(x_seq.shape, dtype=state)
 
 
 def check_v(v, x_seq: Tensor) -> None:

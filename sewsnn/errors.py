@@ -16,13 +16,16 @@ _NO_MEMORY = re.compile(
     r"Unable to allocate .*|(unable to )?mmap .*Cannot allocate memory.*",
 )
 
-
 class UserError(Exception):
     """A configuration, a file or a folder is not as it must be; the message names it and says what was expected."""
 
 
 class ConfigError(UserError):
     """A configuration key or value is wrong."""
+
+
+class SettingError(UserError, ValueError):
+    """An environment variable has a value that means nothing here; raised when sewsnn is imported."""
 
 
 class CheckpointError(UserError):

@@ -188,7 +188,7 @@ def multistep(
     if kind == native.PLIF:
         checks.check_w(w, x_seq)
         leak = w.to(state).reshape(()).sigmoid()
-    if resolve_backend(backend, x_seq.device.type, surrogate_function) == "native":
+    if resolve_backend(backend, x_seq.device, surrogate_function) == "native":
         return native.multistep(
             x_seq,
             None if v is None else v.to(state),
@@ -202,6 +202,7 @@ def multistep(
             detach_reset=detach_reset,
             v_mode=v_mode,
         )
+    checks.check_room(x_seq, state)
     s_seq, v_seq = reference.multistep(
         x_seq,
         v,

@@ -76,7 +76,7 @@ cudaError_t cuda_bn_apply(const BnApplyParams& p, cudaStream_t stream) {
 }
 
 cudaError_t cuda_unpack(const uint8_t* bits, int64_t bytes, DType dtype, void* out, cudaStream_t stream) {
-  const auto blocks = unsigned(divide_up(bytes, kUnpackThreads));
+  const int64_t blocks = divide_up(bytes, kUnpackThreads);
   return with_storage(dtype, [&](auto storage) {
     using Storage = typename decltype(storage)::type;
     return launch<kUnpackThreads>(bn_unpack_kernel<Storage>, blocks, stream, bits, bytes, static_cast<Storage*>(out));

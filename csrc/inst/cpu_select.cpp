@@ -1,32 +1,70 @@
-// Chooses the instruction set once, when the first kernel runs.
+// Chooses the instruction set once, when it is first asked for: when the package is imported.
 #include <cstdlib>
-#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "kernels/cpu_kernels.h"
 
 namespace sewsnn {
 namespace {
 
-const CpuKernels& choose() {
+struct Isa {
+  std::string name;
+  const CpuKernels* kernels;
+  bool runs;  // on this processor
+};
+
+// The best first.
+std::vector<Isa> instruction_sets() {
+  std::vector<Isa> sets;
 #if defined(__x86_64__)
-  const char* const asked = std::getenv("SEWSNN_CPU");
-  const bool below_512 = asked && std::strcmp(asked, "avx512") != 0 && *asked;
-  const bool generic = asked && std::strcmp(asked, "generic") == 0;
   __builtin_cpu_init();
-  if (!below_512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-    return kAvx512Kernels;
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
   // Every processor with AVX2 has F16C, which not every compiler's builtin knows.
-  if (!generic && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  sets = {{"avx512", &kAvx512Kernels, avx512}, {"avx2", &kAvx2Kernels, avx2}};
+#else
+  sets = {{"avx512", nullptr, false}, {"avx2", nullptr, false}};
 #endif
-  return kGenericKernels;
+  sets.push_back({"generic", &kGenericKernels, true});
+  return sets;
+}
+
+struct Choice {
+  const CpuKernels* kernels = nullptr;
+  std::string problem;
+};
+
+Choice choose() {
+  const char* const variable = std::getenv("SEWSNN_CPU");
+  const std::string asked = variable ? variable : "";
+  std::string allowed;
+  bool known = false;
+  for (const Isa& isa : instruction_sets()) {
+    if (isa.runs && (asked.empty() || asked == isa.name)) return {isa.kernels, ""};
+    known = known || asked == isa.name;
+    if (isa.runs) allowed += (allowed.empty() ? "" : ", ") + isa.name;
+  }
+  return {nullptr, "SEWSNN_CPU must be one of the instruction sets that this processor has, " + allowed +
+                       ", or unset for the best of them; got '" + asked.substr(0, 60) + "'" +
+                       (known ? ", which this processor does not have" : "")};
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
 }
 
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen = choose();
-  return chosen;
+  const Choice& c = choice();
+  if (!c.kernels) throw std::runtime_error(c.problem);
+  return *c.kernels;
 }
+
+const char* cpu_problem() { return choice().kernels ? nullptr : choice().problem.c_str(); }
 
 }  // namespace sewsnn

@@ -48,6 +48,11 @@ cudaError_t cuda_backward(const BackwardParams& p, cudaStream_t stream) {
   });
 }
 
+cudaError_t cuda_find_code() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, sum_partials_kernel<float>);
+}
+
 cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype, void* out, cudaStream_t stream) {
   if (dtype == DType::Float64)
     return launch<kSumThreads>(sum_partials_kernel<double>, 1, stream, partials, count, static_cast<double*>(out));

@@ -39,7 +39,7 @@ PoolTiling reduce_tiling(const PoolReduceParams& p) {
 
 template <class S>
 cudaError_t launch_sums(const PoolReduceParams& p, cudaStream_t stream) {
-  return launch(pool_sums_kernel<S>, unsigned(2 * p.channels), stream, static_cast<const double*>(p.partials),
+  return launch(pool_sums_kernel<S>, 2 * p.channels, stream, static_cast<const double*>(p.partials),
                 reduce_tiling(p).blocks_per_slice(p.images), 2 * p.channels, static_cast<S*>(p.sums));
 }
 

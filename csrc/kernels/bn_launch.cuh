@@ -34,7 +34,7 @@ inline bool countable(const Channels& c) { return c.inner <= INT_MAX && c.count 
 // ---- sums by channel
 
 // A second stage over C channels.
-inline unsigned blocks_of_channels(int64_t C) { return unsigned(divide_up(C, kSumChannels)); }
+inline int64_t blocks_of_channels(int64_t C) { return divide_up(C, kSumChannels); }
 
 // z as one long time-step, if its rows lie one behind the other; whole images stay whole.
 inline BnStatisticsParams joined(BnStatisticsParams p) {

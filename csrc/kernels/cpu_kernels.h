@@ -22,7 +22,9 @@ extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kAvx512Kernels;
 #endif
 
-// The best table this processor can run; SEWSNN_CPU=generic|avx2|avx512 asks for a lower one.
+// The best table this processor can run; SEWSNN_CPU=generic|avx2|avx512 asks for a lower one. Chosen once.
+// An exception where SEWSNN_CPU names none that this processor can run, as cpu_problem() says; null: it does.
 const CpuKernels& cpu_kernels();
+const char* cpu_problem();
 
 }  // namespace sewsnn

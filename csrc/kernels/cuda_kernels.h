@@ -7,6 +7,8 @@
 
 namespace sewsnn {
 
+// Whether the library has code that the current device and its driver can run: an error of one kernel is one of all.
+cudaError_t cuda_find_code();
 cudaError_t cuda_forward(const ForwardParams&, cudaStream_t);
 // How many partial sums the backward leaves in grad_leak_partials (its grid).
 int64_t cuda_backward_blocks(const BackwardParams&);

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <climits>
+
 #include "core/dispatch.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/multistep.cuh"
@@ -27,16 +29,17 @@ bool aligned(const Rows& rows, int64_t T_steps) {
          aligned(rows.data, T_steps > 1 ? rows.row_stride * int64_t(sizeof(T)) : 0, int64_t(sizeof(T)) * N);
 }
 
-inline unsigned blocks_for(int64_t M, int neurons) {
+inline int64_t blocks_for(int64_t M, int neurons) {
   const int64_t per_block = int64_t(kThreads) * neurons;
-  return unsigned((M + per_block - 1) / per_block);
+  return (M + per_block - 1) / per_block;
 }
 
-// The runtime's call for what <<<blocks, Threads, 0, stream>>> means.
+// The runtime's call for what <<<blocks, Threads, 0, stream>>> means; more blocks than a grid has are an error.
 template <int Threads = kThreads, class... P, class... Given>
-cudaError_t launch(void (*kernel)(P...), unsigned blocks, cudaStream_t stream, const Given&... arguments) {
+cudaError_t launch(void (*kernel)(P...), int64_t blocks, cudaStream_t stream, const Given&... arguments) {
+  if (blocks < 1 || blocks > INT_MAX) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
+  config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(Threads);
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, arguments...);

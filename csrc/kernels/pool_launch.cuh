@@ -66,7 +66,7 @@ template <class P, class S>
 cudaError_t launch_pool(void (*kernel)(P, PoolTiling, PoolSetup<S>), const P& p, int pack, const PoolSetup<S>& setup,
                         cudaStream_t stream) {
   const PoolTiling g = pool_tiling(p, pack);
-  return launch(kernel, unsigned(g.slices * g.blocks_per_slice(p.images)), stream, p, g, setup);
+  return launch(kernel, g.slices * g.blocks_per_slice(p.images), stream, p, g, setup);
 }
 
 template <class Storage, int K>

@@ -2,6 +2,8 @@
 // Autograd and the fake kernels are in sewsnn/ops/bn.py; the readable reference in sewsnn/ops/reference.py.
 #include "ops/bn.h"
 
+#include <cmath>
+
 namespace sewsnn {
 namespace {
 
@@ -13,6 +15,7 @@ Tensor with_time(const Tensor& z, int64_t T) {
   STD_TORCH_CHECK(z.dim() >= (T ? 2 : 3), T ? "a still z must be [N, C, ...]" : "z must be [T, N, C, ...]", ", got ",
                   z.dim(), " dimensions");
   if (T == 0) return z;
+  times(T, z.numel());
   std::vector<int64_t> sizes = {T}, strides = {0};
   sizes.insert(sizes.end(), z.sizes().begin(), z.sizes().end());
   strides.insert(strides.end(), z.strides().begin(), z.strides().end());
@@ -29,17 +32,14 @@ Channels channels_of(const Layout& layout) {
   return {count, layout.strides[2]};
 }
 
+// Nothing is read where there are no neurons.
 Operand like_z(const char* name, const Tensor& t, const Tensor& z, const Layout& layout, bool broadcast) {
   check_like(name, t, z, z.scalar_type(), layout, true);
-  return as_operand(t, layout, true, broadcast);
+  return layout.M ? as_operand(t, layout, true, broadcast) : Operand{};
 }
 
 void set_checkpoints(BnBackwardParams& p, const Tensor& checkpoints, const Tensor& z) {
-  STD_TORCH_CHECK(checkpoints.scalar_type() == state_type(z) && checkpoints.is_contiguous() &&
-                      checkpoints.is_cuda() == z.is_cuda() && checkpoints.get_device_index() == z.get_device_index() &&
-                      checkpoints.numel() == (p.spiking ? checkpoint_count(p.T) * p.M : 0),
-                  "checkpoints must be those of a forward with needs_grad=True");
-  p.checkpoints = checkpoints.numel() ? checkpoints.const_data_ptr() : nullptr;
+  p.checkpoints = checkpoint_data(checkpoints, z, p.spiking ? checkpoint_count(p.T) * p.M : 0);
 }
 
 }  // namespace
@@ -74,10 +74,11 @@ BnCall<P>::BnCall(const Tensor& z_in, const MaybeTensor& shortcut_in, const Mayb
   params.z = z.rows;
   STD_TORCH_CHECK((params.connect == Connect::None) == !shortcut_in.has_value(),
                   "a connection needs a shortcut, and nothing else does");
-  if (shortcut_in && layout.M) {
+  if (shortcut_in) {
     shortcut = like_z("shortcut", *shortcut_in, z_in, layout, false);
     params.shortcut = shortcut.rows;
   }
+  check_device("leak", leak_in, z_in);
   leak = params.spiking ? leak_operand(leak_in, z_in, params.neuron.kind) : Operand{};
   params.neuron.leak = leak.rows.data;
   params.norm = norm_params(z_in, params.channels.count, statistics, weight, bias, options.eps);
@@ -119,17 +120,13 @@ BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_sk
   STD_TORCH_CHECK(!need_leak || (params.spiking && params.neuron.kind == NeuronKind::PLIF),
                   "only PLIF has a leak to derive by");
   const int64_t C = params.channels.count;
-  if (empty()) {
-    sums = torch::stable::new_zeros(z_in, {2, C}, state);
-  } else {
-    sums = empty_strided({2, C}, {C, 1}, state, z_in);
-    grad_out = like_z("grad_out", grad_out_in, z_in, layout, true);
-    params.grad_out = grad_out.rows;
-    if (grad_skip_in) {
-      grad_skip = like_z("grad_skip", *grad_skip_in, z_in, layout, true);
-      params.grad_skip = grad_skip.rows;
-    }
+  grad_out = like_z("grad_out", grad_out_in, z_in, layout, true);
+  params.grad_out = grad_out.rows;
+  if (grad_skip_in) {
+    grad_skip = like_z("grad_skip", *grad_skip_in, z_in, layout, true);
+    params.grad_skip = grad_skip.rows;
   }
+  sums = empty() ? torch::stable::new_zeros(z_in, {2, C}, state) : empty_strided({2, C}, {C, 1}, state, z_in);
   grad_sum = grad_skip_in ? empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in)
                           : sewsnn::empty(0, z_in.scalar_type(), z_in);
   grad_leak = need_leak ? torch::stable::new_zeros(leak_in.value(), {}) : sewsnn::empty(0, state, z_in);
@@ -153,12 +150,11 @@ BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const Tensor& z_in, const Ma
   STD_TORCH_CHECK(!need_shortcut || params.connect == Connect::And || params.connect == Connect::Iand ||
                       params.connect == Connect::AddBefore,
                   "this connection's shortcut has no gradient of its own");
-  params.sums = channel_data("sums", sums, z_in, 2 * params.channels.count);
+  params.sums = channel_data("sums", sums, z_in, times(2, params.channels.count));
+  STD_TORCH_CHECK(!sums || empty() || (count > 0 && std::isfinite(count)), "count must be positive, got ", count);
   params.count = count;
-  if (!empty()) {
-    grad_out = like_z("grad_out", grad_out_in, z_in, layout, true);
-    params.grad_out = grad_out.rows;
-  }
+  grad_out = like_z("grad_out", grad_out_in, z_in, layout, true);
+  params.grad_out = grad_out.rows;
   grad_z = params.still ? empty_strided(layout.step_sizes(), layout.step_strides(), z_in.scalar_type(), z_in)
                         : empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in);
   grad_shortcut = need_shortcut ? empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in)
@@ -167,15 +163,21 @@ BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const Tensor& z_in, const Ma
   params.grad_shortcut = data(grad_shortcut);
 }
 
-void check_running(const Tensor& statistics, const Tensor& running_mean, const Tensor& running_var) {
+void check_running(const Tensor& statistics, double momentum, double count, const Tensor& running_mean,
+                   const Tensor& running_var) {
+  STD_TORCH_CHECK(std::isfinite(momentum), "momentum must be finite, got ", momentum);
+  STD_TORCH_CHECK(count > 1 && std::isfinite(count), "an unbiased variance needs more than one value, got ", count);
   const ScalarType state = statistics.scalar_type();
   STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == 2 && statistics.is_contiguous() &&
                       (state == ScalarType::Float || state == ScalarType::Double),
                   "statistics must be [2, C], float32 or float64");
-  for (const Tensor& t : {running_mean, running_var})
-    STD_TORCH_CHECK(t.numel() == statistics.size(1) && t.is_contiguous() && t.scalar_type() == state &&
-                        t.is_cuda() == statistics.is_cuda() && t.get_device_index() == statistics.get_device_index(),
-                    "running statistics must be [C], with dtype and device of the statistics");
+  for (const Tensor* t : {&statistics, &running_mean, &running_var}) {
+    check_device("running statistics", *t, statistics);
+    address(*t);
+    STD_TORCH_CHECK(
+        t == &statistics || (t->numel() == statistics.size(1) && t->is_contiguous() && t->scalar_type() == state),
+        "running statistics must be [C], with dtype and device of the statistics");
+  }
 }
 
 }  // namespace sewsnn

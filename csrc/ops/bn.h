@@ -74,7 +74,8 @@ struct BnApplyCall : BnCall<BnApplyParams> {
   std::tuple<Tensor, Tensor> result() const { return {grad_z, grad_shortcut}; }
 };
 
-// The running statistics, checked: [C] in the state's dtype.
-void check_running(const Tensor& statistics, const Tensor& running_mean, const Tensor& running_var);
+// The running statistics, checked: [C] in the state's dtype; and the numbers they are updated with.
+void check_running(const Tensor& statistics, double momentum, double count, const Tensor& running_mean,
+                   const Tensor& running_var);
 
 }  // namespace sewsnn

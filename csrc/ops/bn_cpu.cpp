@@ -5,6 +5,7 @@
 #include "core/dtype.h"
 #include "kernels/cpu_kernels.h"
 #include "ops/bn.h"
+#include "ops/call.h"
 
 namespace sewsnn {
 namespace {
@@ -18,25 +19,22 @@ void with_state(DType dtype, const F& f) {
   else f(float());
 }
 
-constexpr int64_t kEnough = 1 << 15;  // neurons times time-steps that are worth waking a thread for
-
 // f(first, last) over blocks of neurons.
 template <class F>
 void parallel_blocks(const Layout& layout, const F& f) {
-  const int64_t block = kernels().block, per_block = block * layout.T;
-  torch::stable::parallel_for(0, (layout.M + block - 1) / block, (kEnough + per_block - 1) / per_block, f);
+  const int64_t block = kernels().block;
+  parallel_for(0, (layout.M - 1) / block + 1, grain(block, layout.T), f);
 }
 
 // Enough slabs for many threads, but so few that adding them up costs little. Depends on the shape alone.
 int64_t slab_count(const Layout& layout, int64_t channels) {
-  return std::min<int64_t>(128, std::max<int64_t>(1, layout.M / (16 * channels)));
+  return std::min<int64_t>(128, std::max<int64_t>(1, layout.M / 16 / channels));
 }
 
 // f(first, last) over slabs; `partials` gets room for the [2, C] sums of each.
 template <class F>
 void parallel_slabs(const Layout& layout, int64_t slabs, const F& f) {
-  const int64_t per_slab = std::max<int64_t>(1, layout.M * layout.T / slabs);
-  torch::stable::parallel_for(0, slabs, (kEnough + per_slab - 1) / per_slab, f);
+  parallel_for(0, slabs, grain(layout.M * layout.T / slabs, 1), f);
 }
 
 // The slabs' sums, added in their order: [2, C].
@@ -92,7 +90,7 @@ Tensor bn_statistics(Tensor z, int64_t T, bool check) {
 }
 
 void bn_update(Tensor statistics, double momentum, double count, Tensor running_mean, Tensor running_var) {
-  check_running(statistics, running_mean, running_var);
+  check_running(statistics, momentum, count, running_mean, running_var);
   with_state(statistics.scalar_type() == ScalarType::Double ? DType::Float64 : DType::Float32, [&](auto zero) {
     using S = decltype(zero);
     const S* const now = static_cast<const S*>(statistics.const_data_ptr());
@@ -208,9 +206,9 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) {
-  m.impl("bn_statistics", TORCH_BOX(&sewsnn::bn_statistics));
-  m.impl("bn_update", TORCH_BOX(&sewsnn::bn_update));
-  m.impl("bn_neuron_forward", TORCH_BOX(&sewsnn::bn_neuron_forward));
-  m.impl("bn_neuron_reduce", TORCH_BOX(&sewsnn::bn_neuron_reduce));
-  m.impl("bn_neuron_apply", TORCH_BOX(&sewsnn::bn_neuron_apply));
+  m.impl("bn_statistics", SEWSNN_BOX(sewsnn::bn_statistics));
+  m.impl("bn_update", SEWSNN_BOX(sewsnn::bn_update));
+  m.impl("bn_neuron_forward", SEWSNN_BOX(sewsnn::bn_neuron_forward));
+  m.impl("bn_neuron_reduce", SEWSNN_BOX(sewsnn::bn_neuron_reduce));
+  m.impl("bn_neuron_apply", SEWSNN_BOX(sewsnn::bn_neuron_apply));
 }

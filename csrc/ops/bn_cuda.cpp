@@ -2,12 +2,11 @@
 #include "kernels/cuda_bn_kernels.h"
 #include "kernels/cuda_kernels.h"
 #include "ops/bn.h"
+#include "ops/call.h"
 #include "ops/cuda.h"
 
 namespace sewsnn {
 namespace {
-
-using torch::stable::accelerator::DeviceGuard;
 
 // A gradient that is one number for all elements, as the kernels read it.
 void widen(Operand& grad, Rows& rows, int64_t T) {
@@ -20,7 +19,7 @@ Tensor workspace(int64_t bytes, const Tensor& like) { return sewsnn::empty((byte
 
 // That the statistics are finite is not checked: the answer would have to be waited for.
 Tensor bn_statistics(Tensor z, int64_t T, bool /*check*/) {
-  const DeviceGuard guard(z.get_device_index());
+  const auto guard = guard_of(z);
   BnStatisticsCall call(z, T);
   BnStatisticsParams& p = call.params;
   call.partials = workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype), z);
@@ -30,8 +29,8 @@ Tensor bn_statistics(Tensor z, int64_t T, bool /*check*/) {
 }
 
 void bn_update(Tensor statistics, double momentum, double count, Tensor running_mean, Tensor running_var) {
-  check_running(statistics, running_mean, running_var);
-  const DeviceGuard guard(statistics.get_device_index());
+  const auto guard = guard_of(statistics);
+  check_running(statistics, momentum, count, running_mean, running_var);
   const DType state = statistics.scalar_type() == ScalarType::Double ? DType::Float64 : DType::Float32;
   check_launch(
       cuda_bn_update(statistics.const_data_ptr(), statistics.size(1), momentum, count, state,
@@ -46,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTens
                                                              std::optional<double> v_reset, int64_t surrogate,
                                                              double alpha, bool detach_reset, int64_t v_mode,
                                                              bool needs_grad, bool pack, bool /*training*/) {
-  const DeviceGuard guard(z.get_device_index());
+  const auto guard = guard_of(z);
   const BnForwardCall call(
       z, shortcut, statistics, weight, bias, leak,
       {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
@@ -62,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor
                                                     bool decay_input, double v_threshold, std::optional<double> v_reset,
                                                     int64_t surrogate, double alpha, bool detach_reset,
                                                     bool need_leak) {
-  const DeviceGuard guard(z.get_device_index());
+  const auto guard = guard_of(z);
   BnReduceCall call(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
                     {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
                     need_leak);
@@ -88,7 +87,7 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
                                            int64_t kind, double tau, bool decay_input, double v_threshold,
                                            std::optional<double> v_reset, int64_t surrogate, double alpha,
                                            bool detach_reset, bool need_shortcut) {
-  const DeviceGuard guard(z.get_device_index());
+  const auto guard = guard_of(z);
   BnApplyCall call(grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count,
                    {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
                    need_shortcut);
@@ -102,9 +101,9 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) {
-  m.impl("bn_statistics", TORCH_BOX(&sewsnn::bn_statistics));
-  m.impl("bn_update", TORCH_BOX(&sewsnn::bn_update));
-  m.impl("bn_neuron_forward", TORCH_BOX(&sewsnn::bn_neuron_forward));
-  m.impl("bn_neuron_reduce", TORCH_BOX(&sewsnn::bn_neuron_reduce));
-  m.impl("bn_neuron_apply", TORCH_BOX(&sewsnn::bn_neuron_apply));
+  m.impl("bn_statistics", SEWSNN_BOX(sewsnn::bn_statistics));
+  m.impl("bn_update", SEWSNN_BOX(sewsnn::bn_update));
+  m.impl("bn_neuron_forward", SEWSNN_BOX(sewsnn::bn_neuron_forward));
+  m.impl("bn_neuron_reduce", SEWSNN_BOX(sewsnn::bn_neuron_reduce));
+  m.impl("bn_neuron_apply", SEWSNN_BOX(sewsnn::bn_neuron_apply));
 }

@@ -9,6 +9,22 @@
 
 namespace sewsnn {
 
+constexpr int64_t kMostSteps = (int64_t(1) << 31) - 1;
+
+// Whether the dimensions from the first on fill memory without gaps, in some order. No size is 0.
+inline bool is_dense(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, size_t first = 0) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
+  for (size_t d = first; d < sizes.size(); ++d)
+    if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
 struct Layout {
   std::vector<int64_t> sizes, strides;  // of a dense result: T outermost, one time-step ordered as in x
   int64_t T = 0, M = 1;
@@ -18,13 +34,16 @@ struct Layout {
     sizes.assign(x.sizes().begin(), x.sizes().end());
     strides.assign(x.strides().begin(), x.strides().end());
     T = sizes[0];
-    for (size_t d = 1; d < sizes.size(); ++d) M *= sizes[d];
-    x_in_place = one_step_is_dense();
+    M = count_of(sizes, 1);
+    // A tensor can be repeated over time at no cost: more often than can be counted, or than anybody can wait for.
+    STD_TORCH_CHECK(T <= kMostSteps, "there can be ", kMostSteps, " time-steps at most, got ", T);
+    times(T, M);
+    x_in_place = M > 0 && is_dense(sizes, strides, 1);
     if (!x_in_place) {
       int64_t stride = 1;
       for (size_t d = sizes.size() - 1; d > 0; --d) {
         strides[d] = stride;
-        stride *= std::max<int64_t>(sizes[d], 1);
+        stride = times(stride, std::max<int64_t>(sizes[d], 1));
       }
     }
     strides[0] = std::max<int64_t>(M, 1);
@@ -33,21 +52,6 @@ struct Layout {
   // Shape and strides without the time dimension.
   std::vector<int64_t> step_sizes() const { return {sizes.begin() + 1, sizes.end()}; }
   std::vector<int64_t> step_strides() const { return {strides.begin() + 1, strides.end()}; }
-
- private:
-  bool one_step_is_dense() const {
-    if (M == 0) return false;
-    std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
-    for (size_t d = 1; d < sizes.size(); ++d)
-      if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
-    std::sort(dims.begin(), dims.end());
-    int64_t expected = 1;
-    for (const auto& [stride, size] : dims) {
-      if (stride != expected) return false;
-      expected *= size;
-    }
-    return true;
-  }
 };
 
 // A tensor the kernels can read, and its description. `holder` owns the dense copy where one had to be made.
@@ -70,10 +74,11 @@ inline Operand as_operand(const Tensor& t, const Layout& layout, bool time, bool
   if (!same && !(scalar && broadcast)) {
     Tensor dense = time ? empty_strided(layout.sizes, layout.strides, t.scalar_type(), t)
                         : empty_strided(layout.step_sizes(), layout.step_strides(), t.scalar_type(), t);
+    address(t);
     torch::stable::copy_(dense, t);
     return {dense, {dense.const_data_ptr(), layout.M, 1}};
   }
-  return {t, {t.const_data_ptr(), time ? t.stride(0) : 0, same ? 1 : 0}};
+  return {t, {address(t), time ? t.stride(0) : 0, same ? 1 : 0}};
 }
 
 }  // namespace sewsnn

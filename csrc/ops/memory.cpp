@@ -1,8 +1,11 @@
 #include "ops/memory.h"
 
 #include <cstdlib>
+#include <cstring>
+#include <locale>
 #include <mutex>
 #include <new>
+#include <sstream>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -13,6 +16,8 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
     int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout, const uint8_t* opaque_metadata,
     int64_t opaque_metadata_size, void (*deleter)(void* data, void* ctx), void* ctx);
+// From 2.13 on: what the C functions' last error was about.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace sewsnn {
 namespace {
@@ -33,19 +38,43 @@ struct Block {
   size_t bytes;
 };
 
+constexpr size_t kKept = size_t(1) << 30;  // bytes, unless SEWSNN_CPU_KEEP_MB says otherwise
+
+// The bytes to keep, and what is wrong with the number.
+std::pair<size_t, std::string> read_keep_bytes() {
+  const char* const text = std::getenv("SEWSNN_CPU_KEEP_MB");
+  if (!text || !*text) return {kKept, ""};
+  std::istringstream in(text);
+  in.imbue(std::locale::classic());
+  double megabytes = 0;
+  if (!(in >> megabytes) || in.peek() != std::istringstream::traits_type::eof() || !(megabytes >= 0))
+    return {kKept, "SEWSNN_CPU_KEEP_MB must be a number of megabytes, 0 or more, got '" +
+                       std::string(text).substr(0, 60) + "'"};
+  constexpr double most = double(int64_t(1) << 40);
+  return {size_t((megabytes < most ? megabytes : most) * (1 << 20)), ""};
+}
+
+// Read once: when the package is imported.
+const std::pair<size_t, std::string>& keep_bytes() {
+  static const std::pair<size_t, std::string> read = read_keep_bytes();
+  return read;
+}
+
+[[noreturn]] void no_memory(int64_t bytes, const Tensor& like, const char* why = nullptr) {
+  std::ostringstream text;
+  if (like.is_cuda()) text << "CUDA out of memory: ";
+  text << "sewsnn can't allocate memory: it tried to allocate " << bytes << " bytes on ";
+  if (like.is_cuda()) text << "cuda:" << like.get_device_index();
+  else text << "the CPU";
+  if (why) text << " (" << std::string(why, std::strcspn(why, "\n")) << ")";
+  throw std::runtime_error(text.str());
+}
+
 class Pool {
  public:
-  Pool() {
-    const char* const text = std::getenv("SEWSNN_CPU_KEEP_MB");
-    if (!text) return;
-    char* end = nullptr;
-    const long long megabytes = std::strtoll(text, &end, 10);
-    STD_TORCH_CHECK(end != text && *end == 0 && megabytes >= 0 && megabytes < (int64_t(1) << 40),
-                    "SEWSNN_CPU_KEEP_MB must be a number of megabytes, 0 or more, got '", text, "'");
-    most_ = size_t(megabytes) << 20;
-  }
+  Pool() : most_(keep_bytes().first) {}
 
-  // The block freed last of those that fit and are not much too large, or a new one.
+  // The block freed last of those that fit and are not much too large, or a new one; of no memory, null.
   Block take(size_t bytes) {
     bytes = (bytes + kPage - 1) / kPage * kPage;
     {
@@ -58,9 +87,12 @@ class Pool {
         return block;
       }
     }
-    void* const data = std::aligned_alloc(kPage, bytes);
-    if (!data) throw std::bad_alloc();
-    prefer_huge_pages(data, bytes);
+    void* data = std::aligned_alloc(kPage, bytes);
+    if (!data) {
+      shrink(0);  // what is kept may be what is missing
+      data = std::aligned_alloc(kPage, bytes);
+    }
+    if (data) prefer_huge_pages(data, bytes);
     return {data, bytes};
   }
 
@@ -73,18 +105,28 @@ class Pool {
       return std::free(block.data);
     }
     kept_ += block.bytes;
+    drop(most_);
+  }
+
+ private:
+  // Gives back all but so many bytes. drop(): with the mutex held.
+  void shrink(size_t most) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    drop(most);
+  }
+  void drop(size_t most) noexcept {
     size_t gone = 0;
-    for (; kept_ > most_; ++gone) {
+    for (; kept_ > most; ++gone) {
       kept_ -= free_[gone].bytes;
       std::free(free_[gone].data);
     }
     free_.erase(free_.begin(), free_.begin() + ptrdiff_t(gone));
   }
 
- private:
   std::mutex mutex_;
   std::vector<Block> free_;  // in the order they were freed
-  size_t kept_ = 0, most_ = size_t(1) << 30;
+  size_t kept_ = 0;
+  const size_t most_;
 };
 
 // Never destroyed: tensors may die after everything static has.
@@ -95,23 +137,38 @@ Pool& pool() {
 
 constexpr int64_t kLarge = int64_t(4) << 20;  // bytes; smaller results are left to torch's allocator
 
-int64_t bytes_of(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  int64_t bytes = dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
-  for (const int64_t size : sizes) bytes *= size;
-  return bytes;
+int64_t item_size(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;
 }
 
 }  // namespace
+
+int64_t count_of(const std::vector<int64_t>& sizes, size_t first) {
+  for (size_t d = first; d < sizes.size(); ++d)
+    if (sizes[d] == 0) return 0;
+  int64_t count = 1;
+  for (size_t d = first; d < sizes.size(); ++d) count = times(count, sizes[d]);
+  return count;
+}
+
+const void* address(const Tensor& t) {
+  const void* const data = t.const_data_ptr();
+  STD_TORCH_CHECK(data || t.numel() == 0, "a tensor has no memory: its storage was freed");
+  return data;
+}
+
+std::string keep_problem() { return keep_bytes().second; }
 
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype,
                      const Tensor& like) {
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   const auto dims = int64_t(sizes.size());
-  const int64_t bytes = bytes_of(sizes, dtype);
+  const int64_t bytes = times(count_of(sizes), item_size(dtype));
   const bool large = !like.is_cuda() && bytes >= kLarge;
   AtenTensorHandle handle = nullptr;
   if (large && torch_from_blob) {
     const Block block = pool().take(size_t(bytes));
+    if (!block.data) no_memory(bytes, like);
     const auto give_back = [](void* data, void* size) { pool().give({data, reinterpret_cast<size_t>(size)}); };
     const AOTITorchError error = torch_from_blob(
         block.data, dims, sizes.data(), strides.data(), 0, type, aoti_torch_device_type_cpu(), like.get_device_index(),
@@ -120,9 +177,10 @@ Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_
     STABLE_TORCH_ERROR_CODE_CHECK(error);
     return Tensor(handle);
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dims, sizes.data(), strides.data(), type,
-      like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), like.get_device_index(), &handle));
+  const int32_t device = like.is_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+  if (aoti_torch_empty_strided(dims, sizes.data(), strides.data(), type, device, like.get_device_index(), &handle))
+    no_memory(bytes, like,
+              torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : nullptr);
   const Tensor tensor(handle);
   if (large) prefer_huge_pages(tensor.mutable_data_ptr(), size_t(bytes));
   return tensor;

@@ -48,9 +48,7 @@ BackwardCall::BackwardCall(const std::optional<Tensor>& grad_s_in, const std::op
   params.dtype = dtype_of(x_in);
   params.T = layout.T, params.M = layout.M;
   const ScalarType state = state_type(x_in);
-  STD_TORCH_CHECK(checkpoints.scalar_type() == state && checkpoints.is_contiguous() &&
-                      checkpoints.numel() == checkpoint_count(layout.T) * layout.M,
-                  "checkpoints must be those of a forward with needs_grad=True");
+  params.checkpoints = checkpoint_data(checkpoints, x_in, checkpoint_count(layout.T) * layout.M);
   x = x_operand(x_in, layout);
   v0 = v_operand(v_in, x_in, layout);
   leak = leak_operand(leak_in, x_in, params.neuron.kind);
@@ -58,7 +56,6 @@ BackwardCall::BackwardCall(const std::optional<Tensor>& grad_s_in, const std::op
   params.x = x.rows;
   params.v0 = v0.rows.data;
   STD_TORCH_CHECK(!need_leak || params.neuron.kind == NeuronKind::PLIF, "only PLIF has a leak to derive by");
-  params.checkpoints = checkpoints.numel() ? checkpoints.const_data_ptr() : nullptr;
   params.v_seq = checked_mode(v_mode) == VMode::Sequence;
   if (grad_s_in) {
     check_like("grad_s", *grad_s_in, x_in, x_in.scalar_type(), layout, true);

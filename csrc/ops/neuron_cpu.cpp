@@ -1,5 +1,6 @@
 // The neuron ops on the CPU: blocks of neurons over torch's own thread pool.
 #include "kernels/cpu_kernels.h"
+#include "ops/call.h"
 #include "ops/neuron.h"
 
 namespace sewsnn {
@@ -8,9 +9,8 @@ namespace {
 // f(first, last) over blocks of neurons, in parallel where each thread gets enough to be worth waking.
 template <class F>
 void parallel_blocks(const Layout& layout, const F& f) {
-  constexpr int64_t enough = 1 << 15;  // neurons times time-steps: about ten microseconds
-  const int64_t block = cpu_kernels().block, per_block = block * layout.T;
-  torch::stable::parallel_for(0, (layout.M + block - 1) / block, (enough + per_block - 1) / per_block, f);
+  const int64_t block = cpu_kernels().block;
+  parallel_for(0, (layout.M - 1) / block + 1, grain(block, layout.T), f);
 }
 
 std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor> v, std::optional<Tensor> leak,
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
                     {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}, v_mode, need_v,
                     need_leak);
   if (call.empty()) return call.result();
-  const int64_t blocks = (call.layout.M + cpu_kernels().block - 1) / cpu_kernels().block;
+  const int64_t blocks = (call.layout.M - 1) / cpu_kernels().block + 1;
   if (call.wants_leak()) call.set_partials(blocks);
   parallel_blocks(call.layout, [&](int64_t first, int64_t last) { cpu_kernels().backward(call.params, first, last); });
   if (call.wants_leak()) {
@@ -51,6 +51,6 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) {
-  m.impl("neuron_forward", TORCH_BOX(&sewsnn::neuron_forward));
-  m.impl("neuron_backward", TORCH_BOX(&sewsnn::neuron_backward));
+  m.impl("neuron_forward", SEWSNN_BOX(sewsnn::neuron_forward));
+  m.impl("neuron_backward", SEWSNN_BOX(sewsnn::neuron_backward));
 }

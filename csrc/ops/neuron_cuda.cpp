@@ -1,5 +1,6 @@
 // The neuron ops on the GPU, on torch's current stream.
 #include "kernels/cuda_kernels.h"
+#include "ops/call.h"
 #include "ops/cuda.h"
 #include "ops/neuron.h"
 
@@ -26,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor
                                                   int64_t kind, double tau, bool decay_input, double v_threshold,
                                                   std::optional<double> v_reset, int64_t surrogate, double alpha,
                                                   bool detach_reset, int64_t v_mode, bool needs_grad) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const auto guard = guard_of(x);
   const ForwardCall call(x, v, leak, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset},
                          v_mode, needs_grad);
   if (!call.empty()) check_launch(cuda_forward(call.params, current_stream(x)), "neuron_forward");
@@ -39,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
                                                    double v_threshold, std::optional<double> v_reset, int64_t surrogate,
                                                    double alpha, bool detach_reset, int64_t v_mode, bool need_v,
                                                    bool need_leak) {
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const auto guard = guard_of(x);
   BackwardCall call(grad_s, grad_v, x, v, leak, checkpoints,
                     {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}, v_mode, need_v,
                     need_leak);
@@ -60,6 +61,6 @@ std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s,
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) {
-  m.impl("neuron_forward", TORCH_BOX(&sewsnn::neuron_forward));
-  m.impl("neuron_backward", TORCH_BOX(&sewsnn::neuron_backward));
+  m.impl("neuron_forward", SEWSNN_BOX(sewsnn::neuron_forward));
+  m.impl("neuron_backward", SEWSNN_BOX(sewsnn::neuron_backward));
 }

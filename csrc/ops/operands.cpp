@@ -18,10 +18,14 @@ ScalarType state_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-void check_like(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, const Layout& layout, bool time) {
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+void check_device(const char* name, const Tensor& t, const Tensor& x) {
   STD_TORCH_CHECK(t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index(), name,
                   " must be on the device of x");
+}
+
+void check_like(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, const Layout& layout, bool time) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+  check_device(name, t, x);
   const int64_t skip = time ? 0 : 1;
   bool same = t.dim() == int64_t(layout.sizes.size()) - skip;
   for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == layout.sizes[size_t(d + skip)];
@@ -39,7 +43,10 @@ NeuronParams neuron_params(const NeuronOptions& o) {
   STD_TORCH_CHECK(o.surrogate >= 0 && o.surrogate < kSurrogates, "unknown surrogate kind ", o.surrogate);
   STD_TORCH_CHECK(std::isfinite(o.v_threshold), "v_threshold must be finite");
   STD_TORCH_CHECK(!o.v_reset || std::isfinite(*o.v_reset), "v_reset must be finite or None");
-  STD_TORCH_CHECK(o.kind != int64_t(NeuronKind::LIF) || o.tau >= 1, "tau must be at least 1");
+  STD_TORCH_CHECK(o.kind != int64_t(NeuronKind::LIF) || (o.tau >= 1 && std::isfinite(o.tau)),
+                  "tau must be at least 1, and finite");
+  STD_TORCH_CHECK(o.alpha > 0 && std::isfinite(o.alpha), "the surrogate's parameter must be positive and finite, got ",
+                  o.alpha);
   NeuronParams p;
   p.kind = NeuronKind(o.kind);
   p.surrogate = SurrogateKind(o.surrogate);
@@ -55,16 +62,16 @@ NeuronParams neuron_params(const NeuronOptions& o) {
 }
 
 Operand leak_operand(const std::optional<Tensor>& leak, const Tensor& x, NeuronKind kind) {
+  check_device("leak", leak, x);
   if (kind != NeuronKind::PLIF) return {Tensor(), {}};
   STD_TORCH_CHECK(leak.has_value(), "leak is needed by PLIF");
-  STD_TORCH_CHECK(leak->numel() == 1 && leak->scalar_type() == state_type(x) && leak->is_cuda() == x.is_cuda() &&
-                      leak->get_device_index() == x.get_device_index(),
+  STD_TORCH_CHECK(leak->numel() == 1 && leak->scalar_type() == state_type(x),
                   "leak must be one number in the dtype of the state, on the device of x");
-  return {*leak, {leak->const_data_ptr(), 0, 0}};
+  return {*leak, {address(*leak), 0, 0}};
 }
 
 Operand x_operand(const Tensor& x, const Layout& layout) {
-  if (layout.x_in_place) return {x, {x.const_data_ptr(), x.stride(0), 1}};
+  if (layout.x_in_place) return {x, {address(x), x.stride(0), 1}};
   if (layout.M == 0) return {x, {}};
   return as_operand(x, layout, true, false);
 }
@@ -74,17 +81,26 @@ VMode checked_mode(int64_t v_mode) {
   return VMode(v_mode);
 }
 
+const void* checkpoint_data(const Tensor& checkpoints, const Tensor& x, int64_t count) {
+  check_device("checkpoints", checkpoints, x);
+  STD_TORCH_CHECK(
+      checkpoints.scalar_type() == state_type(x) && checkpoints.is_contiguous() && checkpoints.numel() == count,
+      "checkpoints must be those of a forward with needs_grad=True");
+  return count ? address(checkpoints) : nullptr;
+}
+
 const void* channel_data(const char* name, const std::optional<Tensor>& t, const Tensor& z, int64_t numel) {
   if (!t) return nullptr;
-  STD_TORCH_CHECK(t->scalar_type() == state_type(z) && t->is_contiguous() && t->numel() == numel &&
-                      t->is_cuda() == z.is_cuda() && t->get_device_index() == z.get_device_index(),
-                  name, " must have ", numel, " numbers in the dtype of the state, on the device of z");
-  return t->const_data_ptr();
+  check_device(name, *t, z);
+  STD_TORCH_CHECK(t->scalar_type() == state_type(z) && t->is_contiguous() && t->numel() == numel, name, " must have ",
+                  numel, " numbers in the dtype of the state, on the device of z");
+  return address(*t);
 }
 
 Norm norm_params(const Tensor& z, int64_t channels, const std::optional<Tensor>& statistics,
                  const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
-  const void* const mean = channel_data("statistics", statistics, z, 2 * channels);
+  STD_TORCH_CHECK(eps >= 0 && std::isfinite(eps), "eps must be at least 0 and finite, got ", eps);
+  const void* const mean = channel_data("statistics", statistics, z, times(2, channels));
   STD_TORCH_CHECK(mean || (!weight && !bias), "weight and bias need statistics");
   const int64_t bytes = state_type(z) == ScalarType::Double ? 8 : 4;
   const void* const var = mean ? static_cast<const char*>(mean) + channels * bytes : nullptr;

@@ -27,12 +27,20 @@ ScalarType state_type(const Tensor& x);
 NeuronParams neuron_params(const NeuronOptions&);
 VMode checked_mode(int64_t v_mode);
 
+// t, if there is one, is where x is. The kernels trust this of every tensor they are given, used or not.
+void check_device(const char* name, const Tensor& t, const Tensor& x);
+inline void check_device(const char* name, const std::optional<Tensor>& t, const Tensor& x) {
+  if (t) check_device(name, *t, x);
+}
 // t has this dtype, is where x is, and has the shape of the layout, or of one time-step of it.
 void check_like(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, const Layout&, bool time);
 Layout layout_of(const Tensor& x);
 
 Operand x_operand(const Tensor& x, const Layout&);
 Operand leak_operand(const std::optional<Tensor>& leak, const Tensor& x, NeuronKind);
+
+// What forward kept for backward: `count` numbers of the state, where x is; null if there are none.
+const void* checkpoint_data(const Tensor& checkpoints, const Tensor& x, int64_t count);
 
 // Numbers of the channels, in the dtype of the state, where z is; null if there are none.
 const void* channel_data(const char* name, const std::optional<Tensor>&, const Tensor& z, int64_t numel);

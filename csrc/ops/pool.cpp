@@ -2,6 +2,8 @@
 // sewsnn/ops/pool.py.
 #include "ops/pool.h"
 
+#include <cmath>
+
 namespace sewsnn {
 namespace {
 
@@ -14,7 +16,7 @@ std::vector<int64_t> dense(const std::vector<int64_t>& sizes, bool channels_last
   int64_t stride = 1;
   const auto put = [&](size_t d) {
     strides[d] = stride;
-    stride *= std::max<int64_t>(sizes[d], 1);
+    stride = times(stride, std::max<int64_t>(sizes[d], 1));
   };
   if (channels_last) put(c), put(w), put(h);
   else put(w), put(h), put(c);
@@ -30,6 +32,7 @@ bool lies(const Tensor& t, const std::vector<int64_t>& strides) {
 
 // t as it is, or a dense copy.
 Operand in_order(const Tensor& t, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  address(t);
   if (lies(t, strides)) return {t, {t.const_data_ptr(), 0, 1}};
   Tensor copy = empty_strided(sizes, strides, t.scalar_type(), t);
   torch::stable::copy_(copy, t);
@@ -38,8 +41,8 @@ Operand in_order(const Tensor& t, const std::vector<int64_t>& sizes, const std::
 
 template <class P>
 Operand checked_grad(const PoolCall<P>& call, const Tensor& grad_out, const Tensor& z) {
-  bool same = grad_out.dim() == 5 && grad_out.scalar_type() == z.scalar_type() && grad_out.is_cuda() == z.is_cuda() &&
-              grad_out.get_device_index() == z.get_device_index();
+  check_device("grad_out", grad_out, z);
+  bool same = grad_out.dim() == 5 && grad_out.scalar_type() == z.scalar_type();
   for (int64_t d = 0; same && d < 5; ++d) same = grad_out.size(d) == call.out_sizes[size_t(d)];
   STD_TORCH_CHECK(same, "grad_out must have the shape of out, the dtype and the device of z");
   return in_order(grad_out, call.out_sizes, call.out_strides);
@@ -58,6 +61,9 @@ PoolCall<P>::PoolCall(const Tensor& z_in, const MaybeTensor& statistics_in, cons
   params.T = options.T;
   params.images = z_in.size(0), params.channels = z_in.size(1);
   params.height = z_in.size(2), params.width = z_in.size(3);
+  constexpr int64_t most = int64_t(1) << 30;  // the CUDA kernels count each, and twice the channels, in 32 bits
+  STD_TORCH_CHECK(params.channels <= most && params.height <= most && params.width <= most,
+                  "z must have at most 2**30 channels, rows and columns");
   const std::vector<int64_t> sizes(z_in.sizes().begin(), z_in.sizes().end());
   const std::vector<int64_t> contiguous = dense(sizes, false), last = dense(sizes, true);
   params.channels_last = !lies(z_in, contiguous) && lies(z_in, last);
@@ -108,7 +114,8 @@ PoolApplyCall::PoolApplyCall(const Tensor& grad_out_in, const Tensor& z_in, cons
     : PoolCall(z_in, statistics_in, weight_in, bias_in, leak_in, options), sums(sums_in) {
   grad_out = checked_grad(*this, grad_out_in, z_in);
   params.grad_out = grad_out.rows.data;
-  params.sums = channel_data("sums", sums, z_in, 2 * params.channels);
+  params.sums = channel_data("sums", sums, z_in, times(2, params.channels));
+  STD_TORCH_CHECK(!sums || empty() || (count > 0 && std::isfinite(count)), "count must be positive, got ", count);
   params.count = count;
   const std::vector<int64_t> sizes(z_in.sizes().begin(), z_in.sizes().end());
   grad_z = empty_strided(sizes, dense(sizes, params.channels_last), z_in.scalar_type(), z_in);

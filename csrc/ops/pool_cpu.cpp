@@ -1,5 +1,6 @@
 // The stem's ops on the CPU: blocks over torch's own thread pool.
 #include "kernels/cpu_kernels.h"
+#include "ops/call.h"
 #include "ops/pool.h"
 
 namespace sewsnn {
@@ -10,11 +11,9 @@ const CpuPoolKernels& kernels() { return *cpu_kernels().pool; }
 // f(first, last) over all blocks.
 template <class F>
 void parallel_blocks(const PoolParams& p, const F& f) {
-  constexpr int64_t enough = 1 << 15;  // neurons times time-steps that are worth waking a thread for
   const int64_t blocks = kernels().blocks(p);
-  const int64_t per_block =
-      std::max<int64_t>(1, p.images * p.channels * p.height * p.width * p.T / std::max<int64_t>(1, blocks));
-  torch::stable::parallel_for(0, blocks, (enough + per_block - 1) / per_block, f);
+  const int64_t neurons = p.images * p.channels * p.height * p.width;
+  parallel_for(0, blocks, grain(neurons / std::max<int64_t>(1, blocks), p.T), f);
 }
 
 Tensor bn_neuron_pool_forward(Tensor z, std::optional<Tensor> statistics, std::optional<Tensor> weight,
@@ -68,7 +67,7 @@ Tensor bn_neuron_pool_apply(Tensor grad_out, Tensor z, std::optional<Tensor> sta
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) {
-  m.impl("bn_neuron_pool_forward", TORCH_BOX(&sewsnn::bn_neuron_pool_forward));
-  m.impl("bn_neuron_pool_reduce", TORCH_BOX(&sewsnn::bn_neuron_pool_reduce));
-  m.impl("bn_neuron_pool_apply", TORCH_BOX(&sewsnn::bn_neuron_pool_apply));
+  m.impl("bn_neuron_pool_forward", SEWSNN_BOX(sewsnn::bn_neuron_pool_forward));
+  m.impl("bn_neuron_pool_reduce", SEWSNN_BOX(sewsnn::bn_neuron_pool_reduce));
+  m.impl("bn_neuron_pool_apply", SEWSNN_BOX(sewsnn::bn_neuron_pool_apply));
 }

@@ -1,20 +1,19 @@
 // The stem's ops on the GPU, on torch's current stream.
 #include "kernels/cuda_kernels.h"
 #include "kernels/cuda_pool_kernels.h"
+#include "ops/call.h"
 #include "ops/cuda.h"
 #include "ops/pool.h"
 
 namespace sewsnn {
 namespace {
 
-using torch::stable::accelerator::DeviceGuard;
-
 Tensor bn_neuron_pool_forward(Tensor z, std::optional<Tensor> statistics, std::optional<Tensor> weight,
                               std::optional<Tensor> bias, std::optional<Tensor> leak, double eps, int64_t T,
                               int64_t kind, double tau, bool decay_input, double v_threshold,
                               std::optional<double> v_reset, int64_t surrogate, double alpha, bool detach_reset,
                               bool /*training*/) {
-  const DeviceGuard guard(z.get_device_index());
+  const auto guard = guard_of(z);
   const PoolForwardCall call(z, statistics, weight, bias, leak,
                              {eps, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}});
   if (!call.empty()) check_launch(cuda_pool_forward(call.params, current_stream(z)), "bn_neuron_pool_forward");
@@ -27,7 +26,7 @@ std::tuple<Tensor, Tensor> bn_neuron_pool_reduce(Tensor grad_out, Tensor z, std:
                                                  double tau, bool decay_input, double v_threshold,
                                                  std::optional<double> v_reset, int64_t surrogate, double alpha,
                                                  bool detach_reset, bool need_leak) {
-  const DeviceGuard guard(z.get_device_index());
+  const auto guard = guard_of(z);
   PoolReduceCall call(grad_out, z, statistics, weight, bias, leak,
                       {eps, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
                       need_leak);
@@ -48,7 +47,7 @@ Tensor bn_neuron_pool_apply(Tensor grad_out, Tensor z, std::optional<Tensor> sta
                             double count, double eps, int64_t T, int64_t kind, double tau, bool decay_input,
                             double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
                             bool detach_reset) {
-  const DeviceGuard guard(z.get_device_index());
+  const auto guard = guard_of(z);
   const PoolApplyCall call(grad_out, z, statistics, weight, bias, leak, sums, count,
                            {eps, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}});
   if (!call.empty()) check_launch(cuda_pool_apply(call.params, current_stream(z)), "bn_neuron_pool_apply");
@@ -59,7 +58,7 @@ Tensor bn_neuron_pool_apply(Tensor grad_out, Tensor z, std::optional<Tensor> sta
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) {
-  m.impl("bn_neuron_pool_forward", TORCH_BOX(&sewsnn::bn_neuron_pool_forward));
-  m.impl("bn_neuron_pool_reduce", TORCH_BOX(&sewsnn::bn_neuron_pool_reduce));
-  m.impl("bn_neuron_pool_apply", TORCH_BOX(&sewsnn::bn_neuron_pool_apply));
+  m.impl("bn_neuron_pool_forward", SEWSNN_BOX(sewsnn::bn_neuron_pool_forward));
+  m.impl("bn_neuron_pool_reduce", SEWSNN_BOX(sewsnn::bn_neuron_pool_reduce));
+  m.impl("bn_neuron_pool_apply", SEWSNN_BOX(sewsnn::bn_neuron_pool_apply));
 }

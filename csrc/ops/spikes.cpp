@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/dtype.h"
+#include "ops/call.h"
 
 namespace sewsnn {
 
@@ -11,17 +12,17 @@ UnpackCall::UnpackCall(const Tensor& bits_in, const std::vector<int64_t>& sizes,
                        ScalarType dtype)
     : bits(bits_in), bytes(bits_in.numel()) {
   STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous(), "bits must be contiguous bytes");
-  int64_t numel = 1, last = 1;
+  address(bits);
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+                      dtype == ScalarType::BFloat16,
+                  "dtype must be float32, float16, bfloat16 or float64");
   STD_TORCH_CHECK(sizes.size() == strides.size(), "there must be a stride for each size");
-  for (size_t d = 0; d < sizes.size(); ++d) {
+  for (size_t d = 0; d < sizes.size(); ++d)
     STD_TORCH_CHECK(sizes[d] >= 0 && strides[d] >= 0, "sizes and strides must not be negative");
-    numel *= sizes[d];
-    last += (sizes[d] - 1) * strides[d];
-  }
-  STD_TORCH_CHECK(numel == 8 * bytes && (numel == 0 || last == numel),
+  const int64_t numel = count_of(sizes);
+  STD_TORCH_CHECK(numel == times(8, bytes) && (numel == 0 || is_dense(sizes, strides)),
                   "bits must be those of a dense tensor of this size");
   out = empty_strided(sizes, strides, dtype, bits);
-  dtype_of(out);  // one there are kernels for
 }
 
 namespace {
@@ -41,7 +42,7 @@ void unpack(const UnpackCall& call) {
   static const Table<Storage> table;
   const auto* const bits = static_cast<const uint8_t*>(call.bits.const_data_ptr());
   auto* const out = static_cast<Storage*>(call.out.mutable_data_ptr());
-  torch::stable::parallel_for(0, call.bytes, 1 << 14, [&](int64_t first, int64_t last) {
+  parallel_for(0, call.bytes, 1 << 14, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) std::memcpy(out + 8 * i, table.spikes[bits[i]], sizeof table.spikes[0]);
   });
 }
@@ -65,4 +66,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def("unpack_spikes(Tensor bits, int[] sizes, int[] strides, ScalarType dtype) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { m.impl("unpack_spikes", TORCH_BOX(&sewsnn::unpack_spikes)); }
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { m.impl("unpack_spikes", SEWSNN_BOX(sewsnn::unpack_spikes)); }

@@ -1,5 +1,6 @@
 // sewsnn::unpack_spikes on the GPU, on torch's current stream.
 #include "kernels/cuda_bn_kernels.h"
+#include "ops/call.h"
 #include "ops/cuda.h"
 #include "ops/spikes.h"
 
@@ -7,7 +8,7 @@ namespace sewsnn {
 namespace {
 
 Tensor unpack_spikes(Tensor bits, std::vector<int64_t> sizes, std::vector<int64_t> strides, ScalarType dtype) {
-  const torch::stable::accelerator::DeviceGuard guard(bits.get_device_index());
+  const auto guard = guard_of(bits);
   const UnpackCall call(bits, sizes, strides, dtype);
   if (call.bytes)
     check_launch(cuda_unpack(static_cast<const uint8_t*>(call.bits.const_data_ptr()), call.bytes, dtype_of(call.out),
@@ -19,4 +20,4 @@ Tensor unpack_spikes(Tensor bits, std::vector<int64_t> sizes, std::vector<int64_
 }  // namespace
 }  // namespace sewsnn
 
-STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) { m.impl("unpack_spikes", TORCH_BOX(&sewsnn::unpack_spikes)); }
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) { m.impl("unpack_spikes", SEWSNN_BOX(sewsnn::unpack_spikes)); }

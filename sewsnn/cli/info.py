@@ -11,14 +11,16 @@ def _info(_) -> int:
     import torch
 
     import sewsnn
-    from sewsnn.ops.load import describe_backends
+    from sewsnn.ops.load import describe_backends, why_not_native
+    from sewsnn.surrogate import ATan
 
     print(f"sewsnn {sewsnn.__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     for name, description in describe_backends().items():
         print(f"backend {name}: {description}")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            print(f"cuda:{i}: {torch.cuda.get_device_name(i)}")
+            reason = why_not_native(torch.device("cuda", i), ATan())
+            print(f"cuda:{i}: {torch.cuda.get_device_name(i)}: {reason or 'the compiled kernels run'}")
     else:
         print("CUDA device: none")
     print(f"threads: {torch.get_num_threads()}")

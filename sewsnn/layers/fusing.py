@@ -71,11 +71,11 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
     if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or has_hooks(norm)):
         return False
     if neuron is None:
-        return resolve_backend("auto", z_seq.device.type, _ATAN) == "native"
+        return resolve_backend("auto", z_seq.device, _ATAN) == "native"
     if not isinstance(neuron, BaseNode) or has_hooks(neuron) or not neuron.can_be_fused():
         return False
     settings = neuron.settings()
-    return resolve_backend(settings["backend"], z_seq.device.type, settings["surrogate_function"]) == "native"
+    return resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
 
 
 # ---- what

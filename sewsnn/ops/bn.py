@@ -18,6 +18,7 @@ from torch import Tensor
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, no_double_backward
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.shapes import check_operands, check_size
 
 NO_NEURON = 3  # the `kind` of none
 NONE, ADD, AND, IAND, ADD_BEFORE = 0, 1, 2, 3, 4  # Connect in csrc/core/bn_params.h
@@ -251,11 +252,12 @@ def _statistics_fake(z, T, check):
 
 
 def _update_fake(statistics, momentum, count, running_mean, running_var):
-    return None
+    check_operands(statistics, running_mean, running_var)
 
 
 def _forward_fake(z, shortcut, statistics, weight, bias, leak, eps, connect, T, kind, *rest):
     *_, v_mode, needs_grad, pack, _ = rest
+    check_operands(z, shortcut, statistics, weight, bias, leak, T=T)
     sizes, strides = _sequence(z, T)
     state, M = state_dtype(z.dtype), math.prod(sizes[1:])
     spiking = kind != NO_NEURON
@@ -270,6 +272,7 @@ def _forward_fake(z, shortcut, statistics, weight, bias, leak, eps, connect, T, 
 
 
 def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, eps, connect, T, *rest):
+    check_operands(z, grad_out, grad_skip, shortcut, statistics, weight, bias, leak, checkpoints, T=T)
     sizes, strides = _sequence(z, T)
     state = state_dtype(z.dtype)
     return (
@@ -282,6 +285,7 @@ def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, lea
 def _apply_fake(
     grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count, eps, connect, T, *rest
 ):
+    check_operands(z, grad_out, shortcut, statistics, weight, bias, leak, checkpoints, sums, T=T)
     sizes, strides = _sequence(z, T)
     return (
         z.new_empty_strided(sizes[1:], strides[1:]) if T else z.new_empty_strided(sizes, strides),
@@ -290,6 +294,7 @@ def _apply_fake(
 
 
 def _unpack_fake(bits, sizes, strides, dtype):
+    check_size(math.prod(sizes), dtype)
     return bits.new_empty_strided(sizes, strides, dtype=dtype)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from sewsnn.errors import SettingError
+
 logger = logging.getLogger("sewsnn")
 
 BACKENDS = ("auto", "native", "cupy", "torch")
@@ -29,6 +31,9 @@ def _load() -> str | None:
         if os.environ.get("SEWSNN_LIBRARY"):
             return f"SEWSNN_LIBRARY names {LIBRARY}, which is not there"
         return f"the compiled library is missing ({LIBRARY.name} is not in {LIBRARY.parent}); reinstall sewsnn"
+    if torch._C._dispatch_has_kernel("sewsnn::neuron_forward") and not _is_loaded():
+        # torch ends a process that registers the same ops twice.
+        return f"another copy of sewsnn's compiled library is loaded already; {LIBRARY} must be the only one"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
@@ -36,7 +41,42 @@ def _load() -> str | None:
     return None
 
 
+def _is_loaded() -> bool:
+    """Whether this process has the library already: sewsnn is imported for a second time."""
+    try:
+        ctypes.CDLL(str(LIBRARY), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return False
+    return True
+
+
+def _ask(name: str, *arguments) -> tuple[int, str] | None:
+    """What a C function of the library answers: its number, and the text it writes. None where the library has no such
+    function: it is older, or for the CPU alone."""
+    function = getattr(ctypes.CDLL(str(LIBRARY)), name, None)
+    if function is None:
+        return None
+    text = ctypes.create_string_buffer(1024)
+    return function(*arguments, text, len(text)), text.value.decode(errors="replace")
+
+
+def _instruction_set() -> str | None:
+    """That of the CPU kernels, after the check of the variables that they read; None: the library does not say.
+
+    Raises:
+        SettingError: SEWSNN_CPU or SEWSNN_CPU_KEEP_MB is wrong.
+    """
+    answer = None if NATIVE_ERROR else _ask("sewsnn_settings")
+    if answer is None:
+        return None
+    wrong, text = answer
+    if wrong:
+        raise SettingError(" ".join(text.split()))
+    return text
+
+
 NATIVE_ERROR = _load()
+INSTRUCTION_SET = _instruction_set()
 #: device types the compiled library has kernels for
 NATIVE_DEVICES = tuple(
     device
@@ -44,6 +84,7 @@ NATIVE_DEVICES = tuple(
     if NATIVE_ERROR is None and torch._C._dispatch_has_kernel_for_dispatch_key("sewsnn::neuron_forward", key)
 )
 _announced: set[str] = set()
+_cuda_problems: dict[int, str | None] = {}
 
 
 def library_hash() -> str | None:
@@ -58,20 +99,42 @@ def library_hash() -> str | None:
     return text.value.decode()
 
 
-def why_not_native(device_type: str, surrogate) -> str | None:
-    """Why the compiled kernels cannot run on this device with this surrogate; None if they can."""
+def cuda_problem(index: int | None) -> str | None:
+    """Why the compiled CUDA kernels cannot run on this GPU: its driver is too old for them, or they were not compiled
+    for it. None if they can. Asked once for each GPU; ``None``: torch's current one."""
+    if index is None:
+        index = torch.cuda.current_device()
+    if index not in _cuda_problems:
+        answer = _ask("sewsnn_cuda_problem", index)
+        _cuda_problems[index] = f"cuda:{index}: {answer[1]}" if answer and answer[0] else None
+    return _cuda_problems[index]
+
+
+# torch.compile calls it while it traces, and takes the answer for a constant. (What the decorator of torch.compiler
+# does, without its import of the compiler, which takes a second.)
+cuda_problem._dynamo_marked_constant = True
+
+
+def why_not_native(device: torch.device | str, surrogate) -> str | None:
+    """Why the compiled kernels cannot run on this device with this surrogate; None if they can. Of a device's type
+    alone ("cuda") it is answered whether there are kernels."""
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
+    device_type = device if isinstance(device, str) else device.type
     if device_type not in (*NATIVE_DEVICES, "meta"):  # shapes alone: the ops' fake kernels
         hint = " (it was built without nvcc)" if device_type == "cuda" else ""
         return f"the compiled library has no kernels for {device_type}{hint}"
+    if device_type == "cuda" and not isinstance(device, str):
+        problem = cuda_problem(device.index)
+        if problem is not None:
+            return f"the compiled kernels cannot run on {problem}"
     if getattr(surrogate, "kind", None) is None:
         return f"the surrogate {type(surrogate).__name__} has no compiled form"
     return None
 
 
-def resolve_backend(backend: str, device_type: str, surrogate) -> str:
-    """The backend that will run: ``"native"`` or ``"torch"``.
+def resolve_backend(backend: str, device: torch.device | str, surrogate) -> str:
+    """The backend that will run on this device (or type of device): ``"native"`` or ``"torch"``.
 
     Raises:
         ValueError: ``backend`` is not one of ``BACKENDS``.
@@ -85,7 +148,7 @@ def resolve_backend(backend: str, device_type: str, surrogate) -> str:
         raise BackendError(
             "backend='cupy' cannot run: this version of sewsnn does not compile its kernels at run time; use 'native'"
         )
-    reason = why_not_native(device_type, surrogate)
+    reason = why_not_native(device, surrogate)
     if reason is None:
         return "native"
     if backend == "native":
@@ -103,5 +166,7 @@ def _announce(reason: str) -> None:
 
 def describe_backends() -> dict[str, str]:
     """One line per backend, for ``sewsnn info``."""
-    native = NATIVE_ERROR or f"kernels for {', '.join(NATIVE_DEVICES)}, built from sources {library_hash()}"
+    cpu = f"cpu ({INSTRUCTION_SET})" if INSTRUCTION_SET else "cpu"
+    devices = ", ".join(cpu if device == "cpu" else device for device in NATIVE_DEVICES)
+    native = NATIVE_ERROR or f"kernels for {devices}, built from sources {library_hash()}"
     return {"native": native, "cupy": "not in this version", "torch": "the reference, any device"}

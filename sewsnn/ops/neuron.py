@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.shapes import check_operands, check_size
 
 IF, LIF, PLIF = 0, 1, 2  # NeuronKind in csrc/core/params.h
 V_NONE, V_FINAL, V_SEQUENCE = 0, 1, 2  # which v is returned
@@ -89,6 +90,7 @@ def checkpoint_count(T: int) -> int:
 def _fake_v(x, strides, v_mode):
     state = state_dtype(x.dtype)
     if v_mode == V_SEQUENCE:
+        check_size(x.numel(), state)
         return x.new_empty_strided(x.shape, strides, dtype=state)
     if v_mode == V_FINAL:
         return x.new_empty_strided(x.shape[1:], strides[1:], dtype=state)
@@ -98,6 +100,7 @@ def _fake_v(x, strides, v_mode):
 def _forward_fake(
     x, v, leak, kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach, v_mode, needs_grad
 ):
+    check_operands(x, v, leak)
     strides = dense_strides(x)
     kept = checkpoint_count(x.shape[0]) * math.prod(x.shape[1:]) if needs_grad else 0
     return (
@@ -109,6 +112,7 @@ def _forward_fake(
 
 def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *options):
     *_, need_v, need_leak = options
+    check_operands(x, grad_s, grad_v, v, leak, checkpoints)
     strides = dense_strides(x)
     return (
         x.new_empty_strided(x.shape, strides),

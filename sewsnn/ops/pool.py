@@ -12,6 +12,7 @@ from sewsnn.ops.bn import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import CHUNK, no_double_backward
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.shapes import check_operands
 
 MAX_T = CHUNK  # time-steps that one pass holds
 
@@ -109,16 +110,19 @@ def _like(z: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _forward_fake(z, statistics, weight, bias, leak, eps, T, *rest):
+    check_operands(z, statistics, weight, bias, leak, T=T)
     n, c, h, w = z.shape
     return _like(z, [T, n, c, (h + 1) // 2, (w + 1) // 2])
 
 
 def _reduce_fake(grad_out, z, statistics, weight, bias, leak, *rest):
+    check_operands(z, grad_out, statistics, weight, bias, leak)
     state = state_dtype(z.dtype)
     return z.new_empty(2, z.shape[1], dtype=state), leak.new_empty(()) if rest[-1] else z.new_empty(0, dtype=state)
 
 
 def _apply_fake(grad_out, z, *rest):
+    check_operands(z, grad_out, *rest[:5])  # statistics, weight, bias, leak, sums
     return _like(z, list(z.shape))
 
 

@@ -89,7 +89,7 @@ def backend_of(config: Config, device: torch.device) -> str:
     """The backend the neurons will run on, once; an impossible one is an error before training starts."""
     settings = config.model.neuron
     node = neuron_factory(settings)()
-    return resolve_backend(settings.backend, device.type, node.surrogate_function)
+    return resolve_backend(settings.backend, device, node.surrogate_function)
 
 
 def build_data(config: Config, rank: int = 0, world: int = 1) -> data.DataSource:

@@ -25,7 +25,7 @@ class Processes:
     """
 
     def __init__(self, device: str, timeout_minutes: float = 30):
-        numbers = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        numbers = {name: os.environ.get(name) or None for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         self.rank, self.world, self.local_rank = 0, 1, 0
         self._host = None
         self._joined = False
@@ -34,10 +34,13 @@ class Processes:
         try:
             self.rank, self.world = int(numbers["RANK"]), int(numbers["WORLD_SIZE"])
             self.local_rank = int(numbers["LOCAL_RANK"] or 0)
+            if not (0 <= self.rank < self.world and self.local_rank >= 0):
+                raise ValueError
         except (TypeError, ValueError):
+            given = ", ".join(f"{name}={value and value[:40]}" for name, value in numbers.items())
             raise ConfigError(
-                "RANK, WORLD_SIZE and LOCAL_RANK must be numbers, as torchrun sets them, or all be missing; got "
-                + ", ".join(f"{name}={value}" for name, value in numbers.items())
+                "RANK, WORLD_SIZE and LOCAL_RANK must be numbers, as torchrun sets them (RANK from 0 to "
+                f"WORLD_SIZE - 1), or all be missing; got {given}"
             ) from None
         if self.world == 1:
             return

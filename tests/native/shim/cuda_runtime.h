@@ -115,6 +115,11 @@ inline const char* cudaGetErrorString(cudaError_t error) {
          : error == cudaErrorInvalidValue ? "invalid argument"
                                           : "invalid configuration argument";
 }
+struct cudaFuncAttributes {};
+template <class... P>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)(P...)) {
+  return cudaSuccess;
+}
 typedef struct CUstream_st* cudaStream_t;
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
