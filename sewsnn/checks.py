@@ -5,6 +5,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sewsnn.ops import reference
 from sewsnn.ops.shapes import check_size
@@ -33,6 +34,19 @@ def constant(value) -> float | None:
     return float(f"{value!r}")
 
 
+def outlives_its_code(x: Tensor) -> bool:
+    """Whether a tensor made now can be kept: not inside a transform of torch.func or a level of forward-mode
+    differentiation, whose wrappers mean nothing once these have ended, and no tensor of a tracer, which has a shape
+    alone."""
+    return type(x) is Tensor and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+
+
+def backward_number() -> int:
+    """The number of the backward pass that runs now; -1: none does. What runs inside one is the repetition of a forward
+    by activation checkpointing (``torch.utils.checkpoint``), or a hook."""
+    return torch._C._current_graph_task_id()
+
+
 def check_neuron(v_threshold, v_reset, surrogate_function) -> None:
     """The arguments all neurons share."""
     check_number("v_threshold", v_threshold)
@@ -58,8 +72,13 @@ def check_floating(name: str, x) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got {x.layout}")
+    _check_dense(name, x)
+
+
+def _check_dense(name: str, x: Tensor) -> None:
+    """Neither sparse nor nested."""
+    if x.is_nested or x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {'a nested one' if x.is_nested else x.layout}")
 
 
 def check_input(x_seq) -> None:
@@ -94,6 +113,7 @@ def check_v(v, x_seq: Tensor) -> None:
         return
     if not isinstance(v, Tensor):
         raise TypeError(f"v must be a tensor or None, got {type(v).__name__}")
+    _check_dense("v", v)
     if v.shape != x_seq.shape[1:]:
         raise ValueError(
             f"v must have the shape of one time-step of x_seq, {list(x_seq.shape[1:])}, got {list(v.shape)}; "
@@ -101,15 +121,32 @@ def check_v(v, x_seq: Tensor) -> None:
         )
     state = reference.state_dtype(x_seq.dtype)
     if v.dtype not in (x_seq.dtype, state):
-        raise TypeError(f"v must be {state} (or the dtype of x_seq, {x_seq.dtype}), got {v.dtype}")
+        raise TypeError(
+            f"v must be {state} (or the dtype of x_seq, {x_seq.dtype}), got {v.dtype}; a node that keeps its state "
+            "needs reset() before another dtype"
+        )
     if v.device != x_seq.device:
-        raise ValueError(f"v must be on the device of x_seq, {x_seq.device}, got {v.device}")
+        raise ValueError(
+            f"v must be on the device of x_seq, {x_seq.device}, got {v.device}; a node that keeps its state needs "
+            "reset() before another device"
+        )
+    if (
+        not torch.compiler.is_compiling()
+        and v.is_inference()
+        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+    ):
+        raise ValueError(
+            "v was made in torch.inference_mode() and cannot take part in training: pass v.clone(), or start from rest "
+            "(a node: reset())"
+        )
 
 
 def check_w(w, x_seq: Tensor) -> None:
     """The parameter of PLIF."""
     if not isinstance(w, Tensor):
         raise TypeError(f"w must be a tensor, got {type(w).__name__}")
+    _check_dense("w", w)
     if w.numel() != 1 or not w.dtype.is_floating_point:
         raise ValueError(f"w must be one floating-point number, got shape {list(w.shape)}, {w.dtype}")
     if w.device != x_seq.device:

@@ -16,6 +16,7 @@ _NO_MEMORY = re.compile(
     r"Unable to allocate .*|(unable to )?mmap .*Cannot allocate memory.*",
 )
 
+
 class UserError(Exception):
     """A configuration, a file or a folder is not as it must be; the message names it and says what was expected."""
 

@@ -18,6 +18,24 @@ from sewsnn.surrogate import ATan
 __all__ = ["BaseNode", "IFNode", "LIFNode", "ParametricLIFNode"]
 
 
+def _number(name: str, value) -> float:
+    checks.check_number(name, value)
+    return value if type(value) in (int, float) or torch.compiler.is_compiling() else float(value)
+
+
+def _tau(name: str, value) -> float:
+    checks.check_tau(value, name)
+    return _number(name, value)
+
+
+#: settings that are checked at each assignment. A Parameter in place of a number would never be trained
+_SETTINGS = {
+    "v_threshold": _number,
+    "v_reset": lambda name, value: None if value is None else _number(name, value),
+    "tau": _tau,
+}
+
+
 class BaseNode(nn.Module):
     """What all nodes share.
 
@@ -76,6 +94,11 @@ class BaseNode(nn.Module):
         self.v: Tensor | None = None
         self.v_seq: Tensor | None = None
 
+    def __setattr__(self, name: str, value) -> None:
+        if name in _SETTINGS:
+            value = _SETTINGS[name](name, value)
+        super().__setattr__(name, value)
+
     @property
     def keeps_state(self) -> bool:
         """Whether the next call starts where this one ends."""
@@ -92,16 +115,68 @@ class BaseNode(nn.Module):
         single = self.step_mode == "s"
         s_seq, v = functional.multistep(
             x.unsqueeze(0) if single else x,
-            self.v if keep else None,
+            self._kept_v() if keep else None,
             v_mode=v_mode,
             **self.settings(),
         )
-        if v is not None:
+        if v is not None and (keep or torch.compiler.is_compiling() or checks.outlives_its_code(v)):
             if not keep:
                 v = v.detach()
             self.v = v[-1] if v_mode == native.V_SEQUENCE else v
-            self.v_seq = v if v_mode == native.V_SEQUENCE else None
+            if v_mode == native.V_SEQUENCE or self.v_seq is not None:
+                self.v_seq = v if v_mode == native.V_SEQUENCE else None
+            if keep and not torch.compiler.is_compiling():
+                self._remember(self.v)
         return s_seq.squeeze(0) if single else s_seq
+
+    # ---- a state that is kept, and activation checkpointing
+    #
+    # torch.utils.checkpoint runs a forward once more inside backward. A node that went on from its state would then
+    # start where the forward ended: its gradients would be wrong. Inside backward it starts from rest after a reset()
+    # there, from a v that was assigned there, or from where a call inside the same backward ended; else it refuses.
+
+    def _kept_v(self) -> Tensor | None:
+        """The state to start from."""
+        v = self.v
+        if torch.compiler.is_compiling():
+            return v
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "a node that keeps its state cannot run inside torch.func's transforms, which end with their tensors: "
+                "use keep_state=False, or sewsnn.functional with v passed and returned"
+            )
+        self._check_repetition(v)
+        if v is not None and v.is_inference() and not torch.is_inference_mode_enabled():
+            v = v.clone()  # backward may have to keep it
+        return v
+
+    def _check_repetition(self, v) -> None:
+        """Raises RuntimeError where a forward is repeated inside backward from another state than it had."""
+        number = checks.backward_number()
+        if number == -1:
+            return
+        left_in, left = self.__dict__.get("_left", (None, None))
+        fresh = self.__dict__.get("_reset_in") == number
+        if not (left_in == number if isinstance(v, Tensor) and v is left else fresh or isinstance(v, Tensor)):
+            raise RuntimeError(
+                f"{type(self).__name__} keeps its state and runs once more inside backward (activation checkpointing, "
+                "torch.utils.checkpoint): it would not start from where the forward did, and gradients would be wrong. "
+                "Call reset() of the node, or reset_net(net), at the beginning of the checkpointed function"
+            )
+
+    def _remember(self, v) -> None:
+        """In which backward pass, if in one, a state was left."""
+        self.__dict__["_left"] = (checks.backward_number(), v)
+
+    def _follow(self, old, new) -> None:
+        """The state has become another tensor, and was left where it was."""
+        where, left = self.__dict__.get("_left", (None, None))
+        if left is not None and left is old:
+            self.__dict__["_left"] = (where, new)
+
+    def _note_reset(self) -> None:
+        self.__dict__.pop("_left", None)
+        self.__dict__["_reset_in"] = checks.backward_number()
 
     def settings(self) -> dict:
         """The neuron and its backend, as :func:`sewsnn.functional.multistep` takes them."""
@@ -122,8 +197,9 @@ class BaseNode(nn.Module):
 
     def set_final_v(self, v: Tensor, graph_lost: bool) -> None:
         """What such an op leaves: ``v [N, ...]``, without a graph; ``graph_lost``: a kept state would have one."""
-        self.v = v
-        self.v_seq = None
+        if torch.compiler.is_compiling() or checks.outlives_its_code(v):
+            self.v = v
+            self.v_seq = None
 
     def charge_arguments(self) -> dict:
         """What the class adds to the neuron's settings: ``tau`` or ``w``, and ``decay_input``."""
@@ -133,16 +209,21 @@ class BaseNode(nn.Module):
         """Back to rest."""
         self.v = None
         self.v_seq = None
+        self._note_reset()
 
     def detach(self) -> None:
         """Cuts the kept state from the graph of the calls before (truncated back-propagation through time)."""
-        self.v = None if self.v is None else self.v.detach()
+        old = self.v
+        self.v = None if old is None else old.detach()
         self.v_seq = None if self.v_seq is None else self.v_seq.detach()
+        self._follow(old, self.v)
 
     def _apply(self, fn, recurse=True):
+        # The state first: what cannot be converted leaves the parameters as they were.
+        old, states = self.v, [None if state is None else fn(state) for state in (self.v, self.v_seq)]
         super()._apply(fn, recurse)
-        self.v = None if self.v is None else fn(self.v)
-        self.v_seq = None if self.v_seq is None else fn(self.v_seq)
+        self.v, self.v_seq = states
+        self._follow(old, self.v)
         return self
 
     def __getstate__(self):
@@ -150,6 +231,8 @@ class BaseNode(nn.Module):
         state = self.__dict__.copy()
         for name in ("v", "v_seq"):
             state[name] = None if state[name] is None else state[name].detach()
+        for name in ("_left", "_reset_in"):
+            state.pop(name, None)
         return state
 
     def extra_repr(self) -> str:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 
 from sewsnn.checks import constant, is_finite
+from sewsnn.ops.neuron import no_forward_mode
 
 __all__ = [
     "ATan",
@@ -34,11 +35,17 @@ __all__ = [
 class _Spike(torch.autograd.Function):
     """Heaviside forward (x >= 0 fires, NaN does not), ``surrogate.gradient`` backward."""
 
+    generate_vmap_rule = True
+    jvp = staticmethod(no_forward_mode)
+
     @staticmethod
-    def forward(ctx, x, surrogate):
-        ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
+    def forward(x, surrogate):
         return (x >= 0).to(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, ctx.surrogate = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
     def backward(ctx, grad):

@@ -1,10 +1,11 @@
 """torch.compile, torch.export and opcheck."""
 
+import numpy as np
 import pytest
 import torch
 from cases import current
 
-from sewsnn import models, neuron
+from sewsnn import functional, models, neuron, surrogate
 
 NODES = {
     "IF": lambda **kw: neuron.IFNode(**kw),
@@ -103,3 +104,40 @@ def test_opcheck(device):
         s, v_out, kept = torch.ops.sewsnn.neuron_forward(*detached, *options, v_mode, True)
         arguments = (s, v_out if v_mode else None, *detached, kept, *options, v_mode, v is not None, leak is not None)
         torch.library.opcheck(torch.ops.sewsnn.neuron_backward.default, arguments)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_numbers_that_change_between_calls(dynamic):
+    """A graph for each value, and right results with gradients; nodes take numpy's numbers, too."""
+    torch._dynamo.reset()
+
+    def calls(x, th, tau, w):
+        s = functional.lif_multistep(x, v_threshold=th, tau=tau, v_reset=th - 2)[0]
+        s = s + functional.if_multistep(x, v_threshold=th, surrogate_function=surrogate.ATan(tau))[0]
+        return s + functional.plif_multistep(x, w, v_threshold=th, v_reset=None)[0]
+
+    compiled = torch.compile(calls, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    w = torch.tensor(0.3, requires_grad=True)
+    for th, tau, n in ((1.0, 2.0, 5), (0.5, 2.5, 5), (0.25, 3, 6), (0.75, 4.0, 7)):
+        x = torch.randn(4, n, requires_grad=True)
+        found, expected = compiled(x, th, tau, w), calls(x, th, tau, w)
+        assert torch.equal(found, expected)
+        for a, b in zip(*(torch.autograd.grad(s.sum(), (x, w)) for s in (found, expected)), strict=True):
+            torch.testing.assert_close(a, b)
+    node, x = neuron.LIFNode(tau=np.float32(2.5), v_threshold=np.float64(0.5)), torch.randn(4, 5)
+    compiled = torch.compile(node, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for tau in (2.5, 3.0, np.float32(4.5)):
+        node.tau = tau
+        assert torch.equal(compiled(x), functional.lif_multistep(x, tau=float(tau), v_threshold=0.5)[0])
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_networks_on_images_of_several_sizes(dynamic):
+    """By inductor, which has no layout for convolutions of symbolic height and width (pytorch#185510)."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net = models.create_model("sew_resnet", blocks=[1], widths=[4], num_classes=3, T=2).eval()
+    compiled = torch.compile(net, dynamic=dynamic)
+    for size in (32, 40, 48):
+        x = torch.randn(2, 3, size, size)
+        torch.testing.assert_close(compiled(x), net(x))

@@ -15,7 +15,7 @@ from spikingjelly.activation_based import neuron as theirs
 from spikingjelly.activation_based import surrogate as their_surrogate
 from torch import Tensor, nn
 
-from sewsnn import functional, neuron, surrogate
+from sewsnn import checks, functional, neuron, surrogate
 from sewsnn.checks import DTYPES
 from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
@@ -121,12 +121,21 @@ class _Bridge(neuron.BaseNode):
     store_v = True
     may_fuse = True  # False in nodes that stand in more than one place, and so go on from their own state
 
+    def __setattr__(self, name, value):
+        super(neuron.BaseNode, self).__setattr__(name, value)  # what no kernel takes runs in SpikingJelly
+
     # ---- a call
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes of x: ``[T, N, ...]``, or ``[N, ...]`` in single-step mode; ``v`` and ``v_seq`` as SpikingJelly's."""
+        eager = not torch.compiler.is_compiling()
+        if eager:
+            self._check_repetition(self.v)
         if obstacle(self) is not None or x.dtype not in DTYPES:
-            return super(neuron.BaseNode, self).forward(x)
+            s = super(neuron.BaseNode, self).forward(x)
+            if eager:
+                self._remember(self.v)
+            return s
         single = self.step_mode == "s"
         sequence = self.store_v_seq and not single
         x_seq = x.unsqueeze(0) if single else as_stacked(x)
@@ -141,6 +150,8 @@ class _Bridge(neuron.BaseNode):
             self.v_seq = None
         elif STATE_FOLLOWS_INPUT and self.store_v_seq:
             self._append_v_seq(self.v)
+        if eager:
+            self._remember(self.v)
         return s_seq.squeeze(0) if single else s_seq
 
     @property
@@ -178,6 +189,8 @@ class _Bridge(neuron.BaseNode):
     def can_be_fused(self) -> bool:
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
             return False  # a compiled graph cannot say later that v has lost its own
+        if checks.backward_number() != -1 and not torch.compiler.is_compiling():
+            return False  # the node itself says whether it may run there
         plain = self.may_fuse and self.step_mode == "m" and not self.store_v_seq
         return plain and not isinstance(self.v, Tensor) and self.v == self._rest and obstacle(self) is None
 
@@ -185,6 +198,8 @@ class _Bridge(neuron.BaseNode):
         if graph_lost:
             v = _LostGraph.apply(v, torch.empty(0, requires_grad=True))
         self.v = v
+        if not torch.compiler.is_compiling():
+            self._remember(v)
         if STATE_FOLLOWS_INPUT:
             self.v_seq = None
 
@@ -196,18 +211,26 @@ class _Bridge(neuron.BaseNode):
 
     def reset(self) -> None:
         super(neuron.BaseNode, self).reset()
+        self._note_reset()
 
     def detach(self) -> None:
+        old = self.v
         super(neuron.BaseNode, self).detach()
+        self._follow(old, self.v)
 
     def _apply(self, fn, recurse=True):
         # SpikingJelly's takes no second argument; a node has nothing below it that recurse could leave out.
-        return super(neuron.BaseNode, self)._apply(fn)
+        old = self.v
+        super(neuron.BaseNode, self)._apply(fn)
+        self._follow(old, self.v)
+        return self
 
     def __getstate__(self):
         # As in sewsnn: copies and pickles carry the state's values; a graph can be neither copied nor pickled.
         state = self.__dict__.copy()
         state["_memories"] = {name: _detached(value) for name, value in self._memories.items()}
+        for name in ("_left", "_reset_in"):
+            state.pop(name, None)
         if "v_seq" in state:
             state["v_seq"] = _detached(state["v_seq"])
         return state

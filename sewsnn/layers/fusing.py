@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from sewsnn.surrogate import ATan
 
 _FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ATAN = ATan(2.0)
-_by_modules = False
+_by_modules = ContextVar("by_modules", default=False)  # of each thread: two may export at once
 
 
 class Norm(_NormBase):
@@ -50,12 +51,11 @@ def has_hooks(module: nn.Module) -> bool:
 def by_modules() -> Iterator[None]:
     """While active, no op stands for several modules: they run one after the other, and a graph that is traced then
     has their own operations."""
-    global _by_modules
-    before, _by_modules = _by_modules, True
+    before = _by_modules.set(True)
     try:
         yield
     finally:
-        _by_modules = before
+        _by_modules.reset(before)
 
 
 def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
@@ -64,7 +64,7 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
-    if _by_modules or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _by_modules.get() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if torch.nn.modules.module._has_any_global_hook():  # they watch the calls of every module
         return False

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import over_time
@@ -107,6 +108,10 @@ class Network(nn.Module):
             x: images ``[N, C, H, W]``, convolved once and shown T times, or a sequence ``[T, N, C, H, W]``. In
                 single-step mode the next frame ``[N, C, H, W]``; its logits are returned.
         """
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            # Inductor cannot lay out convolutions of symbolic height and width (pytorch#185510): writing the numbers
+            # down makes them constants, and each image size a graph of its own.
+            _ = f"{x.shape[-2]!r} {x.shape[-1]!r}"
         if self.step_mode == "s":
             if x.dim() != 4:
                 raise ValueError(f"x must be one frame [N, C, H, W] in single-step mode, got shape {list(x.shape)}")

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sewsnn.ops.load import NATIVE_ERROR
-from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, no_double_backward
+from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.shapes import check_operands, check_size
 
@@ -210,6 +210,8 @@ def sums_of_all(ctx, sums: Tensor, count: float) -> Tensor:
 
 
 class _BnNeuron(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
     @staticmethod
     def forward(ctx, z, shortcut, statistics, weight, bias, leak, options, v_mode, pack, training, count, group, two):
         inputs = (z, shortcut, statistics, weight, bias, leak)

@@ -55,12 +55,24 @@ def multistep(
     if torch.compiler.is_compiling():
         s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward(x_seq, v, leak, *options, needs_grad)
     elif needs_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        neuron = _FuncNeuron if torch._C._are_functorch_transforms_active() else _Neuron
+        neuron = _Neuron
+        if torch._C._are_functorch_transforms_active():
+            neuron = _FuncNeuron
+            _check_samples(x_seq)
         s_seq, v_out, _ = neuron.apply(x_seq, v, leak, options)
     else:
         with _BelowAutograd():
             s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward.default(x_seq, v, leak, *options, False)
     return s_seq, None if v_mode == V_NONE else v_out
+
+
+def _check_samples(x: Tensor) -> None:
+    """Raises ValueError where torch.func.vmap maps over 0 samples, for which torch's rule has no result."""
+    inner = x
+    while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+        inner = torch._C._functorch.get_unwrapped(inner)
+    if x.numel() and not inner.numel():
+        raise ValueError("x_seq: torch.func.vmap needs at least one sample, got 0")
 
 
 def dense_strides(x: Tensor) -> list[int]:
@@ -159,7 +171,17 @@ def _gradients_below_autograd(*arguments):
         return torch.ops.sewsnn.neuron_backward.default(*arguments)
 
 
+def no_forward_mode(ctx, *tangents):
+    """The forward-mode formula (jvp) of every op: there is none."""
+    raise NotImplementedError(
+        "neurons have no forward-mode derivative (jvp, torch.autograd.forward_ad): the surrogate gradient is defined "
+        "for reverse mode alone; use backward, torch.func.grad or torch.func.vjp"
+    )
+
+
 class _Neuron(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
     @staticmethod
     def forward(ctx, x, v, leak, options):
         output = _forward_below_autograd(x, v, leak, options)
@@ -177,6 +199,7 @@ class _FuncNeuron(torch.autograd.Function):
     generate_vmap_rule = True
     forward = staticmethod(_forward_below_autograd)
     backward = _Neuron.backward
+    jvp = _Neuron.jvp
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sewsnn.ops.bn import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
-from sewsnn.ops.neuron import CHUNK, no_double_backward
+from sewsnn.ops.neuron import CHUNK, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.shapes import check_operands
 
@@ -72,6 +72,8 @@ def _gradients(ctx, grad_out):
 
 
 class _BnNeuronPool(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
     @staticmethod
     def forward(ctx, z, statistics, weight, bias, leak, options, training, count, group):
         tensors = (z, statistics, weight, bias, leak)
