@@ -58,13 +58,20 @@ def by_modules() -> Iterator[None]:
         _by_modules.reset(before)
 
 
+def _modules_are_asked_for() -> bool:
+    return _by_modules.get()
+
+
+_modules_are_asked_for._dynamo_marked_constant = True  # torch.compile takes the answer as it is while it traces
+
+
 def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
     """Whether the op gives what the modules would give.
 
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
-    if _by_modules.get() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _modules_are_asked_for() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if torch.nn.modules.module._has_any_global_hook():  # they watch the calls of every module
         return False
