@@ -24,13 +24,34 @@ def read_file(path: str) -> bytes:
 
 
 def decode(data: bytes, path: str) -> "Image":
-    """An image in RGB, whatever its mode (grey, palette, CMYK, with transparency); EXIF is not looked at.
+    """An image in RGB of 8 bits, whatever its mode (grey, palette, CMYK, 16 bits, with transparency). Of 16 bits the
+    upper 8 are taken, as Pillow does by itself for colours. Transparency is left out, of an animation the first frame
+    taken; EXIF is not looked at.
 
     Raises:
         DataError: no image, truncated or damaged, or larger than ``PIL.Image.MAX_IMAGE_PIXELS`` (a small file that
             decodes to gigabytes); names ``path``.
     """
-    return _pillow(lambda image: image.convert("RGB"), data, path)
+    return _pillow(to_rgb, data, path)
+
+
+def to_rgb(image: "Image") -> "Image":
+    """An image of any mode in RGB of 8 bits.
+
+    Raises:
+        ValueError: its numbers have no scale (mode F), or there is no conversion.
+    """
+    if image.mode.startswith("I"):  # grey of 16 bits, of which Pillow's own conversion keeps what is below 256
+        import numpy as np
+        from PIL import Image
+
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("it has numbers without a scale (mode F), expected are 8 or 16 bits")
+    elif image.mode in ("La", "RGBa"):  # colours that were multiplied with their transparency
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    return image.convert("RGB")
 
 
 def whole_size(data: bytes, path: str) -> tuple[int, int]:

@@ -117,7 +117,10 @@ def _images(folder: Path) -> list[str]:
 def _classes(folder: Path) -> list[str]:
     """Sorted names of the class folders."""
     entries = _entries(folder)
-    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    try:
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:  # a link to itself
+        raise UnreadableError.of(error.filename or folder, error) from None
     if classes:
         return classes
     flat = sum(entry.name.lower().endswith(SUFFIXES) for entry in entries)
