@@ -149,3 +149,20 @@ def test_what_is_wrong_with_a_tonic_data_set_is_said():
         list(from_tonic(TonicLike(2), TonicLike(2, lambda i: 3 * i), 3, (W, H, 2), options).test_batches())
     with pytest.raises(DataError, match=r"test\[0\]: events: x must be 0 to 3"):
         list(from_tonic(TonicLike(2), TonicLike(2), 3, (4, H, 2), options).test_batches())
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize("split_by", ["number", "time"])
+def test_every_integer_type(kind, split_by):
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.integers(0, 200, 500))
+    x, y, p = (rng.integers(0, most, 500) for most in (7, 5, 2))
+    expected = integrate_events({"t": t, "x": x, "y": y, "p": p}, 4, split_by, 5, 7)
+    events = {name: values.astype(kind) for name, values in (("t", t), ("x", x), ("y", y), ("p", p))}
+    assert torch.equal(integrate_events(events, 4, split_by, 5, 7), expected)
+    if kind == "uint64":  # beyond int64
+        events["t"] = events["t"] + np.uint64(2**63 + 5)
+        assert torch.equal(integrate_events(events, 4, split_by, 5, 7), expected)
+        events["t"][:3] = 0
+        with pytest.raises(ValueError, match="t must span less"):
+            integrate_events(events, 4, split_by, 5, 7)

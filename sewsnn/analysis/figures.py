@@ -1,5 +1,6 @@
 """Figures of a training run, and of its data."""
 
+import math
 from pathlib import Path
 
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 from sewsnn.errors import UserError
 from sewsnn.files import write_atomic
 
-TRAIN, TEST = "#4477aa", "#cc3311"
+TRAIN, TEST, AVERAGE = "#4477aa", "#cc3311", "#228833"
 
 
 def _figure(**kwargs):
@@ -23,7 +24,8 @@ def _save(figure, path: Path) -> None:
 
 
 def draw_curves(history: list[dict], title: str, path: Path, published: float | None = None) -> None:
-    """Loss and accuracy over epochs, training and test, and the published test accuracy (in percent), as one PNG."""
+    """Loss and accuracy over epochs as one PNG: training, test and, where there is one (``train.ema``), the moving
+    average of the weights; also the published test accuracy (in percent)."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(figsize=(9, 3.6))
@@ -32,57 +34,86 @@ def draw_curves(history: list[dict], title: str, path: Path, published: float | 
     for axes, name, factor, label in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("cross entropy", "accuracy / %"), strict=True
     ):
-        for split, colour in (("train", TRAIN), ("test", TEST)):
-            values = [factor * row[f"{split}_{name}"] for row in history]
-            axes.plot(epochs, values, color=colour, marker=marker, markersize=3, linewidth=1.4, label=split)
+        for split, colour in (("train", TRAIN), ("test", TEST), ("average", AVERAGE)):
+            values = [row.get(f"{split}_{name}") for row in history]
+            if all(value is None for value in values):
+                continue
+            values = [math.nan if value is None else factor * value for value in values]
+            of = {"average": "test, moving average"}.get(split, split)
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=3, linewidth=1.4, label=of)
         if published is not None and name == "accuracy":
             axes.axhline(published, color=TEST, linewidth=1, linestyle="--", label="published")
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     best = max(history, key=lambda row: row["test_accuracy"])
     figure.suptitle(
-        f"{title}: test accuracy {100 * history[-1]['test_accuracy']:.2f} % after the last epoch, "
+        f"{_shortened(title)}: test accuracy {100 * history[-1]['test_accuracy']:.2f} % after the last epoch, "
         f"best {100 * best['test_accuracy']:.2f} % (epoch {best['epoch'] + 1})",
         fontsize=10,
-        parse_math=False,  # a name may have dollars
     )
     _save(figure, path)
 
 
 def draw_firing_rates(rates: dict[str, float], title: str, path: Path) -> None:
     """Firing rate per neuron layer, first layer on top, as one PNG."""
-    figure = _figure(figsize=(7, 1.2 + 0.26 * len(rates)))
+    figure = _figure(figsize=(7, 1.2 + 0.26 * max(len(rates), 1)))
     axes = figure.subplots()
     names = list(rates)
     bars = axes.barh(names, [rates[n] for n in names], color=TRAIN, height=0.7)
-    axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
+    axes.bar_label(bars, labels=[_rate(rates[n]) for n in names], padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(0.05, 1.15 * max(rates.values())))
+    axes.margins(y=0.5 / max(len(rates), 1))
+    axes.set_xlim(0, max(0.05, 1.15 * max((rate for rate in rates.values() if math.isfinite(rate)), default=0)))
     axes.set_xlabel("spikes per neuron and time-step")
     axes.tick_params(axis="y", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{title}: firing rate per layer, test set", fontsize=10, parse_math=False)
+    figure.suptitle(f"{_shortened(title)}: firing rate per layer, test set", fontsize=10)
     _save(figure, path)
 
 
-def draw_samples(x: Tensor, labels: Tensor, title: str, path: Path, most: int = 8) -> None:
+def _rate(rate: float) -> str:
+    """Three decimals, or two digits where these would all be 0."""
+    return f"{rate:.3f}" if rate == 0 or not abs(rate) < 0.001 else f"{rate:.1e}"
+
+
+def draw_samples(
+    x: Tensor,
+    labels: Tensor,
+    title: str,
+    path: Path,
+    most: int = 8,
+    normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> None:
     """The first ``most`` samples of a batch, as one PNG: images side by side; sequences a row each, frame after frame.
 
+    Three channels are colours. Of two, the polarities of events, the second (on, p = 1) less the first (off, p = 0) is
+    drawn, red above 0 and blue below, white where there are as many of both. Of others the first channel is drawn in
+    grey, its least value black.
+
     Args:
-        x: what a network is given, images ``[N, C, H, W]`` or sequences ``[T, N, C, H, W]``, on any device. Three
-            channels are colours, scaled to the sample's own range; of two, the polarities of events, the second less
-            the first is drawn, red above 0 and blue below; of others the first is.
+        x: what a network is given, images ``[N, C, H, W]`` or sequences ``[T, N, C, H, W]``, on any device.
         labels: ``[N]``.
+        normalised: mean and deviation of each channel in [0, 1], which are undone. None: colours are in [0, 1]
+            already, or else are scaled to the sample's own range, which the title then says.
     """
     sequences = x.dim() == 5
     samples = (x.movedim(1, 0) if sequences else x[:, None])[:most].detach().float().cpu()  # [N, T, C, H, W]
     count, T, channels = samples.shape[:3]
+    note = ""
+    if normalised is not None and channels == len(normalised[0]):
+        mean, deviation = (samples.new_tensor(values)[:, None, None] for values in normalised)
+        samples = (samples * deviation + mean).clamp(0, 1)
+    elif channels == 3 and not (samples.min() >= 0 and samples.max() <= 1):
+        note = "; colours scaled to each sample's range"
+    elif channels == 2:
+        note = "; red: more on events (p = 1), blue: more off events (p = 0)"
     rows, columns = (count, T) if sequences else (-(-count // 4), min(count, 4))
-    figure = _figure(figsize=(1.1 * columns + 0.6, 1.1 * rows + 0.5))
+    figure = _figure(figsize=(max(1.1 * columns + 0.6, 4.5), 1.2 * rows + 0.6))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -92,14 +123,18 @@ def draw_samples(x: Tensor, labels: Tensor, title: str, path: Path, most: int = 
         for t, frame in enumerate(frames):
             axes = grid[i, t] if sequences else grid[i // columns, i % columns]
             if channels == 3:
-                axes.imshow(((frame - low) / max(high - low, 1e-6)).movedim(0, -1))
+                own = (frame - low) / max(high - low, 1e-6) if note else frame
+                axes.imshow(own.movedim(0, -1))
             elif channels == 2:
                 axes.imshow(frame[1] - frame[0], cmap="RdBu_r", vmin=-scale, vmax=scale)
             else:
-                axes.imshow(frame[0], cmap="gray", vmin=low, vmax=high)
-            if t == 0:
-                axes.set_title(f"class {int(labels[i])}", fontsize=7, pad=2)
-            elif i == 0:
-                axes.set_title(f"t = {t + 1}", fontsize=7, pad=2)
-    figure.suptitle(title, fontsize=9)
+                axes.imshow(frame[0], cmap="gray", vmin=min(low, 0.0), vmax=max(high, 1e-6))
+            words = [f"t = {t + 1}"] if sequences and (i == 0 or t == 0) else []
+            words += [f"class {int(labels[i])}"] if t == 0 else []
+            axes.set_title("\n".join(reversed(words)), fontsize=7, pad=2)
+    figure.suptitle(f"{_shortened(title)}{note}", fontsize=8, wrap=True)
     _save(figure, path)
+
+
+def _shortened(title: str, most: int = 60) -> str:
+    return title if len(title) <= most else f"{title[: most // 2]}...{title[-most // 2 :]}"

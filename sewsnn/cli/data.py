@@ -78,7 +78,7 @@ def _show(arguments) -> int:
     x, labels = next(iter(batches))
     part = "test" if arguments.test else "training"
     title = f"{config.data.name}, {part} samples"
-    draw_samples(source.to_float(x), labels, title, Path(arguments.output), arguments.samples)
+    draw_samples(source.to_float(x), labels, title, Path(arguments.output), arguments.samples, source.normalised)
     fewer = f" (a batch has {len(labels)} samples, not {arguments.samples})" if len(labels) < arguments.samples else ""
     print(f"see {arguments.output}{fewer}")
     return 0

@@ -35,7 +35,7 @@ def open_cifar10(options: Options) -> ImagesInMemory:
     root = Path(options.root)
     root = root / FOLDER if (root / FOLDER).is_dir() else root
     train, test = (_read([root / name for name in names]) for names in (TRAIN, TEST))
-    return ImagesInMemory(train, test, CLASSES, options, normalise)
+    return ImagesInMemory(train, test, CLASSES, options, normalise, (MEAN, STD))
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -112,17 +112,28 @@ def _checked(events: Any, H: int, W: int) -> list[np.ndarray]:
             raise TypeError(f"events: {name} must be a 1-D array of integers, got {array.ndim}-D of {array.dtype}")
         if fields and len(array) != len(fields[0]):
             raise ValueError(f"events: {name} has {len(array):,} entries and t {len(fields[0]):,}")
-        array = np.ascontiguousarray(array, np.int64 if name == "t" else None)
+        array = _times(array) if name == "t" else np.ascontiguousarray(array)
         if most is not None and len(array) and not (array.min() >= 0 and array.max() < most):
             j = int(((array < 0) | (array >= most)).argmax())
             raise ValueError(f"events: {name} must be 0 to {most - 1}, is {array[j]} at event {j:,}")
-        fields.append(array)
+        # NumPy adds no uint64 to a signed integer; of what is in range nothing is lost.
+        fields.append(array.astype(np.int64) if name != "t" and array.dtype == np.uint64 else array)
     t = fields[0]
     back = t[1:] < t[:-1]
     if back.any():
         j = int(back.argmax()) + 1
         raise ValueError(f"events: t must not decrease, does at event {j:,} (from {t[j - 1]} to {t[j]})")
     return fields
+
+
+def _times(t: np.ndarray) -> np.ndarray:
+    """As int64; of uint64 beyond that the first is subtracted, for differences are all that counts."""
+    if t.dtype == np.uint64 and len(t) and t.max() >= 2**63:
+        first = t.min()
+        if t.max() - first >= 2**63:
+            raise ValueError(f"events: t must span less than 2^63 microseconds, spans {t.max() - first}")
+        t = t - first
+    return np.ascontiguousarray(t, np.int64)
 
 
 def _field(events: Any, name: str) -> Any:

@@ -36,6 +36,8 @@ class Generated:
     frame of a sequence holds small event counts, more of them where the pattern is high.
     """
 
+    normalised = None
+
     def __init__(self, shape: Shape, options: Options):
         self.shape, self.options = shape, options
         self.num_classes, self.in_channels, self.sequences = shape.num_classes, shape.size[0], shape.sequences

@@ -56,7 +56,7 @@ def open_imagenet(options: Options) -> LoadedSource:
 
         return DaliSource(train, test, classes, options)
     parts = (Loaded(images, options) for images in (train, test))
-    return LoadedSource(*parts, classes, 3, False, options, normalise)
+    return LoadedSource(*parts, classes, 3, False, options, normalise, (MEAN, STD))
 
 
 def check_options(options: Options) -> None:

@@ -17,6 +17,7 @@ class ImagesInMemory:
         num_classes: labels are below it.
         options: see there.
         to_float: what the network is given of a batch of images, after shifts and flips.
+        normalised: mean and deviation of each channel in [0, 1] by which ``to_float`` normalises; None: it does not.
     """
 
     sequences = False
@@ -28,10 +29,12 @@ class ImagesInMemory:
         num_classes: int,
         options: Options,
         to_float: Callable[[Tensor], Tensor] = Tensor.float,
+        normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ):
         self.train_images, self.train_labels = train
         self.test_images, self.test_labels = test
         self.num_classes, self.options, self._to_float = num_classes, options, to_float
+        self.normalised = normalised
         self.corrupt: dict[str, str] = {}
         self.in_channels = self.train_images.shape[1]
         self.steps_per_epoch = options.steps(len(self.train_labels))

@@ -47,6 +47,7 @@ class LoadedSource:
             can, a test sample is left out; ``corrupt`` names them all. Where many in a row cannot, it stops all the
             same: then it is the disk.
         to_float: on the device.
+        normalised: mean and deviation of each channel in [0, 1] by which ``to_float`` normalises; None: it does not.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class LoadedSource:
         sequences: bool,
         options: Options,
         to_float: Callable[[Tensor], Tensor] = Tensor.float,
+        normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ):
         self.train, self.test, self.options, self._to_float = train, test, options, to_float
         self.num_classes, self.in_channels, self.sequences = num_classes, in_channels, sequences
+        self.normalised = normalised
         self.steps_per_epoch = options.steps(len(train))
         self.test_steps = -(-len(options.test_share(len(test))) // options.batch_size)
         self.corrupt: dict[str, str] = {}

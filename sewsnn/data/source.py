@@ -120,6 +120,7 @@ class DataSource(Protocol):
     sequences: bool  #: whether samples are sequences rather than images
     steps_per_epoch: int  #: the same on all processes
     test_steps: int  #: of this process
+    normalised: tuple[tuple[float, ...], tuple[float, ...]] | None  #: by which mean and deviation, of colours in [0, 1]
     corrupt: dict[str, str]  #: files that were left out so far, and what is wrong with them
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
