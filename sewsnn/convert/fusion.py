@@ -104,6 +104,32 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
             yield norm, node, ""
 
 
+def why_alone(model: nn.Module, name: str, node: nn.Module) -> str:
+    """Why no op can join a replaced neuron and a batch norm before it."""
+    if not node.may_fuse:
+        return "it stands in more than one place of the model"
+    if not name:
+        return "it is the whole model"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    kind = _originals().get(type(parent), type(parent))
+    if nodes.patched(parent):
+        return f"a method of the {kind.__name__} around it was replaced"
+    if kind is not nn.Sequential:
+        return f"what happens between the modules of {kind.__name__} is known to that class alone"
+    modules = list(parent)
+    place = next(i for i, module in enumerate(modules) if module is node)
+    if place == 0:
+        return "it is the first module of its nn.Sequential"
+    before = type(modules[place - 1])
+    if issubclass(before, nn.modules.batchnorm._BatchNorm):
+        return f"sewsnn fuses SpikingJelly's batch norms of [T, N, C, ...], not {before.__module__}.{before.__name__}"
+    return f"the module before it is no batch norm, but {before.__name__}"
+
+
+def _originals() -> dict[type, type]:
+    return {swapped: original for original, swapped in _classes().items()}
+
+
 def _classes() -> dict[type, type]:
     """The classes to swap. A model can only be of a module of SpikingJelly that was imported."""
     classes = {nn.Sequential: FusedSequential}
@@ -120,7 +146,7 @@ def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
         Those neurons, each with what it runs with.
     """
     classes = _classes()
-    originals = {swapped: original for original, swapped in classes.items()}
+    originals = _originals()
     names = {module: name for name, module in model.named_modules()}
     fused = {}
     for module in names:

@@ -10,12 +10,12 @@ import math
 import numbers
 
 import torch
-from spikingjelly.activation_based import base
 from spikingjelly.activation_based import neuron as theirs
 from spikingjelly.activation_based import surrogate as their_surrogate
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from sewsnn import checks, functional, neuron, surrogate
+from sewsnn import functional, neuron, surrogate
 from sewsnn.checks import DTYPES
 from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
@@ -72,20 +72,41 @@ def patched(node: nn.Module) -> str | None:
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Why a module of SpikingJelly is none that is swapped; None if it is, or is not SpikingJelly's."""
+    """Why a neuron of SpikingJelly is none that is swapped; None if it is, or is no neuron of SpikingJelly's."""
     kind = type(module)
     if kind in CLASSES:
         method = patched(module)
         return obstacle(module) if method is None else f"its method {method} was replaced"
     if isinstance(module, tuple(CLASSES)):
         return "a class of its own: it may compute something else than the node it is derived from"
-    if isinstance(module, theirs.BaseNode) or kind.__module__.startswith(theirs.__name__):
+    if isinstance(module, theirs.BaseNode) or (
+        kind.__module__.startswith(theirs.__name__) and kind.__name__.endswith("Node")
+    ):
         return "sewsnn has no such neuron"
-    if isinstance(module, base.MemoryModule):
-        return "has a state, but is no neuron"
-    if "clock_driven" in kind.__module__.split(".") or (kind.__name__.startswith("MultiStep") and hasattr(module, "v")):
+    place = kind.__module__.split(".")
+    old = "clock_driven" in place and place[-1].startswith("neuron") and kind.__name__.endswith("Node")
+    if old or (kind.__name__.startswith("MultiStep") and hasattr(module, "v")):
         return "of an old SpikingJelly: build the model with spikingjelly.activation_based first"
     return None
+
+
+def why_alone_now(node: nn.Module) -> str:
+    """Why a node that stands where an op could join it and its norm runs alone as it is now; empty if it does not."""
+    if node.step_mode != "m":
+        return f"step_mode is {node.step_mode!r}"
+    if node.store_v_seq:
+        return "store_v_seq is set"
+    if isinstance(node.v, Tensor) or node.v != node._rest:
+        return "v is not at rest: reset_net"
+    return "it has hooks" if has_hooks(node) else ""
+
+
+def operators_are_watched() -> bool:
+    """Whether a mode that sees torch's operators is active, such as SpikingJelly's and torch's counters of operators:
+    it knows SpikingJelly's operators, not sewsnn's. (Tracers, which have modes of their own, are not meant.)"""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(not mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack())
 
 
 def as_stacked(x_seq: Tensor) -> Tensor:
@@ -131,7 +152,7 @@ class _Bridge(neuron.BaseNode):
         eager = not torch.compiler.is_compiling()
         if eager:
             self._check_repetition(self.v)
-        if obstacle(self) is not None or x.dtype not in DTYPES:
+        if obstacle(self) is not None or x.dtype not in DTYPES or (eager and operators_are_watched()):
             s = super(neuron.BaseNode, self).forward(x)
             if eager:
                 self._remember(self.v)
@@ -189,8 +210,10 @@ class _Bridge(neuron.BaseNode):
     def can_be_fused(self) -> bool:
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
             return False  # a compiled graph cannot say later that v has lost its own
-        if checks.backward_number() != -1 and not torch.compiler.is_compiling():
-            return False  # the node itself says whether it may run there
+        if not torch.compiler.is_compiling():
+            self._check_repetition(self.v)
+            if operators_are_watched():
+                return False
         plain = self.may_fuse and self.step_mode == "m" and not self.store_v_seq
         return plain and not isinstance(self.v, Tensor) and self.v == self._rest and obstacle(self) is None
 
@@ -204,6 +227,25 @@ class _Bridge(neuron.BaseNode):
             self.v_seq = None
 
     # ---- the state is SpikingJelly's
+
+    def __getattr__(self, name):
+        value = super(neuron.BaseNode, self).__getattr__(name)
+        if name in ("v", "v_seq") and isinstance(value, Tensor) and self._forget_transforms():
+            return super(neuron.BaseNode, self).__getattr__(name)
+        return value
+
+    def _forget_transforms(self) -> bool:
+        """Puts back to rest what a transform of torch.func left that has ended: its tensors mean nothing any more."""
+        if torch._C._are_functorch_transforms_active():
+            return False
+        dead = [
+            name
+            for name, value in self._memories.items()
+            if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+        ]
+        for name in dead:
+            self._memories[name] = self._rest if name == "v" else None
+        return bool(dead)
 
     @property
     def keeps_state(self) -> bool:
@@ -220,6 +262,7 @@ class _Bridge(neuron.BaseNode):
 
     def _apply(self, fn, recurse=True):
         # SpikingJelly's takes no second argument; a node has nothing below it that recurse could leave out.
+        self._forget_transforms()
         old = self.v
         super(neuron.BaseNode, self)._apply(fn)
         self._follow(old, self.v)
@@ -227,6 +270,7 @@ class _Bridge(neuron.BaseNode):
 
     def __getstate__(self):
         # As in sewsnn: copies and pickles carry the state's values; a graph can be neither copied nor pickled.
+        self._forget_transforms()
         state = self.__dict__.copy()
         state["_memories"] = {name: _detached(value) for name, value in self._memories.items()}
         for name in ("_left", "_reset_in"):

@@ -13,10 +13,11 @@ class Replaced(NamedTuple):
     kind: str
     settings: str
     fused_with: str  # names of the batch norm before it and, where one op joins that too, the connection; "": alone
+    reason: str = ""  # why it runs alone, or, with ``fused_with``, why it does as it is set now
 
 
 class Left(NamedTuple):
-    """A module that is as it was."""
+    """A neuron of SpikingJelly that is as it was."""
 
     name: str
     kind: str
@@ -48,15 +49,21 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"neurons replaced: {len(self.replaced)}, of them in one op with batch norm: {self.fused}"]
-        lines += _table([(e.name, e.kind, e.settings, e.fused_with and f"with {e.fused_with}") for e in self.replaced])
+        lines += _table([(e.name, e.kind, e.settings, _how(e)) for e in self.replaced])
         if self.converted_before:
             lines.append(f"neurons that were sewsnn's already (converted before): {len(self.converted_before)}")
         if self.left:
-            lines.append(f"modules left as they are: {len(self.left)}")
+            lines.append(f"neurons left as they are: {len(self.left)}")
             lines += _table(self.left)
         if not (self.replaced or self.converted_before or self.left):
             lines.append(f"{type(self.model).__name__} has no neurons of spikingjelly.activation_based in it")
         return "\n".join(lines)
+
+
+def _how(entry: Replaced) -> str:
+    if not entry.fused_with:
+        return f"alone: {entry.reason}"
+    return f"with {entry.fused_with}" + (f" (not now: {entry.reason})" if entry.reason else "")
 
 
 def _table(rows: list[tuple]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from sewsnn.convert.fusion import FusedSequential, norm_neuron
@@ -35,6 +36,15 @@ class Block:
             conv, bn, sn = self._layer(i)
             x = norm_neuron(conv(x), bn, sn)
         return self._layer(self.convs)[0](x)
+
+    def _in_order(self, *others: nn.Module | None) -> bool:
+        """Whether somebody watches the calls of the last norm or neuron, or of the shortcut's modules ``others``: the
+        op joins the last two with the shortcut, and so runs after it, where SpikingJelly calls them before."""
+        if torch.nn.modules.module._has_any_global_hook():
+            return True
+        _, bn, sn = self._layer(self.convs)
+        below = (module for other in others if other is not None for module in other.modules())
+        return any(has_hooks(module) for module in (bn, sn, *below))
 
     def _layer(self, i: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         return tuple(getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "sn"))

@@ -17,8 +17,10 @@ class _Block(resnet.Block):
         if self.cnf not in CONNECT:
             return super().forward(x)  # which says that there is no such connection
         z_seq = self._branch(x)
-        identity = x if self.downsample is None else self._shortcut(x)
         _, bn, sn = self._layer(self.convs)
+        if self.downsample is not None and self._in_order(self.downsample, self.downsample_sn):
+            return theirs.sew_function(norm_neuron(z_seq, bn, sn), self._shortcut(x), self.cnf)
+        identity = x if self.downsample is None else self._shortcut(x)
         if self.cnf in self.joined:
             return norm_neuron(z_seq, bn, sn, identity, self.cnf)
         return theirs.sew_function(norm_neuron(z_seq, bn, sn), identity, self.cnf)

@@ -12,8 +12,11 @@ from sewsnn.convert.fusion import norm_neuron
 class _Block(resnet.Block):
     def forward(self, x: Tensor) -> Tensor:
         z_seq = self._branch(x)
-        identity = x if self.downsample is None else self.downsample(x)
         _, bn, sn = self._layer(self.convs)
+        if self.downsample is not None and self._in_order(self.downsample):
+            y = bn(z_seq)
+            return sn((y + self.downsample(x)).to(y.dtype))
+        identity = x if self.downsample is None else self.downsample(x)
         return norm_neuron(z_seq, bn, sn, identity, "ADD", connect_before=True)
 
     def fused_triples(self) -> Iterator[resnet.Triple]:

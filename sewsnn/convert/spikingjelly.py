@@ -52,5 +52,7 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
     fused = fusion.set_fusion(model, fuse)
     for module, name in found.items():
         settings = f"{module.extra_repr()}, {module.surrogate_function}"
-        report.replaced.append(Replaced(name, type(module).__name__, settings, fused.get(module, "")))
+        why = nodes.why_alone_now(module) if module in fused or not fuse else fusion.why_alone(model, name, module)
+        reason = why if fuse else "fuse=False"
+        report.replaced.append(Replaced(name, type(module).__name__, settings, fused.get(module, ""), reason))
     return report
