@@ -16,6 +16,8 @@ from sewsnn.models.blocks import Block
 from sewsnn.models.dialects import DIALECTS, detect, dialects
 from sewsnn.models.weights import Weights, read_weights, some
 
+_ALPHA = ".surrogate_function.alpha"
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -30,7 +32,8 @@ class LoadReport:
         unexpected: the file's entries, by its names, that the model has no place for.
         mismatched: why an entry, by the file's name, does not fit: both shapes.
         kept: ``num_batches_tracked`` that an older file does not have; no error.
-        ignored: the file's other keys.
+        ignored: the file's other keys, and the constants of surrogates (``*.surrogate_function.alpha``) that old
+            versions of SpikingJelly keep among the weights: a network's surrogate is that of its own neurons.
         notes: what should be known and is no error.
         names: the model's names -> the file's.
     """
@@ -82,7 +85,7 @@ class LoadReport:
         if self.kept:
             lines.append(f"not in the file, as in older ones: {len(self.kept)} x num_batches_tracked")
         if self.ignored:
-            lines.append(f"not read: {', '.join(self.ignored)}")
+            lines.append(f"not read: {some(self.ignored)}")
         return "\n  ".join([*lines, *self.notes])
 
 
@@ -216,7 +219,9 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
     absent = [key for key, name in names.items() if name not in state]
     missing = tuple(key for key in absent if not key.endswith("num_batches_tracked"))
     known = set(names.values())
-    unexpected = tuple(name for name in state if name not in known)
+    others = [name for name in state if name not in known]
+    constants = [name for name in others if name.endswith(_ALPHA)]
+    unexpected = tuple(name for name in others if name not in constants)
     report = LoadReport(
         weights.source,
         dialect,
@@ -226,7 +231,7 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
         unexpected=unexpected,
         mismatched=mismatched,
         kept=tuple(key for key in absent if key not in missing),
-        ignored=weights.ignored,
+        ignored=(*weights.ignored, *constants),
         notes=tuple(_notes(model, weights, missing, unexpected)),
         names=names,
     )
