@@ -1,9 +1,11 @@
 """Errors a user can mend: the command line prints them without a traceback."""
 
+import errno
+import re
 import reprlib
 
 _MOST = 80  # characters of a value in a message
-
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|[Uu]nable to allocate|std::bad_alloc")
 
 
 class UserError(Exception):
@@ -16,6 +18,11 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be read, or belongs to another run."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint's own bytes prove that it is damaged: reading it again will not help, an older one may. Of no other
+    error this is known: the disk may be gone, or the memory used up, and the checkpoint be whole."""
 
 
 class DataError(UserError):
@@ -32,6 +39,13 @@ class DataError(UserError):
 
 class UnreadableError(DataError):
     """A file cannot be read at all, now. It may be whole, and its disk gone: nobody may leave it out for good."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch had too little of the CPU's memory."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
 class _Short(reprlib.Repr):

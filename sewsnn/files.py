@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -9,11 +10,12 @@ import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn import archive
+from sewsnn.errors import CheckpointError, DamagedError, UserError, is_out_of_memory
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -85,42 +87,158 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+class _Read(io.RawIOBase):
+    """A file that remembers why a read failed: torch.load may turn that into an error that does not say so."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: OSError | None = None
+
+    def readinto(self, block) -> int:
+        try:
+            return self._file.readinto(block)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class Tensors(NamedTuple):
+    """What :func:`read_tensors` returns."""
+
+    content: Any
+    note: str  #: what should be known of the file; mostly nothing
+
+
 def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``).
+    """The content of :func:`read_tensors`, alone."""
+    return read_tensors(path, allowed).content
+
+
+def read_tensors(path: Path, allowed: Sequence[type] = ()) -> Tensors:
+    """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``), once the
+    bytes have been compared with the checksums they were written with.
 
     Args:
         allowed: classes whose objects may be in the file besides.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, is damaged, or holds a pickled object of another class
-            (which was not made, nor its code run); names both.
+        DamagedError: the file is damaged, truncated or none of ``torch.save``; named.
+        CheckpointError: the file is missing, cannot be read now, is too large for the memory, or holds a pickled
+            object of another class (which was not made, nor its code run); names both.
     """
     try:
-        with open(path, "rb") as file:
-            return _load_tensors(file, path, allowed)
+        with open_regular(path) as file:
+            return _read_tensors(file, path, allowed)
     except FileNotFoundError:
+        if os.path.islink(path):
+            raise CheckpointError(f"cannot read the checkpoint {path}: it is a link to what is not there") from None
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+        raise cannot_read(f"the checkpoint {path}", error) from None
 
 
-def _load_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Any:
+def cannot_read(what: str, error: OSError, kind: type[UserError] = CheckpointError) -> UserError:
+    """The error of something that cannot be read now, whether it is damaged or not."""
+    return kind(f"cannot read {what}: {error.strerror or error}")
+
+
+def _read_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Tensors:
+    watched = _Read(file)
+    reader = io.BufferedReader(watched)  # without a descriptor: torch would read past the watching
+    is_archive = False
     try:
+        is_archive = archive.is_archive(reader)
+        checked = is_archive and archive.check_records(reader)
+        reader.seek(0)
         with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file, OSError too
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise CheckpointError(
-                f"{path} holds more than tensors: a pickled {refused[1]}, which is refused, since loading it could run "
-                "code"
-            ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason:  # torch's advice is to run the file
-            reason = "refused, since it is TorchScript, pickled with protocol 4 or later, or no checkpoint at all"
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
-        ) from None
+            content = torch.load(reader, map_location="cpu", weights_only=True, mmap=False)
+        return Tensors(content, "" if checked else f"{path} carries no checksums: damage in it cannot be seen")
+    except Exception as error:  # torch.load raises many kinds
+        if watched.error is not None:
+            raise watched.error from None
+        if is_out_of_memory(error):
+            raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
+        if not is_archive and not reader.read(1):
+            error = archive.Damage("it ends too early")
+        raise _refusal(path, error, is_archive) from None
+
+
+def _refusal(path: Path, error: Exception, is_archive: bool) -> CheckpointError:
+    """Why there is no content."""
+    text = str(error)
+    if isinstance(error, archive.Foreign):
+        return CheckpointError(f"{path} was not written by torch.save: {text}")
+    refused = re.search(r"GLOBAL ([\w.]+)", text)
+    if refused:
+        return CheckpointError(
+            f"{path} holds more than tensors: a pickled {refused[1]}, which is refused, since loading it could run code"
+        )
+    reason = text.splitlines()[0] if text else type(error).__name__
+    if "weights_only" in reason:  # torch's advice is to run the file
+        reason = "refused, since it is TorchScript, pickled with protocol 4 or later, or no checkpoint at all"
+    reason = reason.partition(". This is an internal miniz")[0]  # torch's guess at what we know
+    structure = isinstance(error, archive.Damage) or "PytorchStreamReader" in reason
+    if is_archive and not structure:  # its bytes are as they were written
+        return CheckpointError(f"{path} is not a readable checkpoint: {reason}")
+    return DamagedError(
+        f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
+    )
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """``torch.save``, with checksums whatever this process has set, as :func:`write_atomic`.
+
+    Raises:
+        UserError: as there.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        write_atomic(path, lambda file: torch.save(content, file))
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something of that name, be it a link to nothing. ``Path.exists`` takes a disk that does not
+    answer for nothing.
+
+    Raises:
+        UserError: it cannot be known now; names it and says why.
+    """
+    try:
+        os.lstat(path)
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise cannot_read(str(path), error, UserError) from None
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder; none of a folder that is not there.
+
+    Raises:
+        UserError: the folder cannot be read now; names it and says why.
+    """
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise cannot_read(f"the folder {folder}", error, UserError) from None
 
 
 def make_folder(path: Path) -> None:

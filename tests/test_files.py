@@ -30,7 +30,12 @@ def test_only_regular_files_are_opened(tmp_path):
             assert file.read() == b"abc"
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
-    for name, words in (("fifo", "a FIFO"), (".", "a folder"), ("loop", "levels of symbolic links"), ("none", "No such")):
+    for name, words in (
+        ("fifo", "a FIFO"),
+        (".", "a folder"),
+        ("loop", "levels of symbolic links"),
+        ("none", "No such"),
+    ):
         with pytest.raises(OSError, match=words):
             open_regular(tmp_path / name)
     with pytest.raises(OSError, match="device"):

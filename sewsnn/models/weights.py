@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sewsnn.errors import CheckpointError
@@ -96,6 +97,11 @@ def _is_state(content: Any) -> bool:
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return False
     return any(isinstance(value, Tensor) for value in content.values())
+
+
+def is_dense(value: Tensor) -> bool:
+    """Whether a tensor is an array of numbers: neither sparse, quantized or nested, nor without values."""
+    return not (value.is_meta or value.is_nested or value.is_quantized) and value.layout is torch.strided
 
 
 def _plain_names(state: Mapping[str, Any], source: str, known: Collection[str]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn.errors import CheckpointError, UserError, is_out_of_memory
 from sewsnn.train import checkpoint
 from sewsnn.train.config import Config, differences, from_dict
+from sewsnn.train.contents import check_fit
 from sewsnn.train.schema import FREE
 from sewsnn.train.sums import Sums
 
@@ -22,7 +23,7 @@ def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
     if resume == "auto":
         return checkpoint.newest(folder)
     if resume:
-        return checkpoint.load(folder / checkpoint.NAME), ""
+        return checkpoint.read(folder / checkpoint.NAME)
     if checkpoint.holds_run(folder):
         raise UserError(f"{folder} already holds a run: --resume goes on with it, --output names another folder")
     return None, ""
@@ -45,6 +46,11 @@ def check_same(saved: dict[str, Any], config: Config, world: int, folder: Path) 
             f"{folder / checkpoint.NAME} was made with other settings ({', '.join(changed)}): resume with the same, or "
             "start a new run with --output"
         )
+
+
+def _same_batches(trainer: "Trainer", saved: dict[str, Any]) -> bool:
+    batch = from_dict(saved["config"]).data.batch_size
+    return (batch, saved["world"]) == (trainer.config.data.batch_size, trainer.processes.world)
 
 
 def _global_batch(config: Config, world: int) -> int:
@@ -80,9 +86,13 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     Raises:
         CheckpointError: it does not fit the configuration.
     """
-    stepper, processes, folder = trainer.stepper, trainer.processes, trainer.folder
+    stepper, processes, path = trainer.stepper, trainer.processes, trainer.folder / checkpoint.NAME
+    steps = trainer.source.steps_per_epoch
+    if _same_batches(trainer, saved) and saved["step"] > steps:
+        raise CheckpointError(f"{path} does not fit its data: step {saved['step']:,} of an epoch of {steps:,}")
     fused = [group["fused"] for group in trainer.optimizer.param_groups]
     try:
+        check_fit(saved, trainer.model, stepper.average, trainer.optimizer)
         trainer.model.load_state_dict(saved["model"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
         for group, of_device in zip(trainer.optimizer.param_groups, fused, strict=True):
@@ -90,14 +100,17 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         stepper.scaler.load_state_dict(saved["scaler"])
         if stepper.average is not None:
             stepper.average.load_state_dict(saved["average"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / checkpoint.NAME} does not fit its configuration: {error}") from None
-    same_world = saved["world"] == processes.world
-    if same_world:
-        checkpoint.set_rng(saved["rng"][processes.rank])
+        same_world = saved["world"] == processes.world
+        if same_world:
+            checkpoint.set_rng(saved["rng"][processes.rank])
+    except Exception as error:  # torch raises many kinds for what it does not expect
+        if is_out_of_memory(error):
+            raise CheckpointError(f"too little memory to go on from {path}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} does not fit its configuration: {reason}") from None
     batch = trainer.config.data.batch_size * processes.world
-    trainer.epoch, trainer.step = saved["epoch"], min(saved["samples"] // batch, trainer.source.steps_per_epoch)
-    if trainer.step < trainer.source.steps_per_epoch:  # at the end it stays: the last optimizer step may take fewer
+    trainer.epoch, trainer.step = saved["epoch"], min(saved["samples"] // batch, steps)
+    if trainer.step < steps:  # at the end it stays: the last optimizer step may take fewer
         trainer.step -= trainer.step % trainer.config.train.accumulate
     # The sums are those of all processes: one of them goes on with them.
     trainer.sums = Sums(trainer.device, saved["running"] if processes.is_first else None)
