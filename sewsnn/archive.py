@@ -1,4 +1,4 @@
-"""The zip archive that ``torch.save`` writes: every record compared with its checksum, which ``torch.load`` does not do.
+"""The zip archive that ``torch.save`` writes: all records against their checksums, which ``torch.load`` ignores.
 
 Only what torch's reader makes use of is looked at, and in the way it does: the end of the archive, its directory, of
 each record the header's name and lengths, and the bytes. Whatever else a zip file holds (dates, padding, second copies
@@ -52,7 +52,7 @@ def check_records(file: BinaryIO) -> bool:
     """
     size = file.seek(0, 2)
     records = _directory(file, size)
-    if sum(record.size for record in records) > size:
+    if sum(record.packed for record in records) > size:
         raise Damage("its records are larger than the file")
     unchecked = not any(record.crc for record in records)  # of bytes that are not there the checksum is 0, too
     for record in records:

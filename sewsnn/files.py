@@ -39,6 +39,9 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise
 
 
+UNCHECKED = "carries no checksums: damage in it cannot be seen"
+
+
 class _Watched:
     """A file that remembers why a write failed: torch.save turns a full disk into an error that does not say so."""
 
@@ -145,13 +148,15 @@ def read_tensors(path: Path, allowed: Sequence[type] = ()) -> Tensors:
         if os.path.islink(path):
             raise CheckpointError(f"cannot read the checkpoint {path}: it is a link to what is not there") from None
         raise CheckpointError(f"there is no checkpoint {path}") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with \0 in it
         raise cannot_read(f"the checkpoint {path}", error) from None
 
 
-def cannot_read(what: str, error: OSError, kind: type[UserError] = CheckpointError) -> UserError:
+def cannot_read(what: str, error: OSError | ValueError, kind: type[UserError] = CheckpointError) -> UserError:
     """The error of something that cannot be read now, whether it is damaged or not."""
-    return kind(f"cannot read {what}: {error.strerror or error}")
+    if isinstance(error, IsADirectoryError):
+        return kind(f"cannot read {what}: {os.strerror(errno.EISDIR)}")
+    return kind(f"cannot read {what}: {getattr(error, 'strerror', None) or error}")
 
 
 def _read_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Tensors:
@@ -164,7 +169,7 @@ def _read_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Tensor
         reader.seek(0)
         with torch.serialization.safe_globals(list(allowed)):
             content = torch.load(reader, map_location="cpu", weights_only=True, mmap=False)
-        return Tensors(content, "" if checked else f"{path} carries no checksums: damage in it cannot be seen")
+        return Tensors(content, "" if checked else f"{path} {UNCHECKED}")
     except Exception as error:  # torch.load raises many kinds
         if watched.error is not None:
             raise watched.error from None
@@ -179,7 +184,7 @@ def _refusal(path: Path, error: Exception, is_archive: bool) -> CheckpointError:
     """Why there is no content."""
     text = str(error)
     if isinstance(error, archive.Foreign):
-        return CheckpointError(f"{path} was not written by torch.save: {text}")
+        return CheckpointError(f"{path} is not a readable checkpoint (not of torch.save): refused, since {text}")
     refused = re.search(r"GLOBAL ([\w.]+)", text)
     if refused:
         return CheckpointError(
@@ -191,7 +196,7 @@ def _refusal(path: Path, error: Exception, is_archive: bool) -> CheckpointError:
     reason = reason.partition(". This is an internal miniz")[0]  # torch's guess at what we know
     structure = isinstance(error, archive.Damage) or "PytorchStreamReader" in reason
     if is_archive and not structure:  # its bytes are as they were written
-        return CheckpointError(f"{path} is not a readable checkpoint: {reason}")
+        return CheckpointError(f"{path} is not a readable checkpoint (not of torch.save, or made by hand): {reason}")
     return DamagedError(
         f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
     )
@@ -218,13 +223,16 @@ def exists(path: Path) -> bool:
     Raises:
         UserError: it cannot be known now; names it and says why.
     """
-    try:
-        os.lstat(path)
-        return True
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise cannot_read(str(path), error, UserError) from None
+    return _asked(str(path), lambda: bool(os.lstat(path)), False)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of that name.
+
+    Raises:
+        UserError: it cannot be known now; names it and says why.
+    """
+    return _asked(str(path), lambda: stat.S_ISDIR(os.stat(path).st_mode), False)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -233,12 +241,16 @@ def names_in(folder: Path) -> list[str]:
     Raises:
         UserError: the folder cannot be read now; names it and says why.
     """
+    return _asked(f"the folder {folder}", lambda: os.listdir(folder), [])
+
+
+def _asked(what: str, ask: Callable[[], Any], nothing: Any) -> Any:
     try:
-        return os.listdir(folder)
+        return ask()
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise cannot_read(f"the folder {folder}", error, UserError) from None
+        return nothing
+    except (OSError, ValueError) as error:  # ValueError: a path with \0 in it
+        raise cannot_read(what, error, UserError) from None
 
 
 def make_folder(path: Path) -> None:

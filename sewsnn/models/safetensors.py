@@ -1,14 +1,22 @@
-"""Files of the package safetensors, where it is there: tensors by name, nothing else."""
+"""Files of the package safetensors, where it is there: tensors by name, nothing else.
 
+The format has no checksums. Ours carry one among their metadata, of names, dtypes, shapes and values; whoever does not
+know it reads them all the same.
+"""
+
+import json
 import os
+import zlib
 from collections.abc import Mapping
-from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn.errors import CheckpointError, DamagedError, UserError, is_out_of_memory
+from sewsnn.files import UNCHECKED, Tensors, cannot_read, open_regular
 
 _ENDING = ".safetensors"
+_CHECKSUM = "sewsnn.crc32"  # CRC-32 in hexadecimal digits
 
 
 def is_one(path: str | os.PathLike) -> bool:
@@ -16,23 +24,38 @@ def is_one(path: str | os.PathLike) -> bool:
     return str(path).endswith(_ENDING)
 
 
-def read(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors in the file, on the CPU.
+def read(path: str | os.PathLike) -> Tensors:
+    """The tensors in the file by their names, on the CPU.
 
     Raises:
-        CheckpointError: the package or the file is missing, or the file is damaged; names it.
+        DamagedError: the file is damaged.
+        CheckpointError: the package or the file is missing, or it cannot be read now; names it.
     """
     load = _package(path, CheckpointError).load
     try:
-        return load(Path(path).read_bytes())
+        with open_regular(path) as file:
+            data = file.read()
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise cannot_read(f"the checkpoint {path}", error) from None
+    try:
+        state = load(data)
+        length = int.from_bytes(data[:8], "little")
+        written = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_CHECKSUM)
     except Exception as error:  # its own class, and KeyError for a dtype that torch does not have
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint (truncated, damaged, or not written by safetensors): {error}"
+        if is_out_of_memory(error):
+            raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
+        reason = f"torch has no dtype {error}" if isinstance(error, KeyError) else error
+        raise DamagedError(
+            f"{path} is not a readable checkpoint (truncated, damaged, or not written by safetensors): {reason}"
         ) from None
+    if written is not None and written != _checksum(state):
+        raise DamagedError(
+            f"{path} is damaged, or was changed by a program that kept the old checksum: its tensors are not those "
+            f"that {_CHECKSUM} in its metadata is of"
+        )
+    return Tensors(state, f"{path} {UNCHECKED}" if written is None else "")
 
 
 def write(path: str | os.PathLike, state: Mapping[str, Tensor]) -> bytes:
@@ -41,7 +64,15 @@ def write(path: str | os.PathLike, state: Mapping[str, Tensor]) -> bytes:
     Raises:
         UserError: the package is missing.
     """
-    return _package(path, UserError).save(dict(state), metadata={"format": "pt"})
+    return _package(path, UserError).save(dict(state), metadata={"format": "pt", _CHECKSUM: _checksum(state)})
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    crc = 0
+    for name, value in sorted(state.items()):
+        crc = zlib.crc32(repr((name, str(value.dtype), tuple(value.shape))).encode(errors="surrogatepass"), crc)
+        crc = zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def _package(path: str | os.PathLike, error: type[UserError]):

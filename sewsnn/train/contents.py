@@ -33,7 +33,7 @@ class Named(NamedTuple):
     rule: Any
 
 
-class Optional(NamedTuple):
+class OrNone(NamedTuple):
     """None, or as ``rule`` says."""
 
     rule: Any
@@ -105,9 +105,9 @@ _COLUMN = dict.fromkeys(COLUMNS, AMOUNT) | {
     "train_accuracy5": SHARE,
     "test_accuracy": SHARE,
     "test_accuracy5": SHARE,
-    "average_accuracy": Optional(SHARE),
-    "average_accuracy5": Optional(SHARE),
-    "loss_scale": Optional(AMOUNT),
+    "average_accuracy": OrNone(SHARE),
+    "average_accuracy5": OrNone(SHARE),
+    "loss_scale": OrNone(AMOUNT),
 }
 _SCALER = {
     "scale": Rule("a finite number above 0", lambda value: _is_finite(value, 0) and value > 0),
@@ -123,7 +123,7 @@ CONTENTS = {
     "versions": Named(TEXT),
     "config": Rule("a configuration of sewsnn train", lambda value: _is_plain(value) and _is_config(value)),
     "model": Named(TENSOR),
-    "average": Optional(Named(TENSOR)),
+    "average": OrNone(Named(TENSOR)),
     "optimizer": {
         "state": Rule("a dictionary by whole numbers", lambda v: isinstance(v, dict) and all(map(_is_whole, v))),
         "param_groups": [Named(PLAIN)],
@@ -132,7 +132,7 @@ CONTENTS = {
     "rng": [
         {
             "cpu": Rule("a state of torch's generator", _is_cpu_state),
-            "cuda": Optional(Rule("a state of CUDA's generator", _is_cuda_state)),
+            "cuda": OrNone(Rule("a state of CUDA's generator", _is_cuda_state)),
         }
     ],
     "epoch": WHOLE,
@@ -176,7 +176,7 @@ def _differences(rule: Any, value: Any, where: str) -> Iterator[tuple[str, str, 
     if isinstance(rule, Rule):
         if not rule.test(value):
             yield where, rule.text, value
-    elif isinstance(rule, Optional):
+    elif isinstance(rule, OrNone):
         if value is not None:
             yield from _differences(rule.rule, value, where)
     elif isinstance(rule, list):
