@@ -41,6 +41,12 @@ class UnreadableError(DataError):
     """A file cannot be read at all, now. It may be whole, and its disk gone: nobody may leave it out for good."""
 
 
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be read for now, rather than that its content makes no sense to a library: those raise
+    OSError as well, without a number, or since they look for a place that no file has."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python or torch had too little of the CPU's memory."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from sewsnn import archive
-from sewsnn.errors import CheckpointError, DamagedError, UserError, is_out_of_memory
+from sewsnn.errors import CheckpointError, DamagedError, UserError, is_of_the_disk, is_out_of_memory
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -171,8 +171,8 @@ def _read_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Tensor
             content = torch.load(reader, map_location="cpu", weights_only=True, mmap=False)
         return Tensors(content, "" if checked else f"{path} {UNCHECKED}")
     except Exception as error:  # torch.load raises many kinds
-        if watched.error is not None:
-            raise watched.error from None
+        if watched.error is not None or is_of_the_disk(error):
+            raise watched.error or error from None
         if is_out_of_memory(error):
             raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
         if not is_archive and not reader.read(1):
@@ -216,23 +216,23 @@ def save_tensors(path: Path, content: Any) -> None:
         torch.serialization.set_crc32_options(before)
 
 
-def exists(path: Path) -> bool:
+def exists(path: Path, kind: type[UserError] = UserError) -> bool:
     """Whether there is something of that name, be it a link to nothing. ``Path.exists`` takes a disk that does not
     answer for nothing.
 
     Raises:
-        UserError: it cannot be known now; names it and says why.
+        UserError: it cannot be known now (as ``kind``); names it and says why.
     """
-    return _asked(str(path), lambda: bool(os.lstat(path)), False)
+    return _asked(str(path), lambda: bool(os.lstat(path)), False, kind)
 
 
-def is_folder(path: Path) -> bool:
+def is_folder(path: Path, kind: type[UserError] = UserError) -> bool:
     """Whether there is a folder of that name.
 
     Raises:
-        UserError: it cannot be known now; names it and says why.
+        UserError: it cannot be known now (as ``kind``); names it and says why.
     """
-    return _asked(str(path), lambda: stat.S_ISDIR(os.stat(path).st_mode), False)
+    return _asked(str(path), lambda: stat.S_ISDIR(os.stat(path).st_mode), False, kind)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -241,16 +241,16 @@ def names_in(folder: Path) -> list[str]:
     Raises:
         UserError: the folder cannot be read now; names it and says why.
     """
-    return _asked(f"the folder {folder}", lambda: os.listdir(folder), [])
+    return _asked(f"the folder {folder}", lambda: os.listdir(folder), [], UserError)
 
 
-def _asked(what: str, ask: Callable[[], Any], nothing: Any) -> Any:
+def _asked(what: str, ask: Callable[[], Any], nothing: Any, kind: type[UserError]) -> Any:
     try:
         return ask()
     except (FileNotFoundError, NotADirectoryError):
         return nothing
     except (OSError, ValueError) as error:  # ValueError: a path with \0 in it
-        raise cannot_read(what, error, UserError) from None
+        raise cannot_read(what, error, kind) from None
 
 
 def make_folder(path: Path) -> None:

@@ -218,6 +218,8 @@ def _same_set(output: Path, name: str, root: Path) -> Index | None:
         raise UserError(f"output: {output} is not empty, and nothing was prepared in it; choose another folder")
     try:
         return read_index(output)
+    except UnreadableError:  # it may be whole
+        raise
     except DataError:  # it is made again
         return None
 

@@ -112,9 +112,9 @@ def _fill_folder(paths: list[tuple[str, str]], size: int) -> list[Done]:
 
 
 def _fill_file(original: str, prepared: str, size: int) -> Done:
-    if resizing.is_whole(prepared):
-        return Done("there", original)
     try:
+        if resizing.is_whole(prepared):
+            return Done("there", original)
         kind, data = resizing.small(original, size)
         resizing.write(prepared, data)
         return Done(kind, original)
@@ -150,7 +150,11 @@ def _key(images: FolderImages, index: int) -> str:
 def _fill_shard(shard: str, content: list[tuple[str, str, int]], size: int) -> list[Done]:
     try:
         there = {place.key for place in shards.places(Path(shard))}
-    except DataError:  # it is not there, or not whole
+    except UnreadableError as error:
+        if os.path.lexists(shard):
+            return [_unreadable(shard, error)]
+        there = set()
+    except DataError:  # it is not whole
         there = set()
     results = [_sample(*entry, there, size) for entry in content]
     if any(done.kind == "failed" for done, _ in results):

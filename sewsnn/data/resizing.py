@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sewsnn.data import crops, decoding
-from sewsnn.errors import DataError, UserError
+from sewsnn.errors import DataError, UnreadableError, UserError
+from sewsnn.files import exists
 
 QUALITY = 95
 TEMPORARY = ".preparing-"  # begins the name of a file that is being written
@@ -46,13 +47,18 @@ def small(path: str, size: int) -> tuple[str, bytes]:
 
 
 def is_whole(path: str) -> bool:
-    """Whether there is an image: after a crash of the machine a renamed file may still be empty."""
+    """Whether there is an image: after a crash of the machine a renamed file may still be empty.
+
+    Raises:
+        UnreadableError: that cannot be known now.
+    """
+    if not exists(path, UnreadableError):
+        return False
+    data = decoding.read_file(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read()
         decoding.whole_size(data, path)
         return True
-    except (OSError, DataError):
+    except DataError:
         return False
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sewsnn.errors import DataError, UserError
+from sewsnn.errors import DataError, UnreadableError, UserError, is_of_the_disk
 from sewsnn.files import write_atomic
 
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
@@ -79,7 +79,7 @@ class ShardImages:
                 file.seek(int(self.offset[index]))
                 data = file.read(size)
         except OSError as error:
-            raise DataError(f"cannot read {self.path(index)}: {error.strerror}", self.path(index)) from None
+            raise UnreadableError(f"cannot read {self.path(index)}: {error.strerror}", self.path(index)) from None
         if len(data) != size:
             raise DataError(f"{self.path(index)}: the shard ends in it", self.path(index))
         return data
@@ -92,7 +92,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
-        raise DataError(f"cannot read the folder {root}: {error.strerror}", str(root)) from None
+        raise UnreadableError(f"cannot read the folder {root}: {error.strerror}", str(root)) from None
     for name in names:
         if not name.startswith(".") and (match := _NAME.fullmatch(name)):
             found.setdefault(match[1][:3].replace("tra", "train"), []).append(root / name)
@@ -119,6 +119,7 @@ def places(shard: Path) -> list[Place]:
     """The images of a shard.
 
     Raises:
+        UnreadableError: the shard cannot be read now, or is not there.
         DataError: as of :class:`ShardImages`.
     """
     out = []
@@ -139,6 +140,8 @@ def places(shard: Path) -> list[Place]:
                 )
     except (OSError, tarfile.TarError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
+        if is_of_the_disk(error):
+            raise UnreadableError(f"cannot read {shard}: {reason}", str(shard)) from None
         raise DataError(
             f"{shard} is damaged or no uncompressed tar file (in others nothing can be read at its place): {reason}",
             str(shard),
@@ -195,7 +198,7 @@ def _state(shard: Path) -> tuple[int, int]:
     try:
         about = shard.stat()
     except OSError as error:
-        raise DataError(f"cannot read {shard}: {error.strerror}", str(shard)) from None
+        raise UnreadableError(f"cannot read {shard}: {error.strerror}", str(shard)) from None
     return about.st_size, about.st_mtime_ns
 
 
