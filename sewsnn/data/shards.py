@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sewsnn.errors import DataError, UnreadableError, UserError, is_of_the_disk
-from sewsnn.files import write_atomic
+from sewsnn.files import open_regular, write_atomic
 
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
 _NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-\d+\.tar")
@@ -124,8 +124,8 @@ def places(shard: Path) -> list[Place]:
     """
     out = []
     try:
-        length = os.path.getsize(shard)
-        with tarfile.open(shard, "r:") as tar:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            length = os.fstat(file.fileno()).st_size
             members = ((_split(member.name), member) for member in tar if member.isfile())
             samples = itertools.groupby((m for m in members if m[0][1]), key=lambda m: m[0][0])
             for key, group in samples:
