@@ -79,6 +79,11 @@ def read_weights(
     return Weights(source, state, key, others, _settings(content), config, constants, notes)
 
 
+def _is_of_training(content: Mapping[str, Any]) -> bool:
+    """Whether ``sewsnn train`` wrote it."""
+    return isinstance(content.get("format"), str) and content["format"] == "sewsnn.train"
+
+
 def _is_constant(name: str, value: Any) -> bool:
     """Whether it is a setting of a surrogate function, which SpikingJelly once kept as a tensor: ``alpha``."""
     return bool(_CONSTANT.search(name)) and isinstance(value, Tensor) and is_dense(value) and value.numel() == 1
@@ -88,6 +93,8 @@ def _container(content: Mapping[str, Any], source: str, wanted: str | None) -> s
     """The key under which the weights are; None: the content itself is."""
     holders = [key for key, value in content.items() if isinstance(key, str) and _is_state(value)]
     has = f"it has {some(content) or 'nothing'}"
+    if wanted is None and _is_of_training(content):
+        wanted = "model"  # and never the moving average in its place
     if wanted:
         if wanted not in holders:
             raise CheckpointError(f"{source} has no tensors by name under {short(wanted)}: {has}")
