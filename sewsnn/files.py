@@ -8,6 +8,7 @@ import re
 import secrets
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -39,6 +40,7 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise
 
 
+_LOADING = threading.Lock()  # what torch may unpickle holds for the whole process
 UNCHECKED = "carries no checksums: damage in it cannot be seen"
 
 
@@ -167,7 +169,7 @@ def _read_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Tensor
         is_archive = archive.is_archive(reader)
         checked = is_archive and archive.check_records(reader)
         reader.seek(0)
-        with torch.serialization.safe_globals(list(allowed)):
+        with _LOADING, torch.serialization.safe_globals(list(allowed)):
             content = torch.load(reader, map_location="cpu", weights_only=True, mmap=False)
         return Tensors(content, "" if checked else f"{path} {UNCHECKED}")
     except Exception as error:  # torch.load raises many kinds
@@ -216,17 +218,17 @@ def save_tensors(path: Path, content: Any) -> None:
         torch.serialization.set_crc32_options(before)
 
 
-def exists(path: Path, kind: type[UserError] = UserError) -> bool:
-    """Whether there is something of that name, be it a link to nothing. ``Path.exists`` takes a disk that does not
-    answer for nothing.
+def exists(path: str | os.PathLike, kind: type[UserError] = UserError, follow: bool = False) -> bool:
+    """Whether there is something of that name, be it a link to nothing; ``follow``: whether there is what it links to.
+    ``Path.exists`` takes a disk that does not answer for nothing.
 
     Raises:
         UserError: it cannot be known now (as ``kind``); names it and says why.
     """
-    return _asked(str(path), lambda: bool(os.lstat(path)), False, kind)
+    return _asked(str(path), lambda: bool(os.stat(path, follow_symlinks=follow)), False, kind)
 
 
-def is_folder(path: Path, kind: type[UserError] = UserError) -> bool:
+def is_folder(path: str | os.PathLike, kind: type[UserError] = UserError) -> bool:
     """Whether there is a folder of that name.
 
     Raises:

@@ -170,6 +170,20 @@ def test_weights_of_any_kind(run, tmp_path, failing, capsys):
         assert not isinstance(error.value, DamagedError)
 
 
+def test_a_target_that_may_be_there_is_not_overwritten(run, tmp_path, failing, capsys, monkeypatch):
+    """Without --force; that it cannot be looked at does not mean that it is not there."""
+    for words in (
+        ["convert-checkpoint", run / CHECKPOINT, "OUT", "--to", "authors"],
+        ["export", run / CHECKPOINT, "OUT"],
+    ):
+        out = tmp_path / "out.pt2"
+        out.write_text("precious")
+        failing(out, errno.ESTALE, ("stat", "lstat"))
+        assert f"cannot read {out}: Stale file handle" in error_of([out if w == "OUT" else w for w in words], capsys)
+        monkeypatch.undo()
+        assert out.read_text() == "precious"
+
+
 def test_the_list_of_corrupt_files_is_not_begun_anew(tmp_path, failing):
     metrics.write_corrupt(tmp_path / "corrupt.txt", {"a"})
     failing(tmp_path / "corrupt.txt", errno.EIO, ("open",))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sewsnn.data import cifar10_dvs, dvs_gesture
 from sewsnn.data.event_store import FORMAT, INDEX, JOURNAL, Index, Sample, read_index, write_index
 from sewsnn.errors import DataError, UnreadableError, UserError
-from sewsnn.files import make_folder, write_text
+from sewsnn.files import exists, make_folder, write_text
 
 _MODULES = {"dvs128_gesture": dvs_gesture, "cifar10_dvs": cifar10_dvs}
 _LOCK = ".lock"
@@ -171,7 +171,7 @@ class _Journal:
 
     def __init__(self, output: Path, name: str, root: Path):
         self.path = output / JOURNAL
-        if not self.path.exists():
+        if not exists(self.path):
             write_text(self.path, _line({"format": FORMAT, "name": name, "root": str(root)}))
         text = self.path.read_text(encoding="utf-8", errors="replace")
         entries = [_Done(*content) for content in map(_content, text.split("\n")[1:]) if content]
@@ -206,7 +206,7 @@ def _content(line: str):
 def _same_set(output: Path, name: str, root: Path) -> Index | None:
     """The index of a finished set; refuses a folder with anything else in it than a set of this name and root."""
     journal = output / JOURNAL
-    if journal.exists():
+    if exists(journal):
         found = _content(journal.read_text(encoding="utf-8", errors="replace").split("\n")[0])
         if not isinstance(found, dict) or found["format"] != FORMAT:
             raise UserError(f"{journal} is damaged; remove {output}, or choose another output")

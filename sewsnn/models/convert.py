@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.errors import CheckpointError, UserError, is_out_of_memory, short
+from sewsnn.files import exists, is_folder
 from sewsnn.models.checkpoint import (
     LoadReport,
     check_dialect,
@@ -50,9 +51,9 @@ def convert_checkpoint(
     Raises:
         UserError: an argument or a file is not as it must be, the message says which; nothing is written.
     """
-    if os.path.isdir(target):
+    if is_folder(target):
         raise UserError(f"{target} is a folder: expected the name of a file to write")
-    if os.path.exists(target):
+    if exists(target, follow=True):
         if os.path.exists(source) and os.path.samefile(source, target):
             raise UserError(f"{target} is the file to be converted: it must be written to another")
         if not force:
