@@ -1,20 +1,12 @@
 """Errors a user can mend: the command line prints them without a traceback."""
 
-import difflib
 import errno
 import re
 import reprlib
 from collections.abc import Iterable
 
 _MOST = 80  # characters of a value in a message
-_MOST_OF_A_LINE = 300  # characters of another program's message in ours
-
-# What torch, numpy, Python and the C++ library say when memory ran out, or would have to.
-_NO_MEMORY = re.compile(
-    r"DefaultCPUAllocator: (can't allocate|not enough) memory.*|(CUDA|HIP)\b.*out of memory.*|.*_STATUS_ALLOC_FAILED.*|"
-    r".*std::bad_alloc.*|Storage size calculation overflowed.*|.*integer multiplication overflow.*|"
-    r"Unable to allocate .*|(unable to )?mmap .*Cannot allocate memory.*",
-)
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|[Uu]nable to allocate|std::bad_alloc")
 
 
 class UserError(Exception):
@@ -34,8 +26,8 @@ class CheckpointError(UserError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint's bytes are not those that were written: an older one may take its place. Anything else that keeps a
-    file from being read, an I/O error above all, is no proof of damage."""
+    """A checkpoint's own bytes prove that it is damaged: reading it again will not help, an older one may. Of no other
+    error this is known: the disk may be gone, or the memory used up, and the checkpoint be whole."""
 
 
 class DataError(UserError):
@@ -66,6 +58,19 @@ class UnreadableError(DataError):
         """``cannot read [what] PATH: why``."""
         missing = isinstance(error, FileNotFoundError)
         return cls(f"cannot read {what}{path}: {error.strerror or error}", str(path), missing)
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be read for now, rather than that its content makes no sense to a library: those raise
+    OSError as well, without a number, or since they look for a place that no file has."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch had too little of the CPU's memory."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
 class _Short(reprlib.Repr):

@@ -2,19 +2,21 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from sewsnn.archive import find_damage, is_archive
-from sewsnn.errors import CheckpointError, DamagedError, UserError, out_of_memory
+from sewsnn import archive
+from sewsnn.errors import CheckpointError, DamagedError, UserError, is_of_the_disk, is_out_of_memory
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -41,15 +43,8 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         raise
 
 
-def read_regular(path: str | os.PathLike) -> bytes:
-    """The bytes of a regular file; raises OSError as :func:`open_regular`."""
-    with open_regular(path) as file:
-        return file.read()
-
-
-def text_of(data: bytes) -> str:
-    """UTF-8 text, with or without a byte order mark. Raises UnicodeDecodeError."""
-    return data.decode("utf-8-sig")
+_LOADING = threading.Lock()  # what torch may unpickle holds for the whole process
+UNCHECKED = "carries no checksums: damage in it cannot be seen"
 
 
 class _Watched:
@@ -102,118 +97,168 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-class _Reader:
-    """A file that remembers why it could not be read: torch.load gives such an error another class."""
+class _Read(io.RawIOBase):
+    """A file that remembers why a read failed: torch.load may turn that into an error that does not say so."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self.error: OSError | None = None
 
-    def _remember(self, read, *arguments):
+    def readinto(self, block) -> int:
         try:
-            return read(*arguments)
+            return self._file.readinto(block)
         except OSError as error:
             self.error = error
             raise
 
-    def read(self, *size):
-        return self._remember(self._file.read, *size)
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
 
-    def readinto(self, buffer):
-        return self._remember(self._file.readinto, buffer)
+    def tell(self) -> int:
+        return self._file.tell()
 
-    def readline(self, *size):
-        return self._remember(self._file.readline, *size)
+    def readable(self) -> bool:
+        return True
 
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is something of this name, be it a link to nothing. ``Path.exists`` takes some errors of the disk
-    for a no, and a run would begin anew over what it cannot see.
-
-    Raises:
-        UserError: the folder cannot be read; names it and says why.
-    """
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    return True
+    def seekable(self) -> bool:
+        return True
 
 
-def names_in(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none if it is not there. ``Path.glob`` takes a folder that cannot be read for an
-    empty one.
+class Tensors(NamedTuple):
+    """What :func:`read_tensors` returns."""
 
-    Raises:
-        UserError: the folder cannot be read; names it and says why.
-    """
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the folder {folder}: {getattr(error, 'strerror', None) or error}") from None
+    content: Any
+    note: str  #: what should be known of the file; mostly nothing
 
 
 def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``), after each
-    record was compared with its CRC-32.
+    """The content of :func:`read_tensors`, alone."""
+    return read_tensors(path, allowed).content
 
-    Files that torch wrote before 1.6 (or by ``_use_new_zipfile_serialization=False``), or without checksums
-    (``torch.serialization.set_crc32_options(False)``), have nothing to compare: only what does not parse is noticed.
+
+def read_tensors(path: Path, allowed: Sequence[type] = ()) -> Tensors:
+    """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``), once the
+    bytes have been compared with the checksums they were written with.
 
     Args:
         allowed: classes whose objects may be in the file besides.
 
     Raises:
-        DamagedError: the file is truncated or damaged.
-        CheckpointError: the file is missing, cannot be read for the moment, or holds a pickled object of another class
-            (which was not made, nor its code run); names both.
-        MemoryError, RuntimeError: there is too little memory.
+        DamagedError: the file is damaged, truncated or none of ``torch.save``; named.
+        CheckpointError: the file is missing, cannot be read now, is too large for the memory, or holds a pickled
+            object of another class (which was not made, nor its code run); names both.
     """
     name = str(path)
     try:
         with open_regular(path) as file:
-            reader = _Reader(file)
-            try:
-                return _load_tensors(reader, name, allowed)
-            except CheckpointError:
-                if reader.error is not None:
-                    raise reader.error from None
-                raise
+            return _read_tensors(file, path, allowed)
     except FileNotFoundError:
-        link = f": {name} is a link to a file that is not there" if os.path.islink(path) else ""
-        raise CheckpointError(f"there is no checkpoint {name}{link}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {name}: {error.strerror or error}") from None
+        if os.path.islink(path):
+            raise CheckpointError(f"cannot read the checkpoint {path}: it is a link to what is not there") from None
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with \0 in it
+        raise cannot_read(f"the checkpoint {path}", error) from None
 
 
-def _load_tensors(file: BinaryIO, name: str, allowed: Sequence[type]) -> Any:
-    if is_archive(file) and (damage := find_damage(file)):
-        raise DamagedError(f"{name} is not a readable checkpoint (truncated or damaged): {damage}")
+def cannot_read(what: str, error: OSError | ValueError, kind: type[UserError] = CheckpointError) -> UserError:
+    """The error of something that cannot be read now, whether it is damaged or not."""
+    if isinstance(error, IsADirectoryError):
+        return kind(f"cannot read {what}: {os.strerror(errno.EISDIR)}")
+    return kind(f"cannot read {what}: {getattr(error, 'strerror', None) or error}")
+
+
+def _read_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Tensors:
+    watched = _Read(file)
+    reader = io.BufferedReader(watched)  # without a descriptor: torch would read past the watching
+    is_archive = False
     try:
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file, OSError too
-        if out_of_memory(error):  # the file may be whole
-            raise
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused:
-            raise CheckpointError(
-                f"{name} holds more than tensors: a pickled {refused[1]}, which is refused, since loading it could run "
-                "code"
-            ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason:  # torch's advice is to run the file
-            reason = "refused, since it is TorchScript, pickled with protocol 4 or later, or no checkpoint at all"
-        raise DamagedError(
-            f"{name} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
-        ) from None
+        is_archive = archive.is_archive(reader)
+        checked = is_archive and archive.check_records(reader)
+        reader.seek(0)
+        with _LOADING, torch.serialization.safe_globals(list(allowed)):
+            content = torch.load(reader, map_location="cpu", weights_only=True, mmap=False)
+        return Tensors(content, "" if checked else f"{path} {UNCHECKED}")
+    except Exception as error:  # torch.load raises many kinds
+        if watched.error is not None or is_of_the_disk(error):
+            raise watched.error or error from None
+        if is_out_of_memory(error):
+            raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
+        if not is_archive and not reader.read(1):
+            error = archive.Damage("it ends too early")
+        raise _refusal(path, error, is_archive) from None
+
+
+def _refusal(path: Path, error: Exception, is_archive: bool) -> CheckpointError:
+    """Why there is no content."""
+    text = str(error)
+    if isinstance(error, archive.Foreign):
+        return CheckpointError(f"{path} is not a readable checkpoint (not of torch.save): refused, since {text}")
+    refused = re.search(r"GLOBAL ([\w.]+)", text)
+    if refused:
+        return CheckpointError(
+            f"{path} holds more than tensors: a pickled {refused[1]}, which is refused, since loading it could run code"
+        )
+    reason = text.splitlines()[0] if text else type(error).__name__
+    if "weights_only" in reason:  # torch's advice is to run the file
+        reason = "refused, since it is TorchScript, pickled with protocol 4 or later, or no checkpoint at all"
+    reason = reason.partition(". This is an internal miniz")[0]  # torch's guess at what we know
+    structure = isinstance(error, archive.Damage) or "PytorchStreamReader" in reason
+    if is_archive and not structure:  # its bytes are as they were written
+        return CheckpointError(f"{path} is not a readable checkpoint (not of torch.save, or made by hand): {reason}")
+    return DamagedError(
+        f"{path} is not a readable checkpoint (truncated, damaged, or not written by torch.save): {reason}"
+    )
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """``torch.save``, with checksums whatever this process has set, as :func:`write_atomic`.
+
+    Raises:
+        UserError: as there.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        write_atomic(path, lambda file: torch.save(content, file))
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def exists(path: str | os.PathLike, kind: type[UserError] = UserError, follow: bool = False) -> bool:
+    """Whether there is something of that name, be it a link to nothing; ``follow``: whether there is what it links to.
+    ``Path.exists`` takes a disk that does not answer for nothing.
+
+    Raises:
+        UserError: it cannot be known now (as ``kind``); names it and says why.
+    """
+    return _asked(str(path), lambda: bool(os.stat(path, follow_symlinks=follow)), False, kind)
+
+
+def is_folder(path: str | os.PathLike, kind: type[UserError] = UserError) -> bool:
+    """Whether there is a folder of that name.
+
+    Raises:
+        UserError: it cannot be known now (as ``kind``); names it and says why.
+    """
+    return _asked(str(path), lambda: stat.S_ISDIR(os.stat(path).st_mode), False, kind)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder; none of a folder that is not there.
+
+    Raises:
+        UserError: the folder cannot be read now; names it and says why.
+    """
+    return _asked(f"the folder {folder}", lambda: os.listdir(folder), [], UserError)
+
+
+def _asked(what: str, ask: Callable[[], Any], nothing: Any, kind: type[UserError]) -> Any:
+    try:
+        return ask()
+    except (FileNotFoundError, NotADirectoryError):
+        return nothing
+    except (OSError, ValueError) as error:  # ValueError: a path with \0 in it
+        raise cannot_read(what, error, kind) from None
 
 
 def make_folder(path: Path) -> None:

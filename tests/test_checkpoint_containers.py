@@ -1,6 +1,7 @@
 """What lies around the weights in a file: the key they are under, what wrappers put into names, other formats, dtypes
 that are too narrow."""
 
+import argparse
 import sys
 
 import pytest
@@ -112,6 +113,29 @@ def test_compiled_parts(part, tmp_path):
     assert report.complete
     assert_same_entries(state, plain.state_dict())
     assert models.load_checkpoint(with_part(), compiled.state_dict()).complete
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_constants_of_surrogate_functions_are_left_out(prefix, tmp_path, capsys):
+    """SpikingJelly once kept alpha as a tensor in the state dict: no weight, no error, and said."""
+    model = scrambled(resnet())
+    plain = {f"{prefix}{key}": value for key, value in models.to_dialect(model, "authors").items()}
+    path = tmp_path / "old.pth"
+    for constant, name in ((torch.tensor(2.0), "alpha"), (torch.ones(1), "w")):  # a PLIF's weight is called w, too
+        added = {f"{prefix}layer1.0.sn1.surrogate_function.{name}": constant}
+        torch.save({"model": plain | added, "args": argparse.Namespace(model="sew_resnet")}, path)
+        report, state = loaded(path)
+        assert report.complete and report.unexpected == ()
+        assert report.constants == (f"layer1.0.sn1.surrogate_function.{name}",)
+        assert f"left out, settings of surrogate functions: {report.constants[0]}" in str(report)
+        assert_same_entries(state, model.state_dict())
+        words = ["convert-checkpoint", str(path), str(tmp_path / "out.pth"), "--to", "torchvision", "--force"]
+        assert main(words) == 0 and "left out, settings" in capsys.readouterr().out
+        assert_same_entries(torch.load(tmp_path / "out.pth")["model"], model.state_dict())
+    for value in (torch.ones(2), "text"):
+        added = {f"{prefix}sn1.surrogate_function.alpha": value}
+        with pytest.raises(CheckpointError, match=r"not in the model: sn1\.surrogate_function\.alpha"):
+            loaded(plain | added)
 
 
 def test_an_entry_that_is_there_twice():

@@ -1,253 +1,252 @@
-"""Damage of saved weights is noticed and named; what cannot be read for the moment is not taken for damaged."""
+"""Damage in a checkpoint is refused by name, whatever reads it; what cannot be known is said."""
 
-import errno
-import io
-import os
+import contextlib
 import random
 import shutil
-import subprocess
-import sys
+import struct
 import zipfile
 
 import pytest
+import small_run
 import torch
-from runs import PROCESS, command
+from small_run import CHECKPOINT, error_of
 
-from sewsnn import files, models
+from sewsnn import archive, models
 from sewsnn.cli import main
-from sewsnn.errors import CheckpointError, DamagedError, UserError
+from sewsnn.errors import CheckpointError, DamagedError
+from sewsnn.files import read_tensors, save_tensors
+from sewsnn.models import safetensors
 from sewsnn.train import checkpoint
-from sewsnn.train.config import load_config
-from sewsnn.train.loop import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+FLIPS, STRETCHES, LONGEST = 300, 40, 200
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a run of two epochs."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(command(folder, "--epochs", "2", "--keep", "2", "--ema", "0.9")[3:]) == 0
-    return folder
+def run(tmp_path_factory):
+    return small_run.make(tmp_path_factory.mktemp("runs") / "run")
+
+
+def damages(data, seed=0):
+    """Copies with one bit flipped, and copies with a stretch of zeros."""
+    draw = random.Random(seed)
+    for _ in range(FLIPS):
+        bit = draw.randrange(8 * len(data))
+        yield data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
+    for _ in range(STRETCHES):
+        start, length = draw.randrange(len(data)), draw.randrange(1, LONGEST)
+        yield (data[:start] + bytes(length) + data[start + length :])[: len(data)]
 
 
 def same(a, b):
+    """Bit for bit."""
     if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+        return isinstance(b, type(a)) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and a == b
 
 
-def flipped(data, count, randoms):
-    for _ in range(count):
-        damaged = bytearray(data)
-        damaged[randoms.randrange(len(data))] ^= 1 << randoms.randrange(8)
-        yield damaged
-
-
-def zeroed(data, count, randoms):
-    for _ in range(count):
-        first = randoms.randrange(len(data))
-        length = min(randoms.randrange(1, 4096), len(data) - first)
-        yield data[:first] + bytes(length) + data[first + length :]
-
-
-def outcomes(contents, path, load, good):
-    """How many of the damaged contents load as before, and how many are refused; none loads as anything else."""
-    refused = equal = 0
-    for content in contents:
+def outcomes(read, whole, data, path):
+    """How many damaged copies are refused; asserts that what is read of the others is all as it was."""
+    refused = 0
+    for content in damages(data):
         path.write_bytes(content)
         try:
-            found = load(path)
-        except CheckpointError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
+            found = read(path)
+        except DamagedError as error:
             refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
         else:
-            assert same(found, good)
-            equal += 1
-    return refused, equal
+            assert same(found, whole)
+    return refused
 
 
-def test_no_flipped_bit_of_a_checkpoint_loads_as_another_value(finished, tmp_path):
-    data, randoms = (finished / checkpoint.NAME).read_bytes(), random.Random(7)
-    good = checkpoint.load(finished / checkpoint.NAME)
-    damaged = [*flipped(data, 300, randoms), *zeroed(data, 40, randoms)]
-    refused, _ = outcomes(damaged, tmp_path / "c.pt", checkpoint.load, good)
-    assert refused > 200  # the others hit padding between records
+def test_no_damaged_checkpoint_of_training_is_read(run, tmp_path):
+    """Of 300 flipped bits and 40 zeroed stretches none loads with another value: for a resume, and as weights."""
+    data = (run / CHECKPOINT).read_bytes()
+    whole = checkpoint.load(run / CHECKPOINT)
+    assert outcomes(checkpoint.load, whole, data, tmp_path / "c.pt") > 100
+
+    def as_weights(path):
+        model = models.create_model("sew_resnet", blocks=[1], widths=[4], in_channels=1, stem="small", num_classes=10)
+        models.load_checkpoint(model, path)
+        return dict(model.state_dict())
+
+    assert outcomes(as_weights, as_weights(run / CHECKPOINT), data, tmp_path / "c.pt") > 100
 
 
-def test_no_bit_of_a_small_file(tmp_path):
-    """Two of each byte: headers, names, offsets and the central directory included."""
-    good = {"a": torch.randn(5), "b": {"c": torch.arange(3), "d": ["text", 1.5, None]}}
-    stream = io.BytesIO()
-    torch.save(good, stream)
-    data = stream.getvalue()
-    everywhere = (
-        data[: i // 8] + bytes([data[i // 8] ^ 1 << i % 8]) + data[i // 8 + 1 :] for i in range(8 * len(data))
-    )
-    refused, _ = outcomes(everywhere, tmp_path / "c.pt", files.load_tensors, good)
-    assert refused > len(data)
+def test_no_flipped_bit_changes_a_value(tmp_path):
+    """Each bit of a small file, headers and directory included: refused, or nothing is other than it was."""
+    whole = {"a": torch.arange(5.0), "b": torch.zeros(0), "c": torch.ones(3, dtype=torch.bfloat16), "x": [1, "two"]}
+    save_tensors(tmp_path / "whole.pt", whole)
+    data, path = (tmp_path / "whole.pt").read_bytes(), tmp_path / "c.pt"
+    start = data.index(b"PK\1\2")  # the directory and the end; what is before, a seventh of
+    for bit in [*range(0, 8 * start, 7), *range(8 * start, 8 * len(data))]:
+        path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        with contextlib.suppress(DamagedError):
+            assert same(read_tensors(path).content, whole), bit
 
 
-def test_files_without_checksums_load(tmp_path):
-    """Of old torch, and of set_crc32_options(False): there is nothing to compare."""
-    good = {"a": torch.randn(5)}
-    torch.save(good, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+def test_no_truncated_checkpoint_is_read(tmp_path):
+    """Neither in torch's format nor in its old one, which has no checksums."""
+    whole = {"a": torch.arange(50.0), "b": torch.ones(3)}
+    for old in (False, True):
+        torch.save(whole, tmp_path / "whole.pt", _use_new_zipfile_serialization=not old)
+        data = (tmp_path / "whole.pt").read_bytes()
+        assert same(read_tensors(tmp_path / "whole.pt").content, whole)
+        for length in [*range(0, len(data), 13), *range(len(data) - 300, len(data))]:
+            (tmp_path / "c.pt").write_bytes(data[:length])
+            with pytest.raises(DamagedError, match=r"c\.pt is not a readable checkpoint"):
+                read_tensors(tmp_path / "c.pt")
+
+
+def flipped(data, tensor):
+    """A bit of the first value of a tensor that stands in the file once."""
+    place = data.index(tensor.numpy().tobytes())
+    return data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :]
+
+
+def test_every_command_refuses_damage(run, tmp_path, capsys):
+    """A flipped bit of a weight: eval, its --weights and --average, export, convert-checkpoint, model.weights, resume;
+    nothing is written."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    weight = checkpoint.load(run / CHECKPOINT)["model"]["fc.weight"]
+    bad = folder / CHECKPOINT
+    bad.unlink()  # it is a link
+    bad.write_bytes(flipped((run / CHECKPOINT).read_bytes(), weight))
+    before = {name: (folder / name).read_bytes() for name in small_run.names(folder) if name != "tensorboard"}
+    for words in (
+        ["eval", folder],
+        ["eval", folder, "--average"],
+        ["eval", run, "--weights", bad],
+        ["export", bad, tmp_path / "net.pt2"],
+        ["convert-checkpoint", bad, tmp_path / "out.pt", "--to", "authors"],
+        ["train", small_run.CONFIG, "--output", tmp_path / "new", *small_run.WORDS, "--model.weights", bad],
+        ["train", small_run.CONFIG, "--output", folder, *small_run.WORDS, "--resume"],
+    ):
+        err = error_of(words, capsys)
+        assert f"{bad} is not a readable checkpoint" in err and "another checksum" in err
+    assert small_run.names(tmp_path) == ["run"]
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_auto_takes_the_next_older_one_and_says_so(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    weight = checkpoint.load(run / CHECKPOINT)["model"]["fc.weight"]
+    for name in (CHECKPOINT, "checkpoint-0002.pt"):
+        (folder / name).unlink()
+        (folder / name).write_bytes(flipped((run / CHECKPOINT).read_bytes(), weight))
+    status, out, err = small_run.resume(folder, "--resume=auto", capsys)
+    assert status == 0, err
+    assert f"{folder / CHECKPOINT} is not a readable checkpoint" in out and "resumed at epoch 2" in out
+    assert "going on from checkpoint-0001.pt instead" in out
+    assert torch.equal(checkpoint.load(folder / CHECKPOINT)["model"]["fc.weight"], weight)
+
+
+def test_files_without_checksums_are_said(run, tmp_path, capsys):
+    """What torch was told to leave out cannot be told from sound: it is read, with a word."""
+    content = checkpoint.load(run / CHECKPOINT)
     torch.serialization.set_crc32_options(False)
     try:
-        torch.save(good, tmp_path / "without.pt")
+        torch.save(content, tmp_path / "none.pt")
+        save_tensors(tmp_path / "ours.pt", content)  # has them all the same
+        assert not torch.serialization.get_crc32_options()
     finally:
         torch.serialization.set_crc32_options(True)
-    for name in ("old.pt", "without.pt"):
-        assert same(files.load_tensors(tmp_path / name), good)
-    cut = (tmp_path / "old.pt").read_bytes()[:-3]
-    (tmp_path / "old.pt").write_bytes(cut)
-    with pytest.raises(DamagedError, match=r"old\.pt is not a readable checkpoint"):
-        files.load_tensors(tmp_path / "old.pt")
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert read_tensors(tmp_path / "ours.pt").note == ""
+    for name in ("none.pt", "old.pt"):
+        found, note = checkpoint.read(tmp_path / name)
+        assert same(found, content) and note == f"{tmp_path / name} carries no checksums: damage in it cannot be seen"
+        capsys.readouterr()
+        assert main(["eval", str(run), "--weights", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().err == f"sewsnn: note: {note}\n"
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    shutil.copy(tmp_path / "none.pt", folder / CHECKPOINT)
+    assert "carries no checksums" in small_run.resume(folder, "--resume", capsys)[1]
 
 
-def test_safetensors_that_are_written_here_carry_a_checksum(tmp_path):
-    net = models.create_model("sew_resnet", blocks=[1], widths=[4], num_classes=3)
-    path, randoms = tmp_path / "w.safetensors", random.Random(1)
-    models.save_checkpoint(net, path, container="")
-    data = path.read_bytes()
-
-    def load(path):
-        other = models.create_model("sew_resnet", blocks=[1], widths=[4], num_classes=3)
-        models.load_checkpoint(other, path)
-        return dict(other.state_dict())
-
-    damaged = [*flipped(data, 200, randoms), *zeroed(data, 20, randoms)]
-    refused, _ = outcomes(damaged, path, load, dict(net.state_dict()))
-    assert refused > 150
-
-
-def test_every_reader_refuses_damage_by_name(finished, tmp_path, capsys):
-    """resume, eval, export, convert-checkpoint, model.weights: one line each, and no file is written."""
-    folder, bad = tmp_path / "run", tmp_path / "bad.pt"
-    shutil.copytree(finished, folder)
-    content = bytearray((folder / checkpoint.NAME).read_bytes())
-    with zipfile.ZipFile(folder / checkpoint.NAME) as archive:
-        name = next(i for i in archive.infolist() if "/data/" in i.filename and i.file_size > 100)
-    content[name.header_offset + 300] ^= 16
-    bad.write_bytes(content)
-    (folder / checkpoint.NAME).write_bytes(content)
-    config, out = str(folder / "config.yaml"), tmp_path / "out.pt2"
-    for words, where in (
-        (["train", config, "--output", str(folder), "--resume"], folder / checkpoint.NAME),
-        (["train", config, "--output", str(tmp_path / "new"), "--model.weights", str(bad)], bad),
-        (["eval", str(folder)], folder / checkpoint.NAME),
-        (["eval", str(folder), "--average"], folder / checkpoint.NAME),
-        (["eval", config, "--weights", str(bad)], bad),
-        (["export", str(bad), str(out)], bad),
-        (["convert-checkpoint", str(bad), str(out), "--to", "sewsnn"], bad),
+def test_archives_that_torch_does_not_write(tmp_path):
+    """Compressed records, a record twice, one that reaches beyond the file or is larger than it."""
+    save_tensors(tmp_path / "a.pt", {"a": torch.zeros(1000)})
+    with zipfile.ZipFile(tmp_path / "a.pt") as file:
+        records = {name: file.read(name) for name in file.namelist()}
+    for name, method in (("stored", zipfile.ZIP_STORED), ("packed", zipfile.ZIP_DEFLATED)):
+        with zipfile.ZipFile(tmp_path / name, "w", method) as file:
+            for record, data in records.items():
+                file.writestr(record, data)
+    assert same(read_tensors(tmp_path / "stored").content, {"a": torch.zeros(1000)})
+    with pytest.raises(CheckpointError, match=r"packed is not a readable checkpoint .* is compressed") as error:
+        read_tensors(tmp_path / "packed")
+    assert not isinstance(error.value, DamagedError)  # it is as it was written
+    data = (tmp_path / "a.pt").read_bytes()
+    entry = data.index(b"PK\1\2")
+    for place, value, words in (
+        (entry + 20, struct.pack("<II", 2**31, 2**31), "larger than the file"),
+        (entry + 38, struct.pack("<I", 0x10), "is said to be a folder"),
+        (entry + 42, struct.pack("<I", 2**31), "truncated, or its directory is damaged"),
+        (len(data) - 2, b"\1\0", "does not end as it must"),
     ):
-        assert main(words) == 1, words
-        error = capsys.readouterr().err
-        assert (
-            f"{where} is not a readable checkpoint (truncated or damaged): record" in error and error.count("\n") == 1
-        )
-    assert not out.exists() and not (tmp_path / "new" / checkpoint.NAME).exists()
-    found, message = checkpoint.newest(folder)
-    assert found["epoch"] == 2 and "going on from checkpoint-0002.pt instead" in message
+        (tmp_path / "c.pt").write_bytes(data[:place] + value + data[place + len(value) :])
+        with pytest.raises(DamagedError, match=words):
+            read_tensors(tmp_path / "c.pt")
 
 
-@pytest.mark.parametrize("when", ["open", "read", "list"])
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
-def test_an_error_of_the_disk_is_no_damage(finished, tmp_path, monkeypatch, capsys, when, code):
-    """Resuming stops; no older checkpoint takes the place of one that may be whole, and nothing is written."""
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    fail_once_opened(monkeypatch, folder / checkpoint.NAME, when, code)
-    assert main(["train", str(finished / "config.yaml"), "--output", str(folder), "--resume=auto"]) == 1
-    error = capsys.readouterr().err
-    assert os.strerror(code) in error and str(folder) in error and "damaged" not in error and error.count("\n") == 1
-    monkeypatch.undo()
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def fail_once_opened(monkeypatch, path, when, code):
-    def fail(*_, **__):
-        raise OSError(code, os.strerror(code))
-
-    if when == "list":
-        monkeypatch.setattr(os, "listdir", fail)
-        return
-    opened = files.open_regular
-
-    def open_regular(asked):
-        if os.fspath(asked) != os.fspath(path):
-            return opened(asked)
-        if when == "open":
-            fail()
-        file = opened(asked)
-
-        class Broken(io.RawIOBase):
-            def readable(self):
-                return True
-
-            def seekable(self):
-                return True
-
-            def seek(self, *place):
-                return file.seek(*place)
-
-            def tell(self):
-                return file.tell()
-
-            def readinto(self, buffer):
-                return fail() if file.tell() > 20_000 else file.readinto(buffer)
-
-        return io.BufferedReader(Broken(), 512)
-
-    monkeypatch.setattr(files, "open_regular", open_regular)
-
-
-def test_links_to_nothing_hold_a_run(finished, tmp_path):
-    """The disk with the checkpoint may come back: nothing is begun over the link."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for target in ("checkpoint.pt", tmp_path / "gone" / "checkpoint.pt"):
-        (folder / checkpoint.NAME).symlink_to(target)
-        assert checkpoint.holds_run(folder)
-        with pytest.raises(UserError, match=r"checkpoint\.pt"):
-            checkpoint.newest(folder)
-        (folder / checkpoint.NAME).unlink()
-
-
-def test_no_link_is_left_after_a_resume_at_an_epochs_end(finished, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    checkpoint.keep(folder, 2, 2, best=True)
-    checkpoint.keep(folder, 2, 2, best=True)  # links to the same file: rename does nothing
-    assert not list(folder.glob(".*"))
-    assert os.path.samefile(folder / "best.pt", folder / checkpoint.NAME)
-    Trainer(load_config(folder / "config.yaml", {"output": str(folder)}), resume=True)
-    assert not list(folder.glob(".*.link"))
-
-
-def test_paths_that_are_not_there(tmp_path, capsys):
-    nope = str(tmp_path / "nope")
-    for words in (["eval", nope], ["export", nope, f"{nope}.pt2"], ["convert-checkpoint", nope, "x", "--to", "sewsnn"]):
-        assert main(words) == 1
-        error = capsys.readouterr().err
-        assert f"there is no folder or file {nope}" in error or f"there is no checkpoint {nope}" in error
-
-
-def test_too_little_memory_is_no_damage(tmp_path):
-    """In a process that may have no more: the file is whole, and nothing says that it is damaged."""
-    torch.save({"model": {"w": torch.zeros(2**27)}}, tmp_path / "large.pt")
-    code = (
-        "import resource, sys, sewsnn\n"
-        "from sewsnn.cli import main\n"
-        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, -1))\n"
-        f"sys.exit(main(['convert-checkpoint', {str(tmp_path / 'large.pt')!r}, 'out', '--to', 'sewsnn']))"
+def test_large_archives_are_read_as_torch_writes_them(tmp_path):
+    """Numbers of more than 32 bits stand in an extra field, which is read in its order."""
+    wide = struct.pack("<HHQQ", 1, 16, 2**33, 2**34)
+    assert archive._wide(0xFFFFFFFF, 0xFFFFFFFF, 5, wide) == (2**34, 2**33, 5)
+    assert archive._wide(7, 7, 0xFFFFFFFF, struct.pack("<HHB", 9, 1, 0) + struct.pack("<HHQ", 1, 8, 2**35)) == (
+        7,
+        7,
+        2**35,
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **PROCESS)
-    assert done.returncode == 1 and "memory" in done.stderr and "damaged" not in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(archive.Damage):
+        archive._wide(7, 7, 0xFFFFFFFF, struct.pack("<HH", 1, 0))
+
+
+def test_no_damaged_safetensors_file_of_ours_is_read(tmp_path):
+    """Names, dtypes, shapes and values have a checksum; a file without one is read."""
+    package = pytest.importorskip("safetensors.torch", reason="the package safetensors is not installed")
+    state = {"a.weight": torch.randn(7, 3), "b": torch.tensor(3), "c": torch.zeros(0), "d": torch.ones(2).bfloat16()}
+    path = tmp_path / "c.safetensors"
+    data = safetensors.write(path, state)
+    assert outcomes(lambda p: safetensors.read(p).content, state, data, path) > 200
+    for renamed in (data.replace(b"a.weight", b"a.weighs"), data.replace(b'"BF16"', b'"F16" ')):
+        path.write_bytes(renamed)
+        with pytest.raises(DamagedError, match="its tensors are not those"):
+            safetensors.read(path)
+    path.write_bytes(data)
+    assert safetensors.read(path).note == "" and same(dict(sorted(package.load(data).items())), state)
+    path.write_bytes(package.save(state))
+    assert same(safetensors.read(path).content, state) and "carries no checksums" in safetensors.read(path).note
+
+
+def entry(name, shape, start, end, dtype="F32"):
+    return f'"{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{start},{end}]}}'
+
+
+HEADERS = {  # all of files with eight bytes of values
+    "overlap": [entry("a", 2, 0, 8), entry("b", 1, 4, 8)],
+    "hole": [entry("a", 1, 0, 4), entry("b", 0, 8, 8)],
+    "more": [entry("a", 1, 0, 4)],
+    "shape": [entry("a", 3, 0, 8)],
+    "beyond": [entry("a", 4, 0, 16)],
+    "dtype": [entry("a", 16, 0, 8, "F4")],
+    "metadata": ['"__metadata__":{"sewsnn.crc32":1}', entry("a", 2, 0, 8)],
+    "checksum": ['"__metadata__":{"sewsnn.crc32":"x"}', entry("a", 2, 0, 8)],
+}
+
+
+@pytest.mark.parametrize("entries", HEADERS.values(), ids=HEADERS)
+def test_safetensors_headers_that_contradict_the_file(entries, tmp_path):
+    pytest.importorskip("safetensors.torch", reason="the package safetensors is not installed")
+    header = f"{{{','.join(entries)}}}".encode()
+    (tmp_path / "c.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(DamagedError, match=r"c\.safetensors"):
+        safetensors.read(tmp_path / "c.safetensors")

@@ -85,6 +85,9 @@ def test_the_moving_average_and_other_weights(folder, tmp_path, capsys):
 
 def test_what_cannot_be_evaluated(folder, tmp_path, capsys):
     for words, message in (
+        (["nope"], "nope: there is no such folder or file"),
+        (["no/pe", "--weights", "x.pt"], "no/pe: there is no such folder or file"),
+        ([CONFIG, "--weights", "nope"], "there is no checkpoint nope"),
         ([str(tmp_path)], f"{tmp_path} is not the folder of a run: it has no config.yaml"),
         ([CONFIG], "--weights must name a checkpoint"),
         ([str(folder), "--steps", "1,5"], "--steps must be 1 to T = 4, got 5"),
@@ -94,3 +97,5 @@ def test_what_cannot_be_evaluated(folder, tmp_path, capsys):
     ):
         assert main(["eval", *words]) == 1
         assert message in capsys.readouterr().err
+    for words in (["export", "nope", "out.pt2"], ["convert-checkpoint", "nope", "out", "--to", "authors"]):
+        assert main(words) == 1 and capsys.readouterr().err == "sewsnn: error: there is no checkpoint nope\n"

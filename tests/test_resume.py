@@ -284,6 +284,8 @@ def test_links_or_copies(tmp_path, monkeypatch):
     (tmp_path / checkpoint.NAME).write_bytes(b"one")
     checkpoint.keep(tmp_path, 1, 1, best=True)
     assert os.path.samefile(tmp_path / checkpoint.NAME, tmp_path / "best.pt")
+    checkpoint.keep(tmp_path, 1, 1, best=True)  # as after a resume at an epoch's end: it is there already
+    assert sorted(os.listdir(tmp_path)) == ["best.pt", "checkpoint-0001.pt", "checkpoint.pt"]
 
     def refuse(*_):
         raise OSError(errno.EPERM, "Operation not permitted")

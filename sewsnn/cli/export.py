@@ -63,11 +63,12 @@ def _export(arguments) -> int:
     from sewsnn.errors import UserError
     from sewsnn.export import check_target, export_model
     from sewsnn.export.source import open_source
+    from sewsnn.files import exists
 
     size = arguments.image_size
     if size and len(size) > 2:
         raise UserError(f"--image-size must be height and width, or one for both, got {len(size)} numbers")
-    if os.path.exists(arguments.target):
+    if exists(arguments.target, follow=True):
         if os.path.exists(arguments.source) and os.path.samefile(arguments.source, arguments.target):
             raise UserError(f"{arguments.target} is the checkpoint itself: OUT must be another file")
         if not arguments.force and not os.path.isdir(arguments.target):

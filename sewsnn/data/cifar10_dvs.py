@@ -17,7 +17,7 @@ from sewsnn.data.event_store import Sample, check_split, open_prepared, open_sam
 from sewsnn.data.events import Events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError
+from sewsnn.errors import DataError, UnreadableError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PUBLISHED = 1000  # recordings per class
@@ -85,7 +85,7 @@ def recordings(root: Path) -> list[tuple[str, str]]:
         try:
             files = sorted(path.name for path in folder.iterdir() if path.suffix == ".aedat" and path.name[0] != ".")
         except OSError as error:
-            raise DataError(
+            raise UnreadableError(
                 f"cannot read {folder}: {error.strerror or error}; expected are the folders {CLASSES[0]} to "
                 f"{CLASSES[-1]}, unpacked",
                 str(folder),

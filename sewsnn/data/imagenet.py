@@ -19,7 +19,8 @@ from sewsnn.data.image_folder import SPLITS, check_counts, check_prepared, scan
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.shards import find_shards, open_shards
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError
+from sewsnn.errors import DataError, UnreadableError
+from sewsnn.files import is_folder
 
 # Of the training images, per channel, in [0, 1].
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,9 +78,9 @@ def open_images(root: str | None, workers: int = 1) -> tuple[Images, Images]:
         )
     folder = Path(root)
     check_prepared(folder)
-    if all((folder / split).is_dir() for split in SPLITS):
+    if all(is_folder(folder / split, UnreadableError) for split in SPLITS):
         train, val = scan(folder).values()
-    elif folder.is_dir() and find_shards(folder):
+    elif is_folder(folder, UnreadableError) and find_shards(folder):
         train, val = open_shards(folder, workers)
     else:
         raise DataError(

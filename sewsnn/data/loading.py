@@ -44,8 +44,8 @@ class LoadedSource:
         train, test: the sets.
         num_classes, in_channels, sequences: see :class:`~sewsnn.data.source.DataSource`.
         options: see there. ``on_corrupt="skip"``: a training sample that cannot be read is replaced by the next that
-            can, a test sample is left out; ``corrupt`` names them all. Where many in a row cannot, it stops all the
-            same: then it is the disk.
+            can, a test sample is left out; ``corrupt`` names them all. A file that is there and cannot be read (an I/O
+            error), and many in a row that cannot, stop it all the same: then it is the disk.
         to_float: on the device.
         normalised: mean and deviation of each channel in [0, 1] by which ``to_float`` normalises; None: it does not.
     """
@@ -163,14 +163,18 @@ class _Loading(torch.utils.data.Dataset):
                 x, y = self.samples.load(index, seed)
                 return x, y, corrupt, None
             except DataError as error:
-                # One of whose disk nothing is heard may be whole.
-                if not self.skip or (isinstance(error, UnreadableError) and not error.missing):
+                if not self.skip or _may_be_whole(error):
                     return None, 0, {}, str(error)
                 corrupt[getattr(error, "path", None) or f"sample {index}"] = str(error)
             if seed is None:  # a test sample has no substitute
                 return None, 0, corrupt, None
             index = (index + 1) % len(self.samples)
         return None, 0, {}, _too_many(corrupt)
+
+
+def _may_be_whole(error: DataError) -> bool:
+    """Whether the file cannot be read now, though it is there: its disk may be gone, which is no damage."""
+    return isinstance(error, UnreadableError) and not isinstance(error.__context__, FileNotFoundError)
 
 
 class _Collate:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from sewsnn.data import crops, decoding
 from sewsnn.errors import DataError, UnreadableError, UserError
+from sewsnn.files import exists
 
 QUALITY = 95
 TEMPORARY = ".preparing-"  # begins the name of a file that is being written
@@ -48,14 +49,17 @@ def small(path: str, size: int) -> tuple[str, bytes]:
 
 
 def is_whole(path: str) -> bool:
-    """Whether there is an image: after a crash of the machine a renamed file may still be empty."""
-    try:
-        decoding.whole_size(decoding.read_file(path), path)
-        return True
-    except UnreadableError as error:
-        if not error.missing:
-            raise
+    """Whether there is an image: after a crash of the machine a renamed file may still be empty.
+
+    Raises:
+        UnreadableError: that cannot be known now.
+    """
+    if not exists(path, UnreadableError):
         return False
+    data = decoding.read_file(path)
+    try:
+        decoding.whole_size(data, path)
+        return True
     except DataError:
         return False
 

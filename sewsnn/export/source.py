@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from sewsnn.data.generated import SHAPES
 from sewsnn.errors import UserError
 from sewsnn.models import LoadReport, load_checkpoint
-from sewsnn.models.convert import ends_of, network_of
+from sewsnn.models.convert import cannot_build, ends_of, network_of
 from sewsnn.models.network import Network
 from sewsnn.models.published import task_of
-from sewsnn.models.weights import Weights, read_weights
+from sewsnn.models.weights import Weights, read_weights, some
 from sewsnn.train.build import build_model
-from sewsnn.train.config import Config, from_dict
-from sewsnn.train.limits import check
+from sewsnn.train.config import Config, check, from_dict
 
 _SEED = 0
 _EVENTS = 0.5  # per pixel, polarity and frame of an example
@@ -73,20 +72,29 @@ def open_source(
             model, config = network_of(weights, name, "cpu", **more), None
         else:
             config = from_dict(weights.config, f"{path}: config")
-            check(config)
+            _check(config, path)
             model = _as_trained(config, weights)
             model.T = T or model.T
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise cannot_build(str(path), error) from None
     report = load_checkpoint(model, path, container=container)
     size, sequences = _input_of(config, name or weights.settings.get("name"))
     return Source(model.eval(), report, size, sequences)
 
 
+def _check(config: Config, path: str | os.PathLike) -> None:
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{path}: config: {error}") from None
+
+
 def _as_trained(config: Config, weights: Weights) -> nn.Module:
     ends = ends_of({key: key for key in weights.state}, weights.state)
     if not {"in_channels", "num_classes"} <= ends.keys():
-        raise UserError(f"{weights.source} lacks the network's first or last layer: it has {', '.join(weights.state)}")
+        raise UserError(f"{weights.source} lacks the network's first or last layer: it has {some(weights.state)}")
     config.model.neuron.backend = "auto"  # the one it was trained on may not run here
     if config.model.last_neuron:
         config.model.last_neuron.backend = "auto"

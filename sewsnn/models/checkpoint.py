@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.errors import CheckpointError
-from sewsnn.files import write_atomic
+from sewsnn.files import save_tensors, write_atomic
 from sewsnn.models import safetensors
 from sewsnn.models.blocks import Block
 from sewsnn.models.dialects import DIALECTS, detect, dialects
-from sewsnn.models.weights import Weights, read_weights, some
+from sewsnn.models.weights import Weights, is_dense, read_weights, shown, some
 
 _ALPHA = ".surrogate_function.alpha"
 
@@ -32,8 +32,9 @@ class LoadReport:
         unexpected: the file's entries, by its names, that the model has no place for.
         mismatched: why an entry, by the file's name, does not fit: both shapes.
         kept: ``num_batches_tracked`` that an older file does not have; no error.
-        ignored: the file's other keys, and the constants of surrogates (``*.surrogate_function.alpha``) that old
-            versions of SpikingJelly keep among the weights: a network's surrogate is that of its own neurons.
+        constants: settings of surrogate functions, which older SpikingJelly kept as entries
+            (``sn1.surrogate_function.alpha``): they are left out, and no error.
+        ignored: the file's other keys.
         notes: what should be known and is no error.
         names: the model's names -> the file's.
     """
@@ -46,6 +47,7 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     mismatched: Mapping[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -63,7 +65,7 @@ class LoadReport:
         if self.unexpected:
             found.append(f"not in the model: {some(self.unexpected)}")
         if self.mismatched:
-            found.append(f"does not fit: {some(f'{key}, {why}' for key, why in self.mismatched.items())}")
+            found.append(f"does not fit: {some(f'{shown(key)}, {why}' for key, why in self.mismatched.items())}")
         return found
 
     def check(self) -> None:
@@ -84,6 +86,8 @@ class LoadReport:
         lines += self.differences()
         if self.kept:
             lines.append(f"not in the file, as in older ones: {len(self.kept)} x num_batches_tracked")
+        if self.constants:
+            lines.append(f"left out, settings of surrogate functions: {some(self.constants)}")
         if self.ignored:
             lines.append(f"not read: {some(self.ignored)}")
         return "\n  ".join([*lines, *self.notes])
@@ -172,7 +176,7 @@ def write_state(path: str | os.PathLike, state: dict[str, Tensor], container: st
         data = safetensors.write(path, state)
         write_atomic(Path(path), lambda file: file.write(data))
     else:
-        write_atomic(Path(path), lambda file: torch.save({container: state} if container else state, file))
+        save_tensors(Path(path), {container: state} if container else state)
 
 
 def check_dialect(dialect: str) -> None:
@@ -231,8 +235,9 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
         unexpected=unexpected,
         mismatched=mismatched,
         kept=tuple(key for key in absent if key not in missing),
-        ignored=(*weights.ignored, *constants),
-        notes=tuple(_notes(model, weights, missing, unexpected)),
+        constants=weights.constants,
+        ignored=weights.ignored,
+        notes=(*weights.notes, *_notes(model, weights, missing, unexpected)),
         names=names,
     )
     return report, entries
@@ -241,7 +246,7 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
 def _mismatch(value: Any, own: Tensor) -> str | None:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__} instead of a tensor"
-    if value.is_meta or value.layout is not torch.strided or value.is_quantized:
+    if not is_dense(value):
         return "not a dense tensor with values"
     if value.is_floating_point() != own.is_floating_point() or value.is_complex():
         return f"{value.dtype} in the file, {own.dtype} in the model"
@@ -254,6 +259,11 @@ def _overflow(value: Tensor, dtype: torch.dtype) -> str | None:
     """What a conversion would turn into infinity."""
     if not value.is_floating_point() or value.dtype == dtype or not value.numel():
         return None
+    if value.element_size() == 1:  # torch computes little with 8 bits
+        try:
+            value = value.float()
+        except NotImplementedError:
+            return f"{value.dtype} in the file, {dtype} in the model"
     finite = value[value.isfinite()]
     if finite.to(dtype).isfinite().all():
         return None

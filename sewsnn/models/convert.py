@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn.errors import CheckpointError, UserError, is_out_of_memory, short
+from sewsnn.files import exists, is_folder
 from sewsnn.models.checkpoint import (
     LoadReport,
     check_dialect,
@@ -19,7 +20,7 @@ from sewsnn.models.checkpoint import (
 )
 from sewsnn.models.dialects import detect
 from sewsnn.models.registry import create_model, list_models
-from sewsnn.models.weights import Weights, read_weights
+from sewsnn.models.weights import Weights, is_dense, read_weights
 from sewsnn.neuron import IFNode, ParametricLIFNode
 
 # The first convolution of a block: layer1.0.conv1 in a ResNet of any dialect.
@@ -50,9 +51,9 @@ def convert_checkpoint(
     Raises:
         UserError: an argument or a file is not as it must be, the message says which; nothing is written.
     """
-    if os.path.isdir(target):
+    if is_folder(target):
         raise UserError(f"{target} is a folder: expected the name of a file to write")
-    if os.path.exists(target):
+    if exists(target, follow=True):
         if os.path.exists(source) and os.path.samefile(source, target):
             raise UserError(f"{target} is the file to be converted: it must be written to another")
         if not force:
@@ -66,7 +67,13 @@ def convert_checkpoint(
         raise UserError(str(error)) from None
     report, entries = fit(network, weights)
     report.check()
-    write_state(target, {names[key]: plain_copy(value) for key, value in entries.items()}, container)
+    try:
+        state = {names[key]: plain_copy(value) for key, value in entries.items()}
+    except (RuntimeError, MemoryError) as error:  # a few bytes may stand for any number of equal values
+        if not is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"too little memory for the weights in {source}") from None
+    write_state(target, state, container)
     return report
 
 
@@ -83,7 +90,7 @@ def network_of(weights: Weights, name: str | None, device: str = "meta", **more)
     """
     said, known = weights.settings.get("name"), list_models()
     if name is None and said not in known:
-        reason = "does not say which model it is of" if said is None else f"is of a model it calls {said!r}"
+        reason = "does not say which model it is of" if said is None else f"is of a model it calls {short(said)}"
         raise UserError(f"{weights.source} {reason}: --model must be one of {', '.join(known)}")
     name = name or said
     state = weights.state
@@ -92,10 +99,19 @@ def network_of(weights: Weights, name: str | None, device: str = "meta", **more)
         settings["connect_f"] = weights.settings["connect_f"]
     if name == "sew_resnet":
         settings |= _sizes(weights)
-    with torch.device("meta"):
-        _, names = detect(create_model(name, **settings), state)
-    with torch.device(device):
-        return create_model(name, **settings, **ends_of(names, state), **more)
+    try:
+        with torch.device("meta"):
+            _, names = detect(create_model(name, **settings), state)
+        with torch.device(device):
+            return create_model(name, **settings, **ends_of(names, state), **more)
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise cannot_build(weights.source, error) from None
+
+
+def cannot_build(source: str, error: Exception) -> CheckpointError:
+    """The error of a network that is too large for the memory, or for any."""
+    reason = "too little memory" if is_out_of_memory(error) else str(error).splitlines()[0]
+    return CheckpointError(f"{source}: the network whose sizes its entries tell cannot be made: {reason}")
 
 
 def ends_of(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int]:
@@ -103,10 +119,10 @@ def ends_of(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int
     ``stem_kernel``, ``num_classes``."""
     found = {}
     stem = state.get(names.get("conv1.weight") or names.get("layer1.conv.weight"))
-    if isinstance(stem, Tensor) and stem.dim() == 4:
+    if isinstance(stem, Tensor) and is_dense(stem) and stem.dim() == 4:
         found |= {"in_channels": stem.shape[1], "stem_kernel": stem.shape[-1]}
     last = state.get(names.get("fc.weight"))
-    if isinstance(last, Tensor) and last.dim() == 2:
+    if isinstance(last, Tensor) and is_dense(last) and last.dim() == 2:
         found["num_classes"] = last.shape[0]
     return found
 
@@ -117,7 +133,7 @@ def _sizes(weights: Weights) -> dict[str, Any]:
     blocks: dict[int, int] = {}
     for key, value in weights.state.items():
         match = _FIRST_CONV.fullmatch(key)
-        if match and isinstance(value, Tensor) and value.dim() == 4:
+        if match and isinstance(value, Tensor) and is_dense(value) and value.dim() == 4:
             stage = int(match[1])
             widths[stage] = value.shape[0]
             blocks[stage] = blocks.get(stage, 0) + 1

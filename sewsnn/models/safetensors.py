@@ -1,19 +1,22 @@
-"""Files of the package safetensors, where it is there: tensors by name, nothing else."""
+"""Files of the package safetensors, where it is there: tensors by name, nothing else.
+
+The format has no checksums. Ours carry one among their metadata, of names, dtypes, shapes and values; whoever does not
+know it reads them all the same.
+"""
 
 import json
 import os
-import struct
 import zlib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from sewsnn.errors import CheckpointError, DamagedError, UserError, out_of_memory
-from sewsnn.files import open_regular
+from sewsnn.errors import CheckpointError, DamagedError, UserError, is_out_of_memory
+from sewsnn.files import UNCHECKED, Tensors, cannot_read, open_regular
 
 _ENDING = ".safetensors"
-_KEY = "sewsnn_crc32"  # in the metadata of files written here
-_LENGTH = struct.Struct("<Q")  # of the header, which the file begins with
+_CHECKSUM = "sewsnn.crc32"  # CRC-32 in hexadecimal digits
 
 
 def is_one(path: str | os.PathLike) -> bool:
@@ -21,12 +24,12 @@ def is_one(path: str | os.PathLike) -> bool:
     return str(path).endswith(_ENDING)
 
 
-def read(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors in the file, on the CPU. The format has no checksum; files that :func:`write` made carry one.
+def read(path: str | os.PathLike) -> Tensors:
+    """The tensors in the file by their names, on the CPU.
 
     Raises:
-        DamagedError: the file is damaged, as far as that can be known.
-        CheckpointError: the package or the file is missing, or it cannot be read; names it.
+        DamagedError: the file is damaged.
+        CheckpointError: the package or the file is missing, or it cannot be read now; names it.
     """
     load = _package(path, CheckpointError).load
     try:
@@ -34,19 +37,25 @@ def read(path: str | os.PathLike) -> dict[str, Tensor]:
             data = file.read()
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise cannot_read(f"the checkpoint {path}", error) from None
     try:
-        tensors, said = load(data), _header(data).get("__metadata__", {}).get(_KEY)
+        state = load(data)
+        length = int.from_bytes(data[:8], "little")
+        written = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_CHECKSUM)
     except Exception as error:  # its own class, and KeyError for a dtype that torch does not have
-        if out_of_memory(error):  # the file may be whole
-            raise
+        if is_out_of_memory(error):
+            raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
+        reason = f"torch has no dtype {error}" if isinstance(error, KeyError) else error
         raise DamagedError(
-            f"{path} is not a readable checkpoint (truncated, damaged, or not written by safetensors): {error}"
+            f"{path} is not a readable checkpoint (truncated, damaged, or not written by safetensors): {reason}"
         ) from None
-    if said is not None and said != _checksum(data):
-        raise DamagedError(f"{path} is damaged: its bytes do not have the checksum that was written with them")
-    return tensors
+    if written is not None and written != _checksum(state):
+        raise DamagedError(
+            f"{path} is damaged, or was changed by a program that kept the old checksum: its tensors are not those "
+            f"that {_CHECKSUM} in its metadata is of"
+        )
+    return Tensors(state, f"{path} {UNCHECKED}" if written is None else "")
 
 
 def write(path: str | os.PathLike, state: Mapping[str, Tensor]) -> bytes:
@@ -55,21 +64,15 @@ def write(path: str | os.PathLike, state: Mapping[str, Tensor]) -> bytes:
     Raises:
         UserError: the package is missing.
     """
-    place = "0" * 8
-    data = _package(path, UserError).save(dict(state), metadata={"format": "pt", _KEY: place})
-    return data.replace(f'"{_KEY}":"{place}"'.encode(), f'"{_KEY}":"{_checksum(data)}"'.encode(), 1)
+    return _package(path, UserError).save(dict(state), metadata={"format": "pt", _CHECKSUM: _checksum(state)})
 
 
-def _header(data: bytes) -> dict:
-    (length,) = _LENGTH.unpack_from(data)
-    return json.loads(data[_LENGTH.size : _LENGTH.size + length])
-
-
-def _checksum(data: bytes) -> str:
-    (length,) = _LENGTH.unpack_from(data)
-    entries = {name: entry for name, entry in _header(data).items() if name != "__metadata__"}
-    crc = zlib.crc32(json.dumps(entries, sort_keys=True).encode())
-    return f"{zlib.crc32(memoryview(data)[_LENGTH.size + length :], crc):08x}"
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    crc = 0
+    for name, value in sorted(state.items()):
+        crc = zlib.crc32(repr((name, str(value.dtype), tuple(value.shape))).encode(errors="surrogatepass"), crc)
+        crc = zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def _package(path: str | os.PathLike, error: type[UserError]):

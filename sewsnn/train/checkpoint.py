@@ -19,14 +19,14 @@ import torch
 
 import sewsnn
 from sewsnn.errors import CheckpointError, DamagedError, UserError, short
-from sewsnn.files import is_there, load_tensors, names_in, open_regular, write_atomic
-from sewsnn.train.contents import CHECKS, check_content
+from sewsnn.files import names_in, read_tensors, save_tensors, write_atomic
+from sewsnn.train.contents import CONTENTS, check_contents
 
 FORMAT = "sewsnn.train"
 VERSION = 2
 NAME = "checkpoint.pt"
 BEST = "best.pt"
-KEYS = set(CHECKS)
+KEYS = CONTENTS.keys() - {"format", "version", "versions"}  #: what :func:`save` takes
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -38,32 +38,43 @@ def save(path: Path, content: dict[str, Any]) -> None:
     assert content.keys() == KEYS, content.keys() ^ KEYS
     versions = {"sewsnn": sewsnn.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
     head = {"format": FORMAT, "version": VERSION, "versions": versions}
-    write_atomic(path, lambda file: torch.save(head | content, file))
+    save_tensors(path, head | content)
 
 
 def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint.
 
     Raises:
-        DamagedError: the file is truncated or damaged.
-        CheckpointError: it is missing, cannot be read for the moment, is no checkpoint of this program, or an entry is
-            not what it should be; names the file and the entry.
+        DamagedError: its bytes are not those that were written.
+        CheckpointError: the file is missing, cannot be read now, is not a checkpoint of this program, or does not hold
+            what one must (:data:`~sewsnn.train.contents.CONTENTS`); names it.
     """
-    content = load_tensors(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    return read(path)[0]
+
+
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """:func:`load`, and what should be known of the file; mostly nothing."""
+    content, note = read_tensors(path)
+    if not isinstance(content, dict) or _plain(content.get("format")) != FORMAT:
         raise CheckpointError(f"{path} was not written by sewsnn train: it has no format {FORMAT!r}")
-    version = content.get("version")
-    if version != VERSION or isinstance(version, bool):
-        raise CheckpointError(f"{path} has version {short(version)} of the format, this program reads {VERSION}")
-    check_content(content, str(path))
-    return content
+    if _plain(content.get("version")) != VERSION:
+        raise CheckpointError(
+            f"{path} has version {short(content.get('version'))} of the format, this program reads {VERSION}"
+        )
+    check_contents(content, path)
+    return content, note
+
+
+def _plain(value: Any) -> Any:
+    """What can be compared: a tensor would compare each of its values."""
+    return value if type(value) in (str, int) else None
 
 
 def kept(folder: Path) -> list[Path]:
     """The checkpoints of single epochs in a folder, the newest first.
 
     Raises:
-        UserError: the folder cannot be read.
+        UserError: the folder cannot be read now.
     """
     pattern = re.compile(r"checkpoint-(\d+)\.pt")
     found = {int(match[1]): folder / name for name in names_in(folder) if (match := pattern.fullmatch(name))}
@@ -88,6 +99,10 @@ def keep(folder: Path, epoch: int, most: int, best: bool) -> None:
 
 def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.link")
+    with contextlib.suppress(OSError):  # it is not there
+        if os.path.samefile(source, target):  # renaming a link to another link of the same file does nothing at all
+            temporary.unlink(missing_ok=True)
+            return
     try:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
@@ -101,49 +116,57 @@ def _link(source: Path, target: Path) -> None:
                 write_atomic(target, lambda out: shutil.copyfileobj(file, out))
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The newest checkpoint of a folder that is not damaged; the best one if all others are gone or damaged.
+    """The newest whole checkpoint of a folder; the best one if all others are gone or damaged.
 
     Returns:
-        ``(content, "")``; with a sentence where it is an older one, since newer ones are damaged; ``(None, "")`` if
-        there is none at all.
+        ``(content, "")``; with a sentence where it is an older one, since newer ones are damaged, or where there is
+        something else to know; ``(None, "")`` if there is none at all.
 
     Raises:
-        UserError: a checkpoint is there and cannot be read for the moment, or is of another kind or version: it may be
-            whole, and a run that went on from an older one would write over it. Or all of them are damaged: nothing is
-            begun anew over them.
+        UserError: one cannot be read now, or holds something else than a run's state: it may be worth more than the
+            older ones, and a run that went on from those would write over it. Or there are checkpoints, and all are
+            damaged: nothing is begun anew over them.
     """
-    paths = [path for path in (folder / NAME, *kept(folder), folder / BEST) if is_there(path)]
+    there = set(names_in(folder))
+    paths = [path for path in (folder / NAME, *kept(folder), folder / BEST) if path.name in there]
     problems = []
     for path in paths:
         try:
-            content = load(path)
+            content, note = read(path)
         except DamagedError as error:
             problems.append(str(error))
             continue
         if path.name != NAME and not problems:
             problems.append(f"{folder / NAME} is missing")
-        return content, f"{'; '.join(problems)}: going on from {path.name} instead" if problems else ""
+        words = [f"{'; '.join(problems)}: going on from {path.name} instead"] if problems else []
+        return content, "\n".join(words + [note] * bool(note))
     if problems:
         raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(problems)}")
     return None, ""
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is anything of a run in the folder that another one would write over. Raises UserError if that
-    cannot be known."""
-    return any(is_there(folder / name) for name in (NAME, BEST, "config.yaml")) or bool(kept(folder))
+    """Whether there is anything of a run in the folder that another one would write over.
+
+    Raises:
+        UserError: the folder cannot be read now.
+    """
+    return bool({NAME, BEST, "config.yaml"}.intersection(names_in(folder)) or kept(folder))
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written; of a checkpoint it takes as much space as the whole."""
-    pattern = re.compile(r"\.[\w-]+\.(pt|yaml|csv|json|png|txt)\.([0-9a-f]{8}|link)")
+    """Removes what killed processes left half-written: each is as large as a checkpoint."""
+    pattern = re.compile(r"\.(checkpoint(-\d+)?|best)\.pt\.([0-9a-f]{8}|link)")
     for name in names_in(folder):
         if pattern.fullmatch(name):
             with contextlib.suppress(OSError):
-                os.unlink(folder / name)
+                (folder / name).unlink()
 
 
 def get_rng() -> dict[str, Any]:

@@ -1,163 +1,284 @@
-"""What a checkpoint of a training run holds: each key, and what its value must be."""
+"""What a checkpoint of training must hold: each key, and what its value must be.
+
+A file whose bytes are as they were written may still hold what no run wrote: nothing of it is used before all of it has
+been looked at.
+"""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sewsnn.errors import CheckpointError, ConfigError, short
-from sewsnn.train.config import Config, from_dict
+from sewsnn.errors import CheckpointError, UserError, short
+from sewsnn.models.weights import is_dense
+from sewsnn.train.config import check, from_dict
 from sewsnn.train.metrics import COLUMNS
-from sewsnn.train.sums import START
 
-_MOST_COUNT = 2**53  # that a float holds exactly
+_LARGEST = 2**62  # of a counter
 
 
-def check_content(content: Mapping[str, Any], path: str) -> None:
-    """Compares the content of a checkpoint with :data:`CHECKS` and its entries with each other.
+class Rule(NamedTuple):
+    """A value of which ``test`` is true; ``text`` says what that is."""
+
+    text: str
+    test: Callable[[Any], bool]
+
+
+class Named(NamedTuple):
+    """A dictionary of any texts to values that are as ``rule`` says."""
+
+    rule: Any
+
+
+class OrNone(NamedTuple):
+    """None, or as ``rule`` says."""
+
+    rule: Any
+
+
+def _is_whole(value: Any, least: int = 0) -> bool:
+    return type(value) is int and least <= value <= _LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    """Any that a float can be, also not finite."""
+    return type(value) is float or (type(value) is int and abs(value) <= _LARGEST)
+
+
+def _is_finite(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    return _is_number(value) and math.isfinite(value) and least <= value <= most
+
+
+def _is_config(value: Any) -> bool:
+    try:
+        check(from_dict(value))
+    except UserError:
+        return False
+    return True
+
+
+def _is_plain(value: Any, levels: int = 4) -> bool:
+    """Text, numbers and so on, and collections of them, as YAML has them."""
+    if isinstance(value, dict):
+        return levels > 0 and all(type(k) is str and _is_plain(v, levels - 1) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return levels > 0 and all(_is_plain(v, levels - 1) for v in value)
+    return value is None or type(value) in (str, bool) or _is_number(value)
+
+
+def _is_cpu_state(value: Any) -> bool:
+    """Whether torch takes it as the state of a generator."""
+    own = torch.get_rng_state()
+    if not (isinstance(value, Tensor) and is_dense(value) and value.dtype == own.dtype and value.shape == own.shape):
+        return False
+    try:
+        torch.Generator().set_state(value)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_cuda_state(value: Any) -> bool:
+    right = isinstance(value, Tensor) and is_dense(value) and value.dtype == torch.uint8
+    return right and value.dim() == 1 and 0 < value.numel() < 1024
+
+
+TEXT = Rule("text", lambda value: type(value) is str)
+WHOLE = Rule("a whole number from 0 on", _is_whole)
+COUNT = Rule("a whole number from 1 on", lambda value: _is_whole(value, 1))
+NUMBER = Rule("a number", _is_number)
+FINITE = Rule("a finite number", _is_finite)
+AMOUNT = Rule("a finite number from 0 on", lambda value: _is_finite(value, 0))
+SHARE = Rule("a number from 0 to 1", lambda value: _is_finite(value, 0, 1))
+TENSOR = Rule("a dense tensor", lambda value: isinstance(value, Tensor) and is_dense(value))
+PLAIN = Rule("numbers, text, true, false or null", _is_plain)
+
+_COLUMN = dict.fromkeys(COLUMNS, AMOUNT) | {
+    "epoch": WHOLE,
+    "corrupt_samples": WHOLE,
+    "train_loss": NUMBER,
+    "test_loss": NUMBER,
+    "train_accuracy": SHARE,
+    "train_accuracy5": SHARE,
+    "test_accuracy": SHARE,
+    "test_accuracy5": SHARE,
+    "average_accuracy": OrNone(SHARE),
+    "average_accuracy5": OrNone(SHARE),
+    "loss_scale": OrNone(AMOUNT),
+}
+_SCALER = {
+    "scale": Rule("a finite number above 0", lambda value: _is_finite(value, 0) and value > 0),
+    "growth_factor": Rule("a finite number above 1", lambda value: _is_finite(value, 1) and value > 1),
+    "backoff_factor": Rule("a number between 0 and 1", lambda value: _is_finite(value, 0, 1) and 0 < value < 1),
+    "growth_interval": COUNT,
+    "_growth_tracker": WHOLE,
+}
+
+CONTENTS = {
+    "format": TEXT,
+    "version": WHOLE,
+    "versions": Named(TEXT),
+    "config": Rule("a configuration of sewsnn train", lambda value: _is_plain(value) and _is_config(value)),
+    "model": Named(TENSOR),
+    "average": OrNone(Named(TENSOR)),
+    "optimizer": {
+        "state": Rule("a dictionary by whole numbers", lambda v: isinstance(v, dict) and all(map(_is_whole, v))),
+        "param_groups": [Named(PLAIN)],
+    },
+    "scaler": _SCALER,
+    "rng": [
+        {
+            "cpu": Rule("a state of torch's generator", _is_cpu_state),
+            "cuda": OrNone(Rule("a state of CUDA's generator", _is_cuda_state)),
+        }
+    ],
+    "epoch": WHOLE,
+    "step": WHOLE,
+    "samples": WHOLE,
+    "world": COUNT,
+    "running": {
+        "samples": WHOLE,
+        "loss": FINITE,
+        "top1": WHOLE,
+        "top5": WHOLE,
+        "seconds": AMOUNT,
+        "waited": AMOUNT,
+    },
+    "history": [_COLUMN],
+    "firing_rates": [Named(NUMBER)],
+    "seconds": AMOUNT,
+}
+
+
+def check_contents(content: dict[str, Any], path: Path) -> None:
+    """Compares what a file holds with :data:`CONTENTS`, and its numbers with each other.
 
     Raises:
-        CheckpointError: names the file, the key, what was expected and what is there.
+        CheckpointError: one key is missing, unknown, or has another value than a run writes; names file and key, and
+            says what was expected.
     """
-    known = CHECKS.keys() | {"format", "version", "versions"}
-    if missing := CHECKS.keys() - content.keys():
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}")
-    if others := [key for key in content if key not in known]:
-        raise CheckpointError(f"{path} holds {short(others[0])}, which no checkpoint of this version has")
-    for key, (expected, holds) in CHECKS.items():
-        if not _asked(holds, content[key]):
-            raise CheckpointError(f"{path}: {key} must be {expected}, got {short(_plain(content[key]))}")
-    try:
-        config = from_dict(content["config"], "config")
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    for what, holds in _BETWEEN.items():
-        if not _asked(holds, content, config):
-            raise CheckpointError(f"{path}: {what}")
+    for where, expected, value in _differences(CONTENTS, content, ""):
+        raise CheckpointError(f"{path} is no whole checkpoint: {where} must be {expected}, got {short(value)}")
+    for where, expected, value in _contradictions(content):
+        if value != expected:
+            raise CheckpointError(
+                f"{path} is no whole checkpoint: {where} must be {short(expected)} by its other values, got "
+                f"{short(value)}"
+            )
 
 
-def _asked(holds: Callable[..., bool], *values) -> bool:
-    """Whether it holds; a value of a type that cannot even be asked does not."""
-    try:
-        return bool(holds(*values))
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError, OverflowError):
-        return False
+def _differences(rule: Any, value: Any, where: str) -> Iterator[tuple[str, str, Any]]:
+    """Where it is not as the rule says: the place, what was expected, the value."""
+    inside = f"{where}." if where else ""
+    if isinstance(rule, Rule):
+        if not rule.test(value):
+            yield where, rule.text, value
+    elif isinstance(rule, OrNone):
+        if value is not None:
+            yield from _differences(rule.rule, value, where)
+    elif isinstance(rule, list):
+        if not isinstance(value, list):
+            yield where, "a list", value
+            return
+        for i, item in enumerate(value):
+            yield from _differences(rule[0], item, f"{where}[{i}]")
+    elif not isinstance(value, dict) or not all(type(key) is str for key in value):
+        yield where, "a dictionary by names", value
+    elif isinstance(rule, Named):
+        for key, item in value.items():
+            yield from _differences(rule.rule, item, f"{inside}{short(key)[1:-1]}")
+    else:
+        for key in rule.keys() - value.keys():
+            yield f"{inside}{key}", "there", "nothing"
+        for key in value.keys() - rule.keys():
+            yield f"{inside}{short(key)[1:-1]}", "absent", value[key]
+        for key in rule:
+            yield from _differences(rule[key], value[key], f"{inside}{key}")
 
 
-def _plain(value):
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else value
+def _contradictions(content: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What follows from other values: the place, what it must be, and what it is."""
+    config, epoch, running = from_dict(content["config"]), content["epoch"], content["running"]
+    yield "epoch", min(epoch, config.train.epochs), epoch
+    yield "the length of history", epoch, len(content["history"])
+    yield "the length of firing_rates", epoch, len(content["firing_rates"])
+    yield "history[].epoch", list(range(epoch)), [row["epoch"] for row in content["history"]]
+    for row in content["firing_rates"]:
+        yield "firing_rates[]", list(content["firing_rates"][0]), list(row)
+    yield "the length of rng", content["world"], len(content["rng"])
+    yield "samples", content["step"] * config.data.batch_size * content["world"], content["samples"]
+    yield "running.top1", min(running["top1"], running["top5"]), running["top1"]
+    yield "running.top5", min(running["top5"], running["samples"]), running["top5"]
+    yield "whether there is an average", bool(config.train.ema), content["average"] is not None
 
 
-def _count(value) -> bool:
-    return type(value) is int and 0 <= value <= _MOST_COUNT
+def check_fit(saved: dict[str, Any], model: nn.Module, average: nn.Module | None, optimizer) -> None:
+    """Compares the tensors with those they will replace, and the optimizer's settings with its own.
+
+    Raises:
+        ValueError: one does not fit; says which and why.
+    """
+    _check_tensors("model", saved["model"], model.state_dict())
+    if average is not None:
+        _check_tensors("average", saved["average"], average.state_dict())
+    own, found = optimizer.state_dict()["param_groups"], saved["optimizer"]["param_groups"]
+    if len(own) != len(found):
+        raise ValueError(f"optimizer.param_groups: {len(found)} in the file, {len(own)} here")
+    for i, (group, of_file) in enumerate(zip(own, found, strict=True)):
+        for key in sorted(_OF_TRAINING & group.keys() | of_file.keys()):
+            at = f"optimizer.param_groups[{i}].{short(key)[1:-1]}"
+            if key == "lr":
+                if not _is_finite(of_file.get(key), 0):
+                    raise ValueError(f"{at}: must be a finite number from 0 on, got {short(of_file.get(key))}")
+            elif key not in of_file or (key in _OF_TRAINING and not _same(group.get(key), of_file[key])):
+                raise ValueError(f"{at}: {short(of_file.get(key))} in the file, {short(group.get(key))} here")
+    _check_state(saved["optimizer"]["state"], optimizer)
 
 
-def _finite(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+# Settings of an optimizer that its result depends on; the others are torch's, and differ between its versions and
+# between devices.
+_OF_TRAINING = {"params", "lr", "initial_lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"}
+_OF_TRAINING |= {"betas", "eps", "amsgrad"}
 
 
-def _number(value) -> bool:
-    return type(value) in (int, float)
+def _same(own: Any, found: Any) -> bool:
+    if isinstance(own, tuple):  # AdamW's betas
+        return isinstance(found, tuple | list) and list(own) == list(found)
+    return own == found
 
 
-def _dense(value) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+def _check_tensors(part: str, found: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    for key in sorted(own.keys() ^ found.keys()):
+        raise ValueError(f"{part}: {short(key)[1:-1]} is {'missing' if key in own else 'not of this network'}")
+    for key, value in own.items():
+        _check_tensor(f"{part}.{key}", found[key], value.dtype, value.shape)
 
 
-def _state(value) -> bool:
-    return isinstance(value, dict) and bool(value) and all(type(k) is str and _dense(v) for k, v in value.items())
+def _check_tensor(where: str, found: Any, dtype: torch.dtype, shape: torch.Size) -> None:
+    if not isinstance(found, Tensor) or not is_dense(found):
+        raise ValueError(f"{where} must be a dense tensor, got {short(found)}")
+    if (found.dtype, found.shape) != (dtype, shape):
+        raise ValueError(f"{where}: {found.dtype} {list(found.shape)} in the file, {dtype} {list(shape)} here")
 
 
-def _optimizer(value) -> bool:
-    if value.keys() != {"state", "param_groups"} or not value["param_groups"]:
-        return False
-    for group in value["param_groups"]:
-        numbers = [group[name] for name in ("lr", "weight_decay", "initial_lr")]
-        if not all(map(_finite, numbers)) or not all(map(_count, group["params"])):
-            return False
-    places = [place for group in value["param_groups"] for place in group["params"]]
-    states = value["state"].items()
-    return len(set(places)) == len(places) and all(
-        place in places and all(v is None or _number(v) or _dense(v) for v in state.values()) for place, state in states
-    )
-
-
-def _scaler(value) -> bool:
-    names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
-    rates = (value["scale"], value["backoff_factor"], value["growth_factor"])
-    return (
-        value.keys() == names
-        and all(_finite(rate) and rate > 0 for rate in rates)
-        and value["backoff_factor"] < 1 < value["growth_factor"]
-        and _count(value["growth_interval"])
-        and value["growth_interval"] > 0
-        and _count(value["_growth_tracker"])
-    )
-
-
-def _generator(value) -> bool:
-    states = [value["cpu"]] if value["cuda"] is None else [value["cpu"], value["cuda"]]
-    right = all(_dense(state) and state.dtype == torch.uint8 and state.dim() == 1 for state in states)
-    return value.keys() == {"cpu", "cuda"} and right
-
-
-def _running(value) -> bool:
-    counts = [value[name] for name in ("samples", "top1", "top5")]
-    times = [value[name] for name in ("seconds", "waited")]
-    return (
-        value.keys() == START.keys()
-        and all(map(_count, counts))
-        and all(map(_finite, times))
-        and _number(value["loss"])
-    )
-
-
-def _row(value) -> bool:
-    maybe = {"average_accuracy", "average_accuracy5", "loss_scale"}
-    return value.keys() == set(COLUMNS) and all(
-        _number(number) or (number is None and name in maybe) for name, number in value.items()
-    )
-
-
-def _rates(value) -> bool:
-    return isinstance(value, dict) and all(type(name) is str and _number(rate) for name, rate in value.items())
-
-
-#: key -> what its value must be, in words and as a test
-CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "config": ("a configuration", lambda value: isinstance(value, dict)),
-    "model": ("a state dict", _state),
-    "average": ("a state dict or None", lambda value: value is None or _state(value)),
-    "optimizer": ("the state of an optimizer", _optimizer),
-    "scaler": ("the state of a GradScaler", _scaler),
-    "rng": (
-        "the states of each process's generators",
-        lambda value: type(value) is list and all(map(_generator, value)),
-    ),
-    "epoch": ("a number of epochs", _count),
-    "step": ("a number of steps", _count),
-    "samples": ("a number of samples", _count),
-    "world": ("a number of processes", lambda value: _count(value) and value > 0),
-    "running": ("the sums of an epoch", _running),
-    "history": ("rows of metrics", lambda value: type(value) is list and all(map(_row, value))),
-    "firing_rates": ("rates by layer for each epoch", lambda value: type(value) is list and all(map(_rates, value))),
-    "seconds": ("seconds", _finite),
-}
-
-#: what is wrong -> a test of (content, its configuration) that must hold
-_BETWEEN: dict[str, Callable[[Mapping[str, Any], Config], bool]] = {
-    "epoch must be at most train.epochs of its configuration": lambda c, config: c["epoch"] <= config.train.epochs,
-    "history and firing_rates must have a row for each epoch": lambda c, _: (
-        c["epoch"] == len(c["history"]) == len(c["firing_rates"])
-        and all(row["epoch"] == epoch for epoch, row in enumerate(c["history"]))
-    ),
-    "rng must have the generators of as many processes as world": lambda c, _: len(c["rng"]) == c["world"],
-    "samples must be those of step batches of all processes": lambda c, config: (
-        c["samples"] == c["step"] * config.data.batch_size * c["world"]
-    ),
-    "average must be there if train.ema is set, and only then": lambda c, config: (
-        (c["average"] is not None) == bool(config.train.ema)
-    ),
-}
+def _check_state(state: dict[int, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Nothing, or of every parameter all that the optimizer keeps."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    adam = isinstance(optimizer, torch.optim.AdamW)
+    names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
+    if state and sorted(state) != list(range(len(parameters))):
+        raise ValueError(f"optimizer.state has {len(state)} parameters, there are {len(parameters)} here")
+    for i, entries in state.items():
+        if not isinstance(entries, dict) or entries.keys() != names:
+            raise ValueError(f"optimizer.state[{i}] must have {', '.join(sorted(names))}, got {short(entries)}")
+        for name, value in entries.items():
+            where = f"optimizer.state[{i}].{name}"
+            if name == "step":
+                _check_tensor(where, value, torch.float32, torch.Size([]))
+                if not (value.isfinite() and value >= 0):
+                    raise ValueError(f"{where} must be a finite number from 0 on, got {float(value)}")
+            else:
+                _check_tensor(where, value, parameters[i].dtype, parameters[i].shape)

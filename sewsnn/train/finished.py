@@ -1,6 +1,7 @@
 """A trained network once more: :func:`evaluate_run`, ``sewsnn eval``."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sewsnn import layers
 from sewsnn.analysis.per_step import PerStep, evaluate_per_step, latency
 from sewsnn.data import DataSource
 from sewsnn.errors import CheckpointError, UserError
-from sewsnn.files import is_there, write_text
+from sewsnn.files import exists, is_folder, write_text
 from sewsnn.models import load_checkpoint
 from sewsnn.progress import Progress, watched
 from sewsnn.train import build, checkpoint
@@ -36,10 +37,10 @@ def open_run(
     Raises:
         UserError: one of them is not as it must be.
     """
-    if not is_there(source):
-        raise UserError(f"there is no folder or file {source}")
-    is_run = source.is_dir()
-    if is_run and not (source / "config.yaml").exists():
+    is_run = is_folder(source)
+    if not is_run and not exists(source):
+        raise UserError(f"{source}: there is no such folder or file")
+    if is_run and not exists(source / "config.yaml"):
         raise UserError(f"{source} is not the folder of a run: it has no config.yaml")
     if not is_run and weights is None:
         raise UserError("--weights must name a checkpoint, or the first argument a run's folder")
@@ -50,7 +51,8 @@ def open_run(
     if average:
         _load_average(model, path)
     else:
-        load_checkpoint(model, path)
+        for note in load_checkpoint(model, path).notes:
+            print(f"sewsnn: {note}", file=sys.stderr)
     device = build.choose_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -63,7 +65,10 @@ def _load_average(model: nn.Module, path: Path) -> None:
     saved = checkpoint.load(path)["average"]
     if saved is None:
         raise CheckpointError(f"{path} has no moving average: train.ema was 0")
-    load_checkpoint(model, saved)
+    try:
+        load_checkpoint(model, {"average": saved}, container="average")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list[int] | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sewsnn.errors import UserError
-from sewsnn.files import read_regular, write_text
+from sewsnn.files import cannot_read, write_text
 
 COLUMNS = (
     "epoch",
@@ -54,10 +54,17 @@ def write_corrupt(path: Path, found: set[str]) -> set[str]:
 
     Returns:
         All of them.
+
+    Raises:
+        UserError: the file cannot be read now, or not be written.
     """
     found, before = {text.replace("\n", " ") for text in found}, set()
-    with contextlib.suppress(FileNotFoundError):
-        before = set(read_regular(path).decode(errors="replace").splitlines())
+    try:
+        before = set(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise cannot_read(str(path), error, UserError) from None
     if found - before:
         write_text(path, "".join(f"{text}\n" for text in sorted(found | before)))
     return found | before

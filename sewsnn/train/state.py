@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sewsnn.errors import CheckpointError, UserError, one_line, out_of_memory, short
+from sewsnn.errors import CheckpointError, UserError, is_out_of_memory
 from sewsnn.train import checkpoint
 from sewsnn.train.config import Config, differences, from_dict
+from sewsnn.train.contents import check_fit
 from sewsnn.train.schema import FREE
 from sewsnn.train.sums import Sums
 
@@ -24,7 +23,7 @@ def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
     if resume == "auto":
         return checkpoint.newest(folder)
     if resume:
-        return checkpoint.load(folder / checkpoint.NAME), ""
+        return checkpoint.read(folder / checkpoint.NAME)
     if checkpoint.holds_run(folder):
         raise UserError(f"{folder} already holds a run: --resume goes on with it, --output names another folder")
     return None, ""
@@ -47,6 +46,11 @@ def check_same(saved: dict[str, Any], config: Config, world: int, folder: Path) 
             f"{folder / checkpoint.NAME} was made with other settings ({', '.join(changed)}): resume with the same, or "
             "start a new run with --output"
         )
+
+
+def _same_batches(trainer: "Trainer", saved: dict[str, Any]) -> bool:
+    batch = from_dict(saved["config"]).data.batch_size
+    return (batch, saved["world"]) == (trainer.config.data.batch_size, trainer.processes.world)
 
 
 def _global_batch(config: Config, world: int) -> int:
@@ -83,9 +87,12 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         CheckpointError: it does not fit the configuration.
     """
     stepper, processes, path = trainer.stepper, trainer.processes, trainer.folder / checkpoint.NAME
-    groups = [dict(group) for group in trainer.optimizer.param_groups]
+    steps = trainer.source.steps_per_epoch
+    if _same_batches(trainer, saved) and saved["step"] > steps:
+        raise CheckpointError(f"{path} does not fit its data: step {saved['step']:,} of an epoch of {steps:,}")
+    fused = [group["fused"] for group in trainer.optimizer.param_groups]
     try:
-        _check_entries("model", saved["model"], trainer.model.state_dict())
+        check_fit(saved, trainer.model, stepper.average, trainer.optimizer)
         trainer.model.load_state_dict(saved["model"])
         _check_optimizer(saved["optimizer"], trainer.optimizer)
         trainer.optimizer.load_state_dict(saved["optimizer"])
@@ -98,19 +105,14 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         same_world = saved["world"] == processes.world
         if same_world:
             checkpoint.set_rng(saved["rng"][processes.rank])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        if out_of_memory(error):
-            raise
-        raise CheckpointError(f"{path} does not fit its configuration: {one_line(error)}") from None
+    except Exception as error:  # torch raises many kinds for what it does not expect
+        if is_out_of_memory(error):
+            raise CheckpointError(f"too little memory to go on from {path}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} does not fit its configuration: {reason}") from None
     batch = trainer.config.data.batch_size * processes.world
-    trainer.epoch, trainer.step = saved["epoch"], min(saved["samples"] // batch, trainer.source.steps_per_epoch)
-    before = from_dict(saved["config"]).data.batch_size * saved["world"]
-    if saved["samples"] > trainer.source.steps_per_epoch * batch + before:  # the last batches are not whole
-        raise CheckpointError(
-            f"{path}: samples must be at most those of an epoch, {trainer.source.steps_per_epoch} steps of {batch}, "
-            f"got {saved['samples']}"
-        )
-    if trainer.step < trainer.source.steps_per_epoch:  # at the end it stays: the last optimizer step may take fewer
+    trainer.epoch, trainer.step = saved["epoch"], min(saved["samples"] // batch, steps)
+    if trainer.step < steps:  # at the end it stays: the last optimizer step may take fewer
         trainer.step -= trainer.step % trainer.config.train.accumulate
     # The sums are those of all processes: one of them goes on with them.
     trainer.sums = Sums(trainer.device, saved["running"] if processes.is_first else None)

@@ -1,0 +1,51 @@
+"""A finished run that takes a second, in this process, for tests of what is read of one."""
+
+import contextlib
+
+import torch
+from runs import CONFIG
+
+from sewsnn.cli import main
+from sewsnn.train import checkpoint
+
+WORDS = ["--blocks", "[1]", "--widths", "[4]", "--T", "2", "--epochs", "2", "--batch_size", "512", "--threads", "1"]
+WORDS += ["--ema", "0.9", "--keep", "2", "--checkpoint_steps", "0"]
+
+
+@contextlib.contextmanager
+def _same_threads():
+    """The runs set their own."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(folder):
+    with _same_threads():
+        assert main(["train", str(CONFIG), "--output", str(folder), *WORDS]) == 0
+    return folder
+
+
+def resume(folder, how, capsys):
+    """Status, output and errors of ``--resume`` or ``--resume=auto``."""
+    capsys.readouterr()
+    with _same_threads():
+        status = main(["train", str(CONFIG), "--output", str(folder), *WORDS, how])
+    return status, *capsys.readouterr()
+
+
+def error_of(words, capsys):
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    with _same_threads():
+        assert main([str(word) for word in words]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("sewsnn: error: ") and "Traceback" not in err, err
+    return err
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+CHECKPOINT = checkpoint.NAME
