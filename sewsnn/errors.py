@@ -1,12 +1,20 @@
 """Errors a user can mend: the command line prints them without a traceback."""
 
+import difflib
 import errno
 import re
 import reprlib
 from collections.abc import Iterable
 
 _MOST = 80  # characters of a value in a message
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|[Uu]nable to allocate|std::bad_alloc")
+_MOST_OF_A_LINE = 300  # characters of another program's message in ours
+
+# What torch, numpy, Python and the C++ library say when memory ran out, or would have to.
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory.*|(CUDA|HIP)\b.*out of memory.*|.*_STATUS_ALLOC_FAILED.*|"
+    r".*std::bad_alloc.*|Storage size calculation overflowed.*|.*integer multiplication overflow.*|"
+    r"Unable to allocate .*|(unable to )?mmap .*Cannot allocate memory.*",
+)
 
 
 class UserError(Exception):
@@ -64,13 +72,6 @@ def is_of_the_disk(error: BaseException) -> bool:
     """Whether a file could not be read for now, rather than that its content makes no sense to a library: those raise
     OSError as well, without a number, or since they look for a place that no file has."""
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or torch had too little of the CPU's memory."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return True
-    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
 class _Short(reprlib.Repr):

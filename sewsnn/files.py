@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from sewsnn import archive
-from sewsnn.errors import CheckpointError, DamagedError, UserError, is_of_the_disk, is_out_of_memory
+from sewsnn.errors import CheckpointError, DamagedError, UserError, is_of_the_disk, out_of_memory
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -41,6 +41,17 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file; raises OSError as :func:`open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8 text, with or without a byte order mark. Raises UnicodeDecodeError."""
+    return data.decode("utf-8-sig")
 
 
 _LOADING = threading.Lock()  # what torch may unpickle holds for the whole process
@@ -148,7 +159,6 @@ def read_tensors(path: Path, allowed: Sequence[type] = ()) -> Tensors:
         CheckpointError: the file is missing, cannot be read now, is too large for the memory, or holds a pickled
             object of another class (which was not made, nor its code run); names both.
     """
-    name = str(path)
     try:
         with open_regular(path) as file:
             return _read_tensors(file, path, allowed)
@@ -181,7 +191,7 @@ def _read_tensors(file: BinaryIO, path: Path, allowed: Sequence[type]) -> Tensor
     except Exception as error:  # torch.load raises many kinds
         if watched.error is not None or is_of_the_disk(error):
             raise watched.error or error from None
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
         if not is_archive and not reader.read(1):
             error = archive.Damage("it ends too early")

@@ -201,20 +201,3 @@ def test_safetensors_is_missing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"new\.safetensors needs the package safetensors"):
         models.save_checkpoint(resnet(), tmp_path / "new.safetensors")
     assert not (tmp_path / "new.safetensors").exists()
-
-
-def test_constants_of_surrogates_are_left_out_and_said(tmp_path):
-    """SpikingJelly before 0.0.0.0.14 kept alpha of each neuron among the weights."""
-    net = models.create_model("sew_resnet", blocks=[1], widths=[4], num_classes=3)
-    state = models.to_dialect(net, "torchvision")
-    state |= {f"{name}.surrogate_function.alpha": torch.tensor(2.0) for name in ("sn1", "layer1.0.sn1")}
-    torch.save(state, tmp_path / "old.pth")
-    report = models.load_checkpoint(net, tmp_path / "old.pth")
-    assert report.complete and report.ignored == (
-        "sn1.surrogate_function.alpha",
-        "layer1.0.sn1.surrogate_function.alpha",
-    )
-    assert "not read: sn1.surrogate_function.alpha" in str(report)
-    state["sn1.other"] = torch.tensor(2.0)
-    with pytest.raises(CheckpointError, match=r"not in the model: sn1\.other"):
-        models.load_checkpoint(net, state)

@@ -32,7 +32,7 @@ def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for name, words in (
         ("fifo", "a FIFO"),
-        (".", "a folder"),
+        (".", "Is a directory"),
         ("loop", "levels of symbolic links"),
         ("none", "No such"),
     ):

@@ -195,10 +195,10 @@ def test_the_list_of_corrupt_files_is_not_begun_anew(tmp_path, failing):
 
 
 def test_prepared_events(tmp_path, failing):
-    """A file that is gone is damage, one that cannot be read is not."""
-    with pytest.raises(DataError) as error:
+    """A file that is gone is said to be, one that cannot be read is not."""
+    with pytest.raises(UnreadableError) as error:
         event_store.read_sample(tmp_path, Sample("a.npy", 0, "", "a", 1, 0))
-    assert not isinstance(error.value, UnreadableError)
+    assert error.value.missing
     for name in ("a.npy", event_store.INDEX):
         (tmp_path / name).write_bytes(b"")
         failing(tmp_path / name, errno.EIO)

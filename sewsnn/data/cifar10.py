@@ -14,7 +14,7 @@ from torch import Tensor
 from sewsnn.data.images import ImagesInMemory
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UnreadableError
-from sewsnn.files import open_regular
+from sewsnn.files import read_regular
 
 FOLDER = "cifar-10-batches-bin"
 TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -52,10 +52,9 @@ def _read(paths: list[Path]) -> tuple[Tensor, Tensor]:
 
 def _records(path: Path) -> np.ndarray:
     try:
-        with open_regular(path) as file:
-            data = np.frombuffer(file.read(), np.uint8)
+        data = np.frombuffer(read_regular(path), np.uint8)
     except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError.of(path, error) from None
     if len(data) == 0 or len(data) % RECORD:
         raise DataError(
             f"{path} has {len(data):,} bytes, which is no multiple of CIFAR-10's records of {RECORD:,} bytes"

@@ -19,7 +19,7 @@ from sewsnn.data.events import Events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UnreadableError
-from sewsnn.files import exists
+from sewsnn.files import read_regular, text_of
 
 FOLDER = "DvsGesture"
 LISTS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
@@ -82,7 +82,7 @@ def recordings(root: Path) -> list[tuple[str, str]]:
             if trial in found:
                 raise DataError(f"{where}: {trial} is listed twice (before for {found[trial]})", str(root / name))
             for path in (root / trial, _labels_file(root, trial)):
-                if not exists(path, UnreadableError):
+                if not path.is_file():
                     raise DataError(f"{where}: {path} is missing", str(path))
             found[trial] = part
         if part not in found.values():

@@ -19,7 +19,7 @@ from sewsnn.data.events import SPLITS, Events, integrate_events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UnreadableError
-from sewsnn.files import exists, open_regular, write_atomic, write_text
+from sewsnn.files import read_regular, text_of, write_atomic, write_text
 
 INDEX, JOURNAL = "index.json", "journal.jsonl"
 FORMAT = "sewsnn events 1"
@@ -74,19 +74,12 @@ def write_sample(folder: Path, file: str, label: int, part: str, recording: str,
 
 
 def read_sample(folder: Path, sample: Sample) -> np.ndarray:
-    """``[N]`` records.
-
-    Raises:
-        UnreadableError: it is there and cannot be read now.
-        DataError: it is gone, or not what was written; both name it.
-    """
+    """``[N]`` records. Raises DataError, naming the file, unless it is what was written."""
     path = folder / sample.file
     try:
-        with open_regular(path) as file:
-            data = file.read()
+        data = read_regular(path)
     except OSError as error:
-        kind = DataError if isinstance(error, FileNotFoundError) else UnreadableError
-        raise kind(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError.of(path, error) from None
     if zlib.crc32(data) != sample.crc:
         raise DataError(
             f"{path} is not what was prepared: its {len(data):,} bytes have another checksum than {INDEX} says. Remove "
@@ -110,12 +103,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def read_index(folder: Path) -> Index | None:
-    """None where there is none.
-
-    Raises:
-        UnreadableError: it is there and cannot be read now.
-        DataError: it is not what was written.
-    """
+    """None where there is none. Raises DataError unless it is what was written."""
     path = folder / INDEX
     try:
         content = json.loads(text_of(read_regular(path)))
@@ -129,7 +117,7 @@ def read_index(folder: Path) -> Index | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror or error}", str(path)) from None
+        raise UnreadableError.of(path, error) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged; remove it, and prepare again", str(path)) from None
 
@@ -175,7 +163,7 @@ def open_prepared(name: str, options: Options) -> tuple[Path, Index]:
         raise DataError(f"data.root must name the folder of the prepared files; {command!r} makes it")
     folder = Path(options.root)
     index = read_index(folder)
-    if index is None and exists(folder / JOURNAL, UnreadableError):
+    if index is None and (folder / JOURNAL).exists():
         raise DataError(f"{folder} is not prepared to the end; call {command!r} again: it goes on", str(folder))
     if index is None:
         raise DataError(
@@ -186,7 +174,7 @@ def open_prepared(name: str, options: Options) -> tuple[Path, Index]:
         raise DataError(f"data.root: {folder} holds {index.name}, not {name}", str(folder))
     if options.on_corrupt != "skip":
         for sample in index.samples:
-            if not exists(folder / sample.file, UnreadableError):
+            if not (folder / sample.file).exists():
                 raise DataError(
                     f"{folder / sample.file} is missing; prepare again: what is there is kept",
                     str(folder / sample.file),

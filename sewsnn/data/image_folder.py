@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from sewsnn.data.decoding import read_file
-from sewsnn.errors import DataError, UnreadableError
-from sewsnn.files import exists
+from sewsnn.errors import DataError, UnreadableError, short
+from sewsnn.files import read_regular, text_of
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 SPLITS = ("train", "val")
@@ -65,7 +65,7 @@ def scan(root: Path) -> dict[str, FolderImages]:
 
 def check_prepared(root: Path) -> None:
     """Raises DataError where ``sewsnn data prepare`` began to write and did not finish."""
-    if exists(root / UNFINISHED, UnreadableError):
+    if (root / UNFINISHED).exists():
         raise DataError(
             f"{root} is not fully prepared: its `sewsnn data prepare` was stopped or is still running; call it again, "
             "it goes on"
@@ -88,15 +88,14 @@ def check_counts(root: Path, counts: dict[str, int]) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """None: no such file. Raises DataError where it is none of this program's, UnreadableError where that cannot be
-    known now."""
+    """None: no such file. Raises DataError where it is none of this program's."""
     try:
         content = json.loads(text_of(read_regular(path)))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UnreadableError(f"cannot read {path}: {error.strerror}", str(path)) from None
-    except ValueError as error:
+        raise UnreadableError.of(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}", str(path)) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: a JSON object was expected", str(path))
@@ -108,7 +107,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]  # macOS and others leave such
     except OSError as error:
-        raise UnreadableError(f"cannot read the folder {folder}: {error.strerror}", str(folder)) from None
+        raise UnreadableError.of(folder, error, "the folder ") from None
 
 
 def _images(folder: Path) -> list[str]:

@@ -44,8 +44,8 @@ class LoadedSource:
         train, test: the sets.
         num_classes, in_channels, sequences: see :class:`~sewsnn.data.source.DataSource`.
         options: see there. ``on_corrupt="skip"``: a training sample that cannot be read is replaced by the next that
-            can, a test sample is left out; ``corrupt`` names them all. A file that is there and cannot be read (an I/O
-            error), and many in a row that cannot, stop it all the same: then it is the disk.
+            can, a test sample is left out; ``corrupt`` names them all. Where many in a row cannot, it stops all the
+            same: then it is the disk.
         to_float: on the device.
         normalised: mean and deviation of each channel in [0, 1] by which ``to_float`` normalises; None: it does not.
     """
@@ -174,7 +174,8 @@ class _Loading(torch.utils.data.Dataset):
 
 def _may_be_whole(error: DataError) -> bool:
     """Whether the file cannot be read now, though it is there: its disk may be gone, which is no damage."""
-    return isinstance(error, UnreadableError) and not isinstance(error.__context__, FileNotFoundError)
+    gone = getattr(error, "missing", False) or isinstance(error.__context__, FileNotFoundError)
+    return isinstance(error, UnreadableError) and not gone
 
 
 class _Collate:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from sewsnn.data import cifar10_dvs, dvs_gesture
 from sewsnn.data.event_store import FORMAT, INDEX, JOURNAL, Index, Sample, read_index, write_index
 from sewsnn.errors import DataError, UnreadableError, UserError
-from sewsnn.files import exists, make_folder, write_text
+from sewsnn.files import read_regular, write_text
+from sewsnn.locking import FolderLock
 
 _MODULES = {"dvs128_gesture": dvs_gesture, "cifar10_dvs": cifar10_dvs}
 _AHEAD = 4  # recordings per process that wait for it
@@ -168,7 +169,7 @@ class _Journal:
 
     def __init__(self, output: Path, name: str, root: Path):
         self.path = output / JOURNAL
-        if not exists(self.path):
+        if not self.path.exists():
             write_text(self.path, _line({"format": FORMAT, "name": name, "root": str(root)}))
         text = read_regular(self.path).decode(errors="replace")
         entries = [_Done(*content) for content in map(_content, text.split("\n")[1:]) if content]
@@ -203,9 +204,9 @@ def _content(line: str):
 def _same_set(output: Path, name: str, root: Path) -> Index | None:
     """The index of a finished set; refuses a folder with anything else in it than a set of this name and root."""
     journal = output / JOURNAL
-    if exists(journal):
-        found = _content(journal.read_text(encoding="utf-8", errors="replace").split("\n")[0])
-        if not isinstance(found, dict) or found["format"] != FORMAT:
+    if journal.exists():
+        found = _content(read_regular(journal).decode(errors="replace").split("\n")[0])
+        if not isinstance(found, dict) or found.keys() != {"format", "name", "root"} or found["format"] != FORMAT:
             raise UserError(f"{journal} is damaged; remove {output}, or choose another output")
         if (found["name"], found["root"]) != (name, str(root)):
             raise UserError(
@@ -215,7 +216,7 @@ def _same_set(output: Path, name: str, root: Path) -> Index | None:
         raise UserError(f"output: {output} is not empty, and nothing was prepared in it; choose another folder")
     try:
         return read_index(output)
-    except UnreadableError:  # it may be whole
+    except UnreadableError:
         raise
     except DataError:  # it is made again
         return None

@@ -150,7 +150,7 @@ def _fill_shard(shard: str, content: list[tuple[str, str, int]], size: int) -> l
     try:
         there = {place.key for place in shards.places(Path(shard))}
     except UnreadableError as error:
-        if os.path.lexists(shard):
+        if not error.missing:  # it may be whole
             return [_unreadable(shard, error)]
         there = set()
     except DataError:  # it is not whole

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from sewsnn.data import crops, decoding
 from sewsnn.errors import DataError, UnreadableError, UserError
-from sewsnn.files import exists
 
 QUALITY = 95
 TEMPORARY = ".preparing-"  # begins the name of a file that is being written
@@ -49,17 +48,14 @@ def small(path: str, size: int) -> tuple[str, bytes]:
 
 
 def is_whole(path: str) -> bool:
-    """Whether there is an image: after a crash of the machine a renamed file may still be empty.
-
-    Raises:
-        UnreadableError: that cannot be known now.
-    """
-    if not exists(path, UnreadableError):
-        return False
-    data = decoding.read_file(path)
+    """Whether there is an image: after a crash of the machine a renamed file may still be empty."""
     try:
-        decoding.whole_size(data, path)
+        decoding.whole_size(decoding.read_file(path), path)
         return True
+    except UnreadableError as error:
+        if not error.missing:
+            raise
+        return False
     except DataError:
         return False
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sewsnn.errors import DataError, UnreadableError, UserError, is_of_the_disk
+from sewsnn.errors import DataError, UnreadableError, UserError
 from sewsnn.files import open_regular, write_atomic
 
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
@@ -81,7 +81,7 @@ class ShardImages:
                 file.seek(int(self.offset[index]))
                 data = file.read(size)
         except OSError as error:
-            raise UnreadableError(f"cannot read {self.path(index)}: {error.strerror}", self.path(index)) from None
+            raise UnreadableError.of(self.path(index), error) from None
         if len(data) != size:
             raise DataError(f"{self.path(index)}: the shard ends in it", self.path(index))
         return data
@@ -94,7 +94,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
-        raise UnreadableError(f"cannot read the folder {root}: {error.strerror}", str(root)) from None
+        raise UnreadableError.of(root, error, "the folder ") from None
     for name in names:
         if not name.startswith(".") and (match := _NAME.fullmatch(name)):
             found.setdefault(match[1][:3].replace("tra", "train"), []).append(root / name)
@@ -121,13 +121,12 @@ def places(shard: Path) -> list[Place]:
     """The images of a shard.
 
     Raises:
-        UnreadableError: the shard cannot be read now, or is not there.
         DataError: as of :class:`ShardImages`.
     """
     out = []
     try:
-        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            length = os.fstat(file.fileno()).st_size
+        length = os.path.getsize(shard)
+        with open_regular(shard) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             members = ((_split(member.name), member) for member in tar if member.isfile())
             samples = itertools.groupby((m for m in members if m[0][1]), key=lambda m: m[0][0])
             for key, group in samples:
@@ -140,10 +139,9 @@ def places(shard: Path) -> list[Place]:
                 raise DataError(
                     f"{shard} is truncated or damaged at byte {tar.offset:,}: no member, no end", str(shard)
                 )
-    except (OSError, tarfile.TarError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        if is_of_the_disk(error):
-            raise UnreadableError(f"cannot read {shard}: {reason}", str(shard)) from None
+    except OSError as error:
+        raise UnreadableError.of(shard, error) from None
+    except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{shard} is damaged or no uncompressed tar file (in others nothing can be read at its place): {error}",
             str(shard),
@@ -200,7 +198,7 @@ def _state(shard: Path) -> tuple[int, int]:
     try:
         about = shard.stat()
     except OSError as error:
-        raise UnreadableError(f"cannot read {shard}: {error.strerror}", str(shard)) from None
+        raise UnreadableError.of(shard, error) from None
     return about.st_size, about.st_mtime_ns
 
 

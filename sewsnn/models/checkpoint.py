@@ -16,8 +16,6 @@ from sewsnn.models.blocks import Block
 from sewsnn.models.dialects import DIALECTS, detect, dialects
 from sewsnn.models.weights import Weights, is_dense, read_weights, shown, some
 
-_ALPHA = ".surrogate_function.alpha"
-
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -223,9 +221,7 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
     absent = [key for key, name in names.items() if name not in state]
     missing = tuple(key for key in absent if not key.endswith("num_batches_tracked"))
     known = set(names.values())
-    others = [name for name in state if name not in known]
-    constants = [name for name in others if name.endswith(_ALPHA)]
-    unexpected = tuple(name for name in others if name not in constants)
+    unexpected = tuple(name for name in state if name not in known)
     report = LoadReport(
         weights.source,
         dialect,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sewsnn.errors import CheckpointError, UserError, is_out_of_memory, short
+from sewsnn.errors import CheckpointError, UserError, out_of_memory, short
 from sewsnn.files import exists, is_folder
 from sewsnn.models.checkpoint import (
     LoadReport,
@@ -70,7 +70,7 @@ def convert_checkpoint(
     try:
         state = {names[key]: plain_copy(value) for key, value in entries.items()}
     except (RuntimeError, MemoryError) as error:  # a few bytes may stand for any number of equal values
-        if not is_out_of_memory(error):
+        if not out_of_memory(error):
             raise
         raise CheckpointError(f"too little memory for the weights in {source}") from None
     write_state(target, state, container)
@@ -110,7 +110,7 @@ def network_of(weights: Weights, name: str | None, device: str = "meta", **more)
 
 def cannot_build(source: str, error: Exception) -> CheckpointError:
     """The error of a network that is too large for the memory, or for any."""
-    reason = "too little memory" if is_out_of_memory(error) else str(error).splitlines()[0]
+    reason = "too little memory" if out_of_memory(error) else str(error).splitlines()[0]
     return CheckpointError(f"{source}: the network whose sizes its entries tell cannot be made: {reason}")
 
 

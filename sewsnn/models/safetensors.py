@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sewsnn.errors import CheckpointError, DamagedError, UserError, is_out_of_memory
+from sewsnn.errors import CheckpointError, DamagedError, UserError, out_of_memory
 from sewsnn.files import UNCHECKED, Tensors, cannot_read, open_regular
 
 _ENDING = ".safetensors"
@@ -44,7 +44,7 @@ def read(path: str | os.PathLike) -> Tensors:
         length = int.from_bytes(data[:8], "little")
         written = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_CHECKSUM)
     except Exception as error:  # its own class, and KeyError for a dtype that torch does not have
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
         reason = f"torch has no dtype {error}" if isinstance(error, KeyError) else error
         raise DamagedError(

@@ -106,13 +106,10 @@ def _link(source: Path, target: Path) -> None:
     try:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
-        try:
-            os.replace(temporary, target)
-        finally:  # still there if both are links to one file already: then rename does nothing
-            temporary.unlink(missing_ok=True)
+        os.replace(temporary, target)
     except OSError:  # a file system without links, or none at all any more
         try:
-            with open_regular(source) as file:
+            with open(source, "rb") as file:
                 write_atomic(target, lambda out: shutil.copyfileobj(file, out))
         except OSError as error:
             raise UserError(f"cannot write {target}: {error.strerror}") from None
@@ -161,8 +158,8 @@ def holds_run(folder: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written: each is as large as a checkpoint."""
-    pattern = re.compile(r"\.(checkpoint(-\d+)?|best)\.pt\.([0-9a-f]{8}|link)")
+    """Removes what killed processes left half-written; of a checkpoint it takes as much space as the whole."""
+    pattern = re.compile(r"\.[\w-]+\.(pt|yaml|csv|json|png|txt)\.([0-9a-f]{8}|link)")
     for name in names_in(folder):
         if pattern.fullmatch(name):
             with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sewsnn.errors import UserError
-from sewsnn.files import cannot_read, write_text
+from sewsnn.files import cannot_read, read_regular, write_text
 
 COLUMNS = (
     "epoch",
@@ -60,7 +60,7 @@ def write_corrupt(path: Path, found: set[str]) -> set[str]:
     """
     found, before = {text.replace("\n", " ") for text in found}, set()
     try:
-        before = set(path.read_text(encoding="utf-8", errors="replace").splitlines())
+        before = set(read_regular(path).decode(errors="replace").splitlines())
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sewsnn.errors import CheckpointError, UserError, is_out_of_memory
+from sewsnn.errors import CheckpointError, UserError, out_of_memory
 from sewsnn.train import checkpoint
 from sewsnn.train.config import Config, differences, from_dict
 from sewsnn.train.contents import check_fit
@@ -94,19 +94,17 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     try:
         check_fit(saved, trainer.model, stepper.average, trainer.optimizer)
         trainer.model.load_state_dict(saved["model"])
-        _check_optimizer(saved["optimizer"], trainer.optimizer)
         trainer.optimizer.load_state_dict(saved["optimizer"])
-        for group, new in zip(trainer.optimizer.param_groups, groups, strict=True):
-            group["fused"] = new["fused"]  # not of the device the checkpoint was made on
+        for group, of_device in zip(trainer.optimizer.param_groups, fused, strict=True):
+            group["fused"] = of_device  # not of the one the checkpoint was made on
         stepper.scaler.load_state_dict(saved["scaler"])
         if stepper.average is not None:
-            _check_entries("average", saved["average"], stepper.average.state_dict())
             stepper.average.load_state_dict(saved["average"])
         same_world = saved["world"] == processes.world
         if same_world:
             checkpoint.set_rng(saved["rng"][processes.rank])
     except Exception as error:  # torch raises many kinds for what it does not expect
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise CheckpointError(f"too little memory to go on from {path}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path} does not fit its configuration: {reason}") from None
@@ -132,36 +130,3 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
             + (f"; {again} samples of this epoch come again" if again else "")
         )
     trainer.message = "\n".join(words)
-
-
-def _check_entries(what: str, saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> None:
-    """Raises ValueError unless both have the same entries, of the same shapes and dtypes."""
-    if others := sorted(saved.keys() ^ own.keys()):
-        raise ValueError(f"{what}: {others[0]} is in one of them only")
-    for name, value in own.items():
-        if (saved[name].shape, saved[name].dtype) != (value.shape, value.dtype):
-            raise ValueError(
-                f"{what}: {name} must be {value.dtype} {list(value.shape)}, got {saved[name].dtype} "
-                f"{list(saved[name].shape)}"
-            )
-
-
-def _check_optimizer(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError unless the groups have the same parameters and settings (the learning rate is the schedule's,
-    how the device computes a step its own), and each number per weight is of the weight's shape."""
-    free = {"params", "lr", "fused", "foreach", "capturable"}
-    groups = optimizer.param_groups
-    if len(saved["param_groups"]) != len(groups):
-        raise ValueError(
-            f"optimizer: {len(groups)} groups of parameters are expected, got {len(saved['param_groups'])}"
-        )
-    for theirs, own in zip(saved["param_groups"], groups, strict=True):
-        for key in own.keys() - free:
-            if key not in theirs or theirs[key] != own[key]:
-                raise ValueError(f"optimizer: {key} must be {own[key]}, got {short(theirs.get(key))}")
-        if len(theirs["params"]) != len(own["params"]):
-            raise ValueError(f"optimizer: a group must have {len(own['params'])} weights, got {len(theirs['params'])}")
-        for place, weight in zip(theirs["params"], own["params"], strict=True):
-            for name, value in saved["state"].get(place, {}).items():
-                if isinstance(value, torch.Tensor) and value.dim() and value.shape != weight.shape:
-                    raise ValueError(f"optimizer: {name} {list(value.shape)} of a weight {list(weight.shape)}")
