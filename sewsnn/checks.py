@@ -17,21 +17,21 @@ def check_number(name: str, value) -> None:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not is_finite(value):
+    if not abs(value) < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
 def is_finite(value) -> bool:
     """``math.isfinite``, which does not take the symbol that torch.compile makes of a number that changed."""
-    return value - value == 0 if torch.compiler.is_compiling() else math.isfinite(value)
+    return abs(value) < math.inf
 
 
-def constant(value) -> float | None:
-    """The number as the kernels take it: a float. While torch.compile traces, a number that changed between calls is a
+def constants(*values) -> list[float | None]:
+    """Numbers as the kernels take them: floats. While torch.compile traces, a number that changed between calls is a
     symbol, which no op takes; writing it down fixes it, and each of its values gets a graph."""
-    if value is None or not torch.compiler.is_compiling():
-        return value if value is None else float(value)
-    return float(f"{value!r}")
+    if torch.compiler.is_compiling():
+        return [None if value is None else float(f"{value!r}") for value in values]
+    return [None if value is None else float(value) for value in values]
 
 
 def outlives_its_code(x: Tensor) -> bool:
@@ -72,7 +72,8 @@ def check_floating(name: str, x) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {x.dtype}")
-    _check_dense(name, x)
+    if x.layout != torch.strided or x.is_nested:
+        _check_dense(name, x)
 
 
 def _check_dense(name: str, x: Tensor) -> None:

@@ -281,5 +281,9 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+    except FileExistsError:
+        raise UserError(
+            f"cannot write to the output folder {path}: it is no folder, but a file or a link that leads to none"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot write to the output folder {path}: {error.strerror}") from None

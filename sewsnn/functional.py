@@ -4,6 +4,7 @@ A neuron starts from rest (``v_reset``, or 0 with soft reset) unless ``v`` is gi
 float32 (float64 for float64 input): the state is never rounded to half precision between time-steps.
 """
 
+import torch
 from torch import Tensor, nn
 
 from sewsnn import checks
@@ -183,7 +184,8 @@ def multistep(
     checks.check_input(x_seq)
     checks.check_v(v, x_seq)
     state = reference.state_dtype(x_seq.dtype)
-    tau, v_threshold, v_reset = checks.constant(tau), checks.constant(v_threshold), checks.constant(v_reset)
+    if torch.compiler.is_compiling():
+        tau, v_threshold, v_reset = checks.constants(tau, v_threshold, v_reset)
     leak = None
     if kind == native.PLIF:
         checks.check_w(w, x_seq)
@@ -194,10 +196,10 @@ def multistep(
             None if v is None else v.to(state),
             leak,
             kind=kind,
-            tau=tau,
+            tau=float(tau),
             decay_input=decay_input,
-            v_threshold=v_threshold,
-            v_reset=v_reset,
+            v_threshold=float(v_threshold),
+            v_reset=None if v_reset is None else float(v_reset),
             surrogate=surrogate_function,
             detach_reset=detach_reset,
             v_mode=v_mode,

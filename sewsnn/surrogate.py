@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from sewsnn.checks import constant, is_finite
+from sewsnn.checks import constants, is_finite
 from sewsnn.ops.neuron import no_forward_mode
 
 __all__ = [
@@ -69,7 +69,7 @@ class Surrogate:
             raise TypeError(f"{name} must be a number, got {type(parameter).__name__}")
         if not (is_finite(parameter) and parameter > 0):
             raise ValueError(f"{name} must be positive and finite, got {parameter}")
-        self.parameter = constant(parameter)
+        (self.parameter,) = constants(parameter)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """1 where x >= 0, else 0; its gradient is :meth:`gradient`."""

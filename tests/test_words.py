@@ -162,9 +162,9 @@ def test_too_little_memory_below_another_error(monkeypatch, capsys):
     assert re.search(r"too little memory \(.* a smaller --batch, --image-size or --T\n$", capsys.readouterr().err)
 
 
-def test_other_errors_stay_what_they_are(monkeypatch):
+def test_other_errors_stay_what_they_are(monkeypatch, tmp_path):
     for error in (RuntimeError("a bug"), ValueError("memory"), RuntimeError("the size of tensor a must match")):
         assert out_of_memory(error) is None
     monkeypatch.setattr(build, "build_model", lambda *_: _raise(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
-        main(["train", CONFIG, "--output", os.devnull])
+        main(["train", CONFIG, "--output", str(tmp_path / "run")])
