@@ -104,8 +104,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_atomic` of UTF-8 text."""
-    write_atomic(path, lambda file: file.write(text.encode()))
+    """:func:`write_atomic` of UTF-8 text. A file's name in it that is not UTF-8 gets its own bytes."""
+    try:
+        data = text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, which is no name's byte
+        data = text.encode(errors="backslashreplace")
+    write_atomic(path, lambda file: file.write(data))
 
 
 class _Read(io.RawIOBase):

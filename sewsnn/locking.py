@@ -4,27 +4,32 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import time
 import warnings
+import weakref
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import lock_descriptor
 
 from sewsnn.errors import UserError
 from sewsnn.files import make_folder
 
 NAME = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-_ENDING = 10.0  # seconds that the workers of a process that was killed may take to notice it
+_ENDING = 10.0  # seconds that what a killed process has started may take to notice it
 _AGAIN = 0.1  # seconds between two looks
+_TRIES = 100  # times that a lock file may vanish between opening and locking it
 
 
 class FolderLock:
     """The right to write into a folder, from :meth:`acquire` to :meth:`release`; a context manager.
 
     The lock is the operating system's, on the file ``.lock`` in the folder: it ends with the process, however that
-    ends. Links to the folder lead to the same lock. On a network file system it holds between machines as far as the
-    file system's locks do; where that has none at all, a warning says so, and nothing is locked.
+    ends, and processes that this one forks do not have it. Links to the folder lead to the same lock. On a network file
+    system it holds between machines as far as the file system's locks do; where that has none at all, a warning says
+    so, and nothing is locked: a refusal would keep its users from training at all, and a file that stands for the lock
+    would stay when its process is killed.
 
     Args:
         folder: it is made if it is not there.
@@ -33,52 +38,56 @@ class FolderLock:
 
     def __init__(self, folder: Path, use: str):
         self.folder, self.use = folder, use
-        self._lock: FileLock | None = None
+        self._handle: int | None = None
+        self._path = Path(os.path.realpath(folder)) / NAME  # whatever the working directory is at the end
         self._made: list[Path] = []
 
     def acquire(self) -> "FolderLock":
-        """Takes the lock, or refuses at once.
+        """Takes the lock, or refuses at once. Nothing happens where this object has it already.
 
         Raises:
             UserError: another process, or another object of this one, has it; or the folder cannot be written to.
         """
-        real = Path(os.path.realpath(self.folder))
-        self._made = _missing(real)
-        make_folder(self.folder)
-        path, end = real / NAME, None
-        while True:
-            holder = _holder(path)
-            lock = FileLock(path, timeout=0)
+        if self._handle is not None:
+            return self
+        self._made = _missing(self._path.parent)
+        for _ in range(_TRIES):
+            make_folder(self.folder)
+            handle = None
             try:
-                lock.acquire()
-                break
-            except Timeout:
-                # Processes that load its data may outlive a killed one for a moment, and have its files open.
-                end = end or time.monotonic() + (_ENDING if _has_ended(holder) else 0)
-                if time.monotonic() >= end:
-                    raise UserError(self._refusal(holder)) from None
-                time.sleep(_AGAIN)
-            except (OSError, NotImplementedError) as error:
-                if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                handle = self._open()
+                self._lock(handle)
+                if _is_at(handle, self._path):
+                    self._sign(handle)
+                    self._handle, handle = handle, None
+                    _HELD.add(self)
+                    return self
+            except FileNotFoundError:  # the folder went with another process's refusal
+                continue
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
                     raise UserError(f"cannot write {self.folder / NAME}: {error.strerror or error}") from None
                 warnings.warn(
                     f"the file system of {self.folder} has no locks: make sure that no other process writes there",
                     stacklevel=3,
                 )
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
                 return self
-        self._lock = lock
-        with contextlib.suppress(OSError):
-            if os.path.getsize(path) == 0:  # else what filelock has written
-                path.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
-        return self
+            finally:
+                if handle is not None:
+                    os.close(handle)
+        raise UserError(f"cannot lock {self.folder}: other processes make and remove it all the time")
 
     def release(self, unused: bool = False) -> None:
         """Gives the lock back. ``unused``: nothing was written, so that folders made for it go, too."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(lock.lock_file)  # while it is held: whoever has it open sees that it is gone
-            lock.release(force=True)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            _HELD.discard(self)
+            with contextlib.suppress(OSError):  # while it is held: whoever has it open finds out that it is gone
+                if _is_at(handle, self._path):
+                    os.unlink(self._path)
+            os.close(handle)
         if unused:
             with contextlib.suppress(OSError):  # of one that is not empty
                 for folder in self._made:
@@ -93,11 +102,52 @@ class FolderLock:
         if isinstance(error, OSError):
             raise UserError(f"cannot write {error.filename or self.folder}: {error.strerror or error}") from None
 
+    def __del__(self):
+        if getattr(self, "_handle", None) is not None:
+            self.release()
+
+    def _open(self) -> int:
+        # Not a link's target, which may be anything; a FIFO is not waited for.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(self._path, flags, 0o666)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is a FIFO, socket or device, a regular file was expected")
+
+    def _lock(self, handle: int) -> None:
+        end = time.monotonic() + _ENDING
+        while not lock_descriptor(handle, blocking=False):
+            holder = _holder(handle)
+            # What a killed process has started may outlive it for a moment, with its files open.
+            if not _has_ended(holder) or time.monotonic() >= end:
+                raise UserError(self._refusal(holder))
+            time.sleep(_AGAIN)
+
+    def _sign(self, handle: int) -> None:
+        with contextlib.suppress(OSError):  # of a full disk: only messages need it
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+
     def _refusal(self, holder: tuple[int, str] | None) -> str:
-        who = f" (process {holder[0]} on {holder[1]})" if holder else ""
-        return (
-            f"{self.folder} is being {self.use} by another process{who}: wait until it ends, or name another --output"
-        )
+        who = f"another process (process {holder[0]} on {holder[1]})" if holder else "another process"
+        if holder == (os.getpid(), socket.gethostname()):
+            who = "this process already"
+        return f"{self.folder} is being {self.use} by {who}: wait until it ends, or name another --output"
+
+
+_HELD: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
+
+
+def _forget() -> None:
+    """In a process that was forked: an open handle would keep the lock after this process's parent was killed."""
+    for lock in list(_HELD):
+        os.close(lock._handle)
+        lock._handle, lock._made = None, []
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _missing(folder: Path) -> list[Path]:
@@ -105,10 +155,20 @@ def _missing(folder: Path) -> list[Path]:
     return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
-def _holder(path: Path) -> tuple[int, str] | None:
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether ``path`` is the file that is open: another process may have removed that, and locked a new one."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return False
+        raise
+
+
+def _holder(handle: int) -> tuple[int, str] | None:
     """The process that has the lock, if it has said so."""
     with contextlib.suppress(OSError, ValueError):
-        pid, host = path.read_text(encoding="utf-8").split()
+        pid, host = os.pread(handle, 300, 0).decode().split()
         return int(pid), host
     return None
 
@@ -118,7 +178,7 @@ def _has_ended(holder: tuple[int, str] | None) -> bool:
         return False
     try:
         os.kill(holder[0], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return True
     except OSError:
         return False

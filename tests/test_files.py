@@ -6,7 +6,8 @@ import time
 import pytest
 
 from sewsnn.errors import short
-from sewsnn.files import open_regular
+from sewsnn.files import open_regular, write_text
+from sewsnn.train.metrics import write_corrupt
 
 
 def test_a_value_in_a_message_is_one_short_line():
@@ -40,3 +41,13 @@ def test_only_regular_files_are_opened(tmp_path):
             open_regular(tmp_path / name)
     with pytest.raises(OSError, match="device"):
         open_regular("/dev/zero")
+
+
+def test_names_that_are_not_utf8_are_written_as_they_are(tmp_path):
+    """The list of samples that were left out, at the end of an epoch; a resume finds its lines again."""
+    name = os.fsdecode(b"n\xff\xc3") + " is \x85 no image"
+    for _ in range(2):
+        assert write_corrupt(tmp_path / "corrupt.txt", {name}) == {name}
+    assert (tmp_path / "corrupt.txt").read_bytes() == b"n\xff\xc3 is \xc2\x85 no image\n"
+    write_text(tmp_path / "half", "a \ud800 of no name")
+    assert (tmp_path / "half").read_text() == "a \\ud800 of no name"

@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock
 from runs import CONFIG, PROCESS, command, rows, wait_for
 
+from sewsnn import locking
 from sewsnn.cli import main
 from sewsnn.data.preparing import prepare
 from sewsnn.errors import UserError
@@ -96,11 +97,74 @@ def test_a_live_run_is_left_alone_and_a_killed_one_leaves_no_lock(tmp_path, caps
         assert content(folder) == before
         process.send_signal(signal.SIGCONT)
     trainer = Trainer(load_config(folder / "config.yaml"), resume=True)
-    with pytest.raises(UserError, match="is being trained in by another process"):
+    with pytest.raises(UserError, match="is being trained in by this process already"):
         Trainer(load_config(folder / "config.yaml"), resume=True)
     trainer.close()
     Trainer(load_config(folder / "config.yaml"), resume=True).close()
     assert not (folder / NAME).exists()
+
+
+def test_a_training_that_ended_has_no_lock(tmp_path, one_thread):
+    """However it was started, and though its Trainer is still there, which may go on if nobody else has the folder."""
+    words = {"output": str(tmp_path / "run"), "epochs": "1", "blocks": "[1]", "widths": "[8]", "batch_size": "256"}
+    config = load_config(CONFIG, words)
+    first = Trainer(config)
+    first.run()
+    assert not (tmp_path / "run" / NAME).exists()
+    second = Trainer(config, resume=True)
+    with pytest.raises(UserError, match="by this process already"):
+        first.run()
+    del second  # it was never run
+    first.run()
+
+
+@pytest.mark.parametrize("end", ["release", "kill"])
+def test_a_lock_file_that_goes_while_it_is_opened(tmp_path, monkeypatch, end):
+    """Its owner ends between another's opening and locking it: that one has a file which is none any more."""
+    first, second = FolderLock(tmp_path, "trained in").acquire(), FolderLock(tmp_path, "trained in")
+    real = locking.lock_descriptor
+
+    def late(handle, **options):
+        if first._handle is not None:
+            first.release()
+        return real(handle, **options)
+
+    monkeypatch.setattr(locking, "lock_descriptor", late)
+    second.acquire()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="is being trained in"):
+        FolderLock(tmp_path, "trained in").acquire()
+    if end == "release":
+        second.release()
+    else:
+        os.close(second._handle)  # as the system does; the file stays
+        second._handle = None
+        assert (tmp_path / NAME).exists()
+    with FolderLock(tmp_path, "prepared"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forked_process_does_not_give_back_its_parents_lock(tmp_path):
+    with FolderLock(tmp_path, "prepared") as lock:
+        if (child := os.fork()) == 0:
+            lock.release(unused=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(UserError, match="is being prepared by this process already"):
+            FolderLock(tmp_path, "prepared").acquire()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_what_is_no_lock_file_is_not_opened(tmp_path, kind):
+    (tmp_path / "run").mkdir()
+    if kind == "fifo":
+        os.mkfifo(tmp_path / "run" / NAME)
+    else:
+        (tmp_path / "run" / NAME).symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot write .*run/.lock: (it is a FIFO|Too many levels)"):
+        FolderLock(tmp_path / "run", "trained in").acquire()
+    assert not (tmp_path / "mine").exists()
 
 
 def test_workers_that_outlive_a_killed_run_do_not_keep_the_lock(tmp_path):
@@ -117,7 +181,7 @@ def test_workers_that_outlive_a_killed_run_do_not_keep_the_lock(tmp_path):
     process.wait()
     start = time.monotonic()
     FolderLock(tmp_path, "trained in").acquire().release()
-    assert time.monotonic() - start < 9
+    assert time.monotonic() - start < 1  # it has not even waited for the fork
 
 
 def test_nothing_is_left_of_a_folder_that_was_refused(tmp_path, capsys):
@@ -153,6 +217,6 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(FileLock, "acquire", refuse)
+    monkeypatch.setattr(locking, "lock_descriptor", refuse)
     with pytest.warns(UserWarning, match="has no locks"), FolderLock(tmp_path, "trained in"):
-        pass
+        assert list(tmp_path.iterdir()) == []

@@ -101,6 +101,22 @@ def test_the_index_is_kept_and_made_anew_where_shards_changed(shards, monkeypatc
     for damage in (b"", b"PK\x03\x04", (shards / ".train.index.npz").read_bytes()[:-200]):
         (shards / ".train.index.npz").write_bytes(damage)
         assert len(open_images(str(shards))[0]) == 9
+    open_images(str(shards))
+    whole = dict(np.load(shards / ".train.index.npz"))
+    for name, change in (
+        ("shard", lambda c: c + 99),
+        ("shard", lambda c: c - 50),
+        ("offset", lambda c: c * 1.5),
+        ("offset", lambda c: c + 10**9),
+        ("size", lambda c: c + 2**60),
+        ("size", lambda c: np.stack([c, c], 1)),
+        ("label", lambda c: c.astype("U9")),
+        ("label", lambda c: c + 10**6),
+        ("key", lambda c: np.arange(len(c))),
+    ):
+        np.savez(shards / ".train.index.npz", **whole | {name: change(whole[name])})
+        images = open_images(str(shards))[0]
+        assert [images.read(i) for i in range(9)] == [first.read(i) for i in range(8)] + [jpeg_tree.sample(2, 77)]
 
 
 def test_without_a_place_for_it_the_index_is_made_each_time(shards, monkeypatch, capsys):

@@ -35,7 +35,7 @@ def open_cifar10_dvs(options: Options) -> LoadedSource:
         DataError: it is not prepared, or damaged; ValueError: no such split.
     """
     check_split(options.split, SPLITS)
-    folder, index = open_prepared("cifar10_dvs", options)
+    folder, index = open_prepared("cifar10_dvs", options, len(CLASSES), ("",))
     train, test = [], []
     # A file that was left out keeps its place: the others must not move to the other side.
     names = [s.recording for s in index.samples] + list(index.left_out)
@@ -94,6 +94,17 @@ def recordings(root: Path) -> list[tuple[str, str]]:
             raise DataError(f"{folder} has no recordings (*.aedat)", str(folder))
         found += [(f"{name}/{file}", "") for file in files]
     return found
+
+
+def parts(planned: list[tuple[str, str]]) -> dict[str, set[str]]:
+    """What must not be left empty: the recordings of each class, and those that ``split: paper`` trains and tests."""
+    found, tested = {}, set()
+    for name in CLASSES:
+        names = sorted(recording for recording, _ in planned if recording.split("/")[0] == name)
+        found[f"class {name}"] = set(names)
+        tested |= _paper(names)
+    names = {recording for recording, _ in planned}
+    return {"the training part": names - tested, "the test part": tested} | found
 
 
 def sources(root: Path, recording: str) -> list[Path]:

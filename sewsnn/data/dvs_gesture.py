@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from sewsnn.data.aedat import Recording, read_aedat3
-from sewsnn.data.event_store import Sample, check_split, open_prepared, open_samples, write_sample
+from sewsnn.data.event_store import INDEX, Sample, check_split, open_prepared, open_samples, write_sample
 from sewsnn.data.events import Events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError, UnreadableError
+from sewsnn.errors import DataError, UnreadableError, short
 from sewsnn.files import read_regular, text_of
 
 FOLDER = "DvsGesture"
@@ -40,7 +40,7 @@ def open_dvs128_gesture(options: Options) -> LoadedSource:
         DataError: it is not prepared, or damaged; ValueError: no such split.
     """
     check_split(options.split, SPLITS)
-    folder, index = open_prepared("dvs128_gesture", options)
+    folder, index = open_prepared("dvs128_gesture", options, CLASSES, LISTS)
     return open_samples(folder, SPLITS[options.split](index.samples), CLASSES, options)
 
 
@@ -60,7 +60,10 @@ SPLITS = {"paper": _paper, "validation": _validation}
 
 
 def _person(recording: str) -> int:
-    return int(_TRIAL.fullmatch(recording)[1])
+    match = _TRIAL.fullmatch(recording)
+    if not match:
+        raise DataError(f"{INDEX} is damaged: {short(recording)} is no recording's name; remove it, and prepare again")
+    return int(match[1])
 
 
 def recordings(root: Path) -> list[tuple[str, str]]:
@@ -88,6 +91,11 @@ def recordings(root: Path) -> list[tuple[str, str]]:
         if part not in found.values():
             raise DataError(f"{root / name} lists no recordings", str(root / name))
     return list(found.items())
+
+
+def parts(planned: list[tuple[str, str]]) -> dict[str, set[str]]:
+    """What must not be left empty: the recordings to train with, and those for the test."""
+    return {f"the {part} list": {recording for recording, of in planned if of == part} for part in LISTS}
 
 
 def original(root: Path) -> Path:

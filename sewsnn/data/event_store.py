@@ -8,7 +8,8 @@ each file; it carries a checksum of its own.
 import io
 import json
 import zlib
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from sewsnn.data.events import SPLITS, Events, integrate_events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError, UnreadableError
+from sewsnn.errors import DataError, UnreadableError, short
 from sewsnn.files import read_regular, text_of, write_atomic, write_text
 
 INDEX, JOURNAL = "index.json", "journal.jsonl"
@@ -109,17 +110,36 @@ def read_index(folder: Path) -> Index | None:
         content = json.loads(text_of(read_regular(path)))
         crc = content.pop("crc")
         if content.get("format") != FORMAT:
-            raise DataError(f"{path} is of the format {content.get('format')!r}, not {FORMAT!r}", str(path))
+            raise DataError(f"{path} is of the format {short(content.get('format'))}, not {FORMAT!r}", str(path))
         if crc != _crc(content):
             raise ValueError("another checksum")
-        samples = [Sample(*sample) for sample in content["samples"]]
-        return Index(content["name"], content["root"], samples, content["left_out"], content["remarks"])
+        samples = [to_sample(entry) for entry in content["samples"]]
+        index = Index(content["name"], content["root"], samples, content["left_out"], content["remarks"])
+        for texts in ([index.name, index.root], list(index.left_out), list(index.left_out.values()), index.remarks):
+            check_kinds(texts, [str] * len(texts))
+        return index
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UnreadableError.of(path, error) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged; remove it, and prepare again", str(path)) from None
+
+
+def to_sample(entry) -> Sample:
+    """A sample as JSON has it. Raises TypeError or ValueError unless it is one."""
+    check_kinds(entry, (str, int, str, str, int, int))
+    sample = Sample(*entry)
+    path = PurePosixPath(sample.file)
+    if sample.label < 0 or sample.events < 1 or path.is_absolute() or ".." in path.parts or "\0" in sample.file:
+        raise ValueError(short(entry))
+    return sample
+
+
+def check_kinds(values, kinds) -> None:
+    """Raises TypeError unless ``values`` is a list of just these types: True is no number."""
+    if type(values) is not list or [type(value) for value in values] != list(kinds):
+        raise TypeError(short(values))
 
 
 class EventSamples:
@@ -150,8 +170,8 @@ def narrow(frames: Tensor, name: str) -> Tensor:
     return frames.to(torch.int16)
 
 
-def open_prepared(name: str, options: Options) -> tuple[Path, Index]:
-    """The prepared set in ``options.root``.
+def open_prepared(name: str, options: Options, classes: int, parts: Collection[str]) -> tuple[Path, Index]:
+    """The prepared set in ``options.root``, whose samples have labels below ``classes`` and are of these ``parts``.
 
     Raises:
         DataError: it is not there, not finished, damaged, or of another data set; says what to do.
@@ -171,7 +191,14 @@ def open_prepared(name: str, options: Options) -> tuple[Path, Index]:
             str(folder),
         )
     if index.name != name:
-        raise DataError(f"data.root: {folder} holds {index.name}, not {name}", str(folder))
+        raise DataError(f"data.root: {folder} holds {short(index.name)}, not {name}", str(folder))
+    for sample in index.samples:
+        if sample.label >= classes or sample.part not in parts:
+            raise DataError(
+                f"{folder / INDEX} is damaged: {short(sample.file)} has label {sample.label} and part "
+                f"{short(sample.part)}, of {name}'s {classes} classes; remove it, and prepare again",
+                str(folder / INDEX),
+            )
     if options.on_corrupt != "skip":
         for sample in index.samples:
             if not (folder / sample.file).exists():

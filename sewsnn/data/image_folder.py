@@ -74,17 +74,18 @@ def check_prepared(root: Path) -> None:
 
 def check_counts(root: Path, counts: dict[str, int]) -> None:
     """Raises DataError unless there are as many images as when ``root`` was prepared."""
-    manifest = read_json(root / PREPARED) or {}
-    images = manifest.get("images", {})
-    if not isinstance(images, dict) or any(type(number) is not int for number in images.values()):
+    manifest = read_json(root / PREPARED)
+    if manifest is None:  # images that were not prepared
+        return
+    images = manifest.get("images")
+    if not isinstance(images, dict) or any(type(images.get(split)) is not int for split in counts):
         raise DataError(
             f"{root / PREPARED} is damaged: images must be their number in each split, got {short(images)}",
             str(root / PREPARED),
         )
     for split, count in counts.items():
-        expected = images.get(split, count)
-        if count != expected:
-            raise DataError(f"{root} has {count:,} images in {split}, its {PREPARED} says {expected:,}")
+        if count != images[split]:
+            raise DataError(f"{root} has {count:,} images in {split}, its {PREPARED} says {short(images[split])}")
 
 
 def read_json(path: Path) -> dict | None:

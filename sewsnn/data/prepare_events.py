@@ -20,8 +20,18 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from sewsnn.data import cifar10_dvs, dvs_gesture
-from sewsnn.data.event_store import FORMAT, INDEX, JOURNAL, Index, Sample, read_index, write_index
-from sewsnn.errors import DataError, UnreadableError, UserError
+from sewsnn.data.event_store import (
+    FORMAT,
+    INDEX,
+    JOURNAL,
+    Index,
+    Sample,
+    check_kinds,
+    read_index,
+    to_sample,
+    write_index,
+)
+from sewsnn.errors import DataError, UnreadableError, UserError, short
 from sewsnn.files import read_regular, write_text
 from sewsnn.locking import FolderLock
 
@@ -55,7 +65,7 @@ def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_
         journal = _Journal(output, name, root)
         parts = dict(planned)
         done = {e.recording: e for e in journal.entries if _is_there(e, parts.get(e.recording), module, root, output)}
-        if index and {sample.recording for sample in index.samples} == parts.keys() <= done.keys():
+        if index and parts.keys() <= done.keys() and index.samples == [s for r in parts for s in done[r].samples]:
             journal.close()
             return _report(output, index, "was prepared before")
         (output / INDEX).unlink(missing_ok=True)  # until all is there again
@@ -172,8 +182,7 @@ class _Journal:
         if not self.path.exists():
             write_text(self.path, _line({"format": FORMAT, "name": name, "root": str(root)}))
         text = read_regular(self.path).decode(errors="replace")
-        entries = [_Done(*content) for content in map(_content, text.split("\n")[1:]) if content]
-        self.entries = [entry._replace(samples=[Sample(*sample) for sample in entry.samples]) for entry in entries]
+        self.entries = [entry for line in text.split("\n")[1:] if (entry := _entry(_content(line)))]
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         if not text.endswith("\n"):
             self.file.write("\n")
@@ -198,7 +207,22 @@ def _line(content) -> str:
 def _content(line: str):
     """What :func:`_line` made a line of; None if it is not as it was made."""
     crc, _, text = line.partition(" ")
-    return json.loads(text) if crc == f"{zlib.crc32(text.encode()):08x}" and text else None
+    if crc != f"{zlib.crc32(text.encode()):08x}":
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
+
+
+def _entry(content) -> _Done | None:
+    """An entry of the journal as JSON has it; None if it is none."""
+    with contextlib.suppress(TypeError, ValueError):
+        check_kinds(content, (str, list, list, int, int, int, list))
+        entry = _Done(*content)
+        check_kinds(entry.stamp, [int] * len(entry.stamp))
+        check_kinds(entry.remarks, [str] * len(entry.remarks))
+        return entry._replace(samples=[to_sample(sample) for sample in entry.samples])
+    return None
 
 
 def _same_set(output: Path, name: str, root: Path) -> Index | None:
@@ -210,12 +234,14 @@ def _same_set(output: Path, name: str, root: Path) -> Index | None:
             raise UserError(f"{journal} is damaged; remove {output}, or choose another output")
         if (found["name"], found["root"]) != (name, str(root)):
             raise UserError(
-                f"output: {output} holds {found['name']} from {found['root']}, not {name} from {root}; choose another"
+                f"output: {output} holds {short(found['name'])} from {short(found['root'])}, not {name} from {root}; "
+                "choose another"
             )
     elif any(not path.name.startswith(".") for path in output.iterdir()):
         raise UserError(f"output: {output} is not empty, and nothing was prepared in it; choose another folder")
     try:
-        return read_index(output)
+        index = read_index(output)
+        return index if index and (index.name, index.root) == (name, str(root)) else None
     except UnreadableError:
         raise
     except DataError:  # it is made again
@@ -235,7 +261,7 @@ def _finish(module, name, root, output, planned, done, left_out) -> str:
     if missing:
         raise UserError(f"{len(missing)} recordings were not prepared, of them {missing[0]}; call again")
     samples = [sample for entry in entries for sample in entry.samples]
-    _check_parts(planned, samples, left_out)
+    _check_parts(module, planned, samples, left_out)
     remarks = [remark for entry in entries for remark in entry.remarks] + module.count_remarks(samples)
     for kind, text in (
         ("invalid", "events marked as invalid were left out"),
@@ -250,13 +276,13 @@ def _finish(module, name, root, output, planned, done, left_out) -> str:
     return _report(output, index, "is prepared")
 
 
-def _check_parts(planned: list[tuple[str, str]], samples: list[Sample], left_out: dict[str, str]) -> None:
+def _check_parts(module, planned: list[tuple[str, str]], samples: list[Sample], left_out: dict[str, str]) -> None:
     """Raises DataError if nothing is left of the set, or of a part of it: no training could use what is there."""
-    for part in sorted({part for _, part in planned}):
-        if not any(sample.part == part for sample in samples):
-            what = f"of the part {part!r} " if part else ""
-            why = next((reason for recording, reason in left_out.items() if dict(planned)[recording] == part), "")
-            raise DataError(f"no recording {what}could be read, nothing is prepared" + (f": {why}" if why else ""))
+    there = {sample.recording for sample in samples}
+    for what, recordings in {"the data set": {recording for recording, _ in planned}, **module.parts(planned)}.items():
+        if recordings and not recordings & there:
+            why = next((f": {reason}" for recording, reason in left_out.items() if recording in recordings), "")
+            raise DataError(f"no recording of {what} could be read, nothing is prepared{why}")
 
 
 def _report(output: Path, index: Index, what: str) -> str:

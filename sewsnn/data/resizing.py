@@ -1,9 +1,11 @@
 """Making images small in several processes, each file whole or not there."""
 
+import contextlib
 import io
 import multiprocessing
 import os
 import re
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from sewsnn.errors import DataError, UnreadableError, UserError
 
 QUALITY = 95
 TEMPORARY = ".preparing-"  # begins the name of a file that is being written
-_TEXT = re.compile(r"\.[\w.-]+\.json\.[0-9a-f]{8}")  # what sewsnn.files.write_text writes before it is renamed
+_TEXT = re.compile(r"\.[\w.-]+\.(json|npz)\.[0-9a-f]{8}")  # what sewsnn.files.write_atomic writes before it is renamed
 
 
 class Done(NamedTuple):
@@ -62,8 +64,9 @@ def is_whole(path: str) -> bool:
 
 def write(path: str, data: bytes) -> None:
     """Beside its place, then renamed. It is not flushed to the disk: whoever wrote the last does that for all."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, TEMPORARY + name)
+    folder = os.path.dirname(path)
+    # A name of its own: a killed call's process may be at the same image for a moment.
+    temporary = os.path.join(folder, TEMPORARY + secrets.token_hex(8))
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -79,7 +82,8 @@ def remove_unfinished(folder: str | os.PathLike) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY) or _TEXT.fullmatch(entry.name):
-                os.unlink(entry.path)
+                with contextlib.suppress(FileNotFoundError):  # its process has just ended it
+                    os.unlink(entry.path)
 
 
 def run(work: Callable[..., list[Done]], jobs: Iterator[tuple], workers: int, stop: bool) -> Iterator[Done]:

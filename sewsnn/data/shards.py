@@ -23,9 +23,8 @@ from sewsnn.files import open_regular, write_atomic
 
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
 _NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-\d+\.tar")
-_NUMBER = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*(\d{1,6})\s*"
-)  # of more digits, the network's last layer would not fit into memory
+_MOST_DIGITS = 6  # of a label; with more of them, the network's last layer would not fit into memory
+_NUMBER = re.compile(rb"\s*(\d{1,%d})\s*" % _MOST_DIGITS)
 _VERSION = 1
 
 
@@ -202,6 +201,20 @@ def _state(shard: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
+def _makes_sense(index: dict[str, np.ndarray], state: np.ndarray) -> bool:
+    """Whether the columns are what :func:`_index` makes, and each image lies within its shard."""
+    keys, columns = index["key"], [index[name] for name in ("label", "shard", "offset", "size")]
+    if keys.dtype.kind != "S" or keys.ndim != 1 or not len(keys):
+        return False
+    if any(c.dtype.kind not in "iu" or c.shape != keys.shape or c.min() < 0 for c in columns):
+        return False
+    label, shard, offset, size = columns
+    if label.max() >= 10**_MOST_DIGITS or shard.max() >= len(state):
+        return False
+    length = state[shard, 0]
+    return bool((size <= length).all() and (offset <= length - size).all())
+
+
 def _kept(path: Path, shards: list[Path], state: np.ndarray) -> dict[str, np.ndarray] | None:
     """The index that was kept, if it is of these shards as they are now; a damaged one is none."""
     try:
@@ -209,7 +222,6 @@ def _kept(path: Path, shards: list[Path], state: np.ndarray) -> dict[str, np.nda
             index = dict(file)
         names = [os.fsdecode(bytes(name)) for name in index["shards"]]
         same = index["version"] == _VERSION and np.array_equal(index["state"], state)
-        lengths = {len(index[name]) for name in ("shard", "offset", "size", "label", "key")}
-        return index if same and names == [shard.name for shard in shards] and len(lengths) == 1 else None
+        return index if same and names == [shard.name for shard in shards] and _makes_sense(index, state) else None
     except Exception:  # it is only a copy of what the shards say; np.load raises many kinds
         return None

@@ -2,8 +2,10 @@
 
 import sys
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -41,7 +43,7 @@ class Trainer:
             hold a run already.
         processes: who trains; None: as torchrun says.
 
-    No other process trains in the folder until :meth:`close`.
+    No other process trains in the folder until :meth:`run` ends or fails, or :meth:`close`.
 
     Raises:
         UserError: a setting, the folder or the checkpoint is not as it must be, or another process has the folder.
@@ -101,7 +103,15 @@ class Trainer:
         Raises:
             Interrupted: SIGINT or SIGTERM came; everything up to the last step is saved.
             NonFinite: the loss is not a number any more.
+            UserError: it was closed, and another process has the folder now.
         """
+        self._first(self._lock.acquire, share=False)
+        try:
+            return self._run()
+        finally:
+            self.close()
+
+    def _run(self) -> dict | None:
         config = self.config
         self._since, first = time.perf_counter(), self.epoch + self.step / self.source.steps_per_epoch
         board = self._board()
@@ -297,16 +307,25 @@ class Trainer:
 
     def _saved(self, resume: bool | str) -> dict | None:
         """The checkpoint to go on from, as the first process reads it."""
+
+        def find():
+            self._lock.acquire()  # nothing of the folder is looked at before
+            found, self.message = state.find(self.folder, resume)
+            if found:
+                state.check_same(found, self.config, self.processes.world, self.folder)
+            return found
+
+        return self._first(find)
+
+    def _first(self, work: Callable[[], Any], share: bool = True) -> Any:
+        """What ``work`` returns in the first process, or None without ``share``; a UserError reaches all."""
         found = error = None
         if self.processes.is_first:
             try:
-                self._lock.acquire()  # nothing of the folder is looked at before
-                found, self.message = state.find(self.folder, resume)
-                if found:
-                    state.check_same(found, self.config, self.processes.world, self.folder)
+                found = work()
             except UserError as problem:
                 error = problem
-        found, error = self.processes.from_first((found, error))
+        found, error = self.processes.from_first((found if share else None, error))
         if error is not None:
             raise error
         return found

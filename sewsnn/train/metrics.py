@@ -60,7 +60,7 @@ def write_corrupt(path: Path, found: set[str]) -> set[str]:
     """
     found, before = {text.replace("\n", " ") for text in found}, set()
     try:
-        before = set(read_regular(path).decode(errors="replace").splitlines())
+        before = set(read_regular(path).decode(errors="surrogateescape").split("\n")) - {""}
     except FileNotFoundError:
         pass
     except OSError as error:
