@@ -132,3 +132,8 @@ def out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
         return one_line(text.splitlines()[0]) if text else "memory ran out"
     return None
+
+
+def plain(value) -> str:
+    """A name or a path of a file as it is, for a message; anything else, or a very long one, as by :func:`short`."""
+    return value if isinstance(value, str) and len(value) <= _MOST_OF_A_LINE else short(value)

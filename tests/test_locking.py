@@ -162,7 +162,7 @@ def test_what_is_no_lock_file_is_not_opened(tmp_path, kind):
         os.mkfifo(tmp_path / "run" / NAME)
     else:
         (tmp_path / "run" / NAME).symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match="cannot write .*run/.lock: (it is a FIFO|Too many levels)"):
+    with pytest.raises(UserError, match=r"cannot write .*run/.lock: (it is a FIFO|Too many levels)"):
         FolderLock(tmp_path / "run", "trained in").acquire()
     assert not (tmp_path / "mine").exists()
 

@@ -237,7 +237,7 @@ def test_wrong_types_in_an_index_or_a_journal_are_damage(cifar, tmp_path):
     wrong["left_out"] = [None, [1], {"a": 3}]
     values = ((0, 3), (0, "/etc/x"), (0, "../x"), (1, "a"), (1, True), (1, 99), (1, -1), (2, []), (2, "x"), (3, 5))
     for place, value in (*values, (4, "x"), (4, 0), (5, None)):
-        wrong["samples"].append([first[:place] + [value] + first[place + 1 :]])
+        wrong["samples"].append([[*first[:place], value, *first[place + 1 :]]])
     for key, of_key in wrong.items():
         for value in of_key:
             content = whole | {key: value}
@@ -248,8 +248,8 @@ def test_wrong_types_in_an_index_or_a_journal_are_damage(cifar, tmp_path):
     assert "is prepared in" in prepare("cifar10_dvs", root, out, workers=1)
     head, line, *lines = journal.read_text().split("\n")
     entry = json.loads(line[9:])
-    entries = [3, [1, 2], {"a": 1}, entry[:2] + [7] + entry[3:], entry[:2] + [[[1]]] + entry[3:], [[1]] + entry[1:]]
-    entries += [entry[:3] + ["x"] + entry[4:], entry[:6] + [[5]], entry[:1] + [["x"]] + entry[2:]]
+    entries = [3, [1, 2], {"a": 1}, [*entry[:2], 7, *entry[3:]], [*entry[:2], [[1]], *entry[3:]], [[1], *entry[1:]]]
+    entries += [[*entry[:3], "x", *entry[4:]], [*entry[:6], [5]], [*entry[:1], ["x"], *entry[2:]]]
     for text in [json.dumps(e) for e in entries] + ["[" * 100_000]:
         journal.write_text("\n".join([head, f"{zlib.crc32(text.encode()):08x} {text}", *lines]))
         assert "110 samples" in prepare("cifar10_dvs", root, out, workers=1)
@@ -258,9 +258,8 @@ def test_wrong_types_in_an_index_or_a_journal_are_damage(cifar, tmp_path):
 @pytest.mark.parametrize("damaged", ["*/*.aedat", "cat/*.aedat", "*/*_9.aedat", "*/*_[!9]*.aedat"])
 def test_a_class_or_part_of_which_nothing_is_left_is_no_set(cifar, tmp_path, damaged):
     """All, a class, those that the paper tests (the last of 0, 1, 10, 2 ... 9), those it trains with."""
-    root, made = cifar
-    files = list(root.glob(damaged))
-    for file in files:
+    root, _ = cifar
+    for file in root.glob(damaged):
         file.write_bytes(b"x")
     with pytest.raises(DataError, match=r"no recording of .* could be read, nothing is prepared: .*aedat"):
         prepare("cifar10_dvs", root, tmp_path / "out", workers=1, on_corrupt="skip")

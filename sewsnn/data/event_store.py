@@ -19,7 +19,7 @@ from torch import Tensor
 from sewsnn.data.events import SPLITS, Events, integrate_events
 from sewsnn.data.loading import LoadedSource
 from sewsnn.data.source import Options
-from sewsnn.errors import DataError, UnreadableError, short
+from sewsnn.errors import DataError, UnreadableError, plain, short
 from sewsnn.files import read_regular, text_of, write_atomic, write_text
 
 INDEX, JOURNAL = "index.json", "journal.jsonl"
@@ -191,7 +191,7 @@ def open_prepared(name: str, options: Options, classes: int, parts: Collection[s
             str(folder),
         )
     if index.name != name:
-        raise DataError(f"data.root: {folder} holds {short(index.name)}, not {name}", str(folder))
+        raise DataError(f"data.root: {folder} holds {plain(index.name)}, not {name}", str(folder))
     for sample in index.samples:
         if sample.label >= classes or sample.part not in parts:
             raise DataError(

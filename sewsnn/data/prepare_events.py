@@ -31,7 +31,7 @@ from sewsnn.data.event_store import (
     to_sample,
     write_index,
 )
-from sewsnn.errors import DataError, UnreadableError, UserError, short
+from sewsnn.errors import DataError, UnreadableError, UserError, plain
 from sewsnn.files import read_regular, write_text
 from sewsnn.locking import FolderLock
 
@@ -234,7 +234,7 @@ def _same_set(output: Path, name: str, root: Path) -> Index | None:
             raise UserError(f"{journal} is damaged; remove {output}, or choose another output")
         if (found["name"], found["root"]) != (name, str(root)):
             raise UserError(
-                f"output: {output} holds {short(found['name'])} from {short(found['root'])}, not {name} from {root}; "
+                f"output: {output} holds {plain(found['name'])} from {plain(found['root'])}, not {name} from {root}; "
                 "choose another"
             )
     elif any(not path.name.startswith(".") for path in output.iterdir()):

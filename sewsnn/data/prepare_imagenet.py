@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sewsnn.data import resizing, shards
 from sewsnn.data.image_folder import PREPARED, SPLITS, UNFINISHED, FolderImages, read_json, scan
 from sewsnn.data.resizing import Done
-from sewsnn.errors import DataError, UnreadableError, UserError, short
+from sewsnn.errors import DataError, UnreadableError, UserError, plain
 from sewsnn.files import make_folder, write_text
 from sewsnn.locking import FolderLock
 
@@ -90,14 +90,9 @@ def _check_output(output: Path, settings: dict) -> None:
         for key, value in settings.items():
             if found.get(key) != value:
                 raise UserError(
-                    f"{output} was prepared with {key} {_brief(found.get(key))}, not {value}: remove it, or name "
+                    f"{output} was prepared with {key} {plain(found.get(key))}, not {value}: remove it, or name "
                     "another --output"
                 )
-
-
-def _brief(value) -> str:
-    """A setting as it is, or, where that is no text of a usual length, cut."""
-    return value if isinstance(value, str) and len(value) < 300 else short(value)
 
 
 def _folder_jobs(originals: dict[str, FolderImages], output: Path, size: int) -> Iterator[tuple]:
