@@ -95,7 +95,7 @@ class FusedSequential(nn.Sequential):
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
     """Norm, neuron and connection of what :class:`FusedSequential` or a network's own class runs as one op."""
     if type(module) is not FusedSequential:
-        yield from module.fused_triples()
+        yield from (triple for triple in module.fused_triples() if type(triple[0]) in _NORMS)
         return
     for norm, node in pairwise(module):
         if type(norm) is layer.SeqToANNContainer and len(norm) and type(norm[-1]) in _FLAT_NORMS:
@@ -114,6 +114,8 @@ def why_alone(model: nn.Module, name: str, node: nn.Module) -> str:
     kind = _originals().get(type(parent), type(parent))
     if nodes.patched(parent):
         return f"a method of the {kind.__name__} around it was replaced"
+    if kind in _classes() and kind is not nn.Sequential:
+        return f"{kind.__name__} has no batch norm of SpikingJelly right before it that sewsnn can fuse"
     if kind is not nn.Sequential:
         return f"what happens between the modules of {kind.__name__} is known to that class alone"
     modules = list(parent)

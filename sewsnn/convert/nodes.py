@@ -245,7 +245,22 @@ class _Bridge(neuron.BaseNode):
         ]
         for name in dead:
             self._memories[name] = self._rest if name == "v" else None
+        v_seq = self.__dict__.get("v_seq")  # no memory in SpikingJelly 2.0
+        if isinstance(v_seq, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(v_seq):
+            self.__dict__["v_seq"] = None
         return bool(dead)
+
+    if STATE_FOLLOWS_INPUT:
+
+        @property
+        def v_seq(self) -> Tensor | None:
+            if isinstance(self.__dict__.get("v_seq"), Tensor):
+                self._forget_transforms()
+            return self.__dict__.get("v_seq")
+
+        @v_seq.setter
+        def v_seq(self, value: Tensor | None) -> None:
+            self.__dict__["v_seq"] = value
 
     @property
     def keeps_state(self) -> bool:

@@ -237,3 +237,54 @@ def test_the_pages_snippet_runs():
     for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         exec(code, names)
     assert names["s_seq"].shape[:2] == (4, 2)
+
+
+@pytest.mark.parametrize("how", ["global hooks", "a forward of its own"])
+def test_other_ways_to_watch_see_spikingjellys_order(how):
+    def order(net):
+        names, seen = {module: name for name, module in net.named_modules()}, []
+        if how == "global hooks":
+            hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(names[module]))
+        else:
+            for module, name in names.items():
+                if name.endswith((".sn2", "downsample", "downsample_sn")):
+
+                    def forward(x, name=name, body=module.forward):
+                        seen.append(name)
+                        return body(x)
+
+                    module.forward = forward
+        with torch.no_grad():
+            net(torch.rand(2, 1, 3, 32, 32))
+        functional.reset_net(net)
+        if how == "global hooks":
+            hook.remove()
+        return [name for name in seen if not name.endswith("surrogate_function")]
+
+    net = build("sew18 ADD")
+    converted = copy.deepcopy(net)
+    from_spikingjelly(converted)
+    assert order(converted) == order(net)
+
+
+@pytest.mark.parametrize("step_mode", ["m", "s"])
+def test_no_sequence_of_potentials_of_an_ended_transform_is_kept(step_mode):
+    net = small("LIF", True, step_mode).eval()
+    net[2].store_v_seq = True
+    x = torch.randn(3, 2, 1, 2, 6, 6, dtype=torch.float64)
+
+    def loss(x):
+        functional.reset_net(net)
+        return net(x if step_mode == "m" else x[0]).sum()
+
+    for use in (copy.deepcopy, lambda net: torch.save(net, io.BytesIO()), functional.detach_net, nn.Module.float):
+        net.double()
+        vmap(grad(loss))(x)
+        use(net)
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(net[2].v_seq or torch.empty(0))
+
+
+def test_the_report_claims_no_fusion_with_another_norm_than_it_can_fuse():
+    net = sew_resnet.sew_resnet18(cnf="ADD", norm_layer=lambda channels: layer.GroupNorm(1, channels), **OPTIONS)
+    report = from_spikingjelly(net)
+    assert report.fused == 0 and all("no batch norm" in entry.reason for entry in report.replaced)
