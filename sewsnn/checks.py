@@ -34,11 +34,16 @@ def constants(*values) -> list[float | None]:
     return [None if value is None else float(value) for value in values]
 
 
+_TRACED = ("FakeTensor", "FunctionalTensor")  # by name: importing them takes long
+
+
 def outlives_its_code(x: Tensor) -> bool:
     """Whether a tensor made now can be kept: not inside a transform of torch.func or a level of forward-mode
     differentiation, whose wrappers mean nothing once these have ended, and no tensor of a tracer, which has a shape
     alone."""
-    return type(x) is Tensor and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    return type(x) is Tensor or type(x).__name__ not in _TRACED
 
 
 def backward_number() -> int:

@@ -146,11 +146,6 @@ class Tensors(NamedTuple):
     note: str  #: what should be known of the file; mostly nothing
 
 
-def load_tensors(path: Path, allowed: Sequence[type] = ()) -> Any:
-    """The content of :func:`read_tensors`, alone."""
-    return read_tensors(path, allowed).content
-
-
 def read_tensors(path: Path, allowed: Sequence[type] = ()) -> Tensors:
     """``torch.load`` on the CPU of tensors, numbers, text and collections of them (``weights_only=True``), once the
     bytes have been compared with the checksums they were written with.

@@ -6,6 +6,7 @@ call, unless ``keep_state=True``. In single-step mode (``"s"``) it takes ``[N, .
 """
 
 import math
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -155,9 +156,13 @@ class BaseNode(nn.Module):
         number = checks.backward_number()
         if number == -1:
             return
-        left_in, left = self.__dict__.get("_left", (None, None))
-        fresh = self.__dict__.get("_reset_in") == number
-        if not (left_in == number if isinstance(v, Tensor) and v is left else fresh or isinstance(v, Tensor)):
+        if not isinstance(v, Tensor):  # at rest
+            right = self.__dict__.get("_reset_in") == number
+        elif self._was_left(v):
+            right = self.__dict__["_left"][0] == number
+        else:  # assigned
+            right = True
+        if not right:
             raise RuntimeError(
                 f"{type(self).__name__} keeps its state and runs once more inside backward (activation checkpointing, "
                 "torch.utils.checkpoint): it would not start from where the forward did, and gradients would be wrong. "
@@ -165,14 +170,18 @@ class BaseNode(nn.Module):
             )
 
     def _remember(self, v) -> None:
-        """In which backward pass, if in one, a state was left."""
-        self.__dict__["_left"] = (checks.backward_number(), v)
+        """In which backward pass, if in one, a state was left. It is not kept alive for that."""
+        self.__dict__["_left"] = (checks.backward_number(), weakref.ref(v) if isinstance(v, Tensor) else None)
+
+    def _was_left(self, v: Tensor) -> bool:
+        """Whether a call left this state, rather than somebody assigned it."""
+        left = self.__dict__.get("_left", (None, None))[1]
+        return left is not None and left() is v
 
     def _follow(self, old, new) -> None:
         """The state has become another tensor, and was left where it was."""
-        where, left = self.__dict__.get("_left", (None, None))
-        if left is not None and left is old:
-            self.__dict__["_left"] = (where, new)
+        if isinstance(old, Tensor) and self._was_left(old):
+            self.__dict__["_left"] = (self.__dict__["_left"][0], weakref.ref(new))
 
     def _note_reset(self) -> None:
         self.__dict__.pop("_left", None)

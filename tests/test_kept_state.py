@@ -3,6 +3,7 @@
 import copy
 import io
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -138,6 +139,24 @@ def test_nothing_of_a_transform_that_has_ended_is_kept(make, options):
     assert all(p.dtype == torch.float64 for p in module.parameters()) and repr(node.v)
     module.float()(x[0])
     assert node.v.shape == (5, 4, 3) and repr(node.v)
+
+
+def test_a_state_that_was_put_away_is_not_kept_alive():
+    node, x = neuron.IFNode(keep_state=True), torch.randn(2, 3, requires_grad=True)
+    node(x)
+    before = weakref.ref(node.v)
+    node.v = None
+    assert before() is None
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_potentials_of_a_class_of_tensors_of_ones_own_are_kept(backend):
+    class Own(torch.Tensor):
+        pass
+
+    node = neuron.IFNode(backend=backend)
+    node(torch.randn(2, 3).as_subclass(Own))
+    assert node.v.shape == (3,)
 
 
 def test_a_kept_state_cannot_enter_a_transform():

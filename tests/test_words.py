@@ -11,6 +11,7 @@ import torch
 
 from sewsnn.cli import main
 from sewsnn.errors import UserError, out_of_memory
+from sewsnn.functional import if_multistep
 from sewsnn.train import build, loop
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
@@ -160,6 +161,12 @@ def test_too_little_memory_below_another_error(monkeypatch, capsys):
     monkeypatch.setattr("sewsnn.export.source.open_source", too_large)
     assert main(["export", "a.pt", "a.pt2"]) == 1
     assert re.search(r"too little memory \(.* a smaller --batch, --image-size or --T\n$", capsys.readouterr().err)
+
+
+def test_an_op_that_gets_no_memory_is_known():
+    with pytest.raises(RuntimeError) as error:
+        if_multistep(torch.zeros(1, 1).expand(4, 2**44))
+    assert "sewsnn can't allocate memory" in out_of_memory(error.value)
 
 
 def test_other_errors_stay_what_they_are(monkeypatch, tmp_path):
