@@ -12,8 +12,8 @@ _MOST_OF_A_LINE = 300  # characters of another program's message in ours
 # What torch, numpy, Python and the C++ library say when memory ran out, or would have to.
 _NO_MEMORY = re.compile(
     r"(DefaultCPUAllocator: |sewsnn )(can't allocate|not enough) memory.*|(CUDA|HIP)\b.*out of memory.*|"
-    r".*_STATUS_ALLOC_FAILED.*|.*std::bad_alloc.*|Storage size calculation overflowed.*|.*integer multiplication overflow.*|"
-    r"Unable to allocate .*|(unable to )?mmap .*Cannot allocate memory.*",
+    r".*_STATUS_ALLOC_FAILED.*|.*std::bad_alloc.*|Storage size calculation overflowed.*|"
+    r".*integer multiplication overflow.*|Unable to allocate .*|(unable to )?mmap .*Cannot allocate memory.*",
 )
 
 
