@@ -24,7 +24,7 @@ from sewsnn.files import open_regular, write_atomic
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
 _NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-\d+\.tar")
 _MOST_DIGITS = 6  # of a label; with more of them, the network's last layer would not fit into memory
-_NUMBER = re.compile(rb"\s*(\d{1,%d})\s*" % _MOST_DIGITS)
+_NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*(\d{1,%d})\s*" % _MOST_DIGITS)  # after a byte order mark, if there is one
 _VERSION = 1
 
 
