@@ -53,15 +53,27 @@ class _Spike(torch.autograd.Function):
         return grad * ctx.surrogate.gradient(x), None
 
 
+_METHODS = ("gradient", "__call__")  # what the kernels have a form of
+
+
 class Surrogate:
-    """Base of the surrogates. ``parameter`` is the one number each has; it must be positive and finite.
+    """Base of the surrogates. ``parameter`` is the one number each has; it must be positive and finite. The name the
+    constructor has for it (``alpha``, ``width``, ...) reads it, too. It stays what it is, since several nodes may share
+    one surrogate: another number is another surrogate, ``node.surrogate_function = ATan(alpha=4)``.
 
     Raises:
         TypeError, ValueError: the parameter is not a positive, finite number.
+        AttributeError: the parameter is assigned.
     """
 
     kind: ClassVar[int | None] = None  #: number of the compiled form; None: there is none
     parameter_name: ClassVar[str] = "alpha"
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        place = {name: next(i for i, c in enumerate(cls.__mro__) if name in vars(c)) for name in ("kind", *_METHODS)}
+        if any(place[name] < place["kind"] for name in _METHODS):
+            cls.kind = None  # the kernels have the formula of a class that this one is derived from
 
     def __init__(self, parameter: float = 1.0):
         name = f"{type(self).__name__}: {self.parameter_name}"
@@ -70,6 +82,22 @@ class Surrogate:
         if not (is_finite(parameter) and parameter > 0):
             raise ValueError(f"{name} must be positive and finite, got {parameter}")
         (self.parameter,) = constants(parameter)
+
+    def __setattr__(self, name: str, value):
+        if self.kind is not None and "parameter" in self.__dict__:
+            if name in ("parameter", self.parameter_name):
+                new = f"{type(self).__name__}({self.parameter_name}=...)"
+                raise AttributeError(
+                    f"{name} of {self!r} cannot be changed, nodes may share it: assign a new one, {new}"
+                )
+            if name in _METHODS:
+                raise AttributeError(f"{name} of {self!r} cannot be changed: derive a class with a {name} of its own")
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str):  # asked for what is nowhere else
+        if name == self.parameter_name and "parameter" in self.__dict__:
+            return self.parameter
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """1 where x >= 0, else 0; its gradient is :meth:`gradient`."""

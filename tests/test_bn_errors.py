@@ -36,6 +36,14 @@ BAD_CALLS = [
     ({"bn": nn.BatchNorm2d}, TypeError, "bn must be a module or None"),
     ({"bn": nn.BatchNorm2d(4, device="meta")}, ValueError, "bn must be on the device of z_seq, cpu, got meta"),
     ({"bn": nn.BatchNorm2d(4, affine=False, device="meta")}, ValueError, "bn must be on the device of z_seq"),
+    ({"bn": nn.BatchNorm2d(4, eps=nn.Parameter(torch.tensor(1e-5)))}, TypeError, "bn.eps must be a number, got Param"),
+    (
+        {"bn": nn.BatchNorm2d(4, momentum=nn.Parameter(torch.tensor(0.1)))},
+        TypeError,
+        "bn.momentum must be a number, got P",
+    ),
+    ({"bn": nn.BatchNorm2d(4, eps="1e-5")}, TypeError, "bn.eps must be a number, got str"),
+    ({"bn": nn.BatchNorm2d(4, momentum=math.nan)}, ValueError, "bn.momentum must be finite, got nan"),
     ({"neuron": neuron.IFNode}, TypeError, "neuron must be a module or None"),
     ({"shortcut": S}, ValueError, "shortcut is given, but connect_f is None"),
     ({"connect_f": "ADD"}, TypeError, "shortcut must be a tensor .connect_f is 'ADD'., got NoneType"),
@@ -67,7 +75,7 @@ BAD_CALLS = [
 
 
 #: without the op these are torch's to say
-TORCHS = ("value per channel", "bn must be on the device", "backend=")
+TORCHS = ("value per channel", "bn must be on the device", "backend=", "bn.eps", "bn.momentum")
 
 
 @pytest.mark.parametrize("change, kind, message", BAD_CALLS, ids=[m for *_, m in BAD_CALLS])

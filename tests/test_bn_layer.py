@@ -138,6 +138,13 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
+def replaced(module):
+    """A forward put on the object, as profilers and quantizers do."""
+    before = module.forward
+    module.forward = lambda x: 2 * before(x)
+    return module
+
+
 def parametrized(module):
     nn.utils.parametrize.register_parametrization(module, "weight", Doubled())
     return module
@@ -156,6 +163,8 @@ FALLBACKS = {
     "hook before the norm": lambda: (pre_hooked(norm(4)), neuron.IFNode()),
     "backward hook on the norm": lambda: (backward_hooked(norm(4)), neuron.IFNode()),
     "hook on the node": lambda: (norm(4), hooked(neuron.IFNode(), [])),
+    "forward of the norm replaced": lambda: (replaced(norm(4)), neuron.IFNode()),
+    "forward of the node replaced": lambda: (norm(4), replaced(neuron.IFNode())),
     "another norm": lambda: (nn.GroupNorm(2, 4), neuron.IFNode()),
     "parametrized": lambda: (parametrized(norm(4)), neuron.IFNode()),
 }

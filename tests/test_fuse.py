@@ -81,6 +81,33 @@ def _twice(module, args, output):
     return 2 * output
 
 
+class Layers(nn.Module):
+    def __init__(self, conv, bn):
+        super().__init__()
+        self.conv, self.bn = conv, bn
+
+    def conv_bn_pairs(self):
+        yield self.conv, self.bn
+
+    def forward(self, x):
+        return self.bn(self.conv(x)[None])[0]
+
+
+class Doubled(layers.BNNeuron):
+    def forward(self, z_seq):
+        return 2 * super().forward(z_seq - 1)
+
+
+class Turned(Layers):
+    """``conv_bn_pairs`` is of the class it is derived from, and no longer true."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def forward(self, x):
+        return self.conv(self.bn(x))
+
+
 def odd_networks():
     """Each with what a convolution's weights cannot stand for."""
     conv, bn, relu = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
@@ -91,6 +118,14 @@ def odd_networks():
     yield "a convolution in two places", nn.Sequential(conv, bn, nn.Sequential(conv, nn.BatchNorm2d(3)))
     yield "a module between, which came before", nn.Sequential(relu, conv, relu, bn)
     yield "a hook that changes what comes out", nn.Sequential(watched, bn)
+    replaced = nn.BatchNorm2d(3)
+    replaced.forward = lambda x, before=replaced.forward: 2 * before(x)
+    yield "a norm whose forward was replaced", nn.Sequential(nn.Conv2d(3, 3, 1), replaced)
+    turned = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    turned.forward = lambda x, net=turned: net[0](net[1](x))
+    yield "a Sequential whose forward was replaced", turned
+    yield "a class derived from one that names its pairs", Turned()
+    yield "a layer with a forward of its own", Layers(nn.Conv2d(3, 3, 1), Doubled(3))
     yield "weights made by a parametrization", nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), bn)
     yield "a transposed convolution", nn.Sequential(nn.ConvTranspose2d(3, 3, 2), bn)
 

@@ -190,6 +190,33 @@ def test_whoever_watches_a_block_or_a_stage_sees_its_call(device):
     assert [shape[:2] for _, shape in seen] == [(3, 3), (9, 8), (3, 3)]
 
 
+def test_global_hooks_see_every_call(device):
+    """Counters of operations and profilers watch all modules; the network gives what it gave."""
+    model = net(stem="imagenet").to(device).double()
+    x = batch(device)
+    expected = model(x).detach()
+    seen = set()
+    watch = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module))
+    try:
+        actual = model(x).detach()
+    finally:
+        watch.remove()
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    assert seen == set(model.modules())
+
+
+def test_a_forward_put_on_a_block_or_a_stage_runs(device):
+    model = net().to(device).double()
+    x = batch(device)
+    expected = model(x).detach()
+    seen = []
+    replaced = [model.layer1[1], model.layer2[0].downsample, model.layer2, model.layer1[0].sn1, model.layer1[0].conv2]
+    for module in replaced:
+        module.forward = lambda *args, before=module.forward, module=module: (seen.append(module), before(*args))[1]
+    torch.testing.assert_close(model(x).detach(), expected, rtol=1e-12, atol=1e-12)
+    assert set(seen) == set(replaced)
+
+
 def test_what_is_put_in_the_place_of_a_stage_or_of_the_pooling_is_called(device):
     model = net(stem="imagenet").to(device).double()
     model.maxpool = nn.AvgPool2d(2)

@@ -91,6 +91,56 @@ def test_bad_type(value):
         surrogate.ATan(value)
 
 
+@pytest.mark.parametrize("cls", ALL)
+def test_the_number_is_read_by_name_and_stays(cls):
+    """Nodes may share a surrogate, and the number was checked: none is assigned that nothing would come of."""
+    function = cls(1.5)
+    assert getattr(function, cls.parameter_name) == function.parameter == 1.5
+    assert not hasattr(function, "no_such_name")
+    for name in (cls.parameter_name, "parameter"):
+        for value in (3.0, torch.nn.Parameter(torch.tensor(3.0)), math.nan):
+            with pytest.raises(
+                AttributeError, match=rf"{name} of {cls.__name__}\(.*=1.5\) cannot be changed.* new one"
+            ):
+                setattr(function, name, value)
+    with pytest.raises(AttributeError, match="derive a class with a gradient of its own"):
+        function.gradient = torch.ones_like
+    assert function == cls(1.5)
+
+
+@pytest.mark.filterwarnings("ignore::sewsnn.BackendWarning")
+def test_a_class_derived_from_a_compiled_one():
+    """With a gradient of its own the kernel's is not taken; with another default alone it is."""
+
+    class Flat(surrogate.ATan):
+        def gradient(self, x):
+            return torch.full_like(x, 7.0)
+
+    class Gradient:
+        gradient = Flat.gradient
+
+    class Mixed(Gradient, surrogate.ATan):
+        pass
+
+    class Wide(surrogate.ATan):
+        def __init__(self):
+            super().__init__(0.5)
+
+    class Free(Surrogate):  # one of their own may do with its attributes what it likes
+        def __init__(self):
+            super().__init__(2.0)
+            self.alpha = self.parameter = 3.0
+
+        def gradient(self, x):
+            return self.alpha * torch.ones_like(x)
+
+    assert (Flat().kind, Mixed().kind, Wide().kind) == (None, None, surrogate.ATan.kind)
+    for function, slope in ((Flat(), 7.0), (Mixed(), 7.0), (Free(), 3.0)):
+        x = torch.randn(1, 10, requires_grad=True)
+        functional.if_multistep(x, surrogate_function=function)[0].sum().backward()
+        assert (x.grad == slope).all()
+
+
 def test_own_surrogate_runs_on_the_torch_backend():
     class Triangle(Surrogate):
         def gradient(self, x):

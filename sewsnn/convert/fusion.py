@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sewsnn.convert import nodes
 from sewsnn.layers.bn_neuron import by_op
-from sewsnn.layers.fusing import can_fuse, has_hooks
+from sewsnn.layers.fusing import can_fuse, must_be_called
 from sewsnn.ops.reference import CONNECT
 
 #: SpikingJelly's norms of ``[T, N, C, ...]``, and how many dimensions they take in step mode "m"
@@ -54,17 +54,17 @@ def norm_neuron(
 
 
 def _can_fuse(z_seq: Tensor, norm: nn.Module, node: nn.Module) -> bool:
-    known = type(node) in nodes.CLASSES.values() and "forward" not in vars(norm) and "forward" not in vars(node)
+    known = type(node) in nodes.CLASSES.values()
     # else the norm shall say so; it takes an empty batch, the op does not
     channels = z_seq.shape[2] == norm.num_features and z_seq.numel() > 0
-    return known and channels and not has_hooks(norm) and can_fuse(z_seq, None, node)
+    return known and channels and not must_be_called(norm) and can_fuse(z_seq, None, node)
 
 
 def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) -> Tensor:
     """A SeqToANNContainer that ends with a norm, and the neuron."""
     *before, norm = container
     plain = type(norm) in _FLAT_NORMS and getattr(norm, "step_mode", "s") == "s"
-    if not plain or x_seq.dim() < 3 or has_hooks(container) or "forward" in vars(container):
+    if not plain or x_seq.dim() < 3 or must_be_called(container):
         return node(container(x_seq))
     z = x_seq.flatten(0, 1)
     for module in before:

@@ -21,6 +21,8 @@ from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
 
+#: methods of a surrogate that a script may have replaced on the object
+_METHODS = {"forward", "spiking_function", "primitive_function", "backward", "__call__"}
 #: SpikingJelly >= 2.0 makes the state from the input: a v of another shape is one at rest, v_seq is no memory
 STATE_FOLLOWS_INPUT = hasattr(theirs.BaseNode, "materialize_states")
 
@@ -51,6 +53,8 @@ def obstacle(node: nn.Module) -> str | None:
         return "surrogate_function.spiking is False: the node's output is no spike"
     if has_hooks(function):
         return "surrogate_function has hooks"
+    if not _METHODS.isdisjoint(vars(function)):
+        return "a method of surrogate_function was replaced"
     if not _is_number(function.alpha) or function.alpha <= 0:
         return f"surrogate_function.alpha is {_named(function.alpha)}, not a positive, finite number"
     if not _is_number(node.v_threshold):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.convert.fusion import FusedSequential, norm_neuron
-from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.fusing import is_altered, must_be_called
 
 Triple = tuple[nn.Module, nn.Module, str]
 
@@ -44,7 +44,7 @@ class Block:
             return True
         _, bn, sn = self._layer(self.convs)
         below = (module for other in others if other is not None for module in other.modules())
-        return any(_is_watched(module) for module in (bn, sn, *below))
+        return any(is_altered(module) for module in (bn, sn, *below))
 
     def _layer(self, i: int) -> tuple[nn.Module, nn.Module, nn.Module]:
         return tuple(getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "sn"))
@@ -58,9 +58,4 @@ class Block:
 def is_conv_norm(module: nn.Module) -> bool:
     """Whether these are a convolution and a norm whose calls nobody watches together."""
     plain = type(module) in (nn.Sequential, FusedSequential) and len(module) == 2
-    return plain and not _is_watched(module) and not torch.nn.modules.module._has_any_global_hook()
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks, or a forward of its own, see the module's calls."""
-    return has_hooks(module) or "forward" in vars(module)
+    return plain and not must_be_called(module)

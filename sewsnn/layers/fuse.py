@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.fusing import is_altered
 from sewsnn.layers.modules import BNNeuron
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -54,8 +54,10 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     seen = set()
     for module in list(model.modules()):
         pairs = getattr(module, "conv_bn_pairs", None)
+        if "forward" in vars(module):
+            continue
         if pairs is not None:
-            found = list(pairs())
+            found = list(pairs()) if _knows_its_pairs(type(module)) else []
         elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             # What is in it twice comes twice, as children() would not have it.
             found = [(conv, bn) for conv, bn in itertools.pairwise(module) if type(bn) in _NORMS]
@@ -67,7 +69,17 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
                 yield conv, bn
 
 
+def _knows_its_pairs(kind: type) -> bool:
+    """Whether ``conv_bn_pairs`` speaks of the forward that runs: a class derived from the one that has it may have
+    changed a method, and put something between the two."""
+    derived = list(itertools.takewhile(lambda c: "conv_bn_pairs" not in vars(c), kind.__mro__))
+    base = kind.__mro__[len(derived)] if len(derived) < len(kind.__mro__) else object
+    changed = {name for c in derived for name in vars(c) if callable(getattr(base, name, None))}
+    return "__call__" not in changed and all(name.startswith("__") or name == "extra_repr" for name in changed)
+
+
 def _can_fold(conv: nn.Module, bn: nn.Module) -> bool:
     """Classes of their own and hooks may compute something else than the weights say."""
-    known = type(conv) in _CONVS and (type(bn) in _NORMS or isinstance(bn, BNNeuron))
-    return known and not has_hooks(conv) and not has_hooks(bn)
+    ours = isinstance(bn, BNNeuron) and type(bn).forward is BNNeuron.forward
+    known = type(conv) in _CONVS and (type(bn) in _NORMS or ours)
+    return known and not is_altered(conv) and not is_altered(bn)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 
+from sewsnn import checks
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops.load import resolve_backend
@@ -47,6 +48,16 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def is_altered(module: nn.Module) -> bool:
+    """Whether its call does more than its class says: it has hooks, or a ``forward`` that was put on the object."""
+    return has_hooks(module) or "forward" in vars(module)
+
+
+def must_be_called(module: nn.Module) -> bool:
+    """Whether the call itself has to take place: of an altered module, and of every one while global hooks watch."""
+    return is_altered(module) or torch.nn.modules.module._has_any_global_hook()
+
+
 @contextlib.contextmanager
 def by_modules() -> Iterator[None]:
     """While active, no op stands for several modules: they run one after the other, and a graph that is traced then
@@ -75,11 +86,11 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
         return False
     if torch.nn.modules.module._has_any_global_hook():  # they watch the calls of every module
         return False
-    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or has_hooks(norm)):
+    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or must_be_called(norm)):
         return False
     if neuron is None:
         return resolve_backend("auto", z_seq.device, _ATAN) == "native"
-    if not isinstance(neuron, BaseNode) or has_hooks(neuron) or not neuron.can_be_fused():
+    if not isinstance(neuron, BaseNode) or must_be_called(neuron) or not neuron.can_be_fused():
         return False
     settings = neuron.settings()
     return resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
@@ -114,6 +125,7 @@ def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype)
     """Statistics of z (training) or of the past, with weight and bias, in the state's dtype."""
     if norm is None:
         return Normalisation()
+    _check_constants(norm)
     weight, bias = (None if p is None else p.to(state).contiguous() for p in (norm.weight, norm.bias))
     held = norm.running_mean if weight is None else weight
     if held is not None and held.device != z.device:
@@ -126,6 +138,18 @@ def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype)
         raise ValueError(f"z_seq must have more than one value per channel in training, got shape {list(z.shape)}")
     statistics, count = native.moments(z, T, group)
     return Normalisation(statistics, weight, bias, norm.eps, True, count, group)
+
+
+def _check_constants(norm: nn.Module) -> None:
+    """The ops take numbers: what is made one here gets no gradient, and nobody would notice."""
+    for name in ("eps", "momentum"):
+        value = getattr(norm, name)
+        if name == "momentum" and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            checks.check_number(f"bn.{name}", value)
+        elif value.requires_grad or value.numel() != 1:
+            raise TypeError(f"bn.{name} must be a number, got {type(value).__name__}; it is a constant, not trained")
 
 
 def update_running(norm: nn.Module | None, n: Normalisation) -> None:

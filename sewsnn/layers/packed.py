@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.fusing import must_be_called
 from sewsnn.ops import bn as native
 from sewsnn.ops.bn import Output
 
@@ -22,7 +22,7 @@ def conv_over_time(conv: nn.Module, x: Output) -> Tensor:
     1 bit instead of 16 or 32. Backward unpacks them for as long as it needs them.
     """
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    if x.bits is None or not plain or has_hooks(conv):
+    if x.bits is None or not plain or must_be_called(conv):
         return over_time(conv, x.out)
     weight, bias, s_seq = conv.weight, conv.bias, x.out
     device = s_seq.device.type

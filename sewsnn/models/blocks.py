@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, conv_over_time, over_time
-from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.fusing import must_be_called
 from sewsnn.ops.bn import Output
 from sewsnn.ops.reference import CONNECT
 
@@ -74,7 +74,9 @@ class Block(nn.Module):
 
     def _downsample_is_a_pair(self) -> bool:
         """Convolution and norm, as it was made, and nobody watches it."""
-        return type(self.downsample) is nn.Sequential and len(self.downsample) == 2 and not has_hooks(self.downsample)
+        return (
+            type(self.downsample) is nn.Sequential and len(self.downsample) == 2 and not must_be_called(self.downsample)
+        )
 
     def _layer(self, name: int | str, x: Output, shortcut: Tensor | None = None, **options) -> Output:
         conv, bn, sn = (getattr(self, f"{kind}{name}") for kind in ("conv", "bn", "sn"))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import over_time
-from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.fusing import must_be_called
 from sewsnn.models.blocks import Block, Style
 from sewsnn.neuron import BaseNode, IFNode
 from sewsnn.ops.bn import Output
@@ -136,7 +136,7 @@ def zero_init(model: nn.Module) -> None:
 def run_blocks(modules: list[nn.Module], s: Output) -> Output:
     """One module after the other; blocks whose call nobody watches are given a pair, and return one."""
     for i, module in enumerate(modules):
-        if isinstance(module, Block) and type(module).forward is Block.forward and not has_hooks(module):
+        if isinstance(module, Block) and type(module).forward is Block.forward and not must_be_called(module):
             s = module.run(s, two=i + 1 < len(modules))
         else:
             s = one_reader(module(s.out))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, bn_neuron_pool, over_time
-from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.fusing import must_be_called
 from sewsnn.models.blocks import BasicBlock, Bottleneck
 from sewsnn.models.network import (
     Network,
@@ -125,7 +125,7 @@ class SEWResNet(Network):
         modules = []
         for stage in range(self.stages):
             layer = getattr(self, f"layer{stage + 1}")
-            modules.extend(layer if type(layer) is nn.Sequential and not has_hooks(layer) else [layer])
+            modules.extend(layer if type(layer) is nn.Sequential and not must_be_called(layer) else [layer])
         return modules
 
     def features(self, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class SEWResNet(Network):
 
 def _is_stem_pool(pool: nn.Module) -> bool:
     """Whether :func:`bn_neuron_pool` can stand for it: others may have been put in its place."""
-    if type(pool) is not nn.MaxPool2d or has_hooks(pool):
+    if type(pool) is not nn.MaxPool2d or must_be_called(pool):
         return False
     settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
     return settings == (3, 2, 1, 1, False, False)

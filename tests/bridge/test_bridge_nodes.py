@@ -119,6 +119,13 @@ def test_settings_are_read_at_every_call(kind):
     assert after.settings()["surrogate_function"] == sewsnn.surrogate.Sigmoid(9.0)
 
 
+def replaced(function, method):
+    """A method put on the object, which shrinks gradients."""
+    before = getattr(function, method)
+    setattr(function, method, lambda x, *args: before(x * 0.5, *args))
+    return function
+
+
 @every_node
 def test_what_sewsnn_cannot_do_goes_spikingjellys_way(kind):
     """A threshold that becomes a tensor, a smooth spike, an unknown surrogate: after the conversion."""
@@ -129,6 +136,8 @@ def test_what_sewsnn_cannot_do_goes_spikingjellys_way(kind):
         ("v_threshold", torch.linspace(0.5, 1.5, 60)),
         ("surrogate_function", surrogate.Sigmoid(spiking=False)),
         ("surrogate_function", surrogate.S2NN()),
+        ("surrogate_function", replaced(surrogate.ATan(), "forward")),
+        ("surrogate_function", replaced(surrogate.ATan(), "spiking_function")),
     ):
         if name == "v_threshold" and V2:
             continue  # 2.0 itself takes no such threshold
