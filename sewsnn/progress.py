@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 _INTERVAL = 0.5  # seconds between two drawings
-_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}, {speed}{postfix}]"
 
 
 class Progress(tqdm):
@@ -26,7 +26,6 @@ class Progress(tqdm):
             total=steps,
             initial=done,
             desc=title,
-            unit="step",
             leave=False,
             mininterval=_INTERVAL,
             disable=quiet,

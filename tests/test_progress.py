@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 def bars(err: str) -> dict[str, list[str]]:
     """title -> what was drawn of it."""
-    drawn = re.findall(r"\r([^\r|]+):\s+\d+%\|.*?\| (\d+/\d+) \[.*?, (\S+) images/s", err)
+    drawn = re.findall(r"\r([^\r|]+):\s+\d+%\|.*?\| (\d+/\d+) steps \[.*?, (\S+) images/s", err)
     return {title: [f"{n} {speed}" for t, n, speed in drawn if t == title] for title, *_ in drawn}
 
 
