@@ -78,14 +78,19 @@ class _Watched:
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes beside ``path``, flushes to the disk, renames: a crash or a full disk leaves the old file. A link stays a
-    link, to the new file; who may read it is as of any file made here, by the umask.
+    link, to the new file, unless it leads to a file of the same folder, which has a name and a use of its own; who may
+    read it is as of any file made here, by the umask.
 
     Raises:
-        UserError: the file cannot be written; names it and says why.
+        UserError: the file cannot be written, or there is something else of that name (a FIFO, a device, a folder);
+            names it and says why.
     """
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise UserError(f"cannot write {path}: {os.strerror(errno.ELOOP)}")
+    if target.parent == Path(os.path.realpath(Path(path).parent)):
+        target = target.parent / Path(path).name
+    _check_replaceable(path)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     watched = None
     try:
@@ -101,6 +106,43 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
     finally:
         with contextlib.suppress(OSError):  # it is not there: renamed, or never made
             os.unlink(temporary)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises UserError where renaming would put a file in the place of what is none."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing is there; what cannot be known, the writing will say
+        return
+    if stat.S_ISDIR(mode):
+        raise UserError(f"cannot write {path}: {os.strerror(errno.EISDIR)}")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot write {path}: it is a FIFO, socket or device, no regular file")
+
+
+def check_output(path: Path, begins: bytes) -> None:
+    """What would fail or do harm after long work: a file that cannot be written, or another kind of file there.
+
+    Args:
+        begins: the first bytes of a file of the kind, which may be replaced.
+
+    Raises:
+        UserError: the folder is not there or cannot be written to, or what is there does not begin so.
+    """
+    _check_replaceable(path)
+    try:
+        with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
+            pass
+        with open_regular(path) as file:
+            found = file.read(len(begins))
+    except FileNotFoundError:
+        if not is_folder(Path(path).parent):
+            raise UserError(f"cannot write {path}: there is no folder {Path(path).parent}") from None
+        return
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    if found and found != begins:
+        raise UserError(f"cannot write {path}: a file of another kind is there; remove it, or choose another name")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,5 +1,9 @@
-"""Bars on stderr: how far something is, and how many images a second it takes."""
+"""Bars on stderr and lines on stdout: how far something is, and how many images a second it takes. What cannot be shown
+(the terminal is closed, the reader gone, the disk of a log full) does not end work of hours."""
 
+import contextlib
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 
@@ -8,6 +12,59 @@ from tqdm import tqdm
 
 _INTERVAL = 0.5  # seconds between two drawings
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}, {speed}{postfix}]"
+
+
+class _Lossy:
+    """stderr, which loses what it cannot write."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def __eq__(self, other):  # tqdm asks whether it is stderr itself
+        return self._stream is other or self is other
+
+    __hash__ = object.__hash__
+
+
+def stderr_bars(quiet: bool = False) -> dict:
+    """Arguments of tqdm: where to draw. A process without stderr draws nowhere."""
+    return {"file": sys.stderr and _Lossy(sys.stderr), "disable": quiet or sys.stderr is None}
+
+
+def say(text: str) -> None:
+    """A line on stdout, above the bars; lost where it cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        tqdm.write(text, file=sys.stdout)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """A line on stderr; lost where it cannot be written."""
+    if sys.stderr is not None:
+        print(text, file=_Lossy(sys.stderr), flush=True)
+
+
+def let_go_of_lost() -> None:
+    """A stream that cannot be written to any more is let go of; Python would end with an error for what is in it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 class Progress(tqdm):
@@ -28,8 +85,8 @@ class Progress(tqdm):
             desc=title,
             leave=False,
             mininterval=_INTERVAL,
-            disable=quiet,
             bar_format=_FORMAT,
+            **stderr_bars(quiet),
         )
 
     def add(self, images: int) -> None:

@@ -1,5 +1,6 @@
 """The command line: :func:`main`. Each command is a file of its own here, with its arguments."""
 
+import contextlib
 import os
 import sys
 
@@ -15,6 +16,11 @@ _COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; errors a user can mend are one line on stderr and exit code 1."""
     words, arguments = sys.argv[1:] if argv is None else argv, None
+    for number in (0, 1, 2):  # a closed one would become the number of the next file, and what is meant for it go there
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):  # a path need not be UTF-8, and must not end what is nearly done
         if getattr(stream, "errors", None) == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -26,12 +32,15 @@ def main(argv: list[str] | None = None) -> int:
         if wrong := [word for word in words if "\0" in word]:
             raise UserError(f"command line: a word must not have a NUL character, got {short(wrong[0])}")
         arguments = parser.parse(words)
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UserError as error:  # what a library raised may have been memory that ran out
         cause = error.__cause__ and out_of_memory(error.__cause__)
         return _no_memory(cause, arguments) if cause else _fail(error)
     except KeyboardInterrupt:
-        print("sewsnn: stopped", file=sys.stderr)
+        _say("sewsnn: stopped")
         return 130
     except BrokenPipeError:  # the reader of the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains at exit
@@ -50,5 +59,17 @@ def _no_memory(reason: str, arguments) -> int:
 
 
 def _fail(error) -> int:
-    print(f"sewsnn: error: {error}", file=sys.stderr)
+    _say(f"sewsnn: error: {error}")
     return 1
+
+
+def _say(text: str) -> None:
+    """On stderr, if that can be written to. What waits on a stdout that cannot must not be tried again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -69,14 +69,20 @@ def _show(arguments) -> int:
     from pathlib import Path
 
     from sewsnn.analysis.figures import draw_samples
+    from sewsnn.errors import DataError, one_line
+    from sewsnn.files import check_output
     from sewsnn.train.build import build_data
     from sewsnn.train.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    check_output(Path(arguments.output), b"\x89PNG")
     source = build_data(config)
     batches = source.test_batches() if arguments.test else source.train_batches(0)
-    x, labels = next(iter(batches))
     part = "test" if arguments.test else "training"
+    x, labels = next(iter(batches), (None, None))
+    if x is None:
+        why = one_line(next(iter(source.corrupt.values()), "there are none"))
+        raise DataError(f"no {part} sample can be shown: {why}")
     title = f"{config.data.name}, {part} samples"
     draw_samples(source.to_float(x), labels, title, Path(arguments.output), arguments.samples, source.normalised)
     fewer = f" (a batch has {len(labels)} samples, not {arguments.samples})" if len(labels) < arguments.samples else ""

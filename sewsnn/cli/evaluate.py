@@ -24,11 +24,14 @@ def add(commands) -> None:
 
 
 def _evaluate(arguments) -> int:
+    from sewsnn.files import check_output
     from sewsnn.train.finished import evaluate_run, open_run, table, write_evaluation
 
+    if arguments.json:
+        check_output(Path(arguments.json), b"{")
     config, model, data = open_run(Path(arguments.source), arguments.overrides, arguments.weights, arguments.average)
     result = evaluate_run(config, model, data, arguments.steps)
+    print(table(result), flush=True)
     if arguments.json:
         write_evaluation(result, Path(arguments.json))
-    print(table(result))
     return 0

@@ -1,7 +1,5 @@
 """``sewsnn train CONFIG``."""
 
-import sys
-
 #: what a command with keys of the configuration should be given less of when memory runs out
 LESS = "a smaller data.batch_size, data.image_size, model.T or network"
 
@@ -22,6 +20,7 @@ def add(commands) -> None:
 
 
 def _train(arguments) -> int:
+    from sewsnn.progress import let_go_of_lost, tell
     from sewsnn.train.config import load_config
     from sewsnn.train.loop import Interrupted, train
 
@@ -29,6 +28,8 @@ def _train(arguments) -> int:
     try:
         train(config, "auto" if arguments.auto else arguments.resume)
     except Interrupted as stop:
-        print(f"sewsnn: {stop}; go on with --resume", file=sys.stderr)
+        tell(f"sewsnn: {stop}; go on with --resume")
         return 130
+    finally:
+        let_go_of_lost()  # a run is no failure because of its log
     return 0

@@ -5,7 +5,6 @@ crops are those of the torchvision loader, and the order, the share of each proc
 epoch are exact. Pixels differ by the rounding of two decoders and two resizings.
 """
 
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from sewsnn.data.imagenet import Images, Loaded, normalise
 from sewsnn.data.loading import LoadedSource, _Batch, _Collate, _Loading
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UserError
+from sewsnn.progress import tell
 
 _UNEXPLAINED = 3  # batches in a run that DALI cannot decode, and Pillow can
 _AHEAD = 3  # batches that are read ahead of DALI; DALI itself works two ahead
@@ -60,7 +60,7 @@ class DaliSource(LoadedSource):
                 batch = self._without_dali(samples, plan[step])
                 if not (batch.corrupt or batch.error):
                     unexplained += 1
-                    print(f"sewsnn: a batch was decoded without DALI: {_reason(error)}", file=sys.stderr)
+                    tell(f"sewsnn: a batch was decoded without DALI: {_reason(error)}")
                 if unexplained > _UNEXPLAINED:
                     raise DataError(f"data.loader: DALI fails where torchvision does not: {_reason(error)}") from None
                 step, alone = step + 1, False

@@ -11,6 +11,7 @@ from sewsnn.errors import DataError, UnreadableError, short
 from sewsnn.files import read_regular, text_of
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+_NOT_READ = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".ppm", ".pgm")  # images, too
 SPLITS = ("train", "val")
 PREPARED = "prepared.json"  # written last by `sewsnn data prepare`
 UNFINISHED = "preparing.json"  # there from its first moment until then
@@ -112,7 +113,14 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 
 def _images(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in _entries(folder) if entry.name.lower().endswith(SUFFIXES))
+    names = sorted(entry.name for entry in _entries(folder))
+    if other := next((name for name in names if name.lower().endswith(_NOT_READ)), None):
+        raise DataError(
+            f"{folder / other}: images of this kind are not read, and would be missing in silence; expected are "
+            f"{', '.join(SUFFIXES)}",
+            str(folder / other),
+        )
+    return [name for name in names if name.lower().endswith(SUFFIXES)]
 
 
 def _classes(folder: Path) -> list[str]:

@@ -34,6 +34,7 @@ from sewsnn.data.event_store import (
 from sewsnn.errors import DataError, UnreadableError, UserError, plain
 from sewsnn.files import read_regular, write_text
 from sewsnn.locking import FolderLock
+from sewsnn.progress import stderr_bars
 
 _MODULES = {"dvs128_gesture": dvs_gesture, "cifar10_dvs": cifar10_dvs}
 _AHEAD = 4  # recordings per process that wait for it
@@ -87,7 +88,8 @@ def _run(module, root, output, planned, done, left_out, journal, workers, on_cor
     todo = [(recording, part) for recording, part in planned if recording not in done]
     for recording, part in planned:
         (output / (part or recording.split("/")[0])).mkdir(exist_ok=True)
-    with tqdm(total=len(planned), initial=len(planned) - len(todo), unit="recording", desc="preparing") as bar:
+    before = len(planned) - len(todo)
+    with tqdm(total=len(planned), initial=before, unit="recording", desc="preparing", **stderr_bars()) as bar:
         for recording, result in _results(module, root, output, todo, min(workers, len(todo))):
             if isinstance(result, DataError):
                 # A disk that is gone must not make a set of what was read before.

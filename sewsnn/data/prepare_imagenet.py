@@ -24,6 +24,7 @@ from sewsnn.data.resizing import Done
 from sewsnn.errors import DataError, UnreadableError, UserError, plain
 from sewsnn.files import make_folder, write_text
 from sewsnn.locking import FolderLock
+from sewsnn.progress import stderr_bars
 
 _CHUNK = 64  # images a process is given at once
 _KINDS = ("resized", "copied", "there")
@@ -58,7 +59,7 @@ def prepare(
         # All are started at once, whether there is work for them or not.
         workers = min(workers, sum(-(-len(images) // (per_shard or _CHUNK)) for images in originals.values()))
         try:
-            with tqdm(total=total, unit="image", mininterval=0.5) as bar:
+            with tqdm(total=total, unit="image", mininterval=0.5, **stderr_bars()) as bar:
                 for done in resizing.run(work, jobs, workers, on_corrupt == "stop"):
                     if done.kind == "corrupt":
                         corrupt[done.path] = done.reason

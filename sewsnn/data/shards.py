@@ -10,7 +10,6 @@ import io
 import itertools
 import os
 import re
-import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +19,10 @@ import numpy as np
 
 from sewsnn.errors import DataError, UnreadableError, UserError
 from sewsnn.files import open_regular, write_atomic
+from sewsnn.progress import tell
 
 IMAGES, LABEL = ("jpg", "jpeg", "png"), "cls"
-_NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-\d+\.tar")
+_NAME = re.compile(r"(?:.*[-_])?(train|val|validation)-(\d+)\.tar")
 _MOST_DIGITS = 6  # of a label; with more of them, the network's last layer would not fit into memory
 _NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*(\d{1,%d})\s*" % _MOST_DIGITS)  # after a byte order mark, if there is one
 _VERSION = 1
@@ -61,7 +61,7 @@ class ShardImages:
             try:
                 write_atomic(kept, lambda file: np.savez(file, **index))
             except UserError as error:
-                print(f"sewsnn: the index of the shards is not kept: {error}", file=sys.stderr)
+                tell(f"sewsnn: the index of the shards is not kept: {error}")
         self.shard, self.offset, self.size = index["shard"], index["offset"], index["size"]
         self.labels, self.keys = index["label"], index["key"]
 
@@ -88,8 +88,13 @@ class ShardImages:
 
 def find_shards(root: Path) -> dict[str, list[Path]]:
     """Shards in a folder by split, ``train`` and ``val``, in the order of their names: ``train-000000.tar`` ...,
-    ``val-000000.tar`` ..., with or without something before, ``validation`` for ``val``."""
+    ``val-000000.tar`` ..., with or without something before, ``validation`` for ``val``. Missing numbers are said.
+
+    Raises:
+        DataError: there are shards both of ``val`` and of ``validation``, whose images would count twice.
+    """
     found: dict[str, list[Path]] = {}
+    numbers: dict[str, set[int]] = {}
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
@@ -97,6 +102,12 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     for name in names:
         if not name.startswith(".") and (match := _NAME.fullmatch(name)):
             found.setdefault(match[1][:3].replace("tra", "train"), []).append(root / name)
+            numbers.setdefault(match[1], set()).add(int(match[2]))
+    if {"val", "validation"} <= numbers.keys():
+        raise DataError(f"{root} has shards of val and of validation: they would count twice; remove one of the two")
+    for split, there in numbers.items():
+        if missing := max(there) + 1 - min(there) - len(there):
+            tell(f"sewsnn: {root}: of the {split} shards {min(there)} to {max(there)}, {missing} are not there")
     return found
 
 

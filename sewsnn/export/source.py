@@ -54,11 +54,11 @@ def open_source(
     """Reads weights of any dialect.
 
     A checkpoint of ``sewsnn train`` tells all about its network but the numbers of classes and channels, which its
-    weights tell. With other files (and with ``name``) the neurons are IF, or PLIF where the weights have their w, with
-    the paper's settings: weights do not tell those.
+    weights tell. With other files the neurons are IF, or PLIF where the weights have their w, with the paper's
+    settings: weights do not tell those.
 
     Args:
-        name: of the network, where the file does not say.
+        name: of the network, where the file does not say; where it does, the same.
         T: time-steps; None: as it was trained with, or the network's own.
         container: as in :func:`sewsnn.models.load_checkpoint`.
 
@@ -68,11 +68,15 @@ def open_source(
     weights = read_weights(path, container)
     more = {} if T is None else {"T": T}
     try:
-        if weights.config is None or name is not None:
+        if weights.config is None:
             model, config = network_of(weights, name, "cpu", **more), None
         else:
             config = from_dict(weights.config, f"{path}: config")
             _check(config, path)
+            if name not in (None, config.model.name):
+                raise UserError(
+                    f"{path} is of {config.model.name}, as it says itself, not of {name}: leave out --model"
+                )
             model = _as_trained(config, weights)
             model.T = T or model.T
     except (TypeError, ValueError) as error:

@@ -76,23 +76,42 @@ def kept(folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be read now.
     """
-    pattern = re.compile(r"checkpoint-(\d+)\.pt")
-    found = {int(match[1]): folder / name for name in names_in(folder) if (match := pattern.fullmatch(name))}
-    return [found[epoch] for epoch in sorted(found, reverse=True)]
+    found = _epochs(folder)
+    return [folder / _of_epoch(epoch) for epoch in sorted(found, reverse=True)]
+
+
+def others(folder: Path) -> list[Path]:
+    """What a run can go on from if :data:`NAME` cannot be had, the newest first.
+
+    Raises:
+        UserError: the folder cannot be read now.
+    """
+    return kept(folder) + [folder / BEST] * (BEST in names_in(folder))
+
+
+def _of_epoch(epoch: int) -> str:
+    return f"checkpoint-{epoch:04d}.pt"
+
+
+def _epochs(folder: Path) -> set[int]:
+    """Of which there are checkpoints; what has another form of name was put there by somebody."""
+    found = (re.fullmatch(r"checkpoint-(\d{4,18})\.pt", name, re.ASCII) for name in names_in(folder))
+    return {int(match[1]) for match in found if match and match[0] == _of_epoch(int(match[1]))}
 
 
 def keep(folder: Path, epoch: int, most: int, best: bool) -> None:
     """Keeps the folder's checkpoint as that of ``epoch`` besides, at most ``most`` of them, and as the best so far. The
-    same file under another name costs no space.
+    same file under another name costs no space. Those of later epochs, which a run has that went on from an older
+    checkpoint, stay until it is there.
 
     Raises:
         UserError: it cannot.
     """
     if most:
-        _link(folder / NAME, folder / f"checkpoint-{epoch:04d}.pt")
-        for old in kept(folder)[most:]:
+        _link(folder / NAME, folder / _of_epoch(epoch))
+        for old in sorted((e for e in _epochs(folder) if e <= epoch), reverse=True)[most:]:
             with contextlib.suppress(OSError):
-                old.unlink()
+                (folder / _of_epoch(old)).unlink()
     if best:
         _link(folder / NAME, folder / BEST)
 
@@ -100,12 +119,14 @@ def keep(folder: Path, epoch: int, most: int, best: bool) -> None:
 def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.link")
     with contextlib.suppress(OSError):  # it is not there
-        if os.path.samefile(source, target):  # renaming a link to another link of the same file does nothing at all
+        if not target.is_symlink() and os.path.samefile(
+            source, target
+        ):  # renaming a link to another link of the same file does nothing at all
             temporary.unlink(missing_ok=True)
             return
     try:
         temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
+        os.link(os.path.realpath(source), temporary)  # of a link, the file that it leads to
         os.replace(temporary, target)
     except OSError:  # a file system without links, or none at all any more
         try:
@@ -131,7 +152,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
             damaged: nothing is begun anew over them.
     """
     there = set(names_in(folder))
-    paths = [path for path in (folder / NAME, *kept(folder), folder / BEST) if path.name in there]
+    paths = [folder / NAME] * (NAME in there) + others(folder)
     problems = []
     for path in paths:
         try:

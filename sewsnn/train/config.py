@@ -118,6 +118,8 @@ def _override(config: Config, full: str, text: str) -> set[str]:
         target = getattr(target, section)
     hint = typing.get_type_hints(type(target))[name]
     section = section_of(hint)
+    if not text.strip():
+        raise ConfigError(f"command line: --{full} is given nothing (null says: none)")
     if section is None:
         setattr(target, name, convert(_value(text, hint), hint, full, "command line"))
         return {full}

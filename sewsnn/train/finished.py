@@ -1,7 +1,6 @@
 """A trained network once more: :func:`evaluate_run`, ``sewsnn eval``."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,17 @@ from torch import nn
 from sewsnn import layers
 from sewsnn.analysis.per_step import PerStep, evaluate_per_step, latency
 from sewsnn.data import DataSource
-from sewsnn.errors import CheckpointError, UserError
+from sewsnn.errors import CheckpointError, DataError, UserError, one_line, short
 from sewsnn.files import exists, is_folder, write_text
 from sewsnn.models import load_checkpoint
-from sewsnn.progress import Progress, watched
+from sewsnn.models.weights import read_weights
+from sewsnn.progress import Progress, tell, watched
 from sewsnn.train import build, checkpoint
-from sewsnn.train.config import Config, load_config
+from sewsnn.train.config import Config, differences, from_dict, load_config
 from sewsnn.train.prefetch import Prefetch
 from sewsnn.train.step import autocast
 
+_NO_MATTER = ("backend", "weights", "fused", "pack_spikes")  # for what the network computes
 _CALLS = 10  # that a latency is the median of
 
 
@@ -45,20 +46,44 @@ def open_run(
     if not is_run and weights is None:
         raise UserError("--weights must name a checkpoint, or the first argument a run's folder")
     config = load_config(source / "config.yaml" if is_run else source, overrides)
+    if any(key in ("weights", "model.weights") for key in overrides):
+        raise UserError("model.weights is what a training begins with: what is evaluated is named by --weights")
     data = build.build_data(config)
     model = build.build_model(config, data)
     path = Path(weights) if weights else source / checkpoint.NAME
+    if weights:
+        _note_differences(path, config, overrides)
     if average:
         _load_average(model, path)
     else:
         for note in load_checkpoint(model, path).notes:
-            print(f"sewsnn: {note}", file=sys.stderr)
+            tell(f"sewsnn: {note}")
     device = build.choose_device(config.train.device)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
     return config, model.to(device).eval(), data
+
+
+def _note_differences(path: Path, config: Config, overrides: dict[str, str]) -> None:
+    """Says which settings of the network are others than those that its weights were trained with, but for those that
+    were asked for."""
+    trained = read_weights(path).config
+    if trained is None:
+        return
+    before, now = from_dict(trained, f"{path}: config").to_dict(), config.to_dict()
+    for key in differences(before, now):
+        asked = any(f".{word}." in f".{key}." for word in overrides)
+        if key.startswith("model.") and not asked and key.split(".")[-1] not in _NO_MATTER:
+            old, new = (_value_of(settings, key) for settings in (before, now))
+            tell(f"sewsnn: {path} was trained with {key} {short(old)}, and is evaluated with {short(new)}")
+
+
+def _value_of(settings: Any, key: str) -> Any:
+    for name in key.split("."):
+        settings = settings[name] if isinstance(settings, dict) else None
+    return settings
 
 
 def _load_average(model: nn.Module, path: Path) -> None:
@@ -79,9 +104,10 @@ def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list
         steps: the t to report; None: 1, 2, 4 ... and T.
 
     Returns:
-        ``samples``, ``T`` (the list of t), and for each of them ``accuracy``, ``accuracy5``, ``loss``, ``latency``
-        (median seconds for a batch of ``batch`` samples, batch norm folded into the convolutions),
-        ``images_per_second``, ``firing_rate`` (the mean over layers) and ``firing_rates`` of each layer.
+        ``samples``, ``left_out`` (damaged files and why), ``T`` (the list of t), and for each of them ``accuracy``,
+        ``accuracy5``, ``loss``, ``latency`` (median seconds for a batch of ``batch`` samples, batch norm folded into
+        the convolutions), ``images_per_second``, ``firing_rate`` (the mean over layers) and ``firing_rates`` of each
+        layer.
 
     Raises:
         UserError: a t is more than T.
@@ -93,8 +119,12 @@ def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list
         raise UserError(f"--steps must be 1 to T = {T}, got {wrong[0]}")
     with autocast(device, settings.test_amp):
         batches = Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)
+        x, _ = next(iter(Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)), (None, None))
+        if x is None:
+            raise DataError(
+                f"no test sample can be read: {one_line(next(iter(data.corrupt.values()), 'there are none'))}"
+            )
         found = evaluate_per_step(model, watched(batches, "evaluation", data.test_steps))
-        x, _ = next(iter(Prefetch(data.test_batches(), device, data.to_float, settings.channels_last)))
         folded = layers.fuse(model)
         samples, latencies = x.shape[x.dim() - 4], []
         with Progress("latency", len(steps)) as bar:
@@ -103,6 +133,7 @@ def evaluate_run(config: Config, model: nn.Module, data: DataSource, steps: list
                 bar.add(samples * _CALLS)
     return {
         "samples": found.samples,
+        "left_out": dict(data.corrupt),
         "T": steps,
         "accuracy": [found.accuracy[t - 1] for t in steps],
         "accuracy5": [found.accuracy5[t - 1] for t in steps],
@@ -122,7 +153,8 @@ def _mean(found: PerStep, t: int) -> float:
 
 def table(result: dict[str, Any]) -> str:
     """A result in lines."""
-    lines = [f"{result['samples']} test samples; latency of a batch of {result['batch']}, batch norm folded"]
+    lines = [f"left out, since it is damaged: {one_line(text)}" for text in result["left_out"].values()]
+    lines += [f"{result['samples']} test samples; latency of a batch of {result['batch']}, batch norm folded"]
     lines.append(f"{'T':>4} {'top-1':>8} {'top-5':>8} {'loss':>8} {'rate':>7} {'latency':>11} {'images/s':>9}")
     names = ("T", "accuracy", "accuracy5", "loss", "firing_rate", "latency", "images_per_second")
     for t, top1, top5, loss, rate, seconds, speed in zip(*(result[name] for name in names), strict=True):

@@ -1,6 +1,5 @@
 """The training loop: :func:`train`."""
 
-import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -16,13 +15,13 @@ from sewsnn.files import make_folder, write_text
 from sewsnn.layers import convert_sync_batchnorm
 from sewsnn.locking import FolderLock
 from sewsnn.models import load_checkpoint
-from sewsnn.progress import Progress, watched
+from sewsnn.progress import Progress, say, watched
 from sewsnn.train import build, checkpoint, metrics, state
 from sewsnn.train.config import Config
 from sewsnn.train.distributed import Processes
 from sewsnn.train.evaluation import evaluate
 from sewsnn.train.prefetch import Prefetch
-from sewsnn.train.result import epoch_line, result_lines, write_result
+from sewsnn.train.result import RESULT, epoch_line, result_lines, write_result
 from sewsnn.train.schedule import factor, set_lr
 from sewsnn.train.signals import Interrupted, Signals
 from sewsnn.train.step import Step
@@ -91,6 +90,8 @@ class Trainer:
             make_folder(self.folder)
             checkpoint.sweep(self.folder)
             write_text(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+            if self.epoch < config.train.epochs:  # of fewer epochs, perhaps
+                (self.folder / RESULT).unlink(missing_ok=True)
             if newest and self.epoch and not self.step:  # it may have been killed after saving, before this
                 self._keep()
 
@@ -126,7 +127,7 @@ class Trainer:
                     self.save()
                     if self.processes.is_first:
                         self._keep()
-                        Progress.write(epoch_line(row, config.train.epochs, self._left(first)), file=sys.stdout)
+                        say(epoch_line(row, config.train.epochs, self._left(first)))
         finally:
             if board:
                 board.close()
@@ -176,6 +177,7 @@ class Trainer:
         if self.step != steps:
             raise UserError(f"epoch {self.epoch + 1} has {steps} steps, but the data ended after {self.step}")
         self.stepper.check(sums, self.epoch, self._batch)
+        self.stepper.check_weights(self.epoch, self.step)
         sums.seconds = before + time.perf_counter()  # the GPU has done all of them now
 
     def _set_lr(self, step: int) -> float:
@@ -194,6 +196,7 @@ class Trainer:
         stops = asks and self.processes.any(bool(self.signals.received))
         if stops or (settings.checkpoint_steps and self.step < steps and self._is_time(settings.checkpoint_steps)):
             self.stepper.check(self.sums, self.epoch, self._batch)
+            self.stepper.check_weights(self.epoch, self.step)
             self.save()
         if stops:
             self._stop()
@@ -343,7 +346,7 @@ class Trainer:
 
     def _say(self, text) -> None:
         if self.processes.is_first:
-            print(text)
+            say(str(text))
 
 
 def train(config: Config, resume: bool | str = False) -> dict | None:
@@ -369,7 +372,7 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
             trainer.close()
         processes.leave(failed)
     if result is not None:
-        print("\n".join(result_lines(result, config)))
+        say("\n".join(result_lines(result, config)))
         files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)
-        print("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
+        say("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
     return result

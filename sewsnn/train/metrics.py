@@ -42,6 +42,20 @@ def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...] = COLUMNS) 
     write_text(path, text.getvalue())
 
 
+def rows_in(path: Path) -> int:
+    """How many epochs' rows a CSV file has; 0 if there is none.
+
+    Raises:
+        UserError: the file cannot be read now.
+    """
+    try:
+        return max(0, read_regular(path).count(b"\n") - 1)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise cannot_read(str(path), error, UserError) from None
+
+
 def write_firing_rates(path: Path, history: list[dict], rates: list[dict[str, float]]) -> None:
     """``firing_rates.csv``: a row per epoch, a column per neuron layer."""
     rows = [{"epoch": row["epoch"], **of_layers} for row, of_layers in zip(history, rates, strict=True)]

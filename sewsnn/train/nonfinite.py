@@ -1,7 +1,7 @@
 """Where a loss stopped being a number."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
@@ -10,6 +10,11 @@ from sewsnn.errors import UserError
 
 class NonFinite(UserError):
     """The loss or a gradient is infinite or not a number: the run has stopped, its checkpoints are as they were."""
+
+
+def bad_entries(model: nn.Module) -> Iterator[str]:
+    """Parameters and statistics with a value that is not finite."""
+    return (name for name, tensor in model.state_dict().items() if not _is_finite(tensor))
 
 
 def find(
@@ -27,9 +32,8 @@ def find(
     Returns:
         In words; None: all is finite.
     """
-    for name, tensor in model.state_dict().items():
-        if not _is_finite(tensor):
-            return f"in the parameter or statistic {name}"
+    for name in bad_entries(model):
+        return f"in the parameter or statistic {name}"
     if not _is_finite(x):
         return "in the batch itself"
     found: list[str] = []

@@ -12,6 +12,8 @@ from sewsnn.files import write_text
 from sewsnn.progress import time_left
 from sewsnn.train.schema import Config
 
+RESULT = "result.json"
+
 
 def write_result(
     folder: Path, config: Config, history: list[dict], rates: dict[str, float], seconds: float, backend: str, world: int
@@ -41,7 +43,7 @@ def write_result(
     if last["average_accuracy"] is not None:
         result["average_accuracy"] = last["average_accuracy"]
         result["best_average_accuracy"] = max(row["average_accuracy"] for row in history)
-    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
     published = None if config.data.generated else config.published.test_accuracy
     draw_curves(history, config.name, folder / "curves.png", published)
     draw_firing_rates(rates, config.name, folder / "firing_rates.png")

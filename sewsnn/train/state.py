@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sewsnn.errors import CheckpointError, UserError, out_of_memory
-from sewsnn.train import checkpoint
+from sewsnn.files import exists
+from sewsnn.train import checkpoint, metrics
 from sewsnn.train.config import Config, differences, from_dict
 from sewsnn.train.contents import check_fit
+from sewsnn.train.result import RESULT
 from sewsnn.train.schema import FREE
 from sewsnn.train.sums import Sums
 
@@ -21,11 +23,27 @@ def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
         UserError: the folder holds a run and none is to be resumed, or none and one is.
     """
     if resume == "auto":
-        return checkpoint.newest(folder)
+        found = checkpoint.newest(folder)
+        # The first row may be there before the first checkpoint.
+        if found[0] is None and (exists(folder / RESULT) or metrics.rows_in(folder / "metrics.csv") > 1):
+            raise CheckpointError(
+                f"{folder} has the results of a run, and no checkpoint any more: nothing is begun anew over them; "
+                "remove the folder, or name another --output"
+            )
+        return found
+    if resume and not exists(folder / checkpoint.NAME) and exists(folder / "config.yaml"):
+        older = ", ".join(path.name for path in checkpoint.others(folder))
+        how = f" (it has {older})" if older else " (the run was stopped before its first one)"
+        raise CheckpointError(
+            f"there is no checkpoint {folder / checkpoint.NAME}{how}: --resume auto goes on with what is there"
+        )
     if resume:
         return checkpoint.read(folder / checkpoint.NAME)
     if checkpoint.holds_run(folder):
-        raise UserError(f"{folder} already holds a run: --resume goes on with it, --output names another folder")
+        raise UserError(
+            f"{folder} already holds a run: --resume goes on with it (--resume auto: also where it was stopped before "
+            "its first checkpoint), --output names another folder"
+        )
     return None, ""
 
 

@@ -13,7 +13,7 @@ from sewsnn.errors import UserError, out_of_memory
 from sewsnn.train.average import Average
 from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
-from sewsnn.train.nonfinite import NonFinite, find
+from sewsnn.train.nonfinite import NonFinite, bad_entries, find
 from sewsnn.train.schema import Config
 from sewsnn.train.sums import NEVER, Sums
 
@@ -143,6 +143,19 @@ class Step:
                 raise NonFinite(f"epoch {epoch + 1}: gradients stay infinite in fp16, whatever the scale of the loss")
         elif scale != 1.0:
             self.explain(epoch, sums.steps - 1, "a gradient", batch)
+
+    def check_weights(self, epoch: int, step: int) -> None:
+        """Stops a run before weights that are not finite are written over sound ones. Waits for the GPU.
+
+        Raises:
+            NonFinite: names the parameter or statistic.
+        """
+        models = [self.model] if self.average is None else [self.model, self.average.module]
+        if name := next((name for model in models for name in bad_entries(model)), None):
+            raise NonFinite(
+                f"epoch {epoch + 1}, step {step}: the parameter or statistic {name} is not finite after the step; a "
+                "smaller optimizer.lr or optimizer.weight_decay may help. The last checkpoint is as it was"
+            )
 
     def explain(
         self,
