@@ -147,7 +147,7 @@ def reset_net(module: nn.Module) -> None:
     """Puts every neuron in ``module`` back to rest (calls ``reset()`` of every submodule that has one)."""
     for child in module.modules():
         reset = getattr(child, "reset", None)
-        if callable(reset):
+        if callable(reset) and not isinstance(reset, nn.Module):  # a layer may be called so
             reset()
 
 

@@ -6,6 +6,7 @@ call, unless ``keep_state=True``. In single-step mode (``"s"``) it takes ``[N, .
 """
 
 import math
+import numbers
 import weakref
 
 import torch
@@ -29,8 +30,33 @@ def _tau(name: str, value) -> float:
     return _number(name, value)
 
 
+def _flag(name: str, value) -> bool:
+    if not isinstance(value, bool | numbers.Integral) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def _one_of(*choices: str):
+    def checked(name: str, value) -> str:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        return value
+
+    return checked
+
+
+#: what says where a state is from; not part of a copy
+MARKS = ("_left", "_reset_in", "_given_in")
+
 #: settings that are checked at each assignment. A Parameter in place of a number would never be trained
 _SETTINGS = {
+    "step_mode": _one_of("m", "s"),
+    "backend": _one_of(*BACKENDS),
+    "tau_grad": _one_of("full", "frozen"),
+    "detach_reset": _flag,
+    "decay_input": _flag,
+    "store_v_seq": _flag,
+    "store_v": _flag,
     "v_threshold": _number,
     "v_reset": lambda name, value: None if value is None else _number(name, value),
     "tau": _tau,
@@ -77,10 +103,6 @@ class BaseNode(nn.Module):
         super().__init__()
         surrogate_function = ATan(2.0) if surrogate_function is None else surrogate_function
         checks.check_neuron(v_threshold, v_reset, surrogate_function)
-        if step_mode not in ("m", "s"):
-            raise ValueError(f"step_mode must be 'm' or 's', got {step_mode!r}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
         if keep_state and not store_v:
             raise ValueError("keep_state=True needs store_v=True")
         self.v_threshold = v_threshold
@@ -99,6 +121,8 @@ class BaseNode(nn.Module):
         if name in _SETTINGS:
             value = _SETTINGS[name](name, value)
         super().__setattr__(name, value)
+        if name == "v" and not torch.compiler.is_compiling():
+            self.__dict__["_given_in"] = checks.backward_number()
 
     @property
     def keeps_state(self) -> bool:
@@ -160,13 +184,13 @@ class BaseNode(nn.Module):
             right = self.__dict__.get("_reset_in") == number
         elif self._was_left(v):
             right = self.__dict__["_left"][0] == number
-        else:  # assigned
-            right = True
+        else:  # assigned, which has to be done again, too
+            right = self.__dict__.get("_given_in") == number
         if not right:
             raise RuntimeError(
                 f"{type(self).__name__} keeps its state and runs once more inside backward (activation checkpointing, "
                 "torch.utils.checkpoint): it would not start from where the forward did, and gradients would be wrong. "
-                "Call reset() of the node, or reset_net(net), at the beginning of the checkpointed function"
+                "Call reset() of the node, or reset_net(net), or assign v at the beginning of the checkpointed function"
             )
 
     def _remember(self, v) -> None:
@@ -201,7 +225,7 @@ class BaseNode(nn.Module):
 
     def can_be_fused(self) -> bool:
         """Whether :meth:`settings` say all about the next call, so that an op of several layers may stand for it."""
-        known = type(self).forward is BaseNode.forward
+        known = type(self).forward is _FORWARD and type(self).__call__ is nn.Module.__call__
         return known and self.step_mode == "m" and not self.keeps_state and not self.store_v_seq
 
     def set_final_v(self, v: Tensor, graph_lost: bool) -> None:
@@ -240,7 +264,7 @@ class BaseNode(nn.Module):
         state = self.__dict__.copy()
         for name in ("v", "v_seq"):
             state[name] = None if state[name] is None else state[name].detach()
-        for name in ("_left", "_reset_in"):
+        for name in MARKS:
             state.pop(name, None)
         return state
 
@@ -249,6 +273,9 @@ class BaseNode(nn.Module):
             f"v_threshold={self.v_threshold}, v_reset={self.v_reset}, surrogate_function={self.surrogate_function}, "
             f"detach_reset={self.detach_reset}, step_mode={self.step_mode!r}, backend={self.backend!r}"
         )
+
+
+_FORWARD = BaseNode.forward  # what an op computes, whatever is put in its place later
 
 
 class IFNode(BaseNode):
@@ -301,8 +328,6 @@ class ParametricLIFNode(BaseNode):
         checks.check_tau(init_tau, "init_tau")
         if init_tau == 1:
             raise ValueError("init_tau must be above 1: sigmoid(w) = 1 needs an infinite w")
-        if tau_grad not in ("full", "frozen"):
-            raise ValueError(f"tau_grad must be 'full' or 'frozen', got {tau_grad!r}")
         self.decay_input = decay_input
         self.tau_grad = tau_grad
         self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1)))

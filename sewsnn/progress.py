@@ -37,9 +37,16 @@ class _Lossy:
     __hash__ = object.__hash__
 
 
-def stderr_bars(quiet: bool = False) -> dict:
-    """Arguments of tqdm: where to draw. A process without stderr draws nowhere."""
-    return {"file": sys.stderr and _Lossy(sys.stderr), "disable": quiet or sys.stderr is None}
+class Bar(tqdm):
+    """``tqdm`` on a stderr that may be lost, or not be there; ``quiet``: nothing is shown."""
+
+    def __init__(self, *, quiet: bool = False, **options):
+        stream = sys.stderr and _Lossy(sys.stderr)
+        super().__init__(file=stream, disable=quiet or stream is None, **options)
+
+    @staticmethod
+    def status_printer(file):
+        return tqdm.status_printer(_Lossy(file))  # of stderr itself it would flush what can be lost
 
 
 def say(text: str) -> None:
@@ -67,7 +74,7 @@ def let_go_of_lost() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
-class Progress(tqdm):
+class Progress(Bar):
     """A bar of steps that also shows images per second; it goes away when it is closed.
 
     Args:
@@ -86,7 +93,7 @@ class Progress(tqdm):
             leave=False,
             mininterval=_INTERVAL,
             bar_format=_FORMAT,
-            **stderr_bars(quiet),
+            quiet=quiet,
         )
 
     def add(self, images: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sewsnn.analysis.watching import evaluating
+from sewsnn.analysis.watching import evaluating, rest
 from sewsnn.neuron import BaseNode
 
 
@@ -31,5 +31,6 @@ def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float
     with evaluating(model) as hooks:
         hooks += [module.register_forward_hook(counter(name)) for name, module in nodes]
         for x in batches:
+            rest(model, whole_sequences=True)  # SpikingJelly's go on from where they were
             model(x)
     return {name: float(spikes[name]) / elements[name] for name, _ in nodes if elements.get(name)}

@@ -83,7 +83,12 @@ def latency(model: nn.Module, x: Tensor, T: int, repeats: int = 10) -> float:
         x: still images ``[N, C, H, W]``, or sequences ``[>= T, N, C, H, W]``, of which the first T frames are taken.
         T: time-steps.
         repeats: calls that are measured.
+
+    Raises:
+        ValueError: a sequence has fewer than T frames.
     """
+    if x.dim() == 5 and len(x) < T:
+        raise ValueError(f"x must have at least T = {T} frames, got {len(x)}")
     before = model.T
     x = x[:T] if x.dim() == 5 else x
     times = []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sewsnn import functional, neuron, surrogate
-from sewsnn.checks import DTYPES
+from sewsnn.checks import DTYPES, backward_number
 from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
@@ -148,6 +148,8 @@ class _Bridge(neuron.BaseNode):
 
     def __setattr__(self, name, value):
         super(neuron.BaseNode, self).__setattr__(name, value)  # what no kernel takes runs in SpikingJelly
+        if name == "v" and not torch.compiler.is_compiling():
+            self.__dict__["_given_in"] = backward_number()
 
     # ---- a call
 
@@ -292,7 +294,7 @@ class _Bridge(neuron.BaseNode):
         self._forget_transforms()
         state = self.__dict__.copy()
         state["_memories"] = {name: _detached(value) for name, value in self._memories.items()}
-        for name in ("_left", "_reset_in"):
+        for name in neuron.MARKS:
             state.pop(name, None)
         if "v_seq" in state:
             state["v_seq"] = _detached(state["v_seq"])

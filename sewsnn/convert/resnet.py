@@ -18,7 +18,7 @@ class Network:
         x = self.maxpool(norm_neuron(self.conv1(x), self.bn1, self.sn1))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
-        return self.fc(self.avgpool(x).flatten(-3))
+        return self.fc(self.avgpool(x).flatten(1 if self.avgpool.step_mode == "s" else 2))
 
     def fused_triples(self) -> Iterator[Triple]:
         """Norm, neuron, and what else is in the op."""

@@ -17,8 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from sewsnn.data import cifar10_dvs, dvs_gesture
 from sewsnn.data.event_store import (
     FORMAT,
@@ -34,7 +32,7 @@ from sewsnn.data.event_store import (
 from sewsnn.errors import DataError, UnreadableError, UserError, plain
 from sewsnn.files import read_regular, write_text
 from sewsnn.locking import FolderLock
-from sewsnn.progress import stderr_bars
+from sewsnn.progress import Bar
 
 _MODULES = {"dvs128_gesture": dvs_gesture, "cifar10_dvs": cifar10_dvs}
 _AHEAD = 4  # recordings per process that wait for it
@@ -89,7 +87,7 @@ def _run(module, root, output, planned, done, left_out, journal, workers, on_cor
     for recording, part in planned:
         (output / (part or recording.split("/")[0])).mkdir(exist_ok=True)
     before = len(planned) - len(todo)
-    with tqdm(total=len(planned), initial=before, unit="recording", desc="preparing", **stderr_bars()) as bar:
+    with Bar(total=len(planned), initial=before, unit="recording", desc="preparing") as bar:
         for recording, result in _results(module, root, output, todo, min(workers, len(todo))):
             if isinstance(result, DataError):
                 # A disk that is gone must not make a set of what was read before.

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sewsnn.data import resizing, shards
 from sewsnn.data.image_folder import PREPARED, SPLITS, UNFINISHED, FolderImages, read_json, scan
@@ -24,7 +23,7 @@ from sewsnn.data.resizing import Done
 from sewsnn.errors import DataError, UnreadableError, UserError, plain
 from sewsnn.files import make_folder, write_text
 from sewsnn.locking import FolderLock
-from sewsnn.progress import stderr_bars
+from sewsnn.progress import Bar
 
 _CHUNK = 64  # images a process is given at once
 _KINDS = ("resized", "copied", "there")
@@ -59,7 +58,7 @@ def prepare(
         # All are started at once, whether there is work for them or not.
         workers = min(workers, sum(-(-len(images) // (per_shard or _CHUNK)) for images in originals.values()))
         try:
-            with tqdm(total=total, unit="image", mininterval=0.5, **stderr_bars()) as bar:
+            with Bar(total=total, unit="image", mininterval=0.5) as bar:
                 for done in resizing.run(work, jobs, workers, on_corrupt == "stop"):
                     if done.kind == "corrupt":
                         corrupt[done.path] = done.reason

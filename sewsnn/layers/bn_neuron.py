@@ -181,12 +181,12 @@ def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two
         y = y.unsqueeze(0).expand(T, *y.shape)
     if connect_before:
         y = y + shortcut
-    a = y if neuron is None else _over_steps(neuron, y)
+    a = y if neuron is None else over_steps(neuron, y)
     out = a if connect_f is None or connect_before else CONNECT[connect_f](a, shortcut)
     return native.Output(out, out if two else None, getattr(neuron, "v", None), None)
 
 
-def _over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:
+def over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:
     """A neuron in single-step mode sees one time-step after the other, and keeps its state."""
     if getattr(neuron, "step_mode", "m") == "s":
         return torch.stack([neuron(y) for y in y_seq])

@@ -19,6 +19,7 @@ from sewsnn.surrogate import ATan
 
 _FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ATAN = ATan(2.0)
+_CALLED = frozenset({"forward", "_conv_forward", "__call__", "_call_impl"})  # methods that a call runs
 _by_modules = ContextVar("by_modules", default=False)  # of each thread: two may export at once
 
 
@@ -49,8 +50,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether its call does more than its class says: it has hooks, or a ``forward`` that was put on the object."""
-    return has_hooks(module) or "forward" in vars(module)
+    """Whether its call does more than its class says: it has hooks, or a method of its own was put on the object."""
+    return has_hooks(module) or not _CALLED.isdisjoint(vars(module))
 
 
 def must_be_called(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ def conv_over_time(conv: nn.Module, x: Output) -> Tensor:
         return over_time(conv, x.out)
     weight, bias, s_seq = conv.weight, conv.bias, x.out
     device = s_seq.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and s_seq.dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
         weight, s_seq = weight.to(dtype), s_seq.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, conv_over_time, over_time
+from sewsnn.layers.bn_neuron import over_steps
 from sewsnn.layers.fusing import must_be_called
 from sewsnn.ops.bn import Output
 from sewsnn.ops.reference import CONNECT
@@ -94,7 +95,7 @@ class Block(nn.Module):
         sn = self.downsample_sn if self.style.residual == "sew" else None
         if not self._downsample_is_a_pair():
             z_seq = over_time(self.downsample, skip)
-            return z_seq if sn is None else sn(z_seq)
+            return z_seq if sn is None else over_steps(sn, z_seq)
         conv, bn = self.downsample
         z_seq = conv_over_time(conv, Output(skip, None, None, None))
         return bn_neuron(z_seq, bn, sn, fused=self.style.fused).out
