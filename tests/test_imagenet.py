@@ -9,6 +9,7 @@ import pytest
 import torch
 from jpeg_tree import CLASSES
 
+from sewsnn.cli import main
 from sewsnn.data import create_data, crops
 from sewsnn.data.imagenet import MEAN, STD
 from sewsnn.errors import DataError, UserError
@@ -174,6 +175,27 @@ def test_damaged_files_stop_or_are_left_out(own_tree, damage, workers):
     s = source(own_tree, on_corrupt="skip", workers=workers)
     assert sum(len(y) for _, y in s.train_batches(0)) == 21 and set(s.corrupt) == {str(train)}
     assert sum(len(y) for _, y in s.test_batches()) == 8 and set(s.corrupt) == {str(train), str(test)}
+
+
+def test_images_of_other_kinds_are_not_left_out_without_a_word(own_tree):
+    path = sorted((own_tree / "train").rglob("*.JPEG"))[4]
+    path.rename(path.with_suffix(".webp"))
+    with pytest.raises(DataError, match=rf"{path.stem}.webp: images of this kind are not read"):
+        source(own_tree)
+
+
+def test_nothing_but_damage(own_tree, tmp_path, capsys):
+    """One line of evaluation and of ``data show``, and what is left out is said."""
+    for path in (own_tree / "val").rglob("*.JPEG"):
+        path.write_bytes(path.read_bytes()[:40])
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"data: {{name: imagenet, root: {own_tree}, image_size: 32, batch_size: 4, on_corrupt: skip}}\n"
+        "model: {name: sew_resnet, blocks: [1], widths: [4], T: 2, stem: small}\n"
+    )
+    assert main(["data", "show", str(config), "--test", "--output", str(tmp_path / "x.png")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("sewsnn: error: ") and err.count("\n") == 1
 
 
 def batches(s, part):

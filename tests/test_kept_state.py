@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
-from sewsnn import functional, layers, models, neuron
+from sewsnn import analysis, functional, layers, models, neuron
 from sewsnn.layers import fusing
 
 NODES = [neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode]
@@ -107,6 +107,62 @@ def test_fused_blocks_and_networks(reentrant):
     frame = torch.randn(2, 3, 32, 32, requires_grad=True)
     with pytest.raises(RuntimeError, match="checkpointed function"):
         checkpoint(net, frame, use_reentrant=reentrant).sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("how", ["detached by hand", "copied", "looked at"])
+def test_a_state_put_back_between_forward_and_backward_is_no_way_around(reentrant, how):
+    node = neuron.LIFNode(keep_state=True)
+    node.v = torch.zeros(4, 6)
+    x = torch.randn(3, 4, 6, requires_grad=True)
+    s = checkpoint(node, x * 3, use_reentrant=reentrant)
+    if how == "looked at":
+        analysis.firing_rates(node, [x.detach()])
+    else:
+        node.v = node.v.detach() if how == "detached by hand" else node.v.clone()
+    with pytest.raises(RuntimeError, match="assign v at the beginning of the checkpointed function"):
+        s.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_state_assigned_in_the_checkpointed_function_is_right(reentrant):
+    node, v = neuron.LIFNode(keep_state=True), torch.rand(4, 6)
+    x = torch.randn(3, 4, 6, requires_grad=True)
+
+    def body(z):
+        node.v = v
+        return node(z)
+
+    found = []
+    for run in (body, lambda z: checkpoint(body, z, use_reentrant=reentrant)):
+        x.grad = None
+        run(x).sum().backward()
+        found.append(x.grad.clone())
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "name, value, kind",
+    [
+        ("step_mode", "S", ValueError),
+        ("backend", "cuda", ValueError),
+        ("tau_grad", "Full", ValueError),
+        ("decay_input", "no", TypeError),
+        ("detach_reset", "no", TypeError),
+        ("store_v_seq", 2, TypeError),
+        ("store_v", None, TypeError),
+    ],
+)
+def test_settings_are_checked_at_assignment_as_in_the_constructor(name, value, kind):
+    node = neuron.ParametricLIFNode()
+    before = getattr(node, name)
+    with pytest.raises(kind, match=f"{name} must be"):
+        setattr(node, name, value)
+    with pytest.raises(kind, match=f"{name} must be"):
+        neuron.ParametricLIFNode(**{name: value})
+    assert getattr(node, name) == before
+    node.detach_reset = 0
+    assert node.detach_reset is False
 
 
 @pytest.mark.parametrize("value", [nn.Parameter(torch.tensor(0.7)), torch.tensor(0.7), True, "1"], ids=repr)

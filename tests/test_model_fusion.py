@@ -8,9 +8,9 @@ import torch
 from cases import EPS, current
 from torch import nn
 
-from sewsnn import models, neuron
+from sewsnn import layers, models, neuron
 from sewsnn.analysis import firing_rates
-from sewsnn.models.blocks import RESIDUALS, Style
+from sewsnn.models.blocks import RESIDUALS, Block, Style
 from sewsnn.ops import bn as native
 from sewsnn.ops.reference import CONNECT
 
@@ -234,3 +234,45 @@ def test_networks_of_copied_nodes_are_pickled():
     again = pickle.loads(pickle.dumps(model))
     x = batch("cpu", dtype=torch.float32)
     assert torch.equal(again(x), model(x))
+
+
+def test_a_method_that_a_call_runs_put_on_a_convolution(device):
+    """Weights are quantized in this way: neither packing nor folding goes past it."""
+    x = batch(device)
+    torch.manual_seed(0)
+    model = net(pack_spikes=True).to(device).double()
+    conv = model.layer1[0].conv2
+    expected = model(x)
+    before = conv._conv_forward
+    conv._conv_forward = lambda x, weight, bias: before(x, weight.sign() * weight.abs().mean(), bias)
+    packed = model(x)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.style = module.style._replace(pack_spikes=False)
+    assert not torch.equal(packed, expected)
+    torch.testing.assert_close(model(x), packed, rtol=1e-12, atol=1e-12)
+    model.eval()
+    torch.testing.assert_close(layers.fuse(model)(x), model(x), rtol=1e-6, atol=1e-8)
+
+
+class Silent(neuron.IFNode):
+    def __call__(self, x):
+        return super().__call__(x) * 0
+
+
+def test_a_class_with_a_call_of_its_own(device):
+    z = torch.randn(3, 2, 4, 5, 5, device=device) + 1
+    assert layers.BNNeuron(4, Silent()).to(device)(z).count_nonzero() == 0
+
+
+def test_a_forward_put_on_a_module_after_compiling(device):
+    """The compiled network notices."""
+    torch._dynamo.reset()
+    model = net().to(device).eval()
+    compiled = torch.compile(model, backend="eager")
+    x = batch(device).float()
+    compiled(x)
+    for module in (model.layer1[0].sn2, model.bn1, model.layer1[1], model.layer2):
+        before = module.forward
+        module.forward = lambda *args, before=before: before(*args) * 0.5
+        torch.testing.assert_close(compiled(x), model(x))

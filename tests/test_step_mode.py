@@ -120,3 +120,24 @@ def test_fused_multi_step_is_single_step(name, device):
         functional.set_step_mode(net, "s")
         actual = torch.stack([net(x) for x in x_seq])
     torch.testing.assert_close(actual, expected, rtol=0, atol=64 * EPS[torch.float64] * max(1, expected.abs().max()))
+
+
+def test_a_watched_shortcut_sees_the_same_steps():
+    """Its neuron in single-step mode gets one time-step after the other, whoever looks on."""
+    net = models.create_model("sew_resnet", **SMALL, stem="small", T=4).eval()
+    for module in net.modules():
+        if isinstance(module, neuron.BaseNode):
+            module.step_mode = "s"
+    x = torch.randn(2, 3, 8, 8)
+    expected = net(x)
+    functional.reset_net(net)
+    net.layer2[0].downsample.register_forward_hook(lambda *_: None)
+    assert torch.equal(net(x), expected)
+
+
+def test_a_layer_called_reset_is_no_method():
+    net = nn.Sequential(neuron.IFNode(keep_state=True))
+    net.reset = nn.Linear(2, 2)
+    net[0](torch.ones(1, 2, 2))
+    functional.reset_net(net)
+    assert net[0].v is None

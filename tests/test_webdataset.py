@@ -209,6 +209,19 @@ def test_names_of_shards(tmp_path):
         open_images(str(tmp_path))
 
 
+def test_shards_that_are_not_there_or_there_twice(tmp_path, capsys):
+    for name in ("train-0.tar", "train-1.tar", "val-0.tar"):
+        (tmp_path / name).write_bytes(GOOD)
+    find_shards(tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "train-4.tar").write_bytes(GOOD)
+    find_shards(tmp_path)
+    assert "of the train shards 0 to 4, 2 are not there" in capsys.readouterr().err
+    (tmp_path / "validation-0.tar").write_bytes(GOOD)
+    with pytest.raises(DataError, match="shards of val and of validation: they would count twice"):
+        find_shards(tmp_path)
+
+
 def test_damaged_images_in_shards_are_named(shards):
     images = ShardImages(find_shards(shards)["train"], shards, "train")
     path = shards / "train-000001.tar"

@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 from sj_cases import NODES, V2, converted, current
-from spikingjelly.activation_based import functional, layer, monitor, neuron
+from spikingjelly.activation_based import functional, layer, monitor, neuron, surrogate
+from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
 from torch import nn
 
 import sewsnn
@@ -247,6 +248,39 @@ def test_firing_rates():
     net = nn.Sequential(layer.Linear(6, 6, step_mode="m"), neuron.IFNode(step_mode="m"))
     sewsnn.convert.from_spikingjelly(net)
     assert list(sewsnn.analysis.firing_rates(net, [current(3, 2, 6)])) == ["1"]
+
+
+def test_firing_rates_of_several_batches_and_of_nodes_that_are_left():
+    """Each batch begins at rest, and what stays SpikingJelly's is as it was before."""
+    left = neuron.IFNode(step_mode="m", surrogate_function=surrogate.PiecewiseLeakyReLU())
+    net = nn.Sequential(layer.Linear(6, 6, step_mode="m"), neuron.IFNode(step_mode="m"), left)
+    sewsnn.convert.from_spikingjelly(net)
+    x = current(3, 2, 6) + 0.5
+    expected = net(x)
+    functional.reset_net(net)
+    once = sewsnn.analysis.firing_rates(net, [x])
+    assert sewsnn.analysis.firing_rates(net, [x, x, x[:, :1]])["1"] != 0
+    assert sewsnn.analysis.firing_rates(net, [x, x]) == once
+    assert left.v == 0.0 and torch.equal(net(x), expected)
+
+
+def test_a_pooling_of_ones_own_at_the_end():
+    class Mean(nn.Module):
+        step_mode = "m"
+
+        def forward(self, x_seq):
+            return x_seq.mean((-1, -2))
+
+    for build in (sew_resnet.sew_resnet18, spiking_resnet.spiking_resnet18):
+        options = {"cnf": "ADD"} if build is sew_resnet.sew_resnet18 else {}
+        net = build(spiking_neuron=neuron.IFNode, detach_reset=True, num_classes=5, **options).eval()
+        functional.set_step_mode(net, "m")
+        net.avgpool = Mean()
+        x = torch.randn(2, 1, 3, 32, 32)
+        expected = net(x)
+        functional.reset_net(net)
+        sewsnn.convert.from_spikingjelly(net)
+        torch.testing.assert_close(net(x), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_sewsnns_reset_net():
