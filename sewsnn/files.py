@@ -78,8 +78,7 @@ class _Watched:
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes beside ``path``, flushes to the disk, renames: a crash or a full disk leaves the old file. A link stays a
-    link, to the new file, unless it leads to a file of the same folder, which has a name and a use of its own; who may
-    read it is as of any file made here, by the umask.
+    link, to the new file; who may read it is as of any file made here, by the umask.
 
     Raises:
         UserError: the file cannot be written, or there is something else of that name (a FIFO, a device, a folder);
@@ -88,8 +87,6 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise UserError(f"cannot write {path}: {os.strerror(errno.ELOOP)}")
-    if target.parent == Path(os.path.realpath(Path(path).parent)):
-        target = target.parent / Path(path).name
     _check_replaceable(path)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     watched = None

@@ -68,7 +68,7 @@ GROUP = ("optimizer", "param_groups", 0)
 STATE = ("optimizer", "state")
 WRONG = {
     # key: the change, and what the message names
-    **{f"no {key}": (drop(key), rf"{key} must be there|no format|version") for key in CONTENTS},
+    **{f"no {key}": (drop(key), rf"{key} must be there|no format|version") for key in CONTENTS if key != "data"},
     **{f"{key} a number": (put(-1.5, key), rf"{key} must be|no format|version") for key in CONTENTS},
     **{f"{key} a text": (put("x\n" * 99, key), rf"{key} must be|no format|version") for key in CONTENTS},
     **{f"{key} a tensor": (put(torch.ones(3), key), rf"{key} must be|no format|version") for key in CONTENTS},

@@ -13,6 +13,7 @@ from sewsnn.cli import main
 from sewsnn.data import create_data, crops
 from sewsnn.data.imagenet import MEAN, STD
 from sewsnn.errors import DataError, UserError
+from sewsnn.train import checkpoint
 
 jpeg_tree.need_torchvision()
 
@@ -196,6 +197,37 @@ def test_nothing_but_damage(own_tree, tmp_path, capsys):
     assert main(["data", "show", str(config), "--test", "--output", str(tmp_path / "x.png")]) == 1
     err = capsys.readouterr().err
     assert err.startswith("sewsnn: error: ") and err.count("\n") == 1
+
+
+def test_other_data_is_noticed(own_tree, tmp_path, capsys, one_thread):
+    """Moved elsewhere it is the same; with a class of another name, or a sample less, it is not."""
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    config.write_text(
+        "data: {name: imagenet, image_size: 32, batch_size: 4}\noptimizer: {lr: 0.01}\nschedule: {name: constant}\n"
+        "model: {name: sew_resnet, blocks: [1], widths: [4], T: 2, stem: small}\n"
+    )
+    words = ["train", str(config), "--output", str(run), "--threads", "1"]
+    assert main([*words, "--root", str(own_tree), "--epochs", "1"]) == 0
+    moved = own_tree.rename(tmp_path / "moved")
+    assert main([*words, "--root", str(moved), "--epochs", "2", "--resume"]) == 0
+    old = checkpoint.load(run / "checkpoint.pt")  # of before this was looked at: goes on
+    assert old["data"]["train"] == 21 and old["data"]["test"] == 9
+    for split in ("train", "val"):
+        (moved / split / CLASSES[0]).rename(moved / split / "z")
+    capsys.readouterr()
+    assert main([*words, "--root", str(moved), "--epochs", "3", "--resume"]) == 1
+    assert "was trained on other data (classes of other names)" in capsys.readouterr().err
+    assert main(["eval", str(run), "--root", str(moved)]) == 0
+    assert "was trained on classes of other names" in capsys.readouterr().err
+    for split in ("train", "val"):
+        (moved / split / "z").rename(moved / split / CLASSES[0])
+    sorted((moved / "train").rglob("*.JPEG"))[3].unlink()
+    assert main([*words, "--root", str(moved), "--epochs", "3", "--resume"]) == 1
+    assert "(21 training samples, here 20)" in capsys.readouterr().err
+    assert main(["eval", str(run), "--root", str(moved)]) == 0
+    assert capsys.readouterr().err.count("was trained on") == 0
+    checkpoint.save(run / "checkpoint.pt", {key: old[key] for key in checkpoint.KEYS} | {"data": None})
+    assert main([*words, "--root", str(moved), "--epochs", "3", "--resume"]) == 0
 
 
 def batches(s, part):

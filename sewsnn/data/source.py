@@ -1,8 +1,9 @@
 """What the training loop asks of a data set, and what it tells one."""
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -110,6 +111,26 @@ def seed_of(seed: int, *place: int) -> int:
     for part in place:
         seed = seed * 1_000_003 + part
     return seed % 2**63
+
+
+def identity(source: "DataSource") -> dict[str, int | str | None]:
+    """What tells one data set from another: the numbers of samples, and a checksum of the classes' names where they
+    have names. None: the source does not tell."""
+    sets = [getattr(source, name, None) for name in ("train", "test")]
+    sizes = [len(samples) if hasattr(samples, "__len__") else None for samples in sets]
+    names = getattr(getattr(sets[0], "images", None), "classes", None)
+    classes = None if names is None else f"{zlib.crc32(chr(0).join(names).encode(errors='surrogateescape')):08x}"
+    return {"train": sizes[0], "test": sizes[1], "classes": classes}
+
+
+def other_data(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """In words, what of two data sets (:func:`identity`) differs; empty if nothing does that both tell."""
+    found = []
+    for key, what in (("train", "training samples"), ("test", "test samples"), ("classes", "")):
+        old, new = (before or {}).get(key), now.get(key)
+        if old is not None and new is not None and old != new:
+            found.append(f"{old:,} {what}, here {new:,}" if what else "classes of other names")
+    return "; ".join(found)
 
 
 class DataSource(Protocol):

@@ -36,6 +36,7 @@ class Weights:
     ignored: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)  # the model's, where the file says so
     config: Mapping[str, Any] | None = None  # of the run of sewsnn train that wrote it
+    data: Mapping[str, Any] | None = None  # what that run was trained on; older ones do not say
     constants: tuple[str, ...] = ()  # entries of older SpikingJelly that are settings of surrogate functions
     notes: tuple[str, ...] = ()
 
@@ -76,7 +77,8 @@ def read_weights(
         return Weights(source, state, constants=constants, notes=notes)
     others = tuple(shown(other) for other in content if not (isinstance(other, str) and other == key))
     config = content.get("config") if isinstance(content.get("config"), Mapping) else None
-    return Weights(source, state, key, others, _settings(content), config, constants, notes)
+    data = content.get("data") if _is_of_training(content) and isinstance(content.get("data"), Mapping) else None
+    return Weights(source, state, key, others, _settings(content), config, data, constants, notes)
 
 
 def _is_of_training(content: Mapping[str, Any]) -> bool:

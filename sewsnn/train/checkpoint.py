@@ -2,9 +2,10 @@
 
 A file is a dictionary: ``format``, ``version``, ``versions`` (of programs), ``config``, ``model``, ``average`` (the
 moving average of the weights, or None), ``optimizer``, ``scaler``, ``rng`` (of every process), ``epoch`` and ``step``
-(the next to run), ``samples`` (of the epoch, that are done), ``world``, ``running`` (sums of the epoch so far),
-``history`` (a row per epoch), ``firing_rates`` (likewise) and ``seconds``. The order of the data and the learning rate
-need nothing more: they follow from the seed, the epoch and the step.
+(the next to run), ``samples`` (of the epoch, that are done), ``data`` (how many samples and which classes the
+run is trained on; older files have none), ``world``, ``running`` (sums of the epoch so far), ``history`` (a row per
+epoch), ``firing_rates`` (likewise) and ``seconds``. The order of the data and the learning rate need nothing more: they
+follow from the seed, the epoch and the step.
 """
 
 import contextlib
@@ -37,6 +38,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """
     assert content.keys() == KEYS, content.keys() ^ KEYS
     versions = {"sewsnn": sewsnn.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    target = Path(os.path.realpath(path))
+    if (
+        path.is_symlink()
+        and target.name in {p.name for p in others(path.parent)}
+        and target.parent.samefile(path.parent)
+    ):
+        _link(path, path)  # somebody went back to that one in this way: it is not written over
     head = {"format": FORMAT, "version": VERSION, "versions": versions}
     save_tensors(path, head | content)
 

@@ -138,6 +138,7 @@ CONTENTS = {
     "epoch": WHOLE,
     "step": WHOLE,
     "samples": WHOLE,
+    "data": OrNone({"train": OrNone(WHOLE), "test": OrNone(WHOLE), "classes": OrNone(TEXT)}),
     "world": COUNT,
     "running": {
         "samples": WHOLE,
@@ -154,12 +155,14 @@ CONTENTS = {
 
 
 def check_contents(content: dict[str, Any], path: Path) -> None:
-    """Compares what a file holds with :data:`CONTENTS`, and its numbers with each other.
+    """Compares what a file holds with :data:`CONTENTS`, and its numbers with each other. Files of before there was
+    ``data`` get one that says nothing.
 
     Raises:
         CheckpointError: one key is missing, unknown, or has another value than a run writes; names file and key, and
             says what was expected.
     """
+    content.setdefault("data", None)
     for where, expected, value in _differences(CONTENTS, content, ""):
         raise CheckpointError(f"{path} is no whole checkpoint: {where} must be {expected}, got {short(value)}")
     for where, expected, value in _contradictions(content):

@@ -10,6 +10,7 @@ from torch import nn
 from sewsnn import layers
 from sewsnn.analysis.per_step import PerStep, evaluate_per_step, latency
 from sewsnn.data import DataSource
+from sewsnn.data.source import identity, other_data
 from sewsnn.errors import CheckpointError, DataError, UserError, one_line, short
 from sewsnn.files import exists, is_folder, write_text
 from sewsnn.models import load_checkpoint
@@ -51,8 +52,7 @@ def open_run(
     data = build.build_data(config)
     model = build.build_model(config, data)
     path = Path(weights) if weights else source / checkpoint.NAME
-    if weights:
-        _note_differences(path, config, overrides)
+    _note_differences(path, config if weights else None, overrides, data)
     if average:
         _load_average(model, path)
     else:
@@ -66,13 +66,19 @@ def open_run(
     return config, model.to(device).eval(), data
 
 
-def _note_differences(path: Path, config: Config, overrides: dict[str, str]) -> None:
-    """Says which settings of the network are others than those that its weights were trained with, but for those that
-    were asked for."""
-    trained = read_weights(path).config
-    if trained is None:
+def _note_differences(path: Path, config: Config | None, overrides: dict[str, str], data: DataSource) -> None:
+    """Says what is other than when the weights were trained: names of classes, and settings of the network (unless the
+    configuration is the run's own) but for those that were asked for."""
+    weights = read_weights(path)
+    trained_on = {"classes": (weights.data or {}).get("classes")}
+    if other_data(trained_on, identity(data)):
+        tell(f"sewsnn: {path} was trained on classes of other names: its labels may mean others here")
+    if config is None or weights.config is None:
         return
-    before, now = from_dict(trained, f"{path}: config").to_dict(), config.to_dict()
+    try:
+        before, now = from_dict(weights.config, f"{path}: config").to_dict(), config.to_dict()
+    except UserError:  # of another program
+        return
     for key in differences(before, now):
         asked = any(f".{word}." in f".{key}." for word in overrides)
         if key.startswith("model.") and not asked and key.split(".")[-1] not in _NO_MATTER:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sewsnn.data.source import identity, other_data
 from sewsnn.errors import CheckpointError, UserError, out_of_memory
 from sewsnn.files import exists
 from sewsnn.train import checkpoint, metrics
@@ -89,6 +90,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
         "rng": processes.gather(checkpoint.get_rng()),
         "epoch": trainer.epoch,
         "step": trainer.step,
+        "data": identity(trainer.source),
         "samples": trainer.step * trainer.config.data.batch_size * processes.world,
         "world": processes.world,
         "running": running,
@@ -108,6 +110,10 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     steps = trainer.source.steps_per_epoch
     if _same_batches(trainer, saved) and saved["step"] > steps:
         raise CheckpointError(f"{path} does not fit its data: step {saved['step']:,} of an epoch of {steps:,}")
+    if words := other_data(saved["data"], identity(trainer.source)):
+        raise CheckpointError(
+            f"{path} was trained on other data ({words}): data.root must hold the same, wherever it is"
+        )
     fused = [group["fused"] for group in trainer.optimizer.param_groups]
     try:
         check_fit(saved, trainer.model, stepper.average, trainer.optimizer)
