@@ -1,5 +1,6 @@
 """The training loop: :func:`train`."""
 
+import gc
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -370,6 +371,9 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
     finally:
         if trainer is not None:
             trainer.close()
+            if hasattr(trainer, "stepper"):
+                trainer.stepper.release()
+                gc.collect()  # DistributedDataParallel is in cycles
         processes.leave(failed)
     if result is not None:
         say("\n".join(result_lines(result, config)))

@@ -144,6 +144,10 @@ class Step:
         elif scale != 1.0:
             self.explain(epoch, sums.steps - 1, "a gradient", batch)
 
+    def release(self) -> None:
+        """Lets go of what holds the group of processes: its threads must have ended before Python does."""
+        self._wrapped = self._network = self.model
+
     def check_weights(self, epoch: int, step: int) -> None:
         """Stops a run before weights that are not finite are written over sound ones. Waits for the GPU.
 
