@@ -210,7 +210,7 @@ def test_other_data_is_noticed(own_tree, tmp_path, capsys, one_thread):
     assert main([*words, "--root", str(own_tree), "--epochs", "1"]) == 0
     moved = own_tree.rename(tmp_path / "moved")
     assert main([*words, "--root", str(moved), "--epochs", "2", "--resume"]) == 0
-    old = checkpoint.load(run / "checkpoint.pt")  # of before this was looked at: goes on
+    old = checkpoint.load(run / "checkpoint.pt")
     assert old["data"]["train"] == 21 and old["data"]["test"] == 9
     for split in ("train", "val"):
         (moved / split / CLASSES[0]).rename(moved / split / "z")
@@ -226,6 +226,7 @@ def test_other_data_is_noticed(own_tree, tmp_path, capsys, one_thread):
     assert "(21 training samples, here 20)" in capsys.readouterr().err
     assert main(["eval", str(run), "--root", str(moved)]) == 0
     assert capsys.readouterr().err.count("was trained on") == 0
+    # A checkpoint of before there was this key goes on.
     checkpoint.save(run / "checkpoint.pt", {key: old[key] for key in checkpoint.KEYS} | {"data": None})
     assert main([*words, "--root", str(moved), "--epochs", "3", "--resume"]) == 0
 

@@ -16,9 +16,7 @@ from sewsnn import progress
 from sewsnn.cli import main
 from sewsnn.errors import CheckpointError, UserError
 from sewsnn.files import check_output, write_text
-from sewsnn.models import load_checkpoint
 from sewsnn.train import checkpoint, state
-from sewsnn.train.nonfinite import NonFinite
 
 RUN = [sys.executable, "-m", "sewsnn.cli"]
 
@@ -184,7 +182,6 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, capsys):
         err = capsys.readouterr().err
         assert "is not finite" in err and "The last checkpoint is as it was" in err
         assert not list((tmp_path / "run").glob("*.pt"))
-    assert issubclass(NonFinite, UserError)
 
 
 # ---- outputs
@@ -238,4 +235,3 @@ def test_a_network_that_the_file_names_is_exported_as_it_was_trained(folder, tmp
     assert torch.equal(same.model(x), other.model(x)) and same.model.T == other.model.T == 2
     words = ["export", folder / CHECKPOINT, tmp_path / "x.pt2", "--model", "sew_resnet18"]
     assert f"is of {name}, as it says itself, not of sew_resnet18" in error_of(words, capsys)
-    load_checkpoint(same.model, folder / CHECKPOINT)

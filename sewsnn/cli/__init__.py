@@ -1,12 +1,12 @@
 """The command line: :func:`main`. Each command is a file of its own here, with its arguments."""
 
-import contextlib
 import os
 import sys
 
 from sewsnn.cli import checkpoints, data, evaluate, export, info, models, train
 from sewsnn.cli.words import Parser, parse_overrides
 from sewsnn.errors import UserError, out_of_memory, short
+from sewsnn.progress import let_go_of_lost, tell
 
 __all__ = ["main", "parse_overrides"]
 
@@ -16,11 +16,7 @@ _COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; errors a user can mend are one line on stderr and exit code 1."""
     words, arguments = sys.argv[1:] if argv is None else argv, None
-    for number in (0, 1, 2):  # a closed one would become the number of the next file, and what is meant for it go there
-        with contextlib.suppress(OSError):
-            os.fstat(number)
-            continue
-        os.open(os.devnull, os.O_RDWR)
+    _fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # a path need not be UTF-8, and must not end what is nearly done
         if getattr(stream, "errors", None) == "strict":
             stream.reconfigure(errors="backslashreplace")
@@ -40,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         cause = error.__cause__ and out_of_memory(error.__cause__)
         return _no_memory(cause, arguments) if cause else _fail(error)
     except KeyboardInterrupt:
-        _say("sewsnn: stopped")
+        tell("sewsnn: stopped")
         return 130
     except BrokenPipeError:  # the reader of the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, else Python complains at exit
@@ -53,23 +49,21 @@ def main(argv: list[str] | None = None) -> int:
         raise  # a bug must be seen
 
 
+def _fill_closed_streams() -> None:
+    """A file that is opened next would get the number of a closed stdin, stdout or stderr, and what libraries write
+    there would go into it."""
+    number = os.open(os.devnull, os.O_RDWR)
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+
+
 def _no_memory(reason: str, arguments) -> int:
     less = getattr(arguments, "less", "a smaller network")
     return _fail(f"too little memory ({reason}); less is needed with {less}")
 
 
 def _fail(error) -> int:
-    _say(f"sewsnn: error: {error}")
+    tell(f"sewsnn: error: {error}")
+    let_go_of_lost()
     return 1
-
-
-def _say(text: str) -> None:
-    """On stderr, if that can be written to. What waits on a stdout that cannot must not be tried again at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print(text, file=sys.stderr, flush=True)
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115

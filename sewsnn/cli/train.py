@@ -1,5 +1,7 @@
 """``sewsnn train CONFIG``."""
 
+from sewsnn.progress import let_go_of_lost, tell
+
 #: what a command with keys of the configuration should be given less of when memory runs out
 LESS = "a smaller data.batch_size, data.image_size, model.T or network"
 
@@ -20,7 +22,6 @@ def add(commands) -> None:
 
 
 def _train(arguments) -> int:
-    from sewsnn.progress import let_go_of_lost, tell
     from sewsnn.train.config import load_config
     from sewsnn.train.loop import Interrupted, train
 

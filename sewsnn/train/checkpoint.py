@@ -84,8 +84,7 @@ def kept(folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be read now.
     """
-    found = _epochs(folder)
-    return [folder / _of_epoch(epoch) for epoch in sorted(found, reverse=True)]
+    return [folder / _of_epoch(epoch) for epoch in sorted(_epochs(folder), reverse=True)]
 
 
 def others(folder: Path) -> list[Path]:
@@ -127,9 +126,8 @@ def keep(folder: Path, epoch: int, most: int, best: bool) -> None:
 def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.link")
     with contextlib.suppress(OSError):  # it is not there
-        if not target.is_symlink() and os.path.samefile(
-            source, target
-        ):  # renaming a link to another link of the same file does nothing at all
+        # Renaming a link to another link of the same file does nothing at all.
+        if not target.is_symlink() and os.path.samefile(source, target):
             temporary.unlink(missing_ok=True)
             return
     try:

@@ -371,9 +371,8 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
     finally:
         if trainer is not None:
             trainer.close()
-            if hasattr(trainer, "stepper"):
-                trainer.stepper.release()
-                gc.collect()  # DistributedDataParallel is in cycles
+            trainer.stepper.release()
+            gc.collect()  # DistributedDataParallel is in reference cycles
         processes.leave(failed)
     if result is not None:
         say("\n".join(result_lines(result, config)))
