@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-#: twelve hexadecimal digits that change with any file of csrc
+#: twelve hexadecimal digits that change with the code of csrc; comments and white space are no code
 csrc_hash = runpy.run_path(str(ROOT / "cmake" / "csrc_hash.py"))["csrc_hash"]
 
 
@@ -53,14 +53,19 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {"p20": p20, "p50": p50, "p80": p80}
 
 
-def environment(device: str = "cpu") -> dict:
-    """What every row carries. ``csrc`` is that of the library which runs, not of the sources beside it.
+def environment(device: str = "cpu", op: str = "step") -> dict:
+    """What every row carries: machine, versions, date, commit, and the code that was measured.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        op: what is measured, one of :data:`benchmarks.dating.OPS`; the row keeps the hash of that op's code.
 
     Raises:
         SystemExit: the library was built from other sources than those here.
     """
     import torch
 
+    from benchmarks.dating import dated
     from sewsnn.ops.load import NATIVE_ERROR, library_hash
 
     if NATIVE_ERROR:
@@ -81,6 +86,7 @@ def environment(device: str = "cpu") -> dict:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": _commit(),
         "csrc": library_hash(),
+        **dated(op, device),
     }
     if "spikingjelly" in sys.modules:
         from importlib.metadata import version

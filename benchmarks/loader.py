@@ -1,16 +1,16 @@
-"""Images per second that each loader of ImageNet delivers, beside what a training step takes.
+"""Measures how many images per second each ImageNet loader delivers, beside the speed of a training step.
 
     python -m benchmarks.loader [--root FOLDER ...] [--loaders torchvision dali] [--workers 0 2 8]
                                 [--step-images-per-second X | --config CONFIG] [--quick] [--json FILE]
 
-A root is folders of images or WebDataset shards, as training reads them (data.root). Without one, JPEG files of
-ImageNet's mean size (500 x 375 pixels, about 110 kB) are generated, as folders and as shards. Batches are those of
-training: decoded, cropped at random, mirrored, on the CPU, or with DALI on the GPU where there is one. The first
-batches of an epoch, while workers start, are not counted; files are read once before, so that it is the loader that is
-measured and not the disk (unless they do not fit into memory).
+A root holds folders of images or WebDataset shards, as training reads them (data.root). Without a root, the program
+generates JPEG files of ImageNet's mean size (500 x 375 pixels, about 110 kB), as folders and as shards. The batches are
+those of training: decoded, cropped at random and mirrored, on the CPU, or with DALI on the GPU if there is one. The
+first batches of an epoch, during which the workers start, are not counted. All files are read once before, so that the
+measurement covers the loader and not the disk (unless the files do not fit into memory).
 
-The step is given, or measured: forward, backward and the optimizer's step of a configuration's network on one batch
-that is already on the device. The lower of both is what training will reach.
+The speed of the step is given, or measured: forward, backward and optimizer step of a configuration's network on one
+batch that is already on the device. Training reaches the lower of the two speeds.
 """
 
 import argparse
@@ -34,7 +34,7 @@ WARM_UP = 2  # batches
 
 
 def generate(folder: Path, images: int, height: int, width: int) -> tuple[Path, Path]:
-    """The same images as folders and as shards."""
+    """Generates the same images as folders and as shards. Returns both roots."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def generate(folder: Path, images: int, height: int, width: int) -> tuple[Path, 
     for split, count in (("train", images), ("val", CLASSES)):
         samples = []
         for i in range(count):
-            # Detail on several scales, as in photographs: what a decoder takes depends on it.
+            # Detail on several scales, as in photographs, because the time of a decoder depends on it.
             image = sum(
                 np.asarray(Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)).resize((width, height)), float)
                 * part
@@ -59,7 +59,7 @@ def generate(folder: Path, images: int, height: int, width: int) -> tuple[Path, 
 
 
 def loader_row(root: Path, loader: str, workers: int, batch_size: int, image_size: int, seconds: float) -> dict:
-    """Images per second over whole batches, for at least ``seconds`` (or an epoch)."""
+    """Measures images per second over whole batches for at least ``seconds`` (at most an epoch)."""
     source = create_data(
         "imagenet",
         batch_size=batch_size,
@@ -86,14 +86,17 @@ def loader_row(root: Path, loader: str, workers: int, batch_size: int, image_siz
             if images and now - started > seconds:
                 break
     if not images:
-        raise UserError(f"{root}: fewer than {WARM_UP + 1} batches of {batch_size}: --batch-size")
+        raise UserError(
+            f"{root} has fewer than {WARM_UP + 1} batches of {batch_size} images; choose a smaller --batch-size"
+        )
     row = {"case": "loader", "root": "shards" if find_shards(root) else "folders", "loader": loader, "workers": workers}
     row |= {"batch_size": batch_size, "image_size": image_size, "images": images}
     return row | {"images_per_second": images / (last - started), "p50_batch_ms": 1e3 * statistics.median(times)}
 
 
 def step_images_per_second(path: str, image_size: int, batch_size: int | None, steps: int) -> tuple[float, str]:
-    """Of a configuration's network on this machine, and what was measured."""
+    """Measures the training step of a configuration's network on this machine. Returns images per second and a
+    description."""
     from sewsnn.train import build
     from sewsnn.train.config import load_config
 
@@ -127,30 +130,32 @@ def step_images_per_second(path: str, image_size: int, batch_size: int | None, s
 
 
 def verdict(loading: float, step: float) -> str:
-    """Which of both training waits for."""
+    """Says whether loading or the training step limits the speed."""
     if loading < step:
-        return f"loading is the bottleneck: training would reach {loading / step:.0%} of what the step takes"
-    return f"the step is the bottleneck: loading has {loading / step:.1f} times what it takes"
+        return f"loading is the bottleneck: training would reach {loading / step:.0%} of the step's speed"
+    return f"the step is the bottleneck: loading is {loading / step:.1f} times as fast"
 
 
 def read_once(root: Path) -> int:
-    """Bytes in the files of the root."""
+    """Reads all files of the root. Returns their size in bytes."""
     paths = [path for path in root.rglob("*") if path.is_file()]
     return sum(len(path.read_bytes()) for path in paths)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", nargs="+", help="folders of images or shards; none: they are generated")
+    parser.add_argument("--root", nargs="+", help="folders of images or shards (default: generated images)")
     parser.add_argument("--loaders", nargs="+", choices=("torchvision", "dali"), default=["torchvision", "dali"])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2, 4, 8])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--images", type=int, default=1024, help="so many are generated")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, at most an epoch")
-    parser.add_argument("--step-images-per-second", type=float, help="what the training step takes")
-    parser.add_argument("--config", help="measure the step of this configuration")
-    parser.add_argument("--quick", action="store_true", help="a small case that shows that it runs; no result")
+    parser.add_argument("--images", type=int, default=1024, help="number of generated images (default: 1024)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="duration of each measurement, at most an epoch (default: 10)"
+    )
+    parser.add_argument("--step-images-per-second", type=float, help="speed of the training step")
+    parser.add_argument("--config", help="measure the training step of this configuration")
+    parser.add_argument("--quick", action="store_true", help="a small case to test the program; not a result")
     parser.add_argument("--json", help="append the rows to this file, one JSON object per line")
     arguments = parser.parse_args(argv)
     if arguments.quick:
@@ -169,9 +174,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{root}: {read_once(root) / 1e6:.1f} MB")
         rows = measure(roots, arguments)
     about = environment("cuda" if torch.cuda.is_available() else "cpu") | versions()
-    print("loading of training batches; " + ", ".join(f"{k} {v}" for k, v in about.items()))
+    print("Loading of training batches; " + ", ".join(f"{k} {v}" for k, v in about.items()))
     if step:
-        print(f"the step: {step:,.1f} images/s ({of})")
+        print(f"training step: {step:,.1f} images/s ({of})")
     for row in rows:
         row |= {"step_images_per_second": step, "step_of": of} if step else {}
         if arguments.quick:
@@ -186,7 +191,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(roots, arguments) -> list[dict]:
-    """A row for each root, loader and number of workers; a loader that is not installed is said and left out."""
+    """Returns a row for each root, loader and number of workers. A loader that is not installed is reported and left
+    out."""
     rows = []
     for loader in arguments.loaders:
         cases = itertools.product(roots, arguments.workers)
@@ -202,7 +208,7 @@ def measure(roots, arguments) -> list[dict]:
 
 
 def versions() -> dict[str, str]:
-    """Of what loads."""
+    """Returns the versions of the libraries that load images."""
     from importlib import metadata
 
     found = {}

@@ -1,16 +1,17 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, and every access to memory in the machine code. Needs no GPU.
+"""What nvcc makes of the CUDA kernels: registers, stack, and every access to memory in the machine code. Needs no GPU.
 
-    python -m benchmarks.machine_code [--arch 80 90 ...] [--json FILE]
+    python -m benchmarks.machine_code                            the kernels of the compiled library
+    python -m benchmarks.machine_code --arch 80 90 121           compiles csrc/inst/*.cu for these architectures
+    python -m benchmarks.machine_code --arch default --json FILE the same for sm_80, sm_90 and the newest nvcc knows
 
-Every csrc/inst/*.cu is compiled for each architecture with the options of cmake/cuda.cmake (by default sm_80, sm_90 and
-the newest this nvcc knows). Registers, spills, stack and shared memory are what ptxas says; the counts of instructions
-come from nvdisasm. What is compiled once is kept in build/machine_code.
+The compiler's options are those of cmake/cuda.cmake. `cuobjdump` tells registers, stack and shared memory, `nvdisasm`
+the instructions; both come with the CUDA toolkit, or from PyPI. Compiled files are kept in build/machine_code.
 
-Columns: `blocks` is how many blocks of 128 threads the registers leave room for on a multiprocessor; `spill` and
-`stack` are bytes; `local` counts LDL and STL, `generic` LD and ST, which do not say which memory they mean. Loads and
-stores are those of global memory, as count x bits; `ahead` is how many loads are under way at most before one of them
-is waited for. Fused multiply-adds (`fma`, `dfma`) are forbidden by --fmad=false except inside the division, the square
-root and the exponential.
+Columns: `blocks` is how many blocks of 128 threads fit on a multiprocessor with these registers; `stack` is bytes a
+thread; `local` counts LDL and STL (accesses to local memory: spilled registers), `generic` counts LD and ST (accesses
+that do not say which memory they mean). Loads and stores are those of global memory, as count x bits; `ahead` is how
+many loads at most are under way before the kernel waits for one of them. Fused multiply-adds (`fma`, `dfma`) are
+forbidden by --fmad=false except inside the division, the square root and the exponential.
 """
 
 import argparse
@@ -22,16 +23,18 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.common import ROOT, csrc_hash
+from benchmarks import dating
+from benchmarks.common import ROOT
 
 BUILD = ROOT / "build" / "machine_code"
 RESULTS = ROOT / "benchmarks" / "results" / "machine_code.jsonl"
-COMMAND = "python -m benchmarks.machine_code --json benchmarks/results/machine_code.jsonl"
+COMMAND = "python -m benchmarks.machine_code --arch default --json benchmarks/results/machine_code.jsonl"
 # Of each kernel, its template parameters.
 PARAMETERS = {
     "forward_kernel": ("Neuron", "Storage", "N"),
@@ -52,7 +55,14 @@ PARAMETERS = {
     "pool_sums_kernel": ("Storage",),
 }
 FLAGS = ("Leak", "Shortcut")
+#: the files of csrc that a family of kernels is compiled from
+FAMILIES = {
+    "neuron": ["inst/multistep_cuda.cu", "inst/backward_*.cu"],
+    "bn": ["inst/bn_*.cu"],
+    "pool": ["inst/pool_*.cu"],
+}
 THREADS, REGISTERS_PER_SM = 128, 1 << 16  # kThreads of multistep.cuh
+RESERVED_SHARED = 1024  # bytes, in each kernel that has shared memory, from sm_90 on
 COUNTED = ("LDL", "STL", "LDS", "STS", "BAR", "SHFL", "MUFU", "FFMA", "DFMA", "CALL")
 
 
@@ -66,20 +76,26 @@ def find_nvcc() -> Path | None:
     return next((c for c in candidates if c.is_file()), None)
 
 
-def find_nvdisasm() -> Path:
-    """The toolkit's, else the one that pip installed."""
+def find_tool(name: str) -> Path:
+    """``nvdisasm`` or ``cuobjdump``: the toolkit's, else the one that pip installed.
+
+    Raises:
+        SystemExit: there is none.
+    """
     nvcc = find_nvcc()
-    candidates = [nvcc.with_name("nvdisasm")] if nvcc else []
-    found = shutil.which("nvdisasm")
+    candidates = [nvcc.with_name(name)] if nvcc else []
+    found = shutil.which(name)
     candidates += [Path(found)] if found else []
     try:
-        files = importlib.metadata.files("nvidia-cuda-nvdisasm") or []
-        candidates += [Path(file.locate()) for file in files if file.name == "nvdisasm"]
+        files = importlib.metadata.files(f"nvidia-cuda-{name}") or []
+        candidates += [Path(file.locate()) for file in files if file.name == name]
     except importlib.metadata.PackageNotFoundError:
         pass
     found = next((c for c in candidates if c.is_file()), None)
     if found is None:
-        raise SystemExit("nvdisasm was not found beside nvcc nor on PATH: pip install nvidia-cuda-nvdisasm")
+        raise SystemExit(f"{name} was not found beside nvcc nor on PATH: pip install nvidia-cuda-{name}")
+    if not os.access(found, os.X_OK):
+        found.chmod(0o755)  # pip does not keep the mode of every wheel
     return found
 
 
@@ -136,45 +152,30 @@ def locked(folder: Path):
         yield
 
 
-def compiled(nvcc: Path, source: Path, arch: int, key: str) -> tuple[Path, str]:
-    """The cubin, and what ptxas said about it."""
+def compiled(nvcc: Path, source: Path, arch: int, key: str) -> Path:
+    """The cubin of a source, compiled unless it is there already."""
     start = f"{source.stem}.sm_{arch}."
     cubin = BUILD / f"{start}{key}.cubin"
-    said = cubin.with_suffix(".txt")
     if not cubin.exists():
         for old in BUILD.glob(f"{start}*"):
             old.unlink()
         temporary = cubin.with_suffix(".unfinished")
-        flags = [*options(), f"-I{ROOT / 'csrc'}", f"-arch=sm_{arch}", "-Xptxas", "-v"]
-        done = run(nvcc, "-cubin", *flags, "-o", temporary, source)
-        said.write_text(done.stderr, encoding="utf-8")
+        run(nvcc, "-cubin", *options(), f"-I{ROOT / 'csrc'}", f"-arch=sm_{arch}", "-o", temporary, source)
         temporary.replace(cubin)
-    return cubin, said.read_text(encoding="utf-8")
+    return cubin
 
 
-def resources(said: str) -> dict[str, dict]:
-    """By mangled name, what `ptxas -v` says."""
+def resources(usage: str, arch: int) -> dict[str, dict]:
+    """By mangled name, what `cuobjdump -res-usage` says, without the shared memory that the system reserves."""
     found = {}
-    for part in said.split("Compiling entry function '")[1:]:
-        name = part[: part.index("'")]
-        frame = re.search(
-            rf"Function properties for {re.escape(name)}\n"
-            r"\s*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
-            part,
-        )
-        used = re.search(r"Used (\d+) registers.*", part)
-        if not frame or not used:
-            raise SystemExit(f"cannot read what ptxas says about {name}:\n{part}")
-        shared = re.search(r"(\d+) bytes smem", used.group())
-        registers = int(used.group(1))
-        found[name] = {
-            "registers": registers,
-            "blocks": REGISTERS_PER_SM // (-(-registers // 8) * 8 * THREADS),
-            "spill_stores": int(frame.group(2)),
-            "spill_loads": int(frame.group(3)),
-            "stack": int(frame.group(1)),
-            "shared": int(shared.group(1)) if shared else 0,
-        }
+    for name, line in re.findall(r"^ Function (\S+):\n(.*)$", usage, re.MULTILINE):
+        used = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", line)}
+        if len(used) != 3:
+            raise SystemExit(f"cannot read what cuobjdump says about {name}:\n{line}")
+        blocks = REGISTERS_PER_SM // (-(-used["REG"] // 8) * 8 * THREADS)
+        if arch >= 90 and used["SHARED"] >= RESERVED_SHARED:
+            used["SHARED"] -= RESERVED_SHARED
+        found[name] = {"registers": used["REG"], "blocks": blocks, "stack": used["STACK"], "shared": used["SHARED"]}
     return found
 
 
@@ -253,43 +254,71 @@ def title(row: dict) -> str:
     return f"{row['kernel']}<{', '.join(parts)}>"
 
 
-def _file_rows(nvcc: Path, nvdisasm: Path, source: Path, arch: int, key: str) -> list[dict]:
-    """The kernels of one file, with this file's own reading of them kept as well."""
-    cubin, said = compiled(nvcc, source, arch, key)
-    kept = cubin.with_suffix(f".{digest(Path(__file__).read_bytes())}.json")
-    if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    by_ptxas, by_code = resources(said), instructions(run(nvdisasm, "--print-code", "-hex", cubin).stdout)
-    if by_ptxas.keys() != by_code.keys():
-        raise SystemExit(f"{cubin}: ptxas and nvdisasm name different kernels")
-    names = sorted(by_code)
-    about = described(names)
-    rows = [{"arch": arch} | a | by_ptxas[name] | by_code[name] for a, name in zip(about, names, strict=True)]
-    for old in BUILD.glob(f"{cubin.stem}.*.json"):
-        old.unlink()
-    kept.write_text(json.dumps(rows), encoding="utf-8")
-    return rows
+def cubin_rows(cubin: Path) -> list[dict]:
+    """A row for each kernel of a cubin."""
+    arch = int(re.search(r"\.sm_(\d+)", cubin.name).group(1))
+    data = cubin.read_bytes()
+    version = re.search(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", data)
+    usage = resources(run(find_tool("cuobjdump"), "-res-usage", cubin).stdout, arch)
+    code = instructions(run(find_tool("nvdisasm"), "--print-code", "-hex", cubin).stdout)
+    if usage.keys() != code.keys():
+        raise SystemExit(f"{cubin}: cuobjdump and nvdisasm name different kernels")
+    names = sorted(code)
+    about = {"arch": arch}, {"nvcc": version.group(1).decode() if version else "unknown"}
+    return [about[0] | a | usage[n] | code[n] | about[1] for a, n in zip(described(names), names, strict=True)]
 
 
-def measure(archs: list[int] | None = None) -> list[dict]:
-    """A row for every kernel and architecture."""
-    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
+def library_cubins(library: Path, folder: Path) -> list[Path]:
+    """The machine code in a compiled library, a file for each source and architecture; none if it is for the CPU."""
+    done = subprocess.run(
+        [find_tool("cuobjdump"), "-xelf", "all", library.resolve()], cwd=folder, capture_output=True, text=True
+    )
+    found = sorted(folder.glob("*.cubin"))
+    if done.returncode and found:
+        raise SystemExit(f"cuobjdump cannot read {library}:\n{done.stdout}{done.stderr}")
+    return found
+
+
+def compiled_cubins(archs: list[int]) -> list[Path]:
+    """The machine code of csrc/inst/*.cu for these architectures."""
+    nvcc = find_nvcc()
     if nvcc is None:
         raise SystemExit("nvcc was not found: put it on PATH or set CUDA_HOME")
     known = known_archs(nvcc)
-    for arch in archs or []:
+    for arch in archs:
         if arch not in known:
             raise SystemExit(f"--arch: {nvcc} compiles for {', '.join(map(str, known))}, not for {arch}")
     version, csrc = nvcc_version(nvcc), ROOT / "csrc"
-    headers = [p.read_bytes() for p in sorted(csrc.rglob("*.*")) if p.suffix in (".h", ".cuh")]
     jobs = []
     for source in sorted((csrc / "inst").glob("*.cu")):
-        key = digest(version, *options(), source.read_bytes(), *headers)
-        jobs += [(nvcc, nvdisasm, source, arch, key) for arch in archs or default_archs(nvcc)]
+        key = digest(version, *options(), dating.files_hash([f"inst/{source.name}"]))
+        jobs += [(nvcc, source, arch, key) for arch in archs]
     with locked(BUILD), ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
-        rows = [row for rows in pool.map(lambda job: _file_rows(*job), jobs) for row in rows]
-    about = {"nvcc": version, "csrc": csrc_hash()}
-    return sorted((row | about for row in rows), key=lambda row: (row["arch"], title(row)))
+        return list(pool.map(lambda job: compiled(*job), jobs))
+
+
+def read_cubins(cubins: list[Path]) -> list[dict]:
+    """A row for each kernel, with the date of its code, sorted by architecture and title."""
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
+        rows = [row for rows in pool.map(cubin_rows, cubins) for row in rows]
+    rows = [row | {"sources": sources_of(row)} for row in rows]
+    return sorted(rows, key=lambda row: (row["arch"], title(row)))
+
+
+def sources_of(row: dict) -> str:
+    """The hash of what compiles this row's kernel: the files of inst that its family of kernels comes from."""
+    family = next((name for name in ("bn", "pool") if row["kernel"].startswith(f"{name}_")), "neuron")
+    return dating.files_hash(FAMILIES[family])
+
+
+def measure(archs: list[int] | None = None, library: Path | None = None) -> list[dict]:
+    """A row for every kernel of the library; with ``archs``, of the sources compiled for these architectures."""
+    if archs is not None:
+        return read_cubins(compiled_cubins(archs))
+    if library is None:
+        from sewsnn.ops.load import LIBRARY as library
+    with tempfile.TemporaryDirectory() as folder:
+        return read_cubins(library_cubins(library, Path(folder)))
 
 
 def table(rows: list[dict]) -> str:
@@ -303,7 +332,6 @@ def table(rows: list[dict]) -> str:
         "kernel",
         "regs",
         "blocks",
-        "spill",
         "stack",
         "local",
         "generic",
@@ -315,7 +343,7 @@ def table(rows: list[dict]) -> str:
     head += ["bar", "shfl", "mufu", "fma", "dfma", "call", "instr", "KB"]
     lines = [head]
     for r in rows:
-        line = [r["arch"], title(r), r["registers"], r["blocks"], r["spill_stores"] + r["spill_loads"], r["stack"]]
+        line = [r["arch"], title(r), r["registers"], r["blocks"], r["stack"]]
         line += [r["LDL"] + r["STL"], sum(r["LD"].values()) + sum(r["ST"].values())]
         line += [accesses(r["LDG"]), r["ahead"], accesses(r["STG"]), r["shared"]]
         line += [r[name] for name in ("BAR", "SHFL", "MUFU", "FFMA", "DFMA", "CALL", "instructions")]
@@ -331,11 +359,23 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", help="e.g. 80 90; default: 80, 90 and the newest nvcc knows")
+    parser.add_argument(
+        "--arch", nargs="+", help="compile for these (80 90 ..., or default) instead of reading the compiled library"
+    )
     parser.add_argument("--json", help="write the rows to this file, one JSON object per line")
     arguments = parser.parse_args()
-    rows = measure(arguments.arch)
-    print(f"nvcc {rows[0]['nvcc']} {' '.join(options())}, csrc {rows[0]['csrc']}")
+    archs = None
+    if arguments.arch == ["default"]:
+        nvcc = find_nvcc()
+        archs = default_archs(nvcc) if nvcc else []
+    elif arguments.arch:
+        if not all(word.isdecimal() for word in arguments.arch):
+            parser.error(f"--arch: expected numbers such as 80 90, or default, got {' '.join(arguments.arch)}")
+        archs = [int(word) for word in arguments.arch]
+    rows = measure(archs)
+    if not rows:
+        raise SystemExit("the compiled library has no CUDA kernels: build it where nvcc is, or give --arch")
+    print(f"nvcc {rows[0]['nvcc']} {' '.join(options())}")
     print(table(rows))
     if arguments.json:
         Path(arguments.json).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--json", help="append the rows to this file, one JSON object per line")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    about = environment(arguments.device)
+    about = environment(arguments.device, "call")
     print("Overhead of a call, " + ", ".join(f"{k} {v}" for k, v in about.items()))
     print(f"{'':>17} {'':>33} {'least':>7} {'median':>7} us")
     calls = cases(arguments.device)

@@ -1,12 +1,12 @@
-"""What several processes cost: a training step with the exchange of gradients, without it, and the exchange by itself.
+"""Times training with several processes: a step with and without the all-reduce of gradients, and the all-reduce.
 
     python -m benchmarks.scaling [--quick] [--json FILE]                   1 and 2 processes on this machine
-    torchrun --nproc-per-node 8 -m benchmarks.scaling --device cuda ...    those that torchrun starts
+    torchrun --nproc-per-node 8 -m benchmarks.scaling --device cuda ...    the processes that torchrun starts
 
-A step is forward, backward and SGD of DistributedDataParallel on random images; a round is one step, one step without
-the exchange (``no_sync``), and one all-reduce of as many bytes as the gradients have, each after a barrier. A round's
-time is that of the slowest process. CPU processes have one thread each. Processes that outnumber the cores, or other
-programs, make this say nothing: see the load in the rows.
+A step is forward, backward and SGD with DistributedDataParallel on random images. A round consists of one step, one
+step without the all-reduce (``no_sync``), and one all-reduce with as many bytes as the gradients, each after a barrier.
+The time of a round is that of the slowest process. CPU processes have one thread each. The numbers are meaningless if
+the processes outnumber the cores or other programs run; the rows record the load.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def network(arguments) -> nn.Module:
 
 
 class _Process:
-    """One of those that train together."""
+    """One of the processes that train together."""
 
     def __init__(self, arguments):
         self.cuda = arguments.device == "cuda"
@@ -65,7 +65,7 @@ class _Process:
         dist.all_reduce(self.gradients)
 
     def seconds(self, call) -> float:
-        """Of the slowest process."""
+        """Returns the seconds of the slowest process."""
         dist.barrier()
         self._wait()
         start = time.perf_counter()
@@ -80,7 +80,7 @@ class _Process:
             torch.cuda.synchronize()
 
     def rounds(self, count: int) -> dict[str, list[float]]:
-        """Seconds of each; all take turns."""
+        """Returns the seconds of each call in each round; the calls alternate."""
         calls = {"step": self.step, "step_alone": self.step_alone, "all_reduce": self.all_reduce}
         found = {name: [] for name in calls}
         for i in range(_WARM_UP + count):
@@ -92,7 +92,7 @@ class _Process:
 
 
 def measure(arguments) -> dict:
-    """A row, in a process group that is there."""
+    """Returns a row of results. The process group must exist."""
     process = _Process(arguments)
     size = process.gradients.numel() * process.gradients.element_size()
     rounds = process.rounds(arguments.repeats)
@@ -133,7 +133,7 @@ def _report(row: dict, arguments) -> None:
 
 
 def _run(rank: int, processes: int, port: int, arguments) -> None:
-    """One process of those that this program starts itself."""
+    """Runs one of the processes that this program starts itself."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank))
     _join(arguments, rank=rank, world_size=processes)
@@ -160,12 +160,20 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--network", default="sew_resnet18")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=4, help="images per process and step")
-    parser.add_argument("--size", type=int, default=64, help="pixels across")
+    parser.add_argument("--size", type=int, default=64, help="width and height of an image in pixels")
     parser.add_argument("--T", type=int, default=4)
     parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="without torchrun (default: 1 2)")
-    parser.add_argument("--quick", action="store_true", help="a very small network, few rounds: no result")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="numbers of processes to start without torchrun (default: 1 2)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a very small network and few rounds, to test the program; not a result"
+    )
     parser.add_argument("--json", help="append the rows to this file, one JSON object per line")
     arguments = parser.parse_args(words)
     if arguments.quick:
@@ -179,7 +187,7 @@ def main() -> None:
     arguments = parse()
     under_torchrun = "RANK" in os.environ
     if not under_torchrun or os.environ["RANK"] == "0":
-        print(f"{'processes':>9} {'step / ms':>10} {'without exchange':>17} {'all-reduce':>10} {'MB':>6} ", end="")
+        print(f"{'processes':>9} {'step / ms':>10} {'no all-reduce':>17} {'all-reduce':>10} {'MB':>6} ", end="")
         print(f"{'hidden':>7} {'images/s':>9}", flush=True)
     if under_torchrun:
         _join(arguments)

@@ -1,9 +1,11 @@
-"""Puts the measured results into the README: every number there comes from benchmarks/results.
+"""Puts the measured results into README.md and docs/performance.md: every table there comes from benchmarks/results.
 
 python -m benchmarks.tables
 """
 
-from benchmarks.common import RESULTS, ROOT, csrc_hash, read_rows
+from benchmarks.common import RESULTS, ROOT, read_rows
+from benchmarks.dating import is_current
+from docs.marks import fill
 
 NAMES = {
     "native": "**sewsnn**",
@@ -24,18 +26,69 @@ STEP_NAMES = NAMES | {
 COMMAND = "python -m benchmarks.tables"
 
 
-def age(rows: list[dict], current: str) -> str:
-    """Nothing, or that the sources are newer than these results."""
-    sources = sorted({row["csrc"] for row in rows})
-    if sources == [current]:
-        return ""
-    return f" **Older kernels than these** (sources {', '.join(sources)}): the numbers are out of date."
+OLD = " *Measured before the last change of this code.*"
+#: in the README's table: what a row of cpu_neuron and one of sew_step call it
+RIVALS = (
+    ("sewsnn", "native", "fused"),
+    ("torch.compile of the loop", "compile", "compile"),
+    ("loop over time-steps", "loop", "plain"),
+    ("SpikingJelly {spikingjelly}", "spikingjelly", "spikingjelly"),
+)
 
 
-def cpu_table(rows: list[dict], current: str) -> str:
-    """The newest run that all rivals took part in, as Markdown."""
+def age(rows: list[dict]) -> str:
+    """Nothing, or that the measured code has changed since."""
+    return "" if all(map(is_current, rows)) else OLD
+
+
+def newest_run(rows: list[dict], key: str) -> list[dict]:
+    """The rows measured last, by the same value of ``key``."""
+    return [row for row in rows if row.get(key) == rows[-1].get(key)]
+
+
+def newest_neurons(rows: list[dict]) -> list[dict]:
+    """The newest run of benchmarks.cpu_neuron that all rivals took part in."""
     rows = [r for r in rows if "spikingjelly" in r and r["memory"] == "fresh"]
-    rows = [r for r in rows if r["commit"] == rows[-1]["commit"]]
+    return newest_run(rows, "run" if rows and "run" in rows[-1] else "commit")
+
+
+def gain_table(neurons: list[dict], steps: list[dict]) -> str:
+    """What a reader gains on a CPU: neurons alone and a whole training step, beside the rivals."""
+    neurons = newest_neurons(neurons)
+    steps = [r for r in steps if r.get("case") == "sew_resnet18" and "isa" in r and r.get("best")]
+    steps = newest_run(steps, "run")
+    lines = []
+    for T in sorted({r["T"] for r in neurons}):
+        size = f"{neurons[0]['neurons'] / 1e6:.0f} million LIF neurons, T = {T}"
+        lines.append((size, {r["provider"]: r["p50_ms"] for r in neurons if r["T"] == T}, 1, "ms"))
+    by_name = {r["provider"]: r for r in steps}
+    about = next(iter(steps), None)
+    if about:
+        title = "SEW-ResNet-18 training step, {batch} images {size} x {size}, T = {T}".format(**about)
+        lines.append((title, {p: r["p50_ms"] for p, r in by_name.items()}, 2, "ms"))
+        lines.append(
+            ("memory that this step saves for backward", {p: r["saved_MiB"] for p, r in by_name.items()}, 2, "MiB")
+        )
+    versions = next((r for r in [*neurons, *steps] if "spikingjelly" in r), {"spikingjelly": ""})
+    head = "| forward + backward, float32, CPU | " + " | ".join(r[0].format(**versions) for r in RIVALS) + " |"
+    table = [head, "|---|" + "---:|" * len(RIVALS)]
+    for what, found, name, unit in lines:
+        cells, ours = [], found[RIVALS[0][name]]
+        for rival in RIVALS:
+            value = found.get(rival[name])
+            if value is None:
+                cells.append("unmeasured")
+                continue
+            text = f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+            cells.append(f"**{text}**" if rival is RIVALS[0] else f"{text} ({value / ours:.1f}x)")
+        table.append(f"| {what} | " + " | ".join(cells) + " |")
+    machine = "{device}, {threads} threads, torch {torch}, {date}.".format(**neurons[-1])
+    return "\n".join([*table, "", machine + age([*neurons, *steps])])
+
+
+def cpu_table(rows: list[dict]) -> str:
+    """Neurons alone, as Markdown."""
+    rows = newest_neurons(rows)
     times = sorted({r["T"] for r in rows})
     found = {(r["provider"], r["T"]): r["p50_ms"] for r in rows}
     lines = ["| | " + " | ".join(f"T = {T} | " for T in times) + "|", "|---|" + "---:|---:|" * len(times)]
@@ -45,26 +98,26 @@ def cpu_table(rows: list[dict], current: str) -> str:
             cells += [f"{found[provider, T]:.1f} ms", f"{found[provider, T] / found['native', T]:.1f}x"]
         lines.append("| " + " | ".join(cells) + " |")
     about = "{device}, {isa}, {threads} threads, torch {torch}, {date}, commit {commit}.".format(**rows[-1])
-    return "\n".join([*lines, "", about + age(rows, current)])
+    return "\n".join([*lines, "", about + age(rows)])
 
 
-def overhead(rows: list[dict], current: str) -> str:
+def overhead(rows: list[dict]) -> str:
     """What a call costs, of the last run on a CPU."""
     found = {(r["case"], r["provider"]): r for r in rows if "driver" not in r}
     forward, both = (found[f"overhead_{c}", "sewsnn.functional.lif_multistep"] for c in ("forward", "forward_backward"))
     return (
         f"A call from Python (eight numbers, `python -m benchmarks.overhead`) costs {forward['least_us']:.0f} us "
         f"without gradients and {both['least_us']:.0f} us forward + backward: {both['device']}, torch {both['torch']}, "
-        f"{both['date']}, commit {both['commit']}." + age([forward, both], current)
+        f"{both['date']}, commit {both['commit']}." + age([forward, both])
     )
 
 
 def newest(rows: list[dict]) -> list[dict]:
-    """Those of the device and the sources that were measured last; of each case the last."""
+    """Of the device that was measured last, each case's last row: those of today's code, or all of them old."""
     rows = [r for r in rows if "case" in r and "error" not in r]
     found = {}
     for row in rows:
-        if (row["device"], row["csrc"]) == (rows[-1]["device"], rows[-1]["csrc"]):
+        if row["device"] == rows[-1]["device"] and is_current(row) == is_current(rows[-1]):
             found[row["case"], row["provider"], row.get("dtype"), row.get("place")] = row
     return list(found.values())
 
@@ -133,7 +186,7 @@ def rivals_table(rows: list[dict], case: str, title: str) -> list[str]:
     return lines
 
 
-def gpu_table(rows: list[dict], current: str) -> str:
+def gpu_table(rows: list[dict]) -> str:
     """What a GPU has shown so far, as Markdown."""
     measured = newest(rows)
     if not measured:
@@ -146,10 +199,22 @@ def gpu_table(rows: list[dict], current: str) -> str:
         rivals_table(measured, "block_forward_backward", "BN + IF + ADD"),
     ]
     blocks = ["\n".join(table) for table in tables if table]
-    return "\n\n".join([*blocks, about + age(measured, current)])
+    return "\n\n".join([*blocks, about + age(measured)])
 
 
-def step_table(rows: list[dict], current: str) -> str:
+def gpu_line(rows: list[dict]) -> str:
+    """One sentence for the README: whether there are numbers of a GPU."""
+    measured = newest(rows)
+    if not measured:
+        return (
+            "**No GPU has run these kernels yet.** nvcc compiles them, and the tests run every CUDA kernel on the CPU, "
+            "thread by thread; speed and results on a GPU are unknown."
+        )
+    text = "Measured on {device}, {date}: [tables](docs/performance.md#on-a-gpu).".format(**measured[-1])
+    return text + age(measured)
+
+
+def step_table(rows: list[dict]) -> str:
     """Training steps: for each device, model and dtype the newest run, each provider in its better memory format."""
     runs = {}
     for row in (r for r in rows if "memory_format" in r):
@@ -160,10 +225,10 @@ def step_table(rows: list[dict], current: str) -> str:
         run.append(row)
     if not runs:
         return "**Training steps are not yet measured.**"
-    return "\n\n".join(_step_table([r for r in run if r.get("best")], current) for run in runs.values())
+    return "\n\n".join(_step_table([r for r in run if r.get("best")]) for run in runs.values())
 
 
-def _step_table(rows: list[dict], current: str) -> str:
+def _step_table(rows: list[dict]) -> str:
     """One run."""
     about = next((r for r in rows if "spikingjelly" in r), rows[-1])
     ours = next((r for r in rows if r["provider"] == "fused"), None)
@@ -183,28 +248,30 @@ def _step_table(rows: list[dict], current: str) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     where = "{isa}, {threads} threads" if "threads" in about else "driver {driver}, CUDA {cuda}"
     where = ("{device}, " + where + ", torch {torch}, {date}, commit {commit}.").format(**about)
-    return "\n".join([*lines, "", where + age(rows, current)])
+    return "\n".join([*lines, "", where + age(rows)])
 
 
-def filled(readme: str, current: str | None = None) -> str:
-    """The README with its tables made anew."""
-    current = current or csrc_hash()
-    tables = {
-        "cpu_table": cpu_table(read_rows(RESULTS / "cpu_neuron.jsonl"), current),
-        "step_table": step_table([*read_rows(RESULTS / "sew_step.jsonl"), *read_rows(RESULTS / "gpu.jsonl")], current),
-        "overhead": overhead(read_rows(RESULTS / "overhead.jsonl"), current),
-        "gpu_table": gpu_table(read_rows(RESULTS / "gpu.jsonl"), current),
+def tables() -> dict[str, dict[str, str]]:
+    """Page -> name of a table in it -> its text."""
+    neurons, steps = read_rows(RESULTS / "cpu_neuron.jsonl"), read_rows(RESULTS / "sew_step.jsonl")
+    gpu = read_rows(RESULTS / "gpu.jsonl")
+    return {
+        "README.md": {"gain": gain_table(neurons, steps), "gpu": gpu_line(gpu)},
+        "docs/performance.md": {
+            "cpu_table": cpu_table(neurons),
+            "step_table": step_table([*steps, *gpu]),
+            "overhead": overhead(read_rows(RESULTS / "overhead.jsonl")),
+            "gpu_table": gpu_table(gpu),
+        },
     }
-    for name, table in tables.items():
-        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-        head, _, rest = readme.partition(start)
-        _, found, tail = rest.partition(end)
-        if not found:
-            raise SystemExit(f"README.md lacks the marks of {name}")
-        readme = head + start + table + end + tail
-    return readme
+
+
+def filled(page: str, text: str) -> str:
+    """The text of a page with its tables made anew."""
+    return fill(text, {name: lambda table=table: table for name, table in tables()[page].items()}, page)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in tables():
+        path = ROOT / page
+        path.write_text(filled(page, path.read_text(encoding="utf-8")), encoding="utf-8")

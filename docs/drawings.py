@@ -1,7 +1,7 @@
 """Draws the blocks and the networks of docs/models.md.
 
 python -m docs.drawings            writes docs/images/*.svg
-python -m docs.drawings --check    fails if they are not up to date
+python -m docs.drawings --check    exits with an error if they are not up to date
 """
 
 import sys
@@ -11,11 +11,11 @@ from docs.svg import CONV, JOIN, NEURON, NORM, POOL, QUIET, READ, Sheet
 
 IMAGES = Path(__file__).parent / "images"
 COMMAND = "python -m docs.drawings"
-WIDE, HIGH, GAP, PAD = 92, 26, 14, 9  # of a layer's box, between boxes, around those of one op
+WIDE, HIGH, GAP, PAD = 92, 26, 14, 9  # width and height of a layer's box; gap between boxes; padding in a frame
 
 
 class Column:
-    """Layers from top to bottom, on one line."""
+    """Layers from top to bottom on a vertical line."""
 
     def __init__(self, sheet: Sheet, x: int, y: int):
         self.sheet, self.x, self.y = sheet, x, y
@@ -30,7 +30,7 @@ class Column:
         self.y += HIGH
 
     def op(self, *layers: str) -> int | None:
-        """One op: its layers in one frame. Returns the y of what joins the shortcut."""
+        """Draws the layers of one op in a frame. Returns the y of the circle that joins the shortcut, or None."""
         top = self.y + GAP
         joined, y = None, top + PAD
         self._arrow_to(y)
@@ -54,7 +54,7 @@ class Column:
 
 
 def block(sheet: Sheet, x: int, title: list[str], layers, shortcut: bool, bottom: int) -> None:
-    """A block from S^l to O^l, the shortcut on its right."""
+    """Draws a block from S^l to O^l, with the shortcut on its right."""
     sheet.text(x, 34, title[0], 14, weight="bold")
     sheet.text(x, 52, title[1], 12, QUIET)
     sheet.text(x, 84, "Sˡ[t]", 13, style="italic")
@@ -72,13 +72,13 @@ def block(sheet: Sheet, x: int, title: list[str], layers, shortcut: bool, bottom
 
 
 def draw_blocks() -> Sheet:
-    """SEW, bottleneck, Spiking, plain; the shortcuts where size or width change; g."""
+    """Draws the SEW, bottleneck, Spiking and plain blocks, the shortcuts with a convolution, and g."""
     bottom = 566
     sheet = Sheet(
         1010,
         bottom + 56,
         "Blocks of SEW ResNet, Spiking ResNet and the plain network",
-        "SEW: BN and neuron follow every convolution, and g joins the last spikes A with the shortcut S. Spiking: the "
+        "SEW: BN and a neuron follow every convolution, and g joins the last spikes A to the shortcut S. Spiking: the "
         "shortcut is added before the last neuron. Plain: no shortcut. Each dashed frame is one op.",
     )
     op, last = ("BN", "SN"), ("BN", "SN", "g")
@@ -94,9 +94,9 @@ def draw_blocks() -> Sheet:
 
 
 def _shortcuts(sheet: Sheet) -> None:
-    """Where the stride is 2 or the width changes."""
+    """Draws the shortcuts of blocks whose stride is 2 or whose width changes."""
     sheet.text(850, 34, "Shortcut", 14, weight="bold")
-    sheet.text(850, 52, "where stride or width change", 12, QUIET)
+    sheet.text(850, 52, "where stride or width changes", 12, QUIET)
     for x, name, layers, target in ((775, "SEW", ("BN", "SN"), "to g"), (925, "Spiking", ("BN",), "to +")):
         sheet.text(x, 84, "Sˡ[t]", 13, style="italic")
         column = Column(sheet, x, 92)
@@ -107,7 +107,7 @@ def _shortcuts(sheet: Sheet) -> None:
 
 
 def _connections(sheet: Sheet) -> None:
-    """Table 1 of the paper, and when the block is an identity."""
+    """Draws Table 1 of the paper, and says when the block is an identity."""
     sheet.text(850, 340, "g(A, S)", 14, weight="bold", style="italic")
     sheet.text(850, 358, "A: spikes of the last SN", 12, QUIET)
     columns = (722, 790, 900)
@@ -122,7 +122,7 @@ def _connections(sheet: Sheet) -> None:
         for x, words, weight in zip(columns, row, ("bold", "normal", "normal"), strict=True):
             sheet.text(x, y, words, 12, QUIET if i == 0 else "#1c2530", "start", weight)
         sheet.line((714, y + 9), (986, y + 9), head=False, colour="#d5dae0")
-    notes = ("ADD gives sums 0, 1, 2, 3 …, AND and IAND", "spikes. IAND: A inhibits S, not S A.")
+    notes = ("ADD gives sums 0, 1, 2, 3 …; AND and IAND", "give spikes. IAND: A inhibits S, not S A.")
     for i, words in enumerate(notes):
         sheet.text(714, 496 + 17 * i, words, 12, QUIET, "start")
 
@@ -132,7 +132,7 @@ def _legend(sheet: Sheet, y: int) -> None:
     sheet.frame(30, y - 11, 26, 18)
     sheet.text(64, y + 2, "one op (sewsnn.layers.bn_neuron), all time-steps", 12, anchor="start")
     for x, fill, words in (
-        (400, CONV, "convolution, of T·N images"),
+        (400, CONV, "convolution of T·N images"),
         (606, NORM, "batch norm"),
         (714, NEURON, "SN: IF, LIF, PLIF"),
         (858, JOIN, "joins the shortcut"),
@@ -142,7 +142,7 @@ def _legend(sheet: Sheet, y: int) -> None:
 
 
 def draw_networks() -> Sheet:
-    """The four families, from the input to the logits: what runs once per image, and what at every time-step."""
+    """Draws the four families from the input to the logits: layers that run once per image, and at every time-step."""
     sheet = Sheet(
         1010,
         520,
@@ -202,7 +202,7 @@ def draw_networks() -> Sheet:
 
 
 def _wide(words: str) -> int:
-    """Of a box around these words."""
+    """Returns the width of a box around these words; ``|`` separates lines."""
     return max(54, 16 + round(6.6 * max(map(len, words.split("|")))))
 
 
@@ -235,18 +235,18 @@ def _network(sheet: Sheet, y: int, title: str, about: str, once, steps, classifi
 
 
 def drawings() -> dict[str, str]:
-    """File names and their contents."""
+    """Returns file names and their contents."""
     return {"blocks.svg": str(draw_blocks()), "networks.svg": str(draw_networks())}
 
 
 def stale() -> list[str]:
-    """Names of the files that are not what they should be."""
+    """Returns the names of the files that are missing or out of date."""
     paths = {IMAGES / name: text for name, text in drawings().items()}
     return [p.name for p, text in paths.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
 
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit(f"not up to date: {', '.join(stale())}; {COMMAND}" if stale() else 0)
+        sys.exit(f"not up to date: {', '.join(stale())}: run {COMMAND}" if stale() else 0)
     for name, text in drawings().items():
         (IMAGES / name).write_text(text, encoding="utf-8")

@@ -1,9 +1,10 @@
-"""Writes the tables of docs/scaling.md: what many GPUs exchange, against what they compute.
+"""Writes the tables of docs/scaling.md: how much many GPUs exchange, compared with how much they compute.
 
 python -m docs.scaling            writes them
-python -m docs.scaling --check    fails if they are not up to date
+python -m docs.scaling --check    exits with an error if they are not up to date
 
-Parameters, neurons, MACs and norms are counted from the networks; the speeds below are assumptions, stated in the page.
+Parameters, neurons, MACs and norms are counted from the networks. The speeds below are assumptions; the page states
+them.
 """
 
 import math
@@ -24,31 +25,31 @@ DEPTHS = (18, 34, 50, 101, 152)
 GPUS = (8, 64, 512)
 
 T, BATCH = 4, 32  # time-steps; images per GPU and step
-NODE = 8  # GPUs
+NODE = 8  # GPUs per node
 NVLINK, NETWORK = 450e9, 50e9  # bytes per second and GPU, each way
-HOP_INSIDE, HOP_OUTSIDE = 3e-6, 10e-6  # seconds
+HOP_INSIDE, HOP_OUTSIDE = 3e-6, 10e-6  # seconds per hop inside a node and between nodes
 BUCKET = 25 * 2**20  # bytes
-FLOPS, MEMORY = 600e12, 4.3e12  # per second: convolutions in bf16; bytes copied
+FLOPS, MEMORY = 600e12, 4.3e12  # operations per second of bf16 convolutions; bytes per second of a copy
 NEURON_BYTES, SHORTCUT_BYTES = 16, 2  # per neuron and step, forward + backward in bf16
-BACKWARD = 2 / 3  # of a step's compute
+BACKWARD = 2 / 3  # share of a step's compute
 TRAIN_IMAGES, EPOCHS = 1_281_167, 320
-JPEG_BYTES = 110e3  # mean of an ImageNet training file
+JPEG_BYTES = 110e3  # mean size of an ImageNet training file
 PIXELS = 224 * 224 * 3
 DISK = 1e9  # bytes per second
 
 
 class Net(NamedTuple):
-    """What counts of a network."""
+    """The numbers of a network that the estimates need."""
 
     name: str
     parameters: int
-    norms: tuple[int, ...]  # channels of each
+    norms: tuple[int, ...]  # channels of each batch norm
     conv: float  # seconds per image, forward + backward
-    neurons: float
+    neurons: float  # seconds per image for norms, neurons and connections, forward + backward
 
     @property
     def compute(self) -> float:
-        """Seconds per step, at the limits."""
+        """Seconds per step at the assumed speeds: a lower bound."""
         return BATCH * (self.conv + self.neurons)
 
 
@@ -66,15 +67,15 @@ def net(depth: int) -> Net:
 
 
 def ring(gpus: int, size: float) -> float:
-    """Seconds of one ring all-reduce through all GPUs; a node's eight network cards carry it together."""
+    """Seconds of one ring all-reduce through all GPUs. The eight network cards of a node share its traffic."""
     bandwidth = NVLINK if gpus <= NODE else min(NVLINK, NODE * NETWORK)
     hop = HOP_INSIDE if gpus <= NODE else HOP_OUTSIDE
     return 2 * (gpus - 1) / gpus * size / bandwidth + 2 * (gpus - 1) * hop
 
 
 def hierarchical(gpus: int, size: float) -> float:
-    """Seconds of an all-reduce in three parts: reduce-scatter in each node, all-reduce of each GPU's eighth with its
-    counterparts in the other nodes, along a tree, all-gather in each node."""
+    """Seconds of an all-reduce in three parts: a reduce-scatter in each node, an all-reduce of each GPU's eighth with
+    its counterparts in the other nodes along a tree, and an all-gather in each node."""
     inside = min(gpus, NODE)
     nodes = gpus // inside
     seconds = 2 * (inside - 1) / inside * size / NVLINK + 2 * (inside - 1) * HOP_INSIDE
@@ -84,19 +85,22 @@ def hierarchical(gpus: int, size: float) -> float:
 
 
 def buckets(parameters: int, width: int) -> list[float]:
-    """What DistributedDataParallel sends one after the other: gradients of ``width`` bytes. Buckets are filled with
-    float32, a hook compresses each: it makes them smaller, not fewer."""
+    """Sizes in bytes of the gradient buckets that DistributedDataParallel sends one after the other.
+
+    ``width`` is the number of bytes per gradient. DistributedDataParallel fills buckets with float32; a compression
+    hook makes each bucket smaller, but does not change their number.
+    """
     size = 4 * parameters
     count = math.ceil(size / BUCKET)
     return [part * width / 4 for part in [BUCKET] * (count - 1) + [size - BUCKET * (count - 1)]]
 
 
 class Exchange(NamedTuple):
-    """Of the gradients of a step."""
+    """Time to exchange the gradients of one step, in seconds."""
 
-    seconds: float
-    last: float  # of its last bucket, which backward cannot hide
-    ring: float
+    seconds: float  # all buckets, in three parts
+    last: float  # the last bucket, which backward cannot hide
+    ring: float  # all buckets, one ring
 
 
 def exchange(network: Net, gpus: int, width: int) -> Exchange:
@@ -106,20 +110,20 @@ def exchange(network: Net, gpus: int, width: int) -> Exchange:
 
 
 def efficiency(network: Net, gpus: int, width: int) -> tuple[float, float]:
-    """Share of the time that is compute: nothing overlaps; backward hides all but the last bucket."""
+    """Compute time divided by total time, if nothing overlaps and if backward hides all but the last bucket."""
     found = exchange(network, gpus, width)
     exposed = max(found.last, found.seconds - BACKWARD * network.compute)
     return network.compute / (network.compute + found.seconds), network.compute / (network.compute + exposed)
 
 
 def small(gpus: int) -> float:
-    """Seconds of an all-reduce of a few kilobytes: hops alone."""
+    """Seconds of an all-reduce of a few kilobytes, which is the latency of its hops."""
     inside = min(gpus, NODE)
     return 2 * math.log2(inside) * HOP_INSIDE + 2 * math.log2(gpus // inside) * HOP_OUTSIDE
 
 
 def sync_bytes(network: Net) -> int:
-    """Of all norms: forward 2 C + 1 float64 (sums, squares, count), backward 2 C float32."""
+    """Bytes per step for all norms: 2 C + 1 float64 forward (sums, squares, count), 2 C float32 backward."""
     return sum(8 * (2 * channels + 1) + 4 * 2 * channels for channels in network.norms)
 
 
@@ -230,7 +234,7 @@ TABLES = {
 
 
 def filled(page: str) -> str:
-    """The page with its tables made anew."""
+    """Returns the page with new tables."""
     return fill(page, TABLES, PAGE.name)
 
 

@@ -1,5 +1,7 @@
-"""A sheet of boxes, arrows and text, written as SVG: the same bytes every time. Its paper is white, so that it can be
-read on a dark page, too."""
+"""A sheet of boxes, arrows and text that becomes an SVG file: the same drawing gives the same bytes.
+
+The background is white, so that the drawing is readable on a dark page as well.
+"""
 
 from xml.sax.saxutils import escape
 
@@ -10,7 +12,12 @@ FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
 
 class Sheet:
-    """Coordinates in pixels, y downwards; ``text`` is what a screen reader is told."""
+    """A drawing with coordinates in pixels, y downwards.
+
+    Args:
+        width, height: size of the sheet.
+        title, text: title and description for screen readers.
+    """
 
     def __init__(self, width: int, height: int, title: str, text: str):
         self.width, self.height = width, height
@@ -26,7 +33,7 @@ class Sheet:
         self.add("text", escape(words), x=x, y=y, fill=colour, text_anchor=anchor, **face)
 
     def box(self, x, y, w, h, lines: str | list[str], fill, size=12) -> None:
-        """A filled box around its middle x, from y down."""
+        """Draws a filled box with centre x and upper edge y."""
         self.add("rect", x=x - w / 2, y=y, width=w, height=h, rx=4, fill=fill, stroke=LINE, stroke_width=1)
         lines = [lines] if isinstance(lines, str) else lines
         first = y + h / 2 - (len(lines) - 1) * (size + 3) / 2 + size * 0.36
@@ -38,12 +45,12 @@ class Sheet:
         self.text(x, y + 4.5, words, 13, style="italic" if words.isalpha() else "normal")
 
     def frame(self, x, y, w, h, colour=FUSED, dash="5 3", fill="none") -> None:
-        """A dashed frame, from its left upper corner."""
+        """Draws a dashed frame with upper left corner (x, y)."""
         line = {"stroke": colour, "stroke_width": 1.4, "stroke_dasharray": dash}
         self.add("rect", x=x, y=y, width=w, height=h, rx=7, fill=fill, **line)
 
     def line(self, *points, head=True, colour=LINE) -> None:
-        """Through the points, an arrow at its end."""
+        """Draws a line through the points, with an arrow head at its end."""
         path = "M" + " L".join(f"{x},{y}" for x, y in points)
         arrow = {"marker_end": "url(#head)"} if head else {}
         self.add("path", d=path, fill="none", stroke=colour, stroke_width=1.3, **arrow)

@@ -1,8 +1,8 @@
-"""Writes the tables of docs/models.md: sizes are counted (sewsnn.analysis.count_operations), published accuracies read
-from sewsnn.models.published.
+"""Writes the tables of docs/models.md: sizes from sewsnn.analysis.count_operations, accuracies from
+sewsnn.models.published.
 
 python -m docs.tables            writes them
-python -m docs.tables --check    fails if they are not up to date
+python -m docs.tables --check    exits with an error if they are not up to date
 """
 
 from pathlib import Path
@@ -19,20 +19,20 @@ ORDER = ("sew", "spiking", "plain")
 
 
 def names_of(data: str) -> list[str]:
-    """The networks of a task: SEW, Spiking, plain; small before large."""
+    """Returns the networks for a data set in this order: SEW, Spiking, plain; small before large."""
     names = [name for name in list_models() if (task := task_of(name)) and task.data == data]
     return sorted(names, key=lambda name: (ORDER.index(name.split("_")[0]), len(name), name))
 
 
 def real_layers(found: Operations) -> tuple[str, str]:
-    """What reads numbers and not spikes: the first convolution, whose input is the image, and the classifier, whose is
-    a mean. A test runs the networks and sees that there are no others."""
+    """Returns the names of the two layers that do not read spikes: the first convolution, which reads the image, and
+    the classifier, which reads a mean. A test runs the networks and checks that there are no others."""
     layers = [layer.name for layer in found.layers if layer.macs]
     return layers[0], layers[-1]
 
 
 def spike_fed_macs(found: Operations) -> int:
-    """MACs of one time-step of all other layers."""
+    """Returns the MACs of one time-step of all spike-fed layers."""
     return sum(layer.macs for layer in found.layers if layer.name not in real_layers(found))
 
 
@@ -45,7 +45,7 @@ def billions(count: float) -> str:
 
 
 def sizes(data: str) -> str:
-    """Sizes of a task's networks."""
+    """Returns the table of sizes of the networks for a data set."""
     task = TASKS[data]
     T = max(task.steps, default=4)
     head = (
@@ -82,7 +82,7 @@ def _setting(result: Result) -> str:
 
 
 def accuracies(task: Task) -> list[str]:
-    """Rows of published results: the best epoch, and the last where it is known."""
+    """Returns the rows of published results: the best epoch, and the last epoch where it is known."""
     rows = []
     for name in names_of(task.data):
         for best in published(name, epoch="best"):
@@ -94,7 +94,7 @@ def accuracies(task: Task) -> list[str]:
 
 
 def published_table() -> str:
-    """Every published result."""
+    """Returns the table of all published results."""
     rows = ["| data | network | setting | top-1 accuracy / %, best (/ last epoch) | source |", "|---|---|---|---:|---|"]
     for task in TASKS.values():
         rows += accuracies(task)
@@ -104,7 +104,7 @@ def published_table() -> str:
 
 
 def filled(page: str) -> str:
-    """The page with its tables made anew."""
+    """Returns the page with new tables."""
     tables = {data: lambda data=data: sizes(data) for data in TASKS} | {"published": published_table}
     return fill(page, tables, PAGE.name)
 

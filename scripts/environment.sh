@@ -1,8 +1,9 @@
-# Sourced by quickstart.sh and test.sh: a virtual environment in .venv with torch and this checkout, built and installed
-# in place (Python started here imports the source folder: the library must lie in it).
-#   EXTRA   the extra to install: train or test
-#   PYTHON  the Python to use, 3.10 or newer (default python3)
-#   VENV    where the environment goes (an absolute path; default .venv)
+# Sourced by quickstart.sh and test.sh. Creates a virtual environment in .venv with torch and this checkout. sewsnn is
+# built and installed in place: Python imports the source folder when it starts here, so the library must lie in it.
+#   EXTRA         the extra to install: train or test
+#   PYTHON        the Python to use, 3.10 or newer (default python3)
+#   VENV          folder of the environment, an absolute path (default .venv)
+#   SEWSNN_WHEEL  folder, an absolute path: build a wheel there and install that wheel, as users do, not in place
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -37,4 +38,10 @@ fi
 nvidia-smi -L >/dev/null 2>&1 || export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}"
 pip install --quiet "setuptools>=77" wheel ninja "cmake>=3.18"
 echo "building and installing sewsnn"
-PATH="$VENV/bin:$PATH" pip install --quiet --no-build-isolation -e ".[$EXTRA]"
+if [ -n "${SEWSNN_WHEEL:-}" ]; then
+    rm -rf "$SEWSNN_WHEEL"
+    PATH="$VENV/bin:$PATH" pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$SEWSNN_WHEEL" .
+    pip install --quiet "$(echo "$SEWSNN_WHEEL"/sewsnn-*.whl)[$EXTRA]"
+else
+    PATH="$VENV/bin:$PATH" pip install --quiet --no-build-isolation -e ".[$EXTRA]"
+fi

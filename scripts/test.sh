@@ -1,5 +1,6 @@
 #!/bin/sh
-# Sets up an environment and runs the tests. Arguments go to pytest, e.g. -k layout.
+# Sets up an environment and runs the tests. Arguments go to pytest, e.g. -k layout. SEWSNN_THOROUGH=1 tries more
+# (CONTRIBUTING.md).
 EXTRA=test
 . "$(dirname "$0")/environment.sh"
 "$VENV/bin/sewsnn" info
@@ -21,6 +22,14 @@ if [ -z "${SEWSNN_DALI:-}" ] && [ ! -d "$VENV/dali/nvidia/dali" ]; then
     pip install --quiet --no-deps --target "$VENV/dali" nvidia-dali-cuda120==2.4.0 nvidia-nvimgcodec-cu12==0.9.0.20 \
         astunparse==1.6.3 gast==0.7.0 six==1.17.0 optree==0.20.0 packaging ||
         echo "NVIDIA DALI could not be installed: its tests are skipped" >&2
+fi
+# A wheel is tested in a copy of this checkout in which the installed package takes the place of the source folder.
+if [ -n "${SEWSNN_WHEEL:-}" ]; then
+    mkdir "$SEWSNN_WHEEL/checkout"
+    git ls-files -z | grep -zv '^sewsnn/' | xargs -0 cp --parents -t "$SEWSNN_WHEEL/checkout"
+    ln -s "$(cd / && "$VENV/bin/python" -c 'import pathlib, sewsnn; print(pathlib.Path(sewsnn.__file__).parent)')" \
+        "$SEWSNN_WHEEL/checkout/sewsnn"
+    cd "$SEWSNN_WHEEL/checkout"
 fi
 # Without a GPU, and unless options say what to run: as many tests at a time as there are processors, each with one thread.
 if [ $# -eq 0 ] && ! nvidia-smi -L >/dev/null 2>&1; then

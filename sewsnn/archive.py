@@ -1,8 +1,9 @@
-"""The zip archive that ``torch.save`` writes: all records against their checksums, which ``torch.load`` ignores.
+"""Checks the zip archive that ``torch.save`` writes: compares all records with their checksums, which ``torch.load``
+ignores.
 
-Only what torch's reader makes use of is looked at, and in the way it does: the end of the archive, its directory, of
-each record the header's name and lengths, and the bytes. Whatever else a zip file holds (dates, padding, second copies
-of sizes) changes no value.
+It reads only the parts that torch's reader uses, in the same way: the end of the archive, its directory, the name and
+lengths in the header of each record, and the bytes. The other parts of a zip file (dates, padding, second copies of
+sizes) do not affect any value.
 """
 
 import struct
@@ -11,30 +12,30 @@ from typing import BinaryIO, NamedTuple
 
 _HEAD, _ENTRY, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 _END64, _LOCATOR64 = b"PK\x06\x06", b"PK\x06\x07"
-_FOLDER = 0x10  # among the attributes
+_FOLDER = 0x10  # the attribute of a folder
 _BLOCK = 1 << 22
-_WIDE = 0xFFFFFFFF  # the number stands in a field of 64 bits
+_WIDE = 0xFFFFFFFF  # marks a number that is stored in a 64-bit field instead
 
 
 class Damage(Exception):
-    """The archive is not as it was written; the message says where."""
+    """The archive differs from what was written; the message says where."""
 
 
 class Foreign(Exception):
-    """The archive is not one that ``torch.save`` writes; the message says what is different."""
+    """The archive was not written by ``torch.save``; the message says how it differs."""
 
 
 class _Record(NamedTuple):
     name: bytes
     crc: int
     size: int
-    packed: int  # its size in the file
-    start: int  # of its header
-    how: bytes  # its flags and its method of compression
+    packed: int  # size in the file
+    start: int  # offset of the header
+    how: bytes  # flags and method of compression
 
 
 def is_archive(file: BinaryIO) -> bool:
-    """Whether ``torch.load`` takes the file for one: by its first bytes."""
+    """Returns whether the file begins like a zip archive, as ``torch.load`` tests it."""
     file.seek(0)
     return file.read(len(_HEAD)) == _HEAD
 
@@ -42,11 +43,15 @@ def is_archive(file: BinaryIO) -> bool:
 def check_records(file: BinaryIO) -> bool:
     """Compares all bytes that ``torch.load`` will read with the checksums.
 
+    Args:
+        file: the archive, opened for reading bytes.
+
     Returns:
-        False: there are none, which ``torch.serialization.set_crc32_options(False)`` makes of them.
+        True; False if the archive has no checksums, because it was written with
+        ``torch.serialization.set_crc32_options(False)``.
 
     Raises:
-        Damage: a byte is another than was written, or missing.
+        Damage: a byte differs from what was written, or is missing.
         Foreign: records are compressed or encrypted.
         OSError: the file cannot be read.
     """
@@ -54,21 +59,21 @@ def check_records(file: BinaryIO) -> bool:
     records = _directory(file, size)
     if sum(record.packed for record in records) > size:
         raise Damage("its records are larger than the file")
-    unchecked = not any(record.crc for record in records)  # of bytes that are not there the checksum is 0, too
+    unchecked = not any(record.crc for record in records)  # the checksum of an empty record is 0 as well
     for record in records:
         start = _data(file, record)
         if start + record.size > size:
-            raise Damage(f"record {_text(record.name)} reaches beyond its end")
+            raise Damage(f"record {_text(record.name)} extends beyond the end of the file")
         if not unchecked and _crc(file, start, record.size) != record.crc:
-            raise Damage(f"record {_text(record.name)} has another checksum than was written")
+            raise Damage(f"the bytes of record {_text(record.name)} do not match their checksum")
     return not unchecked
 
 
 def _directory(file: BinaryIO, size: int) -> list[_Record]:
-    """The entries of the directory at the archive's end."""
+    """Returns the entries of the directory at the end of the archive."""
     end = _read(file, size - 22, 22)
     if end[:4] != _END or end[20:] != b"\0\0":
-        raise Damage("it does not end as it must: truncated, or its end is damaged")
+        raise Damage("it is truncated, or the end of the file is damaged")
     count, length, start = struct.unpack("<HII", end[10:20])
     last = size - 22  # where the directory ends
     locator = _read(file, last - 20, 20) if last >= 20 else b""
@@ -76,24 +81,24 @@ def _directory(file: BinaryIO, size: int) -> list[_Record]:
         (last,) = struct.unpack("<Q", locator[8:16])
         end64 = _read(file, last, 56)
         if end64[:4] != _END64:
-            raise Damage("its end is damaged")
+            raise Damage("the end of the file is damaged")
         count, length, start = struct.unpack("<QQQ", end64[32:56])
     if start + length != last:
-        raise Damage("its directory is not where its end says")
+        raise Damage("its directory is not at the recorded position")
     data = _read(file, start, length)
     records, place = [], 0
     while place < length:
         record, place = _entry(data, place)
         records.append(record)
     if len(records) != count:
-        raise Damage(f"its directory has {len(records):,} records, its end says {count:,}")
-    if len({record.name.lower() for record in records}) != count:  # torch finds them so
-        raise Damage("two of its records have one name")
+        raise Damage(f"its directory has {len(records):,} records instead of {count:,}")
+    if len({record.name.lower() for record in records}) != count:  # torch ignores case in names
+        raise Damage("two of its records have the same name")
     return records
 
 
 def _entry(data: bytes, place: int) -> tuple[_Record, int]:
-    """The entry there, and where the next one is."""
+    """Returns the entry at ``place`` and the position of the next one."""
     fixed = data[place : place + 46]
     if len(fixed) < 46 or fixed[:4] != _ENTRY:
         raise Damage("its directory is damaged")
@@ -102,13 +107,13 @@ def _entry(data: bytes, place: int) -> tuple[_Record, int]:
     name = data[place + 46 : place + 46 + names]
     extra = data[place + 46 + names : place + 46 + names + extras]
     packed, size, start = _wide(packed, size, start, extra)
-    if attributes & _FOLDER or name.endswith(b"/"):  # torch's reader would leave the memory of its bytes as it was
-        raise Damage(f"record {_text(name)} is said to be a folder")
+    if attributes & _FOLDER or name.endswith(b"/"):  # torch's reader would leave its memory uninitialised
+        raise Damage(f"record {_text(name)} is marked as a folder")
     return _Record(name, crc, size, packed, start, fixed[8:12]), place + 46 + names + extras + comments
 
 
 def _wide(packed: int, size: int, start: int, extra: bytes) -> tuple[int, int, int]:
-    """Numbers that need more than 32 bits stand in the extra field 1, in this order: size, packed, start."""
+    """Reads numbers that need more than 32 bits from the extra field 1, in this order: size, packed, start."""
     numbers, at = [size, packed, start], 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack("<HH", extra[at : at + 4])
@@ -126,10 +131,10 @@ def _wide(packed: int, size: int, start: int, extra: bytes) -> tuple[int, int, i
 
 
 def _data(file: BinaryIO, record: _Record) -> int:
-    """Where the bytes of a record begin, as its own header says."""
+    """Returns the offset at which the bytes of a record begin, according to its own header."""
     head = _read(file, record.start, 30)
     if head[:4] != _HEAD:
-        raise Damage(f"record {_text(record.name)} is not where its directory says")
+        raise Damage(f"record {_text(record.name)} is not at the position in the directory")
     names, extras = struct.unpack("<HH", head[26:30])
     if _read(file, record.start + 30, names) != record.name or head[6:10] != record.how:
         raise Damage(f"the header of record {_text(record.name)} is damaged")
@@ -148,21 +153,21 @@ def _crc(file: BinaryIO, start: int, size: int) -> int:
     while size:
         got = file.readinto(block[: min(size, _BLOCK)])
         if not got:
-            raise Damage("it ends too early")
+            raise Damage("the file ends too early")
         crc, size = zlib.crc32(block[:got], crc), size - got
     return crc
 
 
 def _read(file: BinaryIO, start: int, size: int) -> bytes:
     if start < 0:
-        raise Damage("it is too short: truncated")
+        raise Damage("the file is too short; it is truncated")
     end = file.seek(0, 2)
     if start + size > end:
         raise Damage("it is truncated, or its directory is damaged")
     file.seek(start)
     data = file.read(size)
     if len(data) != size:
-        raise Damage("it ends too early")
+        raise Damage("the file ends too early")
     return data
 
 

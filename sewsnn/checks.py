@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, what was expected, and what came."""
+"""Checks of arguments. Each error names the argument, the expected value and the value it got."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_number(name: str, value) -> None:
-    """A finite number."""
+    """Raises TypeError or ValueError unless ``value`` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not abs(value) < math.inf:
@@ -22,38 +22,46 @@ def check_number(name: str, value) -> None:
 
 
 def is_finite(value) -> bool:
-    """``math.isfinite``, which does not take the symbol that torch.compile makes of a number that changed."""
+    """``math.isfinite`` for the symbols, too, that torch.compile makes of a number that changed between calls."""
     return abs(value) < math.inf
 
 
 def constants(*values) -> list[float | None]:
-    """Numbers as the kernels take them: floats. While torch.compile traces, a number that changed between calls is a
-    symbol, which no op takes; writing it down fixes it, and each of its values gets a graph."""
+    """Converts numbers to the floats that the ops take; None stays None.
+
+    While torch.compile traces, a number that changed between calls is a symbol, and ops take no symbols. ``repr`` makes
+    the symbol a constant, so torch.compile makes one graph for each value.
+    """
     if torch.compiler.is_compiling():
         return [None if value is None else float(f"{value!r}") for value in values]
     return [None if value is None else float(value) for value in values]
 
 
-_TRACED = ("FakeTensor", "FunctionalTensor")  # by name: importing them takes long
+_TRACED = ("FakeTensor", "FunctionalTensor")  # compared by name, because importing the classes is slow
 
 
 def outlives_its_code(x: Tensor) -> bool:
-    """Whether a tensor made now can be kept: not inside a transform of torch.func or a level of forward-mode
-    differentiation, whose wrappers mean nothing once these have ended, and no tensor of a tracer, which has a shape
-    alone."""
+    """Whether a node may keep a tensor that is made now.
+
+    It may not inside a torch.func transform or forward-mode differentiation, because their tensors become invalid when
+    they end. It may not keep a tensor of a tracer either, which has a shape but no values.
+    """
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     return type(x) is Tensor or type(x).__name__ not in _TRACED
 
 
 def backward_number() -> int:
-    """The number of the backward pass that runs now; -1: none does. What runs inside one is the repetition of a forward
-    by activation checkpointing (``torch.utils.checkpoint``), or a hook."""
+    """The number of the backward pass that is running; -1 if none is.
+
+    Code runs inside a backward pass when activation checkpointing (``torch.utils.checkpoint``) repeats a forward, or in
+    a hook.
+    """
     return torch._C._current_graph_task_id()
 
 
 def check_neuron(v_threshold, v_reset, surrogate_function) -> None:
-    """The arguments all neurons share."""
+    """Checks the arguments that all neurons share."""
     check_number("v_threshold", v_threshold)
     if v_reset is not None:
         check_number("v_reset", v_reset)
@@ -65,14 +73,14 @@ def check_neuron(v_threshold, v_reset, surrogate_function) -> None:
 
 
 def check_tau(tau, name: str = "tau") -> None:
-    """tau of LIF."""
+    """Checks the membrane time constant of LIF: a finite number of at least 1."""
     check_number(name, tau)
     if tau < 1:
         raise ValueError(f"{name} must be at least 1, got {tau}")
 
 
 def check_floating(name: str, x) -> None:
-    """A dense tensor of a dtype there are kernels for."""
+    """Checks that x is a dense tensor of a dtype that the kernels support."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in DTYPES:
@@ -82,13 +90,13 @@ def check_floating(name: str, x) -> None:
 
 
 def _check_dense(name: str, x: Tensor) -> None:
-    """Neither sparse nor nested."""
+    """Checks that x is neither sparse nor nested."""
     if x.is_nested or x.layout != torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got {'a nested one' if x.is_nested else x.layout}")
 
 
 def check_input(x_seq) -> None:
-    """x_seq of every neuron."""
+    """Checks the input ``x_seq`` of a neuron."""
     check_floating("x_seq", x_seq)
     if x_seq.dim() == 0:
         raise ValueError("x_seq must be [T, ...], got a tensor without dimensions")
@@ -96,15 +104,18 @@ def check_input(x_seq) -> None:
         raise ValueError(f"x_seq must have at least one time-step, got T = 0 (shape {list(x_seq.shape)})")
 
 
-_LARGE = 1 << 28  # numbers
+_LARGE = 1 << 28  # elements
 
 
 def check_room(x_seq: Tensor, state: torch.dtype) -> None:
-    """There is memory for a potential per time-step, which the torch backend gathers one by one. Large ones alone are
-    asked: a loop over more time-steps than there is memory for would be killed, hours later.
+    """Checks that memory suffices for one membrane potential per time-step, which the torch backend collects one by
+    one.
+
+    Only large inputs are checked. Without the check, a loop over more time-steps than fit into memory would be killed
+    hours later.
 
     Raises:
-        RuntimeError: there is not.
+        RuntimeError: there is too little memory.
     """
     if torch.compiler.is_compiling() or x_seq.numel() < _LARGE:
         return
@@ -114,7 +125,7 @@ def check_room(x_seq: Tensor, state: torch.dtype) -> None:
 
 
 def check_v(v, x_seq: Tensor) -> None:
-    """The initial potential."""
+    """Checks the initial membrane potential: its shape, dtype, device, and whether autograd can use it."""
     if v is None:
         return
     if not isinstance(v, Tensor):
@@ -143,13 +154,13 @@ def check_v(v, x_seq: Tensor) -> None:
         and not torch.is_inference_mode_enabled()
     ):
         raise ValueError(
-            "v was made in torch.inference_mode() and cannot take part in training: pass v.clone(), or start from rest "
-            "(a node: reset())"
+            "v was made in torch.inference_mode(), and autograd cannot use it in training: pass v.clone(), or start "
+            "from rest (for a node: call reset())"
         )
 
 
 def check_w(w, x_seq: Tensor) -> None:
-    """The parameter of PLIF."""
+    """Checks the parameter of PLIF: one floating-point number on the device of x_seq."""
     if not isinstance(w, Tensor):
         raise TypeError(f"w must be a tensor, got {type(w).__name__}")
     _check_dense("w", w)

@@ -1,4 +1,4 @@
-"""Errors a user can mend: the command line prints them without a traceback."""
+"""Errors that a user can correct. The command line prints them without a traceback."""
 
 import difflib
 import errno
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 _MOST = 80  # characters of a value in a message
 _MOST_OF_A_LINE = 300  # characters of another program's message in ours
 
-# What torch, numpy, Python and the C++ library say when memory ran out, or would have to.
+# Messages of torch, numpy, Python and the C++ library for too little memory, or for a size that no memory can hold.
 _NO_MEMORY = re.compile(
     r"(DefaultCPUAllocator: |sewsnn )(can't allocate|not enough) memory.*|(CUDA|HIP)\b.*out of memory.*|"
     r".*_STATUS_ALLOC_FAILED.*|.*std::bad_alloc.*|Storage size calculation overflowed.*|"
@@ -18,7 +18,7 @@ _NO_MEMORY = re.compile(
 
 
 class UserError(Exception):
-    """A configuration, a file or a folder is not as it must be; the message names it and says what was expected."""
+    """A configuration, a file or a folder is wrong; the message names it and says what was expected."""
 
 
 class ConfigError(UserError):
@@ -26,23 +26,29 @@ class ConfigError(UserError):
 
 
 class SettingError(UserError, ValueError):
-    """An environment variable has a value that means nothing here; raised when sewsnn is imported."""
+    """An environment variable has an invalid value; ``import sewsnn`` raises it."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be read, or belongs to another run."""
+    """A checkpoint cannot be read, or it belongs to another run."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint's own bytes prove that it is damaged: reading it again will not help, an older one may. Of no other
-    error this is known: the disk may be gone, or the memory used up, and the checkpoint be whole."""
+    """A checkpoint is damaged, and its own bytes prove it: reading it again does not help, but an older checkpoint may.
+
+    No other error proves damage: the disk may be gone or the memory used up while the checkpoint is intact.
+    """
 
 
 class DataError(UserError):
-    """A data set's file is missing or is not what it should be; the message names it.
+    """A file of a data set is missing or has the wrong content; the message names it.
+
+    Args:
+        message: the text of the error.
+        path: the file, if the error is about one file. Default None.
 
     Attributes:
-        path: the file, where it is one.
+        path: the file, or None.
     """
 
     def __init__(self, message: str, path: str | None = None):
@@ -51,10 +57,17 @@ class DataError(UserError):
 
 
 class UnreadableError(DataError):
-    """A file cannot be read at all, now. It may be whole, and its disk gone: nobody may leave it out for good.
+    """A file cannot be read now. It may be intact and its disk gone, so no program may drop it from the data set for
+    good.
+
+    Args:
+        message: the text of the error.
+        path: the file. Default None.
+        missing: the folder can be read, but it does not contain the file. Default False.
 
     Attributes:
-        missing: the folder can be read, and there is no such file in it.
+        path: the file, or None.
+        missing: whether the folder can be read and does not contain the file.
     """
 
     def __init__(self, message: str, path: str | None = None, missing: bool = False):
@@ -63,14 +76,23 @@ class UnreadableError(DataError):
 
     @classmethod
     def of(cls, path, error: OSError, what: str = "") -> "UnreadableError":
-        """``cannot read [what] PATH: why``."""
+        """The error with the message ``cannot read [what] PATH: reason``.
+
+        Args:
+            path: the file.
+            error: the operating system's error.
+            what: words before the path. Default: none.
+        """
         missing = isinstance(error, FileNotFoundError)
         return cls(f"cannot read {what}{path}: {error.strerror or error}", str(path), missing)
 
 
 def is_of_the_disk(error: BaseException) -> bool:
-    """Whether a file could not be read for now, rather than that its content makes no sense to a library: those raise
-    OSError as well, without a number, or since they look for a place that no file has."""
+    """Whether an error means that a file cannot be read now, not that a library rejects its content.
+
+    Libraries raise OSError for bad content as well, but without an error number, or with EINVAL when they seek to a
+    position that no file has.
+    """
     return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
 
 
@@ -83,10 +105,10 @@ class _Short(reprlib.Repr):
 
 
 def short(value, most: int = _MOST) -> str:
-    """``repr(value)`` for a message: one line of at most ``most`` characters, the middle replaced by ``...``.
+    """``repr(value)`` for a message: one line of at most ``most`` characters, with ``...`` in place of the middle.
 
-    Only the first few entries of each collection are visited, and only a few levels: a value that refers to itself, or
-    many times to the same one (nested YAML aliases), costs no more than a plain one.
+    It visits only the first few entries of each collection and only a few levels. A value that refers to itself, or
+    many times to the same object (nested YAML aliases), therefore costs no more than a plain value.
     """
     brief = _Short()
     brief.maxlevel, brief.maxother, brief.maxstring, brief.maxlong = 3, most, most, most
@@ -94,15 +116,16 @@ def short(value, most: int = _MOST) -> str:
 
 
 def one_line(text, most: int = _MOST_OF_A_LINE) -> str:
-    """Text of another program (``str(error)``) for a message: one line of at most ``most`` characters, the middle
-    replaced by ``...``."""
+    """The text of another program (``str(error)``) for a message: one line of at most ``most`` characters, with ``...``
+    in place of the middle.
+    """
     text = " ".join(str(text).split())
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 def by_nearness(name, known: Iterable[str]) -> list[str]:
-    """The known names, those that are spelt most like ``name`` first."""
+    """The known names, sorted by similarity to ``name``, the most similar first."""
     name = str(name)[:_MOST].lower()
 
     def likeness(one: str) -> float:
@@ -112,7 +135,7 @@ def by_nearness(name, known: Iterable[str]) -> list[str]:
 
 
 def unknown(what: str, name, known: Iterable[str]) -> str:
-    """``unknown WHAT 'name' (nearest: ...); known: ...`` for a message, the nearest names first."""
+    """``unknown WHAT 'name' (nearest: ...); known: ...`` for a message, with the nearest names first."""
     names = by_nearness(name, known)
     near = difflib.get_close_matches(str(name)[:_MOST], names, n=1)
     hint = f" (nearest: {near[0]!r})" if near else ""
@@ -120,20 +143,23 @@ def unknown(what: str, name, known: Iterable[str]) -> str:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Why memory ran out, in one line, if that is what the error means: torch, numpy, Python and the operating system
-    each have a kind of their own. None: it means something else, a bug perhaps, and must stay what it is."""
+    """The reason in one line if the error means that memory ran out, else None.
+
+    torch, numpy, Python and the operating system each raise an error of their own for that. The caller must not replace
+    an error for which this returns None: it may be a bug.
+    """
     text = str(error)
     if isinstance(error, OSError):
         return error.strerror if error.errno == errno.ENOMEM else None
     if isinstance(error, RuntimeError | MemoryError):
-        for line in text.splitlines():  # an error of a process that loads data comes with its traceback
+        for line in text.splitlines():  # the error of a data loading process contains its traceback
             if found := _NO_MEMORY.search(line):
                 return one_line(found[0])
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; torch is not imported
         return one_line(text.splitlines()[0]) if text else "memory ran out"
     return None
 
 
 def plain(value) -> str:
-    """A name or a path of a file as it is, for a message; anything else, or a very long one, as by :func:`short`."""
+    """A name or a path for a message: unchanged, or by :func:`short` if it is very long or not a string."""
     return value if isinstance(value, str) and len(value) <= _MOST_OF_A_LINE else short(value)

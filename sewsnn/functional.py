@@ -1,7 +1,11 @@
-"""Multi-step neurons as functions: ``[T, ...]`` in, spikes and membrane potential out, all time-steps in one launch.
+"""Multi-step spiking neurons as functions: one kernel launch computes all time-steps.
 
-A neuron starts from rest (``v_reset``, or 0 with soft reset) unless ``v`` is given. ``v`` and ``v_seq`` come back in
-float32 (float64 for float64 input): the state is never rounded to half precision between time-steps.
+Each function takes input ``[T, ...]`` and returns spikes and membrane potential. A neuron starts at rest (``v_reset``,
+or 0 with soft reset) unless you pass ``v``. The returned ``v`` or ``v_seq`` is float32 (float64 for float64 input): the
+state is never rounded to half precision between time-steps.
+
+>>> import torch, sewsnn
+>>> spikes, v = sewsnn.functional.lif_multistep(torch.rand(4, 8, 16), tau=2.0)
 """
 
 import torch
@@ -11,6 +15,7 @@ from sewsnn import checks
 from sewsnn.ops import neuron as native
 from sewsnn.ops import reference
 from sewsnn.ops.load import resolve_backend
+from sewsnn.ops.shapes import check_kinds
 from sewsnn.surrogate import ATan
 
 __all__ = ["if_multistep", "lif_multistep", "plif_multistep", "reset_net", "set_step_mode"]
@@ -29,26 +34,36 @@ def if_multistep(
     store_v_seq: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Integrate-and-fire neuron over all time-steps: ``h = v + x``, ``s = [h >= v_threshold]``, then reset.
+    """Integrate-and-fire neuron over all T time-steps.
+
+        h[t] = v[t-1] + x[t],  s[t] = 1 if h[t] >= v_threshold else 0
+        v[t] = (1 - s[t]) h[t] + s[t] v_reset      hard reset
+        v[t] = h[t] - s[t] v_threshold             soft reset (v_reset is None)
 
     Args:
-        x_seq: ``[T, ...]``, float32, float16, bfloat16 or float64; T >= 1. Any dense order of one time-step
-            (channels_last for instance) and a stride of 0 over T are read without a copy.
-        v: ``[...]`` initial membrane potential, in the dtype of x_seq or of the state. None: at rest.
-        v_threshold: potential from which the neuron fires (equality fires).
-        v_reset: potential after a spike (hard reset); None subtracts ``v_threshold`` instead (soft reset).
-        surrogate_function: derivative of the spike in backward, see :mod:`sewsnn.surrogate`.
-        detach_reset: the spike inside the reset is a constant in backward.
-        store_v_seq: return the potential of every time-step instead of the last.
-        backend: ``"native"`` (compiled), ``"torch"`` (reference), or ``"auto"``: native where it can run.
+        x_seq: input current ``[T, ...]`` with T >= 1, in float32, float16, bfloat16 or float64. The kernels read any
+            dense order of one time-step (channels_last, for example) and a stride of 0 over T without a copy.
+        v: initial membrane potential ``[...]``, in the dtype of x_seq or of the state. Default None: at rest.
+        v_threshold: firing threshold. The neuron fires where h >= v_threshold. Default 1.0.
+        v_reset: membrane potential after a spike and at rest (hard reset). Default 0.0. None: soft reset.
+        surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default ``ATan(2.0)``.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        store_v_seq: return the membrane potential of every time-step instead of the last one. Default False.
+        backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
+            kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
 
     Returns:
-        ``(s_seq, v)`` or, with ``store_v_seq``, ``(s_seq, v_seq)``: ``[T, ...]`` spikes in the dtype of x_seq, and the
-        potential after the reset, ``[...]`` or ``[T, ...]``, in float32 (float64 for float64).
+        ``(s_seq, v)``, or ``(s_seq, v_seq)`` with ``store_v_seq``. ``s_seq [T, ...]`` holds the spikes in the dtype of
+        x_seq. ``v [...]`` or ``v_seq [T, ...]`` is the membrane potential after the reset, in float32 (float64 for
+        float64 input).
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
-        sewsnn.BackendError: the backend asked for cannot run here.
+        sewsnn.BackendError: the backend you asked for cannot run here.
+
+    Example:
+        >>> s_seq, v = if_multistep(torch.rand(4, 8, 16))
+        >>> s_seq, v_seq = if_multistep(torch.rand(4, 8, 16), v, store_v_seq=True)
 
     Source: main paper, section 3.1; supplement, A.1.
     """
@@ -79,15 +94,42 @@ def lif_multistep(
     store_v_seq: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Leaky integrate-and-fire neuron over all time-steps.
+    """Leaky integrate-and-fire neuron over all T time-steps.
 
-    ``h = v + (x - (v - v_reset)) / tau`` with ``decay_input``, else ``h = v - (v - v_reset) / tau + x``.
+        h[t] = v[t-1] + (x[t] - (v[t-1] - v_rest)) / tau      with decay_input
+        h[t] = v[t-1] - (v[t-1] - v_rest) / tau + x[t]        without
+        s[t] = 1 if h[t] >= v_threshold else 0
+        v[t] = (1 - s[t]) h[t] + s[t] v_reset                 hard reset, v_rest = v_reset
+        v[t] = h[t] - s[t] v_threshold                        soft reset (v_reset is None), v_rest = 0
 
     Args:
-        tau: membrane time constant, in time-steps, at least 1.
-        decay_input: the input is divided by tau as well.
+        x_seq: input current ``[T, ...]`` with T >= 1, in float32, float16, bfloat16 or float64. The kernels read any
+            dense order of one time-step (channels_last, for example) and a stride of 0 over T without a copy.
+        v: initial membrane potential ``[...]``, in the dtype of x_seq or of the state. Default None: at rest.
+        tau: membrane time constant in time-steps, at least 1. Default 2.0.
+        decay_input: divide the input by tau as well. Default True.
+        v_threshold: firing threshold. The neuron fires where h >= v_threshold. Default 1.0.
+        v_reset: membrane potential after a spike and at rest (hard reset). Default 0.0. None: soft reset.
+        surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default ``ATan(2.0)``.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        store_v_seq: return the membrane potential of every time-step instead of the last one. Default False.
+        backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
+            kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
 
-    All else as in :func:`if_multistep`. Source: supplement, A.1.
+    Returns:
+        ``(s_seq, v)``, or ``(s_seq, v_seq)`` with ``store_v_seq``. ``s_seq [T, ...]`` holds the spikes in the dtype of
+        x_seq. ``v [...]`` or ``v_seq [T, ...]`` is the membrane potential after the reset, in float32 (float64 for
+        float64 input).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        sewsnn.BackendError: the backend you asked for cannot run here.
+
+    Example:
+        >>> s_seq, v = lif_multistep(torch.rand(4, 8, 16), tau=2.0)
+        >>> s_seq, v_seq = lif_multistep(torch.rand(4, 8, 16), v, store_v_seq=True)
+
+    Source: supplement, A.1.
     """
     checks.check_neuron(v_threshold, v_reset, surrogate_function)
     checks.check_tau(tau)
@@ -119,13 +161,43 @@ def plif_multistep(
     store_v_seq: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Parametric LIF neuron over all time-steps: LIF with ``1 / tau = sigmoid(w)``, w learnt.
+    """Parametric LIF neuron over all T time-steps: a LIF neuron with a learnt leak, ``1 / tau = sigmoid(w)``.
+
+        h[t] = v[t-1] + (x[t] - (v[t-1] - v_rest)) sigmoid(w)      with decay_input
+        h[t] = v[t-1] - (v[t-1] - v_rest) sigmoid(w) + x[t]        without
+        s[t] = 1 if h[t] >= v_threshold else 0
+        v[t] = (1 - s[t]) h[t] + s[t] v_reset                      hard reset, v_rest = v_reset
+        v[t] = h[t] - s[t] v_threshold                             soft reset (v_reset is None), v_rest = 0
 
     Args:
-        w: one number, a floating-point tensor on the device of x_seq. Its gradient is summed over all elements and
-            time-steps in a fixed order: the same number every time.
+        x_seq: input current ``[T, ...]`` with T >= 1, in float32, float16, bfloat16 or float64. The kernels read any
+            dense order of one time-step (channels_last, for example) and a stride of 0 over T without a copy.
+        w: floating-point tensor with one element, on the device of x_seq. Its gradient is summed over all elements and
+            time-steps in a fixed order, so it has the same bits in every run.
+        v: initial membrane potential ``[...]``, in the dtype of x_seq or of the state. Default None: at rest.
+        decay_input: multiply the input by 1 / tau as well. Default True.
+        v_threshold: firing threshold. The neuron fires where h >= v_threshold. Default 1.0.
+        v_reset: membrane potential after a spike and at rest (hard reset). Default 0.0. None: soft reset.
+        surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default ``ATan(2.0)``.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        store_v_seq: return the membrane potential of every time-step instead of the last one. Default False.
+        backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
+            kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
 
-    All else as in :func:`lif_multistep`. Source: supplement, A.1; Fang et al., ICCV 2021 (PLIF).
+    Returns:
+        ``(s_seq, v)``, or ``(s_seq, v_seq)`` with ``store_v_seq``. ``s_seq [T, ...]`` holds the spikes in the dtype of
+        x_seq. ``v [...]`` or ``v_seq [T, ...]`` is the membrane potential after the reset, in float32 (float64 for
+        float64 input).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        sewsnn.BackendError: the backend you asked for cannot run here.
+
+    Example:
+        >>> w = torch.zeros((), requires_grad=True)  # tau = 2
+        >>> s_seq, v = plif_multistep(torch.rand(4, 8, 16), w)
+
+    Source: supplement, A.1; Fang et al., ICCV 2021 (PLIF).
     """
     checks.check_neuron(v_threshold, v_reset, surrogate_function)
     return multistep(
@@ -144,19 +216,35 @@ def plif_multistep(
 
 
 def reset_net(module: nn.Module) -> None:
-    """Puts every neuron in ``module`` back to rest (calls ``reset()`` of every submodule that has one)."""
+    """Puts every neuron in ``module`` back to rest: calls ``reset()`` of each submodule that has this method.
+
+    Args:
+        module: a network or a single node.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_cifar10_net")
+        >>> reset_net(net)
+    """
     for child in module.modules():
         reset = getattr(child, "reset", None)
-        if callable(reset) and not isinstance(reset, nn.Module):  # a layer may be called so
+        if callable(reset) and not isinstance(reset, nn.Module):  # skip a submodule that is named "reset"
             reset()
 
 
 def set_step_mode(module: nn.Module, step_mode: str) -> None:
-    """Sets ``step_mode`` of ``module`` and of every submodule that has one: ``"m"``, all time-steps in one call, or
-    ``"s"``, one a call, with the state kept until :func:`reset_net`.
+    """Sets ``step_mode`` of ``module`` and of each submodule that has this attribute.
+
+    Args:
+        module: a network or a single node.
+        step_mode: ``"m"``: one call computes all T time-steps of ``[T, N, ...]``. ``"s"``: one call computes one
+            time-step ``[N, ...]``, and the neurons keep their state until :func:`reset_net`.
 
     Raises:
-        ValueError: ``step_mode`` is neither.
+        ValueError: ``step_mode`` is neither ``"m"`` nor ``"s"``.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_cifar10_net")
+        >>> set_step_mode(net, "s")
     """
     if step_mode not in ("m", "s"):
         raise ValueError(f"step_mode must be 'm' or 's', got {step_mode!r}")
@@ -180,7 +268,35 @@ def multistep(
     v_mode: int,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
-    """The one way into every neuron; ``v_mode`` as in :mod:`sewsnn.ops.neuron`. Checks the tensors, not the numbers."""
+    """Runs any neuron; the nodes and the three functions above all call it.
+
+    It checks the tensors. The caller has checked the numbers.
+
+    Args:
+        x_seq: input current ``[T, ...]``, float32, float16, bfloat16 or float64.
+        v: initial membrane potential ``[...]``; None: at rest.
+        kind: ``IF``, ``LIF`` or ``PLIF`` of :mod:`sewsnn.ops.neuron`.
+        tau: membrane time constant of LIF in time-steps. Default 2.0.
+        w: parameter of PLIF, one element. Default None.
+        decay_input: LIF and PLIF scale the input by 1 / tau as well. Default True.
+        v_threshold: firing threshold.
+        v_reset: membrane potential after a spike; None: soft reset.
+        surrogate_function: derivative of the spike in backward.
+        detach_reset: treat the spike inside the reset as a constant in backward.
+        v_mode: which membrane potential to return: ``V_NONE``, ``V_FINAL`` or ``V_SEQUENCE`` of
+            :mod:`sewsnn.ops.neuron`.
+        backend: ``"auto"``, ``"native"`` or ``"torch"``; ``"cupy"`` always raises in this version.
+
+    Returns:
+        ``(s_seq, v)``: spikes ``[T, ...]`` in the dtype of x_seq, and None, ``[...]`` or ``[T, ...]`` in float32
+        (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: a tensor or ``backend`` is wrong; the message names it.
+        sewsnn.BackendError: the backend you asked for cannot run here.
+        RuntimeError: ``kind`` is unknown, or the torch backend has too little memory for one membrane potential per
+            time-step.
+    """
     checks.check_input(x_seq)
     checks.check_v(v, x_seq)
     state = reference.state_dtype(x_seq.dtype)
@@ -204,6 +320,7 @@ def multistep(
             detach_reset=detach_reset,
             v_mode=v_mode,
         )
+    check_kinds(kind, surrogate=0)
     checks.check_room(x_seq, state)
     s_seq, v_seq = reference.multistep(
         x_seq,
@@ -218,5 +335,5 @@ def multistep(
     )
     if v_mode == native.V_SEQUENCE:
         return s_seq, v_seq
-    # A copy: a view would keep the potentials of all time-steps, and cannot be detached in place.
+    # A copy: a view would keep the potentials of all time-steps in memory, and torch cannot detach a view in place.
     return s_seq, v_seq[-1].clone() if v_mode == native.V_FINAL else None

@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder: :class:`FolderLock`."""
+"""A lock on a folder, so that only one process writes into it: :class:`FolderLock`."""
 
 import contextlib
 import errno
@@ -17,36 +17,37 @@ from sewsnn.files import make_folder
 
 NAME = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-_ENDING = 10.0  # seconds that what a killed process has started may take to notice it
-_AGAIN = 0.1  # seconds between two looks
-_TRIES = 100  # times that a lock file may vanish between opening and locking it
+_ENDING = 10.0  # seconds that child processes of a killed process may take to exit
+_AGAIN = 0.1  # seconds between two attempts
+_TRIES = 100  # limit of attempts when the lock file vanishes between opening and locking it
 
 
 class FolderLock:
-    """The right to write into a folder, from :meth:`acquire` to :meth:`release`; a context manager.
+    """The exclusive right to write into a folder, from :meth:`acquire` to :meth:`release`. It is a context manager.
 
-    The lock is the operating system's, on the file ``.lock`` in the folder: it ends with the process, however that
-    ends, and processes that this one forks do not have it. Links to the folder lead to the same lock. On a network file
-    system it holds between machines as far as the file system's locks do; where that has none at all, a warning says
-    so, and nothing is locked: a refusal would keep its users from training at all, and a file that stands for the lock
-    would stay when its process is killed.
+    It is a lock of the operating system on the file ``.lock`` in the folder. It ends when the process ends in any way,
+    and forked processes do not inherit it. Links to the folder lead to the same lock. On a network file system it works
+    between machines as far as the locks of the file system do. If the file system has no locks, a warning says so and
+    nothing is locked: an error would prevent training altogether, and a lock file instead would remain when its process
+    is killed.
 
     Args:
-        folder: it is made if it is not there.
-        use: what is done to it, for the message: ``"prepared"``.
+        folder: the folder; it is created if needed.
+        use: what the process does with the folder, for messages, such as ``"prepared"``.
     """
 
     def __init__(self, folder: Path, use: str):
         self.folder, self.use = folder, use
         self._handle: int | None = None
-        self._path = Path(os.path.realpath(folder)) / NAME  # whatever the working directory is at the end
+        self._path = Path(os.path.realpath(folder)) / NAME  # absolute, since the working directory may change
         self._made: list[Path] = []
 
     def acquire(self) -> "FolderLock":
-        """Takes the lock, or refuses at once. Nothing happens where this object has it already.
+        """Takes the lock or raises at once. Does nothing if this object already holds it.
 
         Raises:
-            UserError: another process, or another object of this one, has it; or the folder cannot be written to.
+            UserError: another process, or another object of this process, holds the lock, or the folder cannot be
+                written to.
         """
         if self._handle is not None:
             return self
@@ -62,13 +63,13 @@ class FolderLock:
                     self._handle, handle = handle, None
                     _HELD.add(self)
                     return self
-            except FileNotFoundError:  # the folder went with another process's refusal
+            except FileNotFoundError:  # another process that gave up removed the folder
                 continue
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise UserError(f"cannot write {self.folder / NAME}: {error.strerror or error}") from None
                 warnings.warn(
-                    f"the file system of {self.folder} has no locks: make sure that no other process writes there",
+                    f"the file system of {self.folder} has no locks; make sure that no other process writes there",
                     stacklevel=3,
                 )
                 with contextlib.suppress(OSError):
@@ -77,19 +78,22 @@ class FolderLock:
             finally:
                 if handle is not None:
                     os.close(handle)
-        raise UserError(f"cannot lock {self.folder}: other processes make and remove it all the time")
+        raise UserError(f"cannot lock {self.folder}: other processes keep creating and removing it")
 
     def release(self, unused: bool = False) -> None:
-        """Gives the lock back. ``unused``: nothing was written, so that folders made for it go, too."""
+        """Releases the lock. ``unused=True``: nothing was written, so the folders that :meth:`acquire` created are
+        removed."""
         handle, self._handle = self._handle, None
         if handle is not None:
             _HELD.discard(self)
-            with contextlib.suppress(OSError):  # while it is held: whoever has it open finds out that it is gone
+            with contextlib.suppress(
+                OSError
+            ):  # while the lock is held: a process that has the file open notices that it is gone
                 if _is_at(handle, self._path):
                     os.unlink(self._path)
             os.close(handle)
         if unused:
-            with contextlib.suppress(OSError):  # of one that is not empty
+            with contextlib.suppress(OSError):  # a folder that is not empty
                 for folder in self._made:
                     folder.rmdir()
         self._made = []
@@ -107,40 +111,40 @@ class FolderLock:
             self.release()
 
     def _open(self) -> int:
-        # Not a link's target, which may be anything; a FIFO is not waited for.
+        # Do not follow a link, whose target may be anything, and do not wait for a FIFO.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(self._path, flags, 0o666)
         if stat.S_ISREG(os.fstat(handle).st_mode):
             return handle
         os.close(handle)
-        raise OSError(errno.EINVAL, "it is a FIFO, socket or device, a regular file was expected")
+        raise OSError(errno.EINVAL, "it is a FIFO, socket or device; expected a regular file")
 
     def _lock(self, handle: int) -> None:
         end = time.monotonic() + _ENDING
         while not lock_descriptor(handle, blocking=False):
             holder = _holder(handle)
-            # What a killed process has started may outlive it for a moment, with its files open.
+            # Child processes of a killed process may live a moment longer and keep the lock file open.
             if not _has_ended(holder) or time.monotonic() >= end:
                 raise UserError(self._refusal(holder))
             time.sleep(_AGAIN)
 
     def _sign(self, handle: int) -> None:
-        with contextlib.suppress(OSError):  # of a full disk: only messages need it
+        with contextlib.suppress(OSError):  # the disk is full; only messages use this text
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
 
     def _refusal(self, holder: tuple[int, str] | None) -> str:
         who = f"another process (process {holder[0]} on {holder[1]})" if holder else "another process"
         if holder == (os.getpid(), socket.gethostname()):
-            who = "this process already"
-        return f"{self.folder} is being {self.use} by {who}: wait until it ends, or name another --output"
+            who = "this process itself"
+        return f"{self.folder} is being {self.use} by {who}; wait until it ends or choose another --output"
 
 
 _HELD: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """In a process that was forked: an open handle would keep the lock after this process's parent was killed."""
+    """Closes the lock files in a forked process: an open one would keep the lock after the parent was killed."""
     for lock in list(_HELD):
         os.close(lock._handle)
         lock._handle, lock._made = None, []
@@ -151,12 +155,12 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folders on the way to ``folder`` that are not there, the innermost first."""
+    """Returns ``folder`` and its parents that do not exist, the innermost first."""
     return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether ``path`` is the file that is open: another process may have removed that, and locked a new one."""
+    """Returns whether ``path`` is still the open file: another process may have removed it and locked a new one."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
     except OSError as error:
@@ -166,7 +170,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _holder(handle: int) -> tuple[int, str] | None:
-    """The process that has the lock, if it has said so."""
+    """Returns the process and the machine that hold the lock, if the lock file names them."""
     with contextlib.suppress(OSError, ValueError):
         pid, host = os.pread(handle, 300, 0).decode().split()
         return int(pid), host

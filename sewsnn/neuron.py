@@ -1,8 +1,13 @@
-"""Neurons as modules: IF, LIF and parametric LIF. Keyword names are those of SpikingJelly, defaults those of the paper.
+"""Spiking neuron layers for networks: IF, LIF and parametric LIF (PLIF).
 
-Time is explicit: in multi-step mode (``step_mode="m"``) a node takes ``[T, N, ...]`` and starts from rest at every
-call, unless ``keep_state=True``. In single-step mode (``"s"``) it takes ``[N, ...]`` and carries its potential on until
-``reset()``.
+Keyword names follow SpikingJelly; the defaults are the settings of the SEW ResNet paper.
+
+The time axis is explicit. In multi-step mode (``step_mode="m"``) a node takes ``[T, N, ...]`` and starts at rest in
+every call, unless ``keep_state=True``. In single-step mode (``step_mode="s"``) it takes one time-step ``[N, ...]`` and
+keeps its membrane potential from call to call until ``reset()``.
+
+>>> import torch, sewsnn
+>>> spikes = sewsnn.neuron.LIFNode(tau=2.0)(torch.rand(4, 8, 16))  # [T, N, ...]
 """
 
 import math
@@ -14,7 +19,7 @@ from torch import Tensor, nn
 
 from sewsnn import checks, functional
 from sewsnn.ops import neuron as native
-from sewsnn.ops.load import BACKENDS
+from sewsnn.ops.load import check_backend
 from sewsnn.surrogate import ATan
 
 __all__ = ["BaseNode", "IFNode", "LIFNode", "ParametricLIFNode"]
@@ -45,13 +50,13 @@ def _one_of(*choices: str):
     return checked
 
 
-#: what says where a state is from; not part of a copy
+#: attributes that record where a node's state came from; copies and pickles leave them out
 MARKS = ("_left", "_reset_in", "_given_in")
 
-#: settings that are checked at each assignment. A Parameter in place of a number would never be trained
+#: settings that are checked at each assignment: an nn.Parameter in place of a number would silently never be trained
 _SETTINGS = {
     "step_mode": _one_of("m", "s"),
-    "backend": _one_of(*BACKENDS),
+    "backend": lambda name, value: check_backend(value),
     "tau_grad": _one_of("full", "frozen"),
     "detach_reset": _flag,
     "decay_input": _flag,
@@ -64,25 +69,34 @@ _SETTINGS = {
 
 
 class BaseNode(nn.Module):
-    """What all nodes share.
+    """Base class of :class:`IFNode`, :class:`LIFNode` and :class:`ParametricLIFNode`.
 
     Args:
-        v_threshold: the neuron fires where h >= v_threshold.
-        v_reset: potential after a spike (hard reset); None subtracts v_threshold instead (soft reset).
-        surrogate_function: derivative of the spike in backward (:mod:`sewsnn.surrogate`); None: ``ATan(2.0)``.
-        detach_reset: the spike inside the reset is a constant in backward.
-        step_mode: ``"m"``, input ``[T, N, ...]``, or ``"s"``, input ``[N, ...]``.
-        backend: ``"auto"``, ``"native"`` or ``"torch"``.
-        store_v_seq: keep the potential of every time-step in ``v_seq``.
-        keep_state: start each call from the ``v`` of the last, with its graph. None: in single-step mode only.
-        store_v: leave the final potential in ``v`` (costs writing it). Needed to keep state.
+        v_threshold: firing threshold. The neuron fires where h >= v_threshold. Default 1.0.
+        v_reset: membrane potential after a spike and at rest (hard reset). Default 0.0. None: a spike subtracts
+            v_threshold instead (soft reset), and the neuron rests at 0.
+        surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default None:
+            ``ATan(2.0)``.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        step_mode: ``"m"`` (default) for input ``[T, N, ...]``, or ``"s"`` for one time-step ``[N, ...]`` per call.
+        backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
+            kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
+        store_v_seq: keep the membrane potential of every time-step in ``v_seq``. Default False.
+        keep_state: start each call from the ``v`` of the previous call, with its autograd graph. Default None: only in
+            single-step mode.
+        store_v: write the final membrane potential to ``v`` (one more tensor to write). Default True.
+            ``keep_state=True`` needs it.
 
     Attributes:
-        v: final membrane potential ``[N, ...]`` of the last call, detached unless kept; None at rest.
-        v_seq: ``[T, N, ...]``, detached unless kept, with ``store_v_seq``; else None.
+        v: membrane potential ``[N, ...]`` after the last call, in float32 (float64 for float64 input). It is detached
+            unless the node keeps its state. None at rest.
+        v_seq: membrane potential ``[T, N, ...]`` of the last call if ``store_v_seq``, detached unless the node keeps
+            its state; else None.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the message names it.
+        TypeError: an argument has the wrong type; the message names it.
+        ValueError: an argument has the wrong value; the message names it. A later assignment is checked as well.
+        sewsnn.BackendError: ``backend`` is ``"cupy"``.
     """
 
     kind: int
@@ -126,11 +140,27 @@ class BaseNode(nn.Module):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the next call starts where this one ends."""
+        """Whether the next call starts from the membrane potential at which this call ends."""
         return self.step_mode == "s" if self.keep_state is None else self.keep_state
 
     def forward(self, x: Tensor) -> Tensor:
-        """Spikes of the shape and dtype of x: ``[T, N, ...]``, or ``[N, ...]`` in single-step mode."""
+        """Runs the neurons over the input and returns their spikes.
+
+        Args:
+            x: input current ``[T, N, ...]``, or ``[N, ...]`` in single-step mode; float32, float16, bfloat16 or
+                float64.
+
+        Returns:
+            Spikes (0 or 1), in the shape and dtype of x.
+
+        Raises:
+            TypeError: x, or the state that the node keeps, has the wrong type or dtype.
+            ValueError: x has the wrong shape, or the state that the node keeps does not fit its shape or device: call
+                ``reset()`` first.
+            sewsnn.BackendError: the backend you asked for cannot run here.
+            RuntimeError: the node keeps its state and runs inside a ``torch.func`` transform, or a second time inside
+                backward (activation checkpointing) without a reset.
+        """
         keep = self.keeps_state
         wanted = keep or (self.store_v and not torch.compiler.is_exporting())
         if self.store_v_seq and not torch.compiler.is_exporting():
@@ -156,19 +186,20 @@ class BaseNode(nn.Module):
 
     # ---- a state that is kept, and activation checkpointing
     #
-    # torch.utils.checkpoint runs a forward once more inside backward. A node that went on from its state would then
-    # start where the forward ended: its gradients would be wrong. Inside backward it starts from rest after a reset()
-    # there, from a v that was assigned there, or from where a call inside the same backward ended; else it refuses.
+    # torch.utils.checkpoint runs each forward a second time, inside backward. A node that keeps its state would then
+    # start from the potential at which the first run ended, and its gradients would be wrong. Inside backward a node
+    # therefore accepts three starting points: rest, after a reset() inside this backward; a v that was assigned inside
+    # it; the end of an earlier call inside it. In every other case it raises.
 
     def _kept_v(self) -> Tensor | None:
-        """The state to start from."""
+        """The state to start from; None: at rest."""
         v = self.v
         if torch.compiler.is_compiling():
             return v
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
-                "a node that keeps its state cannot run inside torch.func's transforms, which end with their tensors: "
-                "use keep_state=False, or sewsnn.functional with v passed and returned"
+                "a node that keeps its state cannot run inside a torch.func transform, because tensors made there are "
+                "invalid after it: use keep_state=False, or call sewsnn.functional, which takes and returns v"
             )
         self._check_repetition(v)
         if v is not None and v.is_inference() and not torch.is_inference_mode_enabled():
@@ -176,7 +207,7 @@ class BaseNode(nn.Module):
         return v
 
     def _check_repetition(self, v) -> None:
-        """Raises RuntimeError where a forward is repeated inside backward from another state than it had."""
+        """Raises RuntimeError where backward repeats a forward from another state than the forward started from."""
         number = checks.backward_number()
         if number == -1:
             return
@@ -184,35 +215,42 @@ class BaseNode(nn.Module):
             right = self.__dict__.get("_reset_in") == number
         elif self._was_left(v):
             right = self.__dict__["_left"][0] == number
-        else:  # assigned, which has to be done again, too
+        else:  # assigned by the user, who has to assign it again inside backward
             right = self.__dict__.get("_given_in") == number
         if not right:
             raise RuntimeError(
-                f"{type(self).__name__} keeps its state and runs once more inside backward (activation checkpointing, "
-                "torch.utils.checkpoint): it would not start from where the forward did, and gradients would be wrong. "
-                "Call reset() of the node, or reset_net(net), or assign v at the beginning of the checkpointed function"
+                f"{type(self).__name__} keeps its state and runs a second time inside backward (activation "
+                "checkpointing, torch.utils.checkpoint): it would start from another potential than the forward did, "
+                "and gradients would be wrong. Call reset() of the node, call reset_net(net) or assign v at the "
+                "beginning of the checkpointed function"
             )
 
     def _remember(self, v) -> None:
-        """In which backward pass, if in one, a state was left. It is not kept alive for that."""
+        """Records in which backward pass (-1: in none) a call left the state v; it holds v weakly."""
         self.__dict__["_left"] = (checks.backward_number(), weakref.ref(v) if isinstance(v, Tensor) else None)
 
     def _was_left(self, v: Tensor) -> bool:
-        """Whether a call left this state, rather than somebody assigned it."""
+        """Whether a call left this state; False if the user assigned it."""
         left = self.__dict__.get("_left", (None, None))[1]
         return left is not None and left() is v
 
     def _follow(self, old, new) -> None:
-        """The state has become another tensor, and was left where it was."""
+        """Keeps the record of :meth:`_remember` when the state becomes another tensor with the same values."""
         if isinstance(old, Tensor) and self._was_left(old):
             self.__dict__["_left"] = (self.__dict__["_left"][0], weakref.ref(new))
 
     def _note_reset(self) -> None:
+        """Records in which backward pass (-1: in none) the node was reset."""
         self.__dict__.pop("_left", None)
         self.__dict__["_reset_in"] = checks.backward_number()
 
     def settings(self) -> dict:
-        """The neuron and its backend, as :func:`sewsnn.functional.multistep` takes them."""
+        """The node's settings as the keyword arguments of :func:`sewsnn.functional.multistep`.
+
+        Returns:
+            A dictionary with ``kind``, ``v_threshold``, ``v_reset``, ``surrogate_function``, ``detach_reset``,
+            ``backend`` and the entries of :meth:`charge_arguments`.
+        """
         return {
             "kind": self.kind,
             "v_threshold": self.v_threshold,
@@ -224,35 +262,50 @@ class BaseNode(nn.Module):
         }
 
     def can_be_fused(self) -> bool:
-        """Whether :meth:`settings` say all about the next call, so that an op of several layers may stand for it."""
+        """Whether a fused op may stand for the next call of this node.
+
+        Returns:
+            True if :meth:`settings` describe the next call completely: multi-step mode, no kept state, no
+            ``store_v_seq``, and the class does not override ``forward`` or ``__call__``.
+        """
         known = type(self).forward is _FORWARD and type(self).__call__ is nn.Module.__call__
         return known and self.step_mode == "m" and not self.keeps_state and not self.store_v_seq
 
     def set_final_v(self, v: Tensor, graph_lost: bool) -> None:
-        """What such an op leaves: ``v [N, ...]``, without a graph; ``graph_lost``: a kept state would have one."""
+        """Stores the final membrane potential that a fused op computed in place of this node.
+
+        Args:
+            v: membrane potential ``[N, ...]`` after the last time-step, without an autograd graph.
+            graph_lost: True if v would have had a graph outside the fused op. These nodes ignore it; nodes converted
+                from SpikingJelly raise when backward reaches such a v.
+        """
         if torch.compiler.is_compiling() or checks.outlives_its_code(v):
             self.v = v
             self.v_seq = None
 
     def charge_arguments(self) -> dict:
-        """What the class adds to the neuron's settings: ``tau`` or ``w``, and ``decay_input``."""
+        """The keyword arguments that a subclass adds to :meth:`settings`.
+
+        Returns:
+            An empty dictionary for IF, ``tau`` and ``decay_input`` for LIF, ``w`` and ``decay_input`` for PLIF.
+        """
         return {}
 
     def reset(self) -> None:
-        """Back to rest."""
+        """Puts the neurons back to rest: ``v`` and ``v_seq`` become None."""
         self.v = None
         self.v_seq = None
         self._note_reset()
 
     def detach(self) -> None:
-        """Cuts the kept state from the graph of the calls before (truncated back-propagation through time)."""
+        """Detaches the kept state from the graph of earlier calls (truncated back-propagation through time)."""
         old = self.v
         self.v = None if old is None else old.detach()
         self.v_seq = None if self.v_seq is None else self.v_seq.detach()
         self._follow(old, self.v)
 
     def _apply(self, fn, recurse=True):
-        # The state first: what cannot be converted leaves the parameters as they were.
+        # Convert the state first: if that fails, the parameters are still unchanged.
         old, states = self.v, [None if state is None else fn(state) for state in (self.v, self.v_seq)]
         super()._apply(fn, recurse)
         self.v, self.v_seq = states
@@ -275,23 +328,83 @@ class BaseNode(nn.Module):
         )
 
 
-_FORWARD = BaseNode.forward  # what an op computes, whatever is put in its place later
+_FORWARD = BaseNode.forward  # the forward that a fused op computes, even if someone replaces the method later
 
 
 class IFNode(BaseNode):
-    """Integrate-and-fire: ``h = v + x``. See :class:`BaseNode`, :func:`sewsnn.functional.if_multistep`."""
+    """Integrate-and-fire neuron.
+
+        h = v + x,  s = 1 if h >= v_threshold else 0,  then the reset: v = v_reset where s = 1
+
+    Args:
+        v_threshold: firing threshold. The neuron fires where h >= v_threshold. Default 1.0.
+        v_reset: membrane potential after a spike and at rest (hard reset). Default 0.0. None: soft reset,
+            v = h - s v_threshold, and the neuron rests at 0.
+        surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default None:
+            ``ATan(2.0)``.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        step_mode: ``"m"`` (default) for input ``[T, N, ...]``, or ``"s"`` for one time-step ``[N, ...]`` per call.
+        backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
+            kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
+        store_v_seq: keep the membrane potential of every time-step in ``v_seq``. Default False.
+        keep_state: start each call from the ``v`` of the previous call, with its autograd graph. Default None: only in
+            single-step mode.
+        store_v: write the final membrane potential to ``v``. Default True. ``keep_state=True`` needs it.
+
+    A call returns spikes in the shape and dtype of the input; ``v`` and ``v_seq`` hold the membrane potential in
+    float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        sewsnn.BackendError: ``backend`` is ``"cupy"``.
+
+    Example:
+        >>> node = IFNode(v_threshold=1.0)
+        >>> spikes = node(torch.rand(4, 8, 16))  # [T, N, ...] -> 0 or 1, [T, N, ...]
+
+    Source: main paper, section 3.1; supplement, A.1.
+    """
 
     kind = native.IF
 
 
 class LIFNode(BaseNode):
-    """Leaky integrate-and-fire: ``h = v + (x - (v - v_reset)) / tau``; without ``decay_input`` x is not divided by tau.
+    """Leaky integrate-and-fire neuron.
+
+        h = v + (x - (v - v_rest)) / tau      with decay_input
+        h = v - (v - v_rest) / tau + x        without
+
+    v_rest is v_reset, or 0 with soft reset. Then s = 1 if h >= v_threshold else 0, and the reset.
 
     Args:
-        tau: membrane time constant, at least 1.
-        decay_input: see above.
+        tau: membrane time constant in time-steps, at least 1. Default 2.0.
+        decay_input: divide the input by tau as well. Default True.
+        v_threshold: firing threshold. The neuron fires where h >= v_threshold. Default 1.0.
+        v_reset: membrane potential after a spike and at rest (hard reset). Default 0.0. None: soft reset,
+            v = h - s v_threshold, and the neuron rests at 0.
+        surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default None:
+            ``ATan(2.0)``.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        step_mode: ``"m"`` (default) for input ``[T, N, ...]``, or ``"s"`` for one time-step ``[N, ...]`` per call.
+        backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
+            kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
+        store_v_seq: keep the membrane potential of every time-step in ``v_seq``. Default False.
+        keep_state: start each call from the ``v`` of the previous call, with its autograd graph. Default None: only in
+            single-step mode.
+        store_v: write the final membrane potential to ``v``. Default True. ``keep_state=True`` needs it.
 
-    The rest as in :class:`BaseNode`; :func:`sewsnn.functional.lif_multistep` has the formulas.
+    A call returns spikes in the shape and dtype of the input; ``v`` and ``v_seq`` hold the membrane potential in
+    float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        sewsnn.BackendError: ``backend`` is ``"cupy"``.
+
+    Example:
+        >>> node = LIFNode(tau=2.0)
+        >>> spikes = node(torch.rand(4, 8, 16))  # [T, N, ...] -> 0 or 1, [T, N, ...]
+
+    Source: supplement, A.1.
     """
 
     kind = native.LIF
@@ -310,15 +423,49 @@ class LIFNode(BaseNode):
 
 
 class ParametricLIFNode(BaseNode):
-    """LIF whose tau is learnt: ``1 / tau = sigmoid(w)``, one scalar parameter ``w``.
+    """Parametric LIF (PLIF) neuron: a LIF neuron that learns its time constant, ``1 / tau = sigmoid(w)``.
+
+        h = v + (x - (v - v_rest)) sigmoid(w)      with decay_input
+        h = v - (v - v_rest) sigmoid(w) + x        without
+
+    v_rest is v_reset, or 0 with soft reset. Then s = 1 if h >= v_threshold else 0, and the reset.
 
     Args:
-        init_tau: tau to begin with, above 1; ``w = -log(init_tau - 1)``.
-        decay_input: as in :class:`LIFNode`.
-        tau_grad: ``"full"``, or ``"frozen"`` for no gradient of w: the authors' published PLIF networks were trained
-            with an almost frozen tau (their kernel kept one thread block's share of the gradient).
+        init_tau: initial membrane time constant in time-steps, above 1. Default 2.0. It sets w to
+            ``-log(init_tau - 1)``.
+        decay_input: multiply the input by 1 / tau as well. Default True.
+        v_threshold: firing threshold. The neuron fires where h >= v_threshold. Default 1.0.
+        v_reset: membrane potential after a spike and at rest (hard reset). Default 0.0. None: soft reset,
+            v = h - s v_threshold, and the neuron rests at 0.
+        surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default None:
+            ``ATan(2.0)``.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        step_mode: ``"m"`` (default) for input ``[T, N, ...]``, or ``"s"`` for one time-step ``[N, ...]`` per call.
+        backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
+            kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
+        store_v_seq: keep the membrane potential of every time-step in ``v_seq``. Default False.
+        keep_state: start each call from the ``v`` of the previous call, with its autograd graph. Default None: only in
+            single-step mode.
+        store_v: write the final membrane potential to ``v``. Default True. ``keep_state=True`` needs it.
+        tau_grad: ``"full"`` (default) trains w; ``"frozen"`` gives w no gradient. The authors trained their published
+            PLIF networks with an almost frozen tau, because their kernel kept only one thread block's share of the
+            gradient.
 
-    The rest as in :class:`BaseNode`; :func:`sewsnn.functional.plif_multistep` has the formulas.
+    Attributes:
+        w: the scalar parameter, shape ``[]``.
+
+    A call returns spikes in the shape and dtype of the input; ``v`` and ``v_seq`` hold the membrane potential in
+    float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        sewsnn.BackendError: ``backend`` is ``"cupy"``.
+
+    Example:
+        >>> node = ParametricLIFNode(init_tau=2.0)
+        >>> spikes = node(torch.rand(4, 8, 16))  # [T, N, ...] -> 0 or 1, [T, N, ...]
+
+    Source: supplement, A.1; Fang et al., ICCV 2021 (PLIF).
     """
 
     kind = native.PLIF
@@ -334,7 +481,7 @@ class ParametricLIFNode(BaseNode):
 
     @property
     def tau(self) -> float:
-        """The membrane time constant as it is now."""
+        """The current membrane time constant in time-steps, ``1 / sigmoid(w)``."""
         return 1 / float(self.w.detach().sigmoid())
 
     def charge_arguments(self):

@@ -1,5 +1,5 @@
-"""Bars on stderr and lines on stdout: how far something is, and how many images a second it takes. What cannot be shown
-(the terminal is closed, the reader gone, the disk of a log full) does not end work of hours."""
+"""Progress bars on stderr and lines on stdout, with speed in images per second. Output that cannot be written (the
+terminal is closed, the reader is gone, the disk of a log is full) does not abort a run."""
 
 import contextlib
 import os
@@ -10,18 +10,18 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 from tqdm import tqdm
 
-_INTERVAL = 0.5  # seconds between two drawings
+_INTERVAL = 0.5  # seconds between two updates of a bar
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}, {speed}{postfix}]"
 
 
 class _Lossy:
-    """stderr, which loses what it cannot write."""
+    """A stream that drops output that it cannot write."""
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
             self._stream.write(text)
 
     def flush(self) -> None:
@@ -31,14 +31,14 @@ class _Lossy:
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
 
-    def __eq__(self, other):  # tqdm asks whether it is stderr itself
+    def __eq__(self, other):  # tqdm compares its stream with stderr
         return self._stream is other or self is other
 
     __hash__ = object.__hash__
 
 
 class Bar(tqdm):
-    """``tqdm`` on a stderr that may be lost, or not be there; ``quiet``: nothing is shown."""
+    """A ``tqdm`` bar on stderr, which may be missing or broken. ``quiet=True`` shows nothing."""
 
     def __init__(self, *, quiet: bool = False, **options):
         stream = sys.stderr and _Lossy(sys.stderr)
@@ -46,11 +46,11 @@ class Bar(tqdm):
 
     @staticmethod
     def status_printer(file):
-        return tqdm.status_printer(_Lossy(file))  # of stderr itself it would flush what can be lost
+        return tqdm.status_printer(_Lossy(file))  # tqdm would otherwise flush stderr itself, which can fail
 
 
 def say(text: str) -> None:
-    """A line on stdout, above the bars; lost where it cannot be written."""
+    """Prints a line on stdout above the bars; drops it if it cannot be written."""
     with contextlib.suppress(OSError, ValueError):
         tqdm.write(text, file=sys.stdout)
         if sys.stdout is not None:
@@ -58,13 +58,14 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """A line on stderr; lost where it cannot be written."""
+    """Prints a line on stderr; drops it if it cannot be written."""
     if sys.stderr is not None:
         print(text, file=_Lossy(sys.stderr), flush=True)
 
 
 def let_go_of_lost() -> None:
-    """A stream that cannot be written to any more is let go of; Python would end with an error for what is in it."""
+    """Replaces an output stream that cannot be written to by /dev/null; otherwise Python would exit with an error for
+    its buffered text."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
@@ -75,13 +76,13 @@ def let_go_of_lost() -> None:
 
 
 class Progress(Bar):
-    """A bar of steps that also shows images per second; it goes away when it is closed.
+    """A bar of steps that also shows images per second. It disappears when it is closed.
 
     Args:
-        title: what is being done.
-        steps: how many steps there are.
-        done: steps that were done before.
-        quiet: nothing is shown.
+        title: text before the bar.
+        steps: total number of steps.
+        done: number of steps done earlier (default 0).
+        quiet: show nothing (default False).
     """
 
     def __init__(self, title: str, steps: int, *, done: int = 0, quiet: bool = False):
@@ -97,13 +98,13 @@ class Progress(Bar):
         )
 
     def add(self, images: int) -> None:
-        """A step is done, in which so many images were computed."""
+        """Counts one step in which ``images`` images were processed."""
         self.images += images
         self.update()
 
     def next(self, title: str, images: int) -> None:
-        """A stage is done, in which so many images were computed; that with the title begins. The speed that is shown
-        is that of the last stage which computed any."""
+        """Ends a stage in which ``images`` images were processed, and starts the stage ``title``. The bar shows the
+        speed of the last stage that processed any."""
         now = time.perf_counter()
         if images:
             self._of_stage = images / max(now - self._since, 1e-9)
@@ -122,7 +123,8 @@ class Progress(Bar):
 def watched(
     batches: Iterable[tuple[Tensor, Tensor]], title: str, steps: int, quiet: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches ``(x, labels)`` as they are, with a bar; a batch counts as done when the next one is asked for."""
+    """Yields the batches ``(x, labels)`` unchanged and shows a bar. A batch counts as done when the next one is
+    requested."""
     with Progress(title, steps, quiet=quiet) as bar:
         for x, y in batches:
             yield x, y
@@ -130,7 +132,7 @@ def watched(
 
 
 def time_left(seconds: float) -> str:
-    """``40 s``, ``5 min``, ``2 h 05 min`` or ``3 d 04 h``."""
+    """Formats seconds as ``40 s``, ``5 min``, ``2 h 05 min`` or ``3 d 04 h``."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,11 +1,16 @@
-"""Surrogate gradients: the derivative backward uses for the spike s = Heaviside(x), x = h - v_threshold.
+"""Surrogate gradients: the derivative that backward uses for the spike s = Heaviside(x) with x = h - v_threshold.
 
-Each class is callable (the spike, whose gradient is the surrogate), and has ``gradient(x)``, the surrogate, and
-``primitive(x)``, a smooth function with that derivative. The compiled kernels hold the same formulas
-(``csrc/neurons/surrogate.h``) under the numbers in ``kind``. The paper's are :class:`ATan`, :class:`Rectangular`,
-:class:`Constant` (supplement, Table S3) and :class:`UnitATan` (A.5).
+Every surrogate is a callable object. A call returns the spike, and autograd uses the surrogate as its derivative.
+``gradient(x)`` returns the surrogate sigma'(x); ``primitive(x)`` returns a smooth function sigma(x) with that
+derivative. The compiled kernels contain the same formulas (``csrc/neurons/surrogate.h``); ``kind`` is a formula's
+number there. The paper uses :class:`ATan`, :class:`Rectangular`, :class:`Constant` (supplement, Table S3) and
+:class:`UnitATan` (A.5).
 
-To try one of your own, derive from :class:`Surrogate` and write ``gradient``; it runs on the torch backend.
+To use a surrogate of your own, derive a class from :class:`Surrogate` and write ``gradient``. It runs on the torch
+backend.
+
+>>> import torch, sewsnn
+>>> node = sewsnn.neuron.IFNode(surrogate_function=sewsnn.surrogate.Sigmoid(alpha=4.0))
 """
 
 import math
@@ -33,7 +38,7 @@ __all__ = [
 
 
 class _Spike(torch.autograd.Function):
-    """Heaviside forward (x >= 0 fires, NaN does not), ``surrogate.gradient`` backward."""
+    """Heaviside step in forward (x >= 0 fires, NaN does not), ``surrogate.gradient`` in backward."""
 
     generate_vmap_rule = True
     jvp = staticmethod(no_forward_mode)
@@ -53,27 +58,44 @@ class _Spike(torch.autograd.Function):
         return grad * ctx.surrogate.gradient(x), None
 
 
-_METHODS = ("gradient", "__call__")  # what the kernels have a form of
+class _TracedSpike(_Spike):
+    """:class:`_Spike` for torch.compile, which cannot trace a ``jvp`` and refuses forward mode itself."""
+
+    jvp = torch.autograd.Function.jvp
+
+
+_METHODS = ("gradient", "__call__")  # the methods that the kernels replace with their own formulas
 
 
 class Surrogate:
-    """Base of the surrogates. ``parameter`` is the one number each has; it must be positive and finite. The name the
-    constructor has for it (``alpha``, ``width``, ...) reads it, too. It stays what it is, since several nodes may share
-    one surrogate: another number is another surrogate, ``node.surrogate_function = ATan(alpha=4)``.
+    """Base class of the surrogate gradients. Each has one positive, finite parameter.
+
+    You can read the parameter as ``parameter`` and under the name that the constructor of the subclass uses (``alpha``,
+    ``width``, ...). You cannot change it, because several nodes may share one surrogate: assign a new surrogate
+    instead, ``node.surrogate_function = ATan(alpha=4)``.
+
+    Args:
+        parameter: positive, finite number. Default 1.0.
 
     Raises:
-        TypeError, ValueError: the parameter is not a positive, finite number.
-        AttributeError: the parameter is assigned.
+        TypeError: the parameter is not a number.
+        ValueError: the parameter is not positive and finite.
+        AttributeError: you assign to the parameter of a surrogate that has a compiled form.
+
+    Example (your own surrogate, which runs on the torch backend):
+        >>> class Gauss(Surrogate):
+        ...     def gradient(self, x): return (-self.parameter * x * x).exp()
+        >>> spikes = Gauss(2.0)(torch.randn(4))
     """
 
-    kind: ClassVar[int | None] = None  #: number of the compiled form; None: there is none
+    kind: ClassVar[int | None] = None  #: number of the formula in the compiled kernels; None: they have no formula
     parameter_name: ClassVar[str] = "alpha"
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         place = {name: next(i for i, c in enumerate(cls.__mro__) if name in vars(c)) for name in ("kind", *_METHODS)}
         if any(place[name] < place["kind"] for name in _METHODS):
-            cls.kind = None  # the kernels have the formula of a class that this one is derived from
+            cls.kind = None  # the class overrides a method, so the formula that the kernels have is not its own
 
     def __init__(self, parameter: float = 1.0):
         name = f"{type(self).__name__}: {self.parameter_name}"
@@ -88,27 +110,56 @@ class Surrogate:
             if name in ("parameter", self.parameter_name):
                 new = f"{type(self).__name__}({self.parameter_name}=...)"
                 raise AttributeError(
-                    f"{name} of {self!r} cannot be changed, nodes may share it: assign a new one, {new}"
+                    f"{name} of {self!r} cannot be changed, because nodes may share it: assign a new one, {new}"
                 )
             if name in _METHODS:
-                raise AttributeError(f"{name} of {self!r} cannot be changed: derive a class with a {name} of its own")
+                raise AttributeError(
+                    f"{name} of {self!r} cannot be changed: derive a class and override {name} in that class"
+                )
         super().__setattr__(name, value)
 
-    def __getattr__(self, name: str):  # asked for what is nowhere else
+    def __getattr__(self, name: str):  # Python calls it only for attributes it does not find elsewhere
         if name == self.parameter_name and "parameter" in self.__dict__:
             return self.parameter
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """1 where x >= 0, else 0; its gradient is :meth:`gradient`."""
-        return _Spike.apply(x, self)
+        """The spike: 1 where x >= 0, else 0. Its derivative in backward is :meth:`gradient`.
+
+        Args:
+            x: h - v_threshold, any shape.
+
+        Returns:
+            Spikes in the shape and dtype of x.
+        """
+        return (_TracedSpike if torch.compiler.is_compiling() else _Spike).apply(x, self)
 
     def gradient(self, x: torch.Tensor) -> torch.Tensor:
-        """The surrogate sigma'(x)."""
+        """The surrogate gradient sigma'(x).
+
+        Args:
+            x: h - v_threshold, any shape.
+
+        Returns:
+            sigma'(x) in the shape of x.
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define gradient(x)")
 
     def primitive(self, x: torch.Tensor) -> torch.Tensor:
-        """A function whose derivative is :meth:`gradient`, 1/2 at x = 0."""
+        """The smooth function sigma(x) whose derivative is :meth:`gradient`, with sigma(0) = 1/2.
+
+        Args:
+            x: h - v_threshold, any shape.
+
+        Returns:
+            sigma(x) in the shape of x.
+
+        Raises:
+            NotImplementedError: the subclass does not define it.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define primitive(x)")
 
     def __eq__(self, other):
@@ -122,7 +173,20 @@ class Surrogate:
 
 
 class ATan(Surrogate):
-    """sigma'(x) = alpha / (2 (1 + (pi alpha x / 2)^2)); the paper's, with alpha = 2 (Table S3: ArcTan)."""
+    """Arctangent surrogate: sigma'(x) = alpha / (2 (1 + (pi alpha x / 2)^2)).
+
+    The paper uses it with alpha = 2 (supplement, Table S3: ArcTan).
+
+    Args:
+        alpha: steepness, positive and finite. sigma'(0) = alpha / 2. Default 2.0.
+
+    Raises:
+        TypeError, ValueError: alpha is not a positive, finite number.
+
+    Example:
+        >>> surrogate = ATan(alpha=2.0)
+        >>> slope = surrogate.gradient(torch.zeros(1))  # 1.0
+    """
 
     kind = 0
 
@@ -138,7 +202,16 @@ class ATan(Surrogate):
 
 
 class Rectangular(Surrogate):
-    """sigma'(x) = 1 / width for |x| < width / 2, else 0 (Table S3, with width = 1)."""
+    """Rectangular surrogate: sigma'(x) = 1 / width for |x| < width / 2, else 0.
+
+    The paper uses it with width = 1 (supplement, Table S3).
+
+    Args:
+        width: width of the rectangle, positive and finite. Default 1.0.
+
+    Raises:
+        TypeError, ValueError: width is not a positive, finite number.
+    """
 
     kind = 1
     parameter_name = "width"
@@ -154,7 +227,16 @@ class Rectangular(Surrogate):
 
 
 class Constant(Surrogate):
-    """sigma'(x) = value (Table S3, with value = 1)."""
+    """Constant surrogate: sigma'(x) = value for all x.
+
+    The paper uses it with value = 1 (supplement, Table S3).
+
+    Args:
+        value: the constant, positive and finite. Default 1.0.
+
+    Raises:
+        TypeError, ValueError: value is not a positive, finite number.
+    """
 
     kind = 2
     parameter_name = "value"
@@ -170,7 +252,14 @@ class Constant(Surrogate):
 
 
 class Sigmoid(Surrogate):
-    """sigma'(x) = alpha p (1 - p), p = 1 / (1 + exp(-alpha x))."""
+    """Sigmoid surrogate: sigma'(x) = alpha s (1 - s) with s = 1 / (1 + exp(-alpha x)).
+
+    Args:
+        alpha: steepness, positive and finite. sigma'(0) = alpha / 4. Default 4.0.
+
+    Raises:
+        TypeError, ValueError: alpha is not a positive, finite number.
+    """
 
     kind = 3
 
@@ -186,7 +275,14 @@ class Sigmoid(Surrogate):
 
 
 class PiecewiseQuadratic(Surrogate):
-    """sigma'(x) = max(0, alpha - alpha^2 |x|)."""
+    """Triangular surrogate (its primitive is piecewise quadratic): sigma'(x) = max(0, alpha - alpha^2 |x|).
+
+    Args:
+        alpha: height of the triangle, positive and finite. Its half width is 1 / alpha. Default 1.0.
+
+    Raises:
+        TypeError, ValueError: alpha is not a positive, finite number.
+    """
 
     kind = 4
 
@@ -202,7 +298,14 @@ class PiecewiseQuadratic(Surrogate):
 
 
 class PiecewiseExp(Surrogate):
-    """sigma'(x) = alpha / 2 exp(-alpha |x|)."""
+    """Exponential surrogate: sigma'(x) = alpha / 2 exp(-alpha |x|).
+
+    Args:
+        alpha: decay rate, positive and finite. sigma'(0) = alpha / 2. Default 1.0.
+
+    Raises:
+        TypeError, ValueError: alpha is not a positive, finite number.
+    """
 
     kind = 5
 
@@ -218,7 +321,14 @@ class PiecewiseExp(Surrogate):
 
 
 class SoftSign(Surrogate):
-    """sigma'(x) = 1 / (2 alpha (1 / alpha + |x|)^2)."""
+    """Soft-sign surrogate: sigma'(x) = 1 / (2 alpha (1 / alpha + |x|)^2).
+
+    Args:
+        alpha: steepness, positive and finite. sigma'(0) = alpha / 2. Default 2.0.
+
+    Raises:
+        TypeError, ValueError: alpha is not a positive, finite number.
+    """
 
     kind = 6
 
@@ -235,7 +345,14 @@ class SoftSign(Surrogate):
 
 
 class SuperSpike(Surrogate):
-    """sigma'(x) = alpha / (1 + |x|)^2."""
+    """SuperSpike surrogate: sigma'(x) = alpha / (1 + |x|)^2.
+
+    Args:
+        alpha: height at x = 0, positive and finite. Default 1.0.
+
+    Raises:
+        TypeError, ValueError: alpha is not a positive, finite number.
+    """
 
     kind = 7
 
@@ -251,7 +368,14 @@ class SuperSpike(Surrogate):
 
 
 class Erf(Surrogate):
-    """sigma'(x) = alpha / sqrt(pi) exp(-(alpha x)^2)."""
+    """Gaussian surrogate (its primitive is the error function): sigma'(x) = alpha / sqrt(pi) exp(-(alpha x)^2).
+
+    Args:
+        alpha: steepness, positive and finite. sigma'(0) = alpha / sqrt(pi). Default 2.0.
+
+    Raises:
+        TypeError, ValueError: alpha is not a positive, finite number.
+    """
 
     kind = 8
 
@@ -267,10 +391,20 @@ class Erf(Surrogate):
 
 
 class UnitATan(Surrogate):
-    """sigma'(x) = (1 + (pi at)^2) / (1 + (pi x)^2), which is 1 at x = at and x = -at.
+    """Arctangent surrogate that is 1 at x = at and x = -at: sigma'(x) = (1 + (pi at)^2) / (1 + (pi x)^2).
 
-    With at = 1/2 and v_threshold = 1/2, Theta' is 1 for an input of 0 and for an input of 1: the 0/1-gradient
-    experiment of the supplement (A.5), where sigma'(x) = (1 + pi^2 / 4) / (1 + (pi x)^2).
+    With at = 1/2 and v_threshold = 1/2, the derivative of the spike is 1 for an input of 0 and for an input of 1. This
+    is the 0/1-gradient experiment of the supplement (A.5), where sigma'(x) = (1 + pi^2 / 4) / (1 + (pi x)^2).
+
+    Args:
+        at: distance from the threshold at which sigma' is 1, positive and finite. Default 0.5.
+
+    Raises:
+        TypeError, ValueError: at is not a positive, finite number.
+
+    Example:
+        >>> surrogate = UnitATan(at=0.5)
+        >>> slope = surrogate.gradient(torch.tensor([-0.5, 0.5]))  # 1.0, 1.0
     """
 
     kind = 9

@@ -1,5 +1,7 @@
 """Running one neuron on two backends, and comparing what comes out."""
 
+import itertools
+
 import torch
 
 from sewsnn import functional
@@ -92,3 +94,20 @@ def compare(name, x, backend="native", **settings):
         bound = 64 * EPS[torch.float32 if x.dtype != torch.float64 else x.dtype] * x.numel() ** 0.5
         torch.testing.assert_close(grads[-1], grads_ref[-1], rtol=bound, atol=bound * float(x.numel()) ** 0.5)
     return s, v, grads
+
+
+def pairwise(*choices):
+    """Few combinations of the choices, among which every two choices of two different options meet.
+
+    >>> len(pairwise((0, 1), (0, 1), (0, 1)))  # 4 of 8
+    4
+    """
+    everything = list(itertools.product(*choices))
+    pairs = list(itertools.combinations(range(len(choices)), 2))
+    missing = {(i, j, row[i], row[j]) for row in everything for i, j in pairs}
+    chosen = []
+    while missing:
+        best = max(everything, key=lambda row: sum((i, j, row[i], row[j]) in missing for i, j in pairs))
+        missing -= {(i, j, best[i], best[j]) for i, j in pairs}
+        chosen.append(best)
+    return chosen

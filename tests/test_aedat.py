@@ -72,27 +72,27 @@ START3, START2 = len(HEADER3), len(HEADER2)
     [
         (b"", "the first line must be #!AER-DAT3.1", 0),
         (b"#", "the first line must be", 0),
-        (HEADER2 + bytes(8), r"the first line must be #!AER-DAT3.1, the file begins with b'#!AER-DAT2.0'", 0),
-        (HEADER3[:20], "a header line does not end", 14),
-        (HEADER3[:-2], "a header line does not end", START3 - 14),
-        (HEADER3[:-14] + packet(EVENTS), "the header ends without its last line", START3 - 14),
+        (HEADER2 + bytes(8), r"the first line must be #!AER-DAT3.1, but the file begins with b'#!AER-DAT2.0'", 0),
+        (HEADER3[:20], "a header line has no end", 14),
+        (HEADER3[:-2], "a header line has no end", START3 - 14),
+        (HEADER3[:-14] + packet(EVENTS), "the header ends without the line", START3 - 14),
         (HEADER3.replace(b"RAW\r\n", b"RAW\x00\n"), "control characters", 14),
-        (aedat3(packet(EVENTS)[:27]), "27 bytes are left, a packet's header has 28", START3),
-        (aedat3(packet(EVENTS)[:-1]), "a packet of 4 events of 8 bytes, 31 bytes are left", START3),
-        (aedat3(packet(EVENTS), packet(EVENTS)[:-8]), "a packet of 4 events", START3 + 60),
-        (aedat3(packet([], number=2**31 - 1, valid=0)), "a packet of 2,147,483,647 events", START3),
-        (aedat3(packet(EVENTS, kind=-1)), "no packet's header: type -1", START3),
-        (aedat3(packet(EVENTS, size=0)), "no packet's header", START3),
-        (aedat3(packet(EVENTS, size=-8)), "no packet's header", START3),
-        (aedat3(packet([], kind=2, size=8, at=8)), "no packet's header", START3),
-        (aedat3(packet(EVENTS, overflow=-1)), "no packet's header.*overflow -1", START3),
-        (aedat3(packet([], capacity=-1)), "no packet's header", START3),
-        (aedat3(packet(EVENTS, size=12)), "polarity events of 12 bytes", START3),
-        (aedat3(packet(EVENTS, capacity=3)), "4 valid of 4 events in a packet for 3", START3),
+        (aedat3(packet(EVENTS)[:27]), "27 bytes are left, but a packet header has 28", START3),
+        (aedat3(packet(EVENTS)[:-1]), "a packet has 4 events of 8 bytes, but 31 bytes are left", START3),
+        (aedat3(packet(EVENTS), packet(EVENTS)[:-8]), "a packet has 4 events", START3 + 60),
+        (aedat3(packet([], number=2**31 - 1, valid=0)), "a packet has 2,147,483,647 events", START3),
+        (aedat3(packet(EVENTS, kind=-1)), "not a packet header: type -1", START3),
+        (aedat3(packet(EVENTS, size=0)), "not a packet header", START3),
+        (aedat3(packet(EVENTS, size=-8)), "not a packet header", START3),
+        (aedat3(packet([], kind=2, size=8, at=8)), "not a packet header", START3),
+        (aedat3(packet(EVENTS, overflow=-1)), "not a packet header.*overflow -1", START3),
+        (aedat3(packet([], capacity=-1)), "not a packet header", START3),
+        (aedat3(packet(EVENTS, size=12)), "polarity events have 12 bytes", START3),
+        (aedat3(packet(EVENTS, capacity=3)), "a packet with 4 valid of 4 events has a capacity of 3", START3),
         (aedat3(packet(EVENTS, valid=5)), "5 valid of 4 events", START3),
-        (aedat3(packet(EVENTS, valid=3)), "4 events are marked as valid, the packet says 3", START3 + 28),
-        (aedat3(packet(EVENTS, number=3, capacity=4, valid=3)), "a packet has more than its 3 events", START3 + 52),
-        (aedat3(packet([(1, 128, 0, 1)])), "x is 128, the sensor is 128 pixels wide", START3 + 28),
+        (aedat3(packet(EVENTS, valid=3)), "4 events are marked as valid, but the packet declares 3", START3 + 28),
+        (aedat3(packet(EVENTS, number=3, capacity=4, valid=3)), "a packet has data after its 3 events", START3 + 52),
+        (aedat3(packet([(1, 128, 0, 1)])), "x is 128, but the sensor is 128 pixels wide", START3 + 28),
         (aedat3(packet(EVENTS), packet([(901, 0, 0, 0), (902, 0, 4095, 1)])), "y is 4095", START3 + 60 + 36),
         (aedat3(packet([(-5, 0, 0, 0)])), "timestamp 0xfffffffb is negative", START3 + 28),
         (
@@ -113,9 +113,9 @@ def test_damaged_aedat3_is_refused(write, data, message, offset):
     "data, message, offset",
     [
         (HEADER3, "the first line must be #!AER-DAT2.0", 0),
-        (aedat2(EVENTS)[:-3], "5 bytes are left, a record has 8", START2 + 24),
-        (HEADER2[:-5], "a header line does not end", HEADER2.rindex(b"#")),
-        (aedat2([*EVENTS, (901, 1 << 16)]), "address 0x10000; a DVS128's has 16 bits", START2 + 32),
+        (aedat2(EVENTS)[:-3], "5 bytes are left, but a record has 8", START2 + 24),
+        (HEADER2[:-5], "a header line has no end", HEADER2.rindex(b"#")),
+        (aedat2([*EVENTS, (901, 1 << 16)]), "address 0x10000 has more than the 16 bits", START2 + 32),
         (
             aedat2([*EVENTS[2:3], (10**6, 1 << 15), (10**5, 1, 2, 1), (9, 5, 4, 0)]),
             "goes back from 100000",
@@ -138,7 +138,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         with open(tmp_path / "huge", "wb") as file:
             file.write(HEADER3)
             file.truncate(2**31 + 1)
-        with pytest.raises(DataError, match="has 2,147,483,649 bytes; recordings of more than 2 GiB are not read"):
+        with pytest.raises(DataError, match="has 2,147,483,649 bytes; recordings of more than 2 GiB are not supported"):
             read(tmp_path / "huge")
 
 

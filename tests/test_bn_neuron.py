@@ -6,6 +6,7 @@ from bn_cases import CONNECTIONS, NODES, Case, by_op, compare, norm
 from cases import EPS, current
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thorough import examples
 
 from sewsnn import surrogate
 from sewsnn.layers import bn_neuron
@@ -133,7 +134,7 @@ def cases(draw):
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(60))
 @given(cases())
 def test_everything_at_once(case):
     """Any shape, order of memory, dtype, norm, neuron and connection."""

@@ -52,7 +52,7 @@ def test_averaged_model():
 
 def test_which_container_must_be_said():
     states = {"student": resnet().state_dict(), "teacher": scrambled(resnet()).state_dict(), "epoch": 1}
-    with pytest.raises(CheckpointError, match="which of 'student', 'teacher' is meant, container must say"):
+    with pytest.raises(CheckpointError, match="choose one of 'student', 'teacher' with container"):
         loaded(states)
     assert_same_entries(loaded(states, container="teacher")[1], states["teacher"])
     with pytest.raises(CheckpointError, match="state dict has no tensors by name under 'epoch': it has student, teach"):
@@ -127,10 +127,10 @@ def test_constants_of_surrogate_functions_are_left_out(prefix, tmp_path, capsys)
         report, state = loaded(path)
         assert report.complete and report.unexpected == ()
         assert report.constants == (f"layer1.0.sn1.surrogate_function.{name}",)
-        assert f"left out, settings of surrogate functions: {report.constants[0]}" in str(report)
+        assert f"not loaded, settings of surrogate functions: {report.constants[0]}" in str(report)
         assert_same_entries(state, model.state_dict())
         words = ["convert-checkpoint", str(path), str(tmp_path / "out.pth"), "--to", "torchvision", "--force"]
-        assert main(words) == 0 and "left out, settings" in capsys.readouterr().out
+        assert main(words) == 0 and "not loaded, settings" in capsys.readouterr().out
         assert_same_entries(torch.load(tmp_path / "out.pth")["model"], model.state_dict())
     for value in (torch.ones(2), "text"):
         added = {f"{prefix}sn1.surrogate_function.alpha": value}
@@ -190,7 +190,7 @@ def test_damaged_safetensors(content, tmp_path):
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"c\.safetensors") as error:
         loaded(path)
-    assert ("there is no" if content is None else "not a readable checkpoint") in str(error.value)
+    assert ("does not exist" if content is None else "not a readable checkpoint") in str(error.value)
 
 
 def test_safetensors_is_missing(tmp_path, monkeypatch):

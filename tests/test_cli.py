@@ -32,7 +32,7 @@ def test_models(capsys):
     assert main(["models", "sew_7b_net"]) == 0
     table = capsys.readouterr().out
     assert "layer1.conv" in table and "130,426" in table.splitlines()[-1] and "T = 16" in table
-    for name, message in (("sew_resnet", "has no size of its own"), ("resnet", "is unknown; see sewsnn models")):
+    for name, message in (("sew_resnet", "has no fixed size"), ("resnet", "is unknown; see sewsnn models")):
         assert main(["models", name]) == 1
         assert message in capsys.readouterr().err
 
@@ -46,7 +46,7 @@ def test_library_knows_its_sources():
 def test_another_library(tmp_path):
     code = "from sewsnn.ops import load; print(load.LIBRARY, load.NATIVE_ERROR, load.NATIVE_DEVICES)"
     copy = shutil.copy(LIBRARY, tmp_path / "elsewhere.so")
-    for path, expected in ((copy, f"{copy} None ('cpu'"), (tmp_path / "none.so", "none.so, which is not there ()")):
+    for path, expected in ((copy, f"{copy} None ('cpu'"), (tmp_path / "none.so", "but there is no such file ()")):
         env = os.environ | {"SEWSNN_LIBRARY": str(path)}
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert expected in done.stdout

@@ -28,6 +28,22 @@ def values(module, x):
     return [s.detach(), x.grad, *(p.grad.clone() for p in module.parameters())]
 
 
+class Triangle(surrogate.Surrogate):
+    def gradient(self, x):
+        return (1 - x.abs()).clamp(min=0)
+
+
+@pytest.mark.parametrize("settings", [{"surrogate_function": Triangle()}, {"backend": "torch"}], ids=["own", "torch"])
+@pytest.mark.filterwarnings("ignore::sewsnn.ops.load.BackendWarning")
+def test_compile_fullgraph_of_the_reference(settings, device):
+    """A surrogate that has no compiled form, and the torch backend."""
+    module = neuron.LIFNode(**settings).to(device)
+    x = current((4, 2, 8), device=device)
+    expected = values(module, x)
+    for a, b in zip(values(torch.compile(module, fullgraph=True, backend="aot_eager"), x), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("settings", [{}, {"v_reset": None, "store_v_seq": True}], ids=["default", "soft, v_seq"])
 @pytest.mark.parametrize("node", NODES.values(), ids=NODES.keys())
 def test_compile_fullgraph(node, settings, device):

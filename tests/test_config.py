@@ -67,8 +67,8 @@ def test_shipped_configurations_load(path):
         ("seed: 9223372036854775808", "seed must be at most 9223372036854775807, got 9223372036854775808"),
         ("optimizer: {lr: .inf}", "optimizer.lr must be finite, got inf"),
         ("optimizer: {lr: .nan}", "optimizer.lr must be at least 0, got nan"),
-        ("data: {T_train: 5}", "data.T_train must be at most model.T, 4, got 5"),
-        ("model: {name: sew_resnet}", "model.blocks and model.widths are needed"),
+        ("data: {T_train: 5}", "data.T_train must be at most model.T .4., got 5"),
+        ("model: {name: sew_resnet}", "model.blocks and model.widths must be set"),
         ("model: {name: sew_resnet, blocks: [1, 1], widths: [4]}", "one entry per stage"),
     ],
 )
@@ -108,7 +108,9 @@ def test_a_section_that_may_be_null(tmp_path):
     assert from_dict(config.to_dict()) == config
     given = write(tmp_path, "model: {last_neuron: {surrogate: UnitATan}}")
     assert load(given).model.last_neuron.surrogate == "UnitATan"
-    with pytest.raises(ConfigError, match=r"--tau could be any of model\.neuron\.tau, model\.last_neuron\.tau"):
+    with pytest.raises(
+        ConfigError, match=r"--tau is ambiguous: it matches model\.neuron\.tau, model\.last_neuron\.tau"
+    ):
         load(given, {"tau": "4"})
     with pytest.raises(ConfigError, match=r"unknown key 'model\.last_neuron\.tua'"):
         load(write(tmp_path, "model: {last_neuron: {tua: 3}}"))
@@ -144,11 +146,11 @@ def test_surrogates_keep_their_own_default(tmp_path, name):
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "null", "seed: 3\nmodel: {T: 2}"])
 def test_a_configuration_names_its_data_set_and_its_model(tmp_path, text):
     path = write(tmp_path, text)
-    with pytest.raises(ConfigError, match=r"c\.yaml does not say data\.name and model\.name: .*digits"):
+    with pytest.raises(ConfigError, match=r"c\.yaml does not set data\.name and model\.name: .*digits"):
         load_config(path)
-    with pytest.raises(ConfigError, match=r"does not say model\.name"):
+    with pytest.raises(ConfigError, match=r"does not set model\.name"):
         load_config(path, {"data.name": "digits"})
-    with pytest.raises(ConfigError, match=r"does not say data\.name"):
+    with pytest.raises(ConfigError, match=r"does not set data\.name"):
         load_config(path, {"model": "{name: sew_resnet18}"})
     assert load(path).model.name == "sew_resnet18"
 
@@ -212,18 +214,18 @@ def test_every_number_has_a_limit(tmp_path):
         ({"blocks": str([1] * 99), "widths": str([8] * 99)}, "model.blocks must have at most 16 entries, got 99"),
         (
             {"schedule.name": "step", "gamma": "10", "step_size": "1", "epochs": "999"},
-            "schedule.gamma makes the learning rate",
+            "schedule.gamma multiplies the learning rate",
         ),
-        ({"schedule.final": "1e20", "lr": "1e20"}, "schedule.final makes the learning rate"),
-        ({"optimizer.name": "adamw", "weight_decay": "1e20", "lr": "1e20"}, "optimizer.weight_decay 1e.20 times the"),
+        ({"schedule.final": "1e20", "lr": "1e20"}, "schedule.final multiplies the learning rate"),
+        ({"optimizer.name": "adamw", "weight_decay": "1e20", "lr": "1e20"}, "optimizer.weight_decay .1e.20. times the"),
         ({"name": "a" * 300}, "name must be printable text of 1 to 255 bytes"),
-        ({"name": ""}, "--name is given nothing"),
+        ({"name": ""}, "--name has an empty value"),
         ({"name": ".."}, "name must be printable text"),
         ({"name": "\udcff"}, "name must be printable text"),
         ({"output": "a" * 300}, r"output must be a path of at most .* \(300 bytes, 300 in its longest name\)"),
-        ({"output": ""}, "--output is given nothing .null says: none"),
-        ({"v_reset": ""}, "--model.neuron.v_reset is given nothing"),
-        ({"stem": " "}, "--model.stem is given nothing"),
+        ({"output": ""}, "--output has an empty value; write null"),
+        ({"v_reset": ""}, "--model.neuron.v_reset has an empty value"),
+        ({"stem": " "}, "--model.stem has an empty value"),
         ({"output": "\udcff"}, "output must be a path in UTF-8"),
         ({"data.root": "a/" * 3000}, "data.root must be a path of at most 4,000 bytes"),
         ({"model.weights": "a\0b"}, "model.weights must be text without a NUL character"),
@@ -245,7 +247,7 @@ def test_unknown_names_say_which_there_are_the_nearest_first(tmp_path):
         load_config(write(tmp_path, text))
     with pytest.raises(ConfigError, match=r"model.connect_f must be one of 'IAND', 'AND', 'ADD', got 'iand'"):
         load(write(tmp_path, ""), {"connect_f": "iand"})
-    with pytest.raises(ConfigError, match=r"unknown key 'optimizer.lr'; in a file lr stands below optimizer:"):
+    with pytest.raises(ConfigError, match=r"unknown key 'optimizer.lr'; in a file, write lr below optimizer:"):
         load_config(write(tmp_path, "optimizer.lr: 0.1"))
 
 
@@ -262,7 +264,7 @@ def test_whole_sections_on_the_command_line(tmp_path):
             {"neuron": "{tua: 3}"},
             r"unknown key 'model\.neuron\.tua'; the nearest is 'model\.neuron\.tau'",
         ),
-        ({"neuron": "{tau: 3, tau: 4}"}, "the key 'tau' stands twice"),
+        ({"neuron": "{tau: 3, tau: 4}"}, "the key 'tau' occurs twice"),
         ({"neuron": "{tau: 3}", "model.neuron.tau": "4"}, "--neuron and --model.neuron.tau both set"),
         ({"lr": "1", "optimizer.lr": "1"}, "--lr and --optimizer.lr both set optimizer.lr"),
         ({"neurn": "null"}, "unknown key 'neurn'; the nearest is"),

@@ -115,7 +115,7 @@ def test_the_source_stays(source, tmp_path, capsys):
     os.link(source, tmp_path / "link.pt")
     for out in (source, tmp_path / "." / "in.pt", tmp_path / "link.pt"):
         words = [source, out, "--to", "torchvision", "--model", "sew_resnet", "--force"]
-        assert "is the file to be converted: it must be written to another" in error_of(words, capsys)
+        assert "is the file to convert: write the result to another file" in error_of(words, capsys)
     assert source.read_bytes() == before
 
 
@@ -126,7 +126,7 @@ def test_the_source_stays(source, tmp_path, capsys):
             ["--to", "pytorch", "--model", "sew_resnet"],
             "'sewsnn', 'torchvision', 'authors', 'containers', got 'pytorch'",
         ),
-        (["--to", "torchvision"], r"in\.pt does not say which model it is of: --model must be one of plain_7b_net, "),
+        (["--to", "torchvision"], r"in\.pt does not name its model: --model must be one of plain_7b_net, "),
         (
             ["--to", "torchvision", "--model", "sew_resnet19"],
             r"unknown model 'sew_resnet19' \(nearest: 'sew_resnet18'\)",
@@ -149,7 +149,7 @@ def test_what_makes_no_sense(words, message, source, tmp_path, capsys):
 def test_event_net_has_no_torchvision_form(tmp_path, capsys):
     models.save_checkpoint(models.create_model("sew_7b_net"), tmp_path / "in.pt")
     words = [tmp_path / "in.pt", tmp_path / "out.pt", "--to", "torchvision", "--model", "sew_7b_net"]
-    assert "dialect 'torchvision' has no form of PooledNet" in error_of(words, capsys)
+    assert "dialect 'torchvision' has no names for PooledNet" in error_of(words, capsys)
     words[-1] = "sew_resnet"
     assert f"{tmp_path / 'in.pt'} is not of a ResNet: it has no layer1.0.conv1" in error_of(words, capsys)
 
@@ -166,7 +166,7 @@ def test_args_of_another_model_are_said(tmp_path, capsys):
     state = models.to_dialect(models.create_model("sew_7b_net"), "authors")
     torch.save({"model": state, "args": argparse.Namespace(model="SEWResNet")}, tmp_path / "in.pth")
     words = [tmp_path / "in.pth", tmp_path / "out.pth", "--to", "sewsnn"]
-    assert "is of a model it calls 'SEWResNet': --model must be one of" in error_of(words, capsys)
+    assert "names the unknown model 'SEWResNet': --model must be one of" in error_of(words, capsys)
 
 
 def test_bad_files(source, tmp_path, capsys):

@@ -3,16 +3,16 @@
 import pytest
 import torch
 from cases import current, run
-from devices import cuda_param
 
 from sewsnn import functional
 
+pytestmark = pytest.mark.cuda  # conftest.py leaves the file out without a CUDA device
 NEURONS = {"if": {}, "lif": {"tau": 3.0}, "plif": {}}
 every_neuron = pytest.mark.parametrize("name", NEURONS)
 
 
-@pytest.fixture(params=[cuda_param], autouse=True)
-def _on_cuda(request):
+@pytest.fixture(autouse=True)
+def _on_cuda():
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -136,3 +136,12 @@ def test_more_elements_than_32_bits_count():
         s_few.backward(few.detach())
         assert torch.equal(s[:, part], s_few) and torch.equal(v[part], v_few)
         assert torch.equal(leaf.grad[:, part], few.grad)
+
+
+@pytest.mark.parametrize("name", ["v", "leak", "x"])
+def test_tensors_of_two_devices(name):
+    """The dispatcher runs the CUDA op for any tensor on a GPU: it does not read the others' memory."""
+    tensors = {"x": torch.rand(2, 8), "v": torch.zeros(8), "leak": torch.tensor(0.5)}
+    tensors[name] = tensors[name].to("cuda")
+    with pytest.raises(RuntimeError, match="device of"):
+        torch.ops.sewsnn.neuron_forward(*tensors.values(), 0, 2.0, True, 1.0, 0.0, 0, 2.0, True, 1, True)

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from devices import cuda_param
 from torch import nn
 
 from sewsnn import layers, models, neuron
 
+pytestmark = pytest.mark.cuda  # conftest.py leaves the file out without a CUDA device
 
-@pytest.fixture(params=[cuda_param], autouse=True)
-def _on_cuda(request):
+
+@pytest.fixture(autouse=True)
+def _on_cuda():
     yield
     torch.cuda.set_sync_debug_mode("default")
 

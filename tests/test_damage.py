@@ -128,7 +128,7 @@ def test_every_command_refuses_damage(run, tmp_path, capsys):
         ["train", small_run.CONFIG, "--output", folder, *small_run.WORDS, "--resume"],
     ):
         err = error_of(words, capsys)
-        assert f"{bad} is not a readable checkpoint" in err and "another checksum" in err
+        assert f"{bad} is not a readable checkpoint" in err and "do not match their checksum" in err
     assert small_run.names(tmp_path) == ["run"]
     assert before == {name: (folder / name).read_bytes() for name in before}
 
@@ -143,7 +143,7 @@ def test_auto_takes_the_next_older_one_and_says_so(run, tmp_path, capsys):
     status, out, err = small_run.resume(folder, "--resume=auto", capsys)
     assert status == 0, err
     assert f"{folder / CHECKPOINT} is not a readable checkpoint" in out and "resumed at epoch 2" in out
-    assert "going on from checkpoint-0001.pt instead" in out
+    assert "continuing from checkpoint-0001.pt instead" in out
     assert torch.equal(checkpoint.load(folder / CHECKPOINT)["model"]["fc.weight"], weight)
 
 
@@ -161,14 +161,16 @@ def test_files_without_checksums_are_said(run, tmp_path, capsys):
     assert read_tensors(tmp_path / "ours.pt").note == ""
     for name in ("none.pt", "old.pt"):
         found, note = checkpoint.read(tmp_path / name)
-        assert same(found, content) and note == f"{tmp_path / name} carries no checksums: damage in it cannot be seen"
+        assert (
+            same(found, content) and note == f"{tmp_path / name} has no checksums, so damage in it cannot be detected"
+        )
         capsys.readouterr()
         assert main(["eval", str(run), "--weights", str(tmp_path / name)]) == 0
         assert capsys.readouterr().err.startswith(f"sewsnn: note: {note}\n")
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     shutil.copy(tmp_path / "none.pt", folder / CHECKPOINT)
-    assert "carries no checksums" in small_run.resume(folder, "--resume", capsys)[1]
+    assert "has no checksums" in small_run.resume(folder, "--resume", capsys)[1]
 
 
 def test_archives_that_torch_does_not_write(tmp_path):
@@ -188,9 +190,9 @@ def test_archives_that_torch_does_not_write(tmp_path):
     entry = data.index(b"PK\1\2")
     for place, value, words in (
         (entry + 20, struct.pack("<II", 2**31, 2**31), "larger than the file"),
-        (entry + 38, struct.pack("<I", 0x10), "is said to be a folder"),
+        (entry + 38, struct.pack("<I", 0x10), "is marked as a folder"),
         (entry + 42, struct.pack("<I", 2**31), "truncated, or its directory is damaged"),
-        (len(data) - 2, b"\1\0", "does not end as it must"),
+        (len(data) - 2, b"\1\0", "the end of the file is damaged"),
     ):
         (tmp_path / "c.pt").write_bytes(data[:place] + value + data[place + len(value) :])
         with pytest.raises(DamagedError, match=words):
@@ -224,7 +226,7 @@ def test_no_damaged_safetensors_file_of_ours_is_read(tmp_path):
     path.write_bytes(data)
     assert safetensors.read(path).note == "" and same(dict(sorted(package.load(data).items())), state)
     path.write_bytes(package.save(state))
-    assert same(safetensors.read(path).content, state) and "carries no checksums" in safetensors.read(path).note
+    assert same(safetensors.read(path).content, state) and "has no checksums" in safetensors.read(path).note
 
 
 def entry(name, shape, start, end, dtype="F32"):

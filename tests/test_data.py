@@ -72,7 +72,7 @@ def test_shifts_move_all_channels():
     "damage, message",
     [
         (lambda p: p.unlink(), "cannot read .*data_batch_2.bin: No such file"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"data_batch_2.bin has 36,875 bytes, which is no multiple"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"data_batch_2.bin has 36,875 bytes; expected a multiple"),
         (lambda p: p.write_bytes(b""), "data_batch_2.bin has 0 bytes"),
         (lambda p: p.write_bytes(p.read_bytes()[:RECORD] + b"\x0a" + bytes(RECORD - 1)), "label 10 at offset 3,073"),
     ],
@@ -86,11 +86,13 @@ def test_damaged_files_are_named(cifar_folder, damage, message):
 def test_what_is_missing_is_said(cifar_folder):
     with pytest.raises(DataError, match=r"data\.root must name the folder"):
         create_data("cifar10", batch_size=5, seed=0)
-    with pytest.raises(DataError, match=r"data\.batch_size: 61 on 1 process\(es\) is more than there is"):
+    with pytest.raises(
+        DataError, match=r"data\.batch_size: 61 on 1 process\(es\) needs more samples than the data set has"
+    ):
         create_data("cifar10", batch_size=61, seed=0, root=str(cifar_folder), drop_last=True)
-    with pytest.raises(DataError, match=r"data\.root must name the folder that holds ImageNet.*; --data\.generated 64"):
+    with pytest.raises(DataError, match=r"data\.root must name the folder that holds ImageNet.*--data\.generated 64"):
         create_data("imagenet", batch_size=5, seed=0)
-    with pytest.raises(DataError, match="nothing generated for 'digits'"):
+    with pytest.raises(DataError, match="no generated data for 'digits'"):
         create_data("digits", batch_size=5, seed=0, generated=4)
     with pytest.raises(ValueError, match=r"unknown data set 'cifar' \(nearest: 'cifar10'\)"):
         create_data("cifar", batch_size=5, seed=0)

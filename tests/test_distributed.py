@@ -153,10 +153,10 @@ def test_sigterm_saves_both_and_other_processes_go_on(whole, tmp_path):
     assert refused.returncode == 1 and "other settings (data.batch_size)" in refused.stderr
     done = resumed(folder, "32")
     assert done.returncode == 0, done.stderr
-    assert "with 1 processes, before 2; a step takes 32 samples, before 32\n" in done.stdout
+    assert "with 1 processes instead of 2, and 32 samples per optimizer step instead of 32\n" in done.stdout
     shrunk = resumed(tmp_path / "shrunk", "16")
     assert shrunk.returncode == 0, shrunk.stderr
-    assert "a step takes 16 samples, before 32 (the learning rate is not changed)\n" in shrunk.stdout
+    assert "16 samples per optimizer step instead of 32 (the learning rate is not changed)\n" in shrunk.stdout
     for end in (folder, tmp_path / "shrunk"):
         assert checkpoint.load(end / checkpoint.NAME)["epoch"] == saved["epoch"] + 1
 
@@ -203,8 +203,8 @@ def test_a_loss_of_one_process_ends_all(tmp_path):
         port = free.getsockname()[1]
     mp.spawn(_loss_of_one, (port, tmp_path), nprocs=2)
     first, second = ((tmp_path / name).read_text() for name in "01")
-    assert first.startswith("epoch 1, step 7: the loss of another process is not finite; the batch, computed again, is")
-    assert second.startswith("epoch 1, step 7: the loss is not finite; it begins in the batch itself")
+    assert first.startswith("epoch 1, step 7: the loss of another process is not finite; a repeat of the batch is")
+    assert second.startswith("epoch 1, step 7: the loss is not finite; the first such value is in the batch itself")
 
 
 def test_fewer_test_samples_than_processes():
@@ -230,7 +230,7 @@ def test_processes_started_again_do_not_meet_the_dead():
     assert names[0] != names[1]
     with pytest.raises(RuntimeError, match="does not answer"):
         agree(store, 1, 3, timedelta(seconds=0.1))
-    with pytest.raises(RuntimeError, match="not all of them came"):
+    with pytest.raises(RuntimeError, match="not all processes arrived"):
         agree(store, 0, 3, timedelta(seconds=0.1))
 
 

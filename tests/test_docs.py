@@ -1,7 +1,9 @@
 """The page on networks: tables and drawings are up to date, its code runs."""
 
 import inspect
+import json
 import re
+import typing
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +14,9 @@ from torch import nn
 from docs import drawings, tables
 from sewsnn import models
 from sewsnn.analysis import count_operations
+from sewsnn.train.config import Config, from_dict, keys
+from sewsnn.train.schema import AT_LEAST, AT_MOST
+from sewsnn.train.typed import section_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,3 +77,21 @@ def test_the_layers_called_spike_fed_are(name):
     found = count_operations(net, torch.rand(2, channels, 16, 16))
     real = tuple(layer.name for layer in found.layers if layer.spike_input is False)
     assert real == tables.real_layers(found)
+
+
+def test_configuration_page_lists_every_key():
+    """docs/configuration.md has one table row per key, with its choices, limits and default."""
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| `(.*?)` \| .+ \|$", page, re.MULTILINE)
+    one_row = "model.last_neuron"  # for the whole section, which has the keys of model.neuron
+    expected = {key if not key.startswith(one_row) else one_row for key in keys()}
+    assert len(rows) == len(expected) and {key for key, _, _ in rows} == expected
+    for key, values, default in rows:
+        value, hint = from_dict({}), Config
+        for name in key.split("."):
+            value, hint = getattr(value, name), typing.get_type_hints(section_of(hint))[name]
+        assert default.strip('"') == json.dumps(value).strip('"'), key
+        literals = "" if isinstance(hint, type) else str(hint)  # Literal['sgd', 'adamw']
+        choices = [f"`{choice}`" for choice in re.findall(r"'([\w-]+)'", literals)]
+        limits = [f"{limit[key]:,}" for limit in (AT_LEAST, AT_MOST) if key in limit]
+        assert all(part in values for part in choices + limits), key

@@ -20,6 +20,12 @@ class Own(Surrogate):
         return torch.ones_like(x)
 
 
+def unknown_neuron(backend):
+    """A kind that no neuron has, where every neuron comes in."""
+    settings = {"v_threshold": 1.0, "v_reset": 0.0, "surrogate_function": ATan(), "detach_reset": True, "v_mode": 1}
+    functional.multistep(X, None, kind=3, backend=backend, **settings)
+
+
 BAD_CALLS = [
     (lambda: functional.if_multistep([1.0]), TypeError, "x_seq must be a tensor"),
     (lambda: functional.if_multistep(X.long()), TypeError, "x_seq .*int64"),
@@ -58,6 +64,11 @@ BAD_CALLS = [
     (lambda: neuron.ParametricLIFNode(tau_grad="no"), ValueError, "tau_grad must be"),
     (lambda: neuron.IFNode(v_threshold=math.nan), ValueError, "v_threshold must be finite"),
     (lambda: neuron.IFNode(step_mode="x"), ValueError, "step_mode must be"),
+    (lambda: neuron.IFNode(backend="cuda"), ValueError, "backend must be one of .*'native'.*'cuda'"),
+    (lambda: neuron.LIFNode(backend="cupy"), sewsnn.BackendError, "backend='cupy' cannot run"),
+    (lambda: setattr(neuron.IFNode(), "backend", "cupy"), sewsnn.BackendError, "backend='cupy' cannot run"),
+    (lambda: unknown_neuron("torch"), RuntimeError, "unknown neuron kind 3"),
+    (lambda: unknown_neuron("native"), RuntimeError, "unknown neuron kind 3"),
     (lambda: neuron.IFNode(backend="gpu"), ValueError, "backend must be one of"),
     (lambda: neuron.IFNode(keep_state=True, store_v=False), ValueError, "keep_state=True needs store_v=True"),
 ]

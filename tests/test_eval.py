@@ -85,8 +85,8 @@ def test_the_moving_average_and_other_weights(folder, tmp_path, capsys):
 
 def test_what_cannot_be_evaluated(folder, tmp_path, capsys):
     for words, message in (
-        (["nope"], "nope: there is no such folder or file"),
-        (["no/pe", "--weights", "x.pt"], "no/pe: there is no such folder or file"),
+        (["nope"], "nope does not exist"),
+        (["no/pe", "--weights", "x.pt"], "no/pe does not exist"),
         ([CONFIG, "--weights", "nope"], "there is no checkpoint nope"),
         ([str(tmp_path)], f"{tmp_path} is not the folder of a run: it has no config.yaml"),
         ([CONFIG], "--weights must name a checkpoint"),

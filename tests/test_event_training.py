@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from aedat_files import aedat2, aedat3, cifar10_dvs_folder, gesture_folder, packet
 from simulated_sensor import images_of, record
+from thorough import THOROUGH
 
 from sewsnn.cli import main
 from sewsnn.data.cifar10_dvs import CLASSES
@@ -44,9 +45,9 @@ def gestures(tmp_path_factory):
     return folder / "prepared"
 
 
-@pytest.mark.parametrize("T_train", [2, 0])
+@pytest.mark.parametrize("T_train", [2, 0] if THOROUGH else [2])
 def test_dvs128_gesture_is_learnt(gestures, T_train, tmp_path):
-    """With random temporal delete and without. Chance is a third."""
+    """With random temporal delete; in a thorough run without it, too. Chance is a third."""
     shrunk = ("--model.T", "3", "--data.T_train", str(T_train), "--batch_size", "5", "--epochs", "5", "--lr", "0.05")
     result = trained("dvs128_gesture/sew_add.yaml", gestures, tmp_path / "run", *shrunk)
     assert result["best_test_accuracy"] > 0.8, result

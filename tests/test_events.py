@@ -84,17 +84,17 @@ GOOD = recording(10)
         (GOOD, (2, "count", H, W), ValueError, "split_by must be one of number, time, duration, got 'count'"),
         (GOOD, (2, "time", 0, W), ValueError, "H must be at least 1"),
         (GOOD, (2, "time", H, True), TypeError, "W must be an int"),
-        (GOOD, (2, "duration", H, W), ValueError, "frame_us must be given with split_by=.duration"),
-        (GOOD, (2**30, "time", H, W), ValueError, "frames_number: 1,073,741,824 frames of 7 x 5 pixels are more"),
-        (GOOD._replace(x=GOOD.x + W), (2, "time", H, W), ValueError, "events: x must be 0 to 6, is .* at event 0"),
-        (GOOD._replace(y=GOOD.y - 9), (2, "time", H, W), ValueError, "events: y must be 0 to 4, is -"),
-        (GOOD._replace(p=GOOD.p * 2), (2, "time", H, W), ValueError, "events: p must be 0 to 1, is 2"),
-        (GOOD._replace(p=GOOD.p[:9]), (2, "time", H, W), ValueError, "events: p has 9 entries and t 10"),
+        (GOOD, (2, "duration", H, W), ValueError, "frame_us must be set if, and only if, split_by is .duration"),
+        (GOOD, (2**30, "time", H, W), ValueError, "frames_number: 1,073,741,824 frames of 7 x 5 pixels exceed"),
+        (GOOD._replace(x=GOOD.x + W), (2, "time", H, W), ValueError, "events: x must be 0 to 6, got .* at event 0"),
+        (GOOD._replace(y=GOOD.y - 9), (2, "time", H, W), ValueError, "events: y must be 0 to 4, got -"),
+        (GOOD._replace(p=GOOD.p * 2), (2, "time", H, W), ValueError, "events: p must be 0 to 1, got 2"),
+        (GOOD._replace(p=GOOD.p[:9]), (2, "time", H, W), ValueError, "events: p has 9 entries, but t has 10"),
         (
             GOOD._replace(t=GOOD.t[::-1]),
             (2, "time", H, W),
             ValueError,
-            "events: t must not decrease, does at event 1 .from",
+            "events: t must not decrease, but it does at event 1 .from",
         ),
         (GOOD._replace(t=GOOD.t / 2), (2, "time", H, W), TypeError, "events: t must be a 1-D array of integers"),
         (GOOD._replace(x=GOOD.x[None]), (2, "time", H, W), TypeError, "events: x must be a 1-D array"),
@@ -143,7 +143,7 @@ def test_what_is_wrong_with_a_tonic_data_set_is_said():
             from_tonic(TonicLike(1), TonicLike(1), 3, size, options)
     with pytest.raises(ValueError, match="num_classes must be at least 1"):
         from_tonic(TonicLike(1), TonicLike(1), 0, (W, H, 2), options)
-    with pytest.raises(ValueError, match=r"data.frame_us .* must be given with data.split_by: duration"):
+    with pytest.raises(ValueError, match=r"data.frame_us .* must be set if, and only if, data.split_by is duration"):
         from_tonic(TonicLike(1), TonicLike(1), 3, (W, H, 2), Options(batch_size=1, seed=0, split_by="duration"))
     with pytest.raises(DataError, match=r"test\[1\]: the label must be 0 to 2, got 3"):
         list(from_tonic(TonicLike(2), TonicLike(2, lambda i: 3 * i), 3, (W, H, 2), options).test_batches())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common
+from benchmarks import common, dating
 from benchmarks.gpu.__main__ import passed, run
 from benchmarks.gpu.stages import Stage, stages
 
@@ -36,7 +36,8 @@ def test_goes_on_where_it_stopped(files, tmp_path):
     assert len(measured) == 2 * 2 * 4 * 3
     for row in measured:
         assert row["spikes_differ"] == 0 and row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
-        assert row["csrc"] == common.csrc_hash() and row["device"] and row["torch"] and row["commit"]
+        assert row["csrc"] == common.csrc_hash() and row["sources"] == dating.sources_hash("neuron")
+        assert row["device"] and row["torch"] and row["commit"]
     # All has passed: nothing is done again.
     assert gpu(*chosen).returncode == 0 and len(common.read_rows(tmp_path / "gpu.jsonl")) == len(rows)
     # The verdict is lost, half of the rows and a part of a line are there: the other half is measured.
@@ -52,15 +53,15 @@ def test_goes_on_where_it_stopped(files, tmp_path):
 
 def test_budget(files, tmp_path):
     done = gpu("--device", "cpu", "--quick", *files, "--only", "tests_all", "--budget", "30")
-    assert done.returncode == 0 and "left for another time" in done.stdout
+    assert done.returncode == 0 and "not started" in done.stdout
     assert not (tmp_path / "gpu.jsonl").exists()
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--only", "tets"], "--only: no stage tets; there are library, smoke"),
-        (["--library", "nowhere.so"], "--library: nowhere.so is not there"),
+        (["--only", "tets"], "--only: unknown stage tets; known: library, smoke"),
+        (["--library", "nowhere.so"], "--library: nowhere.so does not exist"),
     ],
 )
 def test_words_that_make_no_sense(words, message):

@@ -13,8 +13,8 @@ jpeg_tree.need_torchvision()
 
 
 def test_verdict():
-    assert loader.verdict(300, 1200) == "loading is the bottleneck: training would reach 25% of what the step takes"
-    assert loader.verdict(1200, 300) == "the step is the bottleneck: loading has 4.0 times what it takes"
+    assert loader.verdict(300, 1200) == "loading is the bottleneck: training would reach 25% of the step's speed"
+    assert loader.verdict(1200, 300) == "the step is the bottleneck: loading is 4.0 times as fast"
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ def test_a_given_root_and_step(tmp_path, capsys):
     tree = jpeg_tree.make_tree(tmp_path)
     loader.main(["--quick", "--root", str(tree), "--workers", "1", "--step-images-per-second", "1e9"])
     out = capsys.readouterr().out
-    assert "the step: 1,000,000,000.0 images/s (given)" in out
+    assert "training step: 1,000,000,000.0 images/s (given)" in out
     assert "torchvision   1 workers" in out and "loading is the bottleneck" in out
     assert "dali   1 workers" in out or "dali: data.loader: dali needs NVIDIA DALI" in out
 

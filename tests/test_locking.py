@@ -14,6 +14,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from runs import CONFIG, PROCESS, command, rows, wait_for
+from thorough import THOROUGH
 
 from sewsnn import locking
 from sewsnn.cli import main
@@ -37,10 +38,10 @@ def start(queue, barrier, folder, seed):
 
 
 def test_of_two_trainings_at_once_one_is_refused_and_the_other_is_whole(tmp_path):
-    """Ten times: the refused one has touched nothing, and every file is of the other's seed."""
+    """Three times, in a thorough run ten: the refused one has touched nothing, every file is of the other's seed."""
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["sewsnn.cli", "sewsnn.train.loop", "torch.utils.tensorboard", "matplotlib.figure"])
-    for turn in range(10):
+    for turn in range(10 if THOROUGH else 3):
         folder, queue, barrier = tmp_path / str(turn), fork.Queue(), fork.Barrier(2)
         pair = [fork.Process(target=start, args=(queue, barrier, folder, seed)) for seed in (1, 2)]
         for process in pair:
@@ -97,7 +98,7 @@ def test_a_live_run_is_left_alone_and_a_killed_one_leaves_no_lock(tmp_path, caps
         assert content(folder) == before
         process.send_signal(signal.SIGCONT)
     trainer = Trainer(load_config(folder / "config.yaml"), resume=True)
-    with pytest.raises(UserError, match="is being trained in by this process already"):
+    with pytest.raises(UserError, match="is being trained in by this process itself"):
         Trainer(load_config(folder / "config.yaml"), resume=True)
     trainer.close()
     Trainer(load_config(folder / "config.yaml"), resume=True).close()
@@ -112,7 +113,7 @@ def test_a_training_that_ended_has_no_lock(tmp_path, one_thread):
     first.run()
     assert not (tmp_path / "run" / NAME).exists()
     second = Trainer(config, resume=True)
-    with pytest.raises(UserError, match="by this process already"):
+    with pytest.raises(UserError, match="by this process itself"):
         first.run()
     del second  # it was never run
     first.run()
@@ -151,7 +152,7 @@ def test_a_forked_process_does_not_give_back_its_parents_lock(tmp_path):
             lock.release(unused=True)
             os._exit(0)
         os.waitpid(child, 0)
-        with pytest.raises(UserError, match="is being prepared by this process already"):
+        with pytest.raises(UserError, match="is being prepared by this process itself"):
             FolderLock(tmp_path, "prepared").acquire()
 
 

@@ -138,9 +138,9 @@ def test_results_without_a_checkpoint_are_not_written_over(own, capsys):
     for path in own.glob("*.pt"):
         path.unlink()
     before = {name: (own / name).read_bytes() for name in names(own) if (own / name).is_file()}
-    with pytest.raises(CheckpointError, match="has the results of a run, and no checkpoint"):
+    with pytest.raises(CheckpointError, match="holds the results of a run but no checkpoint"):
         state.find(own, "auto")
-    assert "has the results" in error_of(["train", CONFIG, "--output", own, *WORDS, "--resume", "auto"], capsys)
+    assert "holds the results" in error_of(["train", CONFIG, "--output", own, *WORDS, "--resume", "auto"], capsys)
     assert before == {name: (own / name).read_bytes() for name in before}
 
 
@@ -151,10 +151,10 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint(folder, own, capsys)
     (own / "metrics.csv").write_text("".join(lines[:2]))  # written before the checkpoint
     words = ["train", CONFIG, "--output", own, *WORDS]
     message = error_of([*words, "--resume"], capsys)
-    assert "the run was stopped before its first one): --resume auto goes on" in message
-    assert "--resume auto: also where it was stopped before" in error_of(words, capsys)
+    assert "the run stopped before its first one); --resume auto continues" in message
+    assert "--resume auto also works if the run stopped" in error_of(words, capsys)
     shutil.copy(folder / CHECKPOINT, own / "best.pt")
-    assert "(it has best.pt): --resume auto goes on" in error_of([*words, "--resume"], capsys)
+    assert "(the folder has best.pt); --resume auto continues" in error_of([*words, "--resume"], capsys)
     (own / "best.pt").unlink()
     assert state.find(own, "auto") == (None, "")
 
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, capsys):
         words = [word for word in words if word not in ("--checkpoint_steps", "0")]
         assert main(["train", str(CONFIG), *words, *more]) == 1
         err = capsys.readouterr().err
-        assert "is not finite" in err and "The last checkpoint is as it was" in err
+        assert "is not finite" in err and "The last checkpoint is unchanged" in err
         assert not list((tmp_path / "run").glob("*.pt"))
 
 
@@ -192,11 +192,11 @@ def test_only_files_of_the_kind_are_replaced(folder, tmp_path, capsys):
     before = {name: (own / name).read_bytes() for name in (CHECKPOINT, "config.yaml")}
     os.mkfifo(tmp_path / "fifo")
     for target, message in (
-        (own / CHECKPOINT, "a file of another kind is there"),
-        (own / "config.yaml", "a file of another kind is there"),
+        (own / CHECKPOINT, "a file of another type exists there"),
+        (own / "config.yaml", "a file of another type exists there"),
         (tmp_path / "fifo", "FIFO, socket or device"),
         (tmp_path, "Is a directory"),
-        (tmp_path / "none" / "x", "there is no folder"),
+        (tmp_path / "none" / "x", "does not exist"),
         ("/dev/null", "FIFO, socket or device"),
     ):
         assert message in error_of(["eval", own, "--json", target], capsys)
@@ -212,7 +212,7 @@ def test_only_files_of_the_kind_are_replaced(folder, tmp_path, capsys):
 
 
 def test_what_is_evaluated_is_said(folder, tmp_path, capsys):
-    assert "named by --weights" in error_of(["eval", folder, "--model.weights", folder / CHECKPOINT], capsys)
+    assert "use --weights" in error_of(["eval", folder, "--model.weights", folder / CHECKPOINT], capsys)
     words = ["--blocks", "[1]", "--widths", "[4]", "--T", "2", "--threads", "1"]
     with_lif = [*words, "--neuron.type", "LIF", "--neuron.tau", "3"]
     assert main(["eval", str(CONFIG), *with_lif, "--weights", str(folder / CHECKPOINT)]) == 0
@@ -222,7 +222,7 @@ def test_what_is_evaluated_is_said(folder, tmp_path, capsys):
     assert main(["eval", str(other), *words, "--weights", str(folder / CHECKPOINT)]) == 0
     err = capsys.readouterr().err
     assert (
-        "was trained with model.neuron.type 'IF', and is evaluated with 'LIF'" in err and err.count("trained with") == 1
+        "was trained with model.neuron.type 'IF' and is evaluated with 'LIF'" in err and err.count("trained with") == 1
     )
 
 
@@ -234,4 +234,4 @@ def test_a_network_that_the_file_names_is_exported_as_it_was_trained(folder, tmp
     x = other.example(2)
     assert torch.equal(same.model(x), other.model(x)) and same.model.T == other.model.T == 2
     words = ["export", folder / CHECKPOINT, tmp_path / "x.pt2", "--model", "sew_resnet18"]
-    assert f"is of {name}, as it says itself, not of sew_resnet18" in error_of(words, capsys)
+    assert f"contains a {name}, not a sew_resnet18" in error_of(words, capsys)

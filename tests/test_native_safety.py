@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import cuda_param
 
 from sewsnn.ops.load import NATIVE_ERROR
 
@@ -52,8 +51,9 @@ CALLS = {
         grad_out=pooled, z=image, **NORM, sums=None, count=6.0, eps=1e-5, T=4, **NEURON
     ),
 }
-def call(name, **changes):
-    return getattr(ops, name)(*{**CALLS[name], **changes}.values())
+def call(name, meta=False, **changes):
+    values = {**CALLS[name], **changes}.values()
+    return getattr(ops, name)(*(v.to("meta") if meta and isinstance(v, torch.Tensor) else v for v in values))
 def attempt(f):
     try:
         f()
@@ -93,8 +93,8 @@ CASES = [
     ("call('bn_neuron_forward', z=still, T=2**40, pack=False)", STEPS),
     ("call('bn_neuron_forward', z=still.to('meta'), T=2**62)", LARGE),
     # So many blocks of time-steps that 64 bits count 0 of them.
-    ("call('bn_neuron_apply', z=torch.zeros(1, 1), grad_out=torch.zeros(1, 1, 1).expand(2**54, 1, 1), T=2**54, kind=3)",
-     STEPS),
+    ("call('bn_neuron_apply', z=torch.zeros(1, 1), grad_out=torch.zeros(1, 1, 1).expand(2**54, 1, 1), T=2**54, "
+     "kind=-1)", STEPS),
     ("call('bn_neuron_reduce', z=torch.zeros(2, 0, 2**62), grad_out=torch.zeros(2, 0, 2**62))", LARGE),
     ("call('bn_neuron_pool_forward', z=torch.zeros(1, 1, 1, 1).expand(2**20, 2**20, 2, 2**18))",
      "can't allocate memory: it tried to allocate 2305843009213693952 bytes"),
@@ -122,7 +122,18 @@ CASES = [
       for alpha in ("0.0", "-1.0", "float('nan')", "float('inf')")),
     ("call('neuron_forward', kind=1, tau=float('inf'))", "tau must be"),
     ("call('bn_neuron_forward', eps=float('nan'))", "eps must be"),
-    ("call('neuron_forward', kind=-1)", "unknown neuron kind"),
+    *((f"call('{op}', kind={kind}{meta})", f"unknown neuron kind {kind}")
+      for op, kinds in (("neuron_forward", (-1, 3)), ("neuron_backward", (-1, 3)), ("bn_neuron_forward", (-2, 3)),
+                        ("bn_neuron_reduce", (-2, 3)), ("bn_neuron_apply", (-2, 3)),
+                        ("bn_neuron_pool_forward", (-1, 3)),
+                        ("bn_neuron_pool_reduce", (-1, 3)), ("bn_neuron_pool_apply", (-1, 3)))
+      for kind in kinds for meta in ("", ", meta=True")),
+    *((f"call('{op}', surrogate={kind}{meta})", f"unknown surrogate kind {kind}")
+      for op in ("neuron_forward", "neuron_backward", "bn_neuron_forward", "bn_neuron_reduce", "bn_neuron_apply",
+                 "bn_neuron_pool_forward", "bn_neuron_pool_reduce", "bn_neuron_pool_apply")
+      for kind in (-1, 10) for meta in ("", ", meta=True")),
+    *((f"call('bn_neuron_forward', connect={connect}{meta})", f"unknown connection {connect}")
+      for connect in (-1, 5) for meta in ("", ", meta=True")),
     ("call('neuron_forward', v_mode=-1)", "v_mode must be"),
 ]  # fmt: skip
 
@@ -217,13 +228,3 @@ print(attempt(lambda: call("bn_neuron_pool_forward", z=wide, T=1)))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the size of a process is read from /proc")
 def test_no_memory_in_a_thread():
     assert run(LIMIT + WORK) == ["RuntimeError: sewsnn can't allocate memory for the work of an op"]
-
-
-@pytest.mark.parametrize("device", [cuda_param])
-@pytest.mark.parametrize("name", ["v", "leak", "x"])
-def test_tensors_of_two_devices(name, device):
-    """The dispatcher runs the CUDA op for any tensor on a GPU: it does not read the others' memory."""
-    tensors = {"x": torch.rand(2, 8), "v": torch.zeros(8), "leak": torch.tensor(0.5)}
-    tensors[name] = tensors[name].to(device)
-    with pytest.raises(RuntimeError, match="device of"):
-        torch.ops.sewsnn.neuron_forward(*tensors.values(), 0, 2.0, True, 1.0, 0.0, 0, 2.0, True, 1, True)

@@ -73,7 +73,7 @@ def test_dvs128_gesture_is_what_is_in_the_recordings(gesture, tmp_path, capsys):
     root, made = gesture
     assert main(command("dvs128_gesture", root.parent, tmp_path / "out")) == 0
     report = capsys.readouterr().out
-    assert "24 samples" in report and "note: train: 21 of the published 1,176 samples" in report
+    assert "24 samples" in report and "note: the train list has 21 of the 1,176 published samples" in report
     options = {"batch_size": 2, "seed": 0, "T": 5, "root": str(tmp_path / "out"), "split_by": "time"}
     source = create_data("dvs128_gesture", **options)
     assert (source.num_classes, source.in_channels, source.sequences, source.steps_per_epoch) == (11, 2, True, 11)
@@ -93,7 +93,7 @@ def test_dvs128_gesture_is_what_is_in_the_recordings(gesture, tmp_path, capsys):
 def test_cifar10_dvs_is_what_is_in_the_recordings(cifar, tmp_path):
     root, made = cifar
     report = prepare("cifar10_dvs", root, tmp_path / "out", workers=2)
-    assert "110 samples, 5,500 events" in report and "airplane: 11 of the published 1,000 samples" in report
+    assert "110 samples, 5,500 events" in report and "airplane has 11 of the 1,000 published samples" in report
     options = {"batch_size": 8, "seed": 0, "T": 3, "root": str(tmp_path / "out")}
     frames, labels = batches(create_data("cifar10_dvs", **options))
     assert labels == list(range(10))
@@ -123,8 +123,8 @@ def test_a_folder_that_is_not_prepared_is_refused(gesture, tmp_path, capsys):
             create_data("dvs128_gesture", **options, root=str(folder))
     (root / "user05_led.aedat").write_bytes((root / "user05_led.aedat").read_bytes()[:-3])
     assert main(command("dvs128_gesture", root, out)) == 1
-    assert "user05_led.aedat: a packet of" in capsys.readouterr().err
-    with pytest.raises(DataError, match="is not prepared to the end; call 'sewsnn data prepare dvs128_gesture"):
+    assert "user05_led.aedat: a packet has" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"is not finished. Run 'sewsnn data prepare dvs128_gesture"):
         create_data("dvs128_gesture", **options, root=str(out))
     with pytest.raises(DataError, match=f"{out} holds dvs128_gesture, not cifar10_dvs"):
         prepare("dvs128_gesture", root, out, workers=1, on_corrupt="skip")
@@ -138,7 +138,7 @@ def test_damaged_recordings_are_listed_and_can_be_mended(gesture, tmp_path, caps
     damaged.write_bytes(made["user02_led"][0][:-9])
     (root / "user03_led_labels.csv").write_text("class,startTime_usec,endTime_usec\n12,1,2\n")
     report = prepare("dvs128_gesture", root, out, workers=1, on_corrupt="skip")
-    assert "18 samples" in report and f"left out: {damaged}: a packet of" in report
+    assert "18 samples" in report and f"left out: {damaged}: a packet has" in report
     assert "user03_led_labels.csv, line 2: expected a class from 1 to 11" in report
     assert set(read_index(out).left_out) == {"user02_led.aedat", "user03_led.aedat"}
     kept = {path: path.stat().st_mtime_ns for path in out.glob("train/*.npy")}
@@ -147,7 +147,7 @@ def test_damaged_recordings_are_listed_and_can_be_mended(gesture, tmp_path, caps
     gesture_folder(root, {"user03_led": made["user03_led"][:2]}, PEOPLE[:-1], PEOPLE[-1:])
     assert "24 samples" in (report := prepare("dvs128_gesture", root, out, workers=1)) and "left out" not in report
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
-    assert "was prepared before" in prepare("dvs128_gesture", root, out, workers=1)
+    assert "is already prepared" in prepare("dvs128_gesture", root, out, workers=1)
 
 
 def test_a_disk_that_is_gone_is_not_taken_for_damaged_recordings(gesture, tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_damaged_sample_is_named(cifar, tmp_path, damage):
     if damage == "flip":
         for place in range(0, len(whole), 7):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-            with pytest.raises(DataError, match=f"{path} is not what was prepared"):
+            with pytest.raises(DataError, match=f"{path} has changed since it was prepared"):
                 list(create_data("cifar10_dvs", **options).test_batches())
     elif damage == "cut":
         path.write_bytes(whole[:-20])
@@ -201,7 +201,7 @@ def test_a_damaged_sample_is_named(cifar, tmp_path, damage):
         path.write_bytes(path.with_name("cifar10_airplane_8.npy").read_bytes())
     else:
         path.unlink()
-    with pytest.raises(DataError, match=f"{path} is (missing|not what was prepared)") as caught:
+    with pytest.raises(DataError, match=f"{path} (is missing|has changed since it was prepared)") as caught:
         list(create_data("cifar10_dvs", **options).test_batches())
     assert caught.value.path in (None, str(path))
     source = create_data("cifar10_dvs", **options, on_corrupt="skip")
@@ -220,7 +220,7 @@ def test_a_damaged_index_is_refused(cifar, tmp_path):
     refused += [text[:i] + bytes([text[i] ^ 1]) + text[i + 1 :] for i in range(0, len(text), 997) if text[i] > 32]
     for content in refused:
         path.write_bytes(content)
-        with pytest.raises(DataError, match=f"{path} (is damaged|is of the format)"):
+        with pytest.raises(DataError, match=f"{path} (is damaged|has the format)"):
             create_data("cifar10_dvs", batch_size=2, seed=0, root=str(tmp_path / "out"))
     assert "110 samples" in prepare("cifar10_dvs", root, tmp_path / "out", workers=1)
     assert path.read_bytes() == text
@@ -261,9 +261,9 @@ def test_a_class_or_part_of_which_nothing_is_left_is_no_set(cifar, tmp_path, dam
     root, _ = cifar
     for file in root.glob(damaged):
         file.write_bytes(b"x")
-    with pytest.raises(DataError, match=r"no recording of .* could be read, nothing is prepared: .*aedat"):
+    with pytest.raises(DataError, match=r"no recording of .* could be read, so the set is not usable: .*aedat"):
         prepare("cifar10_dvs", root, tmp_path / "out", workers=1, on_corrupt="skip")
-    with pytest.raises(DataError, match="is not prepared to the end"):
+    with pytest.raises(DataError, match="is not finished"):
         create_data("cifar10_dvs", batch_size=2, seed=0, root=str(tmp_path / "out"))
 
 
@@ -273,21 +273,23 @@ def test_what_cannot_be_prepared_is_refused(gesture, cifar, tmp_path):
     prepare("dvs128_gesture", root, out, workers=1)
     with pytest.raises(UserError, match=f"{out} holds dvs128_gesture from {root}, not cifar10_dvs from {cifar[0]}"):
         prepare("cifar10_dvs", cifar[0], out, workers=1)
-    with pytest.raises(UserError, match="must be a folder outside of root"):
+    with pytest.raises(UserError, match="must be a folder outside root"):
         prepare("dvs128_gesture", root, root / "out", workers=1)
     with pytest.raises(UserError, match=f"{cifar[0]} is not empty"):
         prepare("dvs128_gesture", root, cifar[0], workers=1)
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match=r"root: the folder .* does not exist"):
         prepare("cifar10_dvs", tmp_path / "none", out, workers=1)
-    with pytest.raises(DataError, match=f"cannot read {root}/airplane: .*; expected are the folders airplane to truck"):
+    with pytest.raises(
+        DataError, match=f"cannot read {root}/airplane: .*; expected the unpacked folders airplane to truck"
+    ):
         prepare("cifar10_dvs", root, tmp_path / "new", workers=1)
     (root / "user07_led_labels.csv").unlink()
     with pytest.raises(DataError, match=r"trials_to_train.txt, line 7: .*user07_led_labels.csv is missing"):
         prepare("dvs128_gesture", root, tmp_path / "new", workers=1)
     for line, message in (
-        ("../user01_led.aedat", "is no recording's name"),
+        ("../user01_led.aedat", "is not a name like"),
         ("user01_led.aedat", "listed twice"),
-        ("\xff", "is not text"),
+        ("\xff", "is not UTF-8 text"),
     ):
         (root / "trials_to_test.txt").write_text(line, encoding="latin-1")
         (root / "trials_to_train.txt").write_text("user01_led.aedat\n")
@@ -320,7 +322,8 @@ def test_a_recording_that_ends_within_a_gesture_is_remarked(gesture, tmp_path):
     (root / "user01_led.aedat").write_bytes(aedat3(packet(events[:-20])))
     report = prepare("dvs128_gesture", root, tmp_path / "out", workers=1)
     assert (
-        "user01_led.aedat: ends at 3," in report and f"a gesture in user01_led_labels.csv at {labels[2][2]:,}" in report
+        "user01_led.aedat ends at 3," in report
+        and f"a gesture in user01_led_labels.csv ends at {labels[2][2]:,}" in report
     )
 
 
@@ -350,7 +353,7 @@ def test_killed_at_any_moment_it_goes_on(cifar, tmp_path, workers):
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         if not (out / INDEX).exists():
-            with pytest.raises(DataError, match=r"not prepared to the end|holds no prepared files"):
+            with pytest.raises(DataError, match=r"is not finished|holds no prepared files"):
                 create_data("cifar10_dvs", batch_size=2, seed=0, root=str(out))
         done = len(contents(out))
         assert done >= before
@@ -431,6 +434,6 @@ def test_nothing_left_is_no_set(name, request, tmp_path):
     for path in root.rglob("*.aedat"):
         path.write_bytes(b"#!AER-DAT")
     kind = {"gesture": "dvs128_gesture", "cifar": "cifar10_dvs"}[name]
-    with pytest.raises(DataError, match="could be read, nothing is prepared"):
+    with pytest.raises(DataError, match="could be read, so the set is not usable"):
         prepare(kind, root, tmp_path / "out", workers=1, on_corrupt="skip")
     assert not (tmp_path / "out" / "index.json").exists()

@@ -40,7 +40,7 @@ def test_shorter_sides_and_copies(tree, tmp_path, capsys):
 
     words = ["--root", str(tree), "--output", str(tmp_path / "out"), "--size", "40", "--workers", "2"]
     assert main(["data", "prepare", "imagenet", *words]) == 0
-    assert "21 training and 9 test images (21 resized, 9 copied, 0 there)" in capsys.readouterr().out
+    assert "21 training and 9 test images (21 resized, 9 copied, 0 kept)" in capsys.readouterr().out
     before, after = files(tree), files(tmp_path / "out")
     assert before.keys() == after.keys()
     for name, data in before.items():
@@ -58,7 +58,7 @@ def test_shorter_sides_and_copies(tree, tmp_path, capsys):
     old, new = ([y.tolist() for _, y in source(root).train_batches(0)] for root in (tree, tmp_path / "out"))
     assert old == new
     assert main(["data", "prepare", "imagenet", *words]) == 0
-    assert "(0 resized, 0 copied, 30 there)" in capsys.readouterr().out
+    assert "(0 resized, 0 copied, 30 kept)" in capsys.readouterr().out
     assert files(tmp_path / "out") == after
 
 
@@ -68,13 +68,15 @@ def test_damaged_images_stop_or_are_left_out(tree, tmp_path, per_shard):
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-400])
     output = tmp_path / "out"
-    with pytest.raises(DataError, match=rf"{bad} is a damaged image: .*; --on-corrupt skip leaves such images out"):
+    with pytest.raises(
+        DataError, match=rf"{bad} is a damaged image: .*Use --on-corrupt skip to leave damaged images out"
+    ):
         prepare("imagenet", tree, output, workers=2, size=40, per_shard=per_shard)
-    with pytest.raises(DataError, match=r"out is not fully prepared: .* call it again"):
+    with pytest.raises(DataError, match=r"the preparation of .*out is not finished: .* Run it"):
         source(output)
     for _ in range(2):  # the second finds all there
         report = prepare("imagenet", tree, output, workers=2, size=40, per_shard=per_shard, on_corrupt="skip")
-        assert "20 training and 9 test images" in report and f"1 left out:\n  {bad} is a damaged image" in report
+        assert "20 training and 9 test images" in report and f"left out (1):\n  {bad} is a damaged image" in report
         assert list(json.loads((output / "prepared.json").read_text())["corrupt"]) == [str(bad)]
     assert sum(len(y) for _, y in source(output).train_batches(0)) == 20
     bad.write_bytes(whole)  # mended
@@ -89,9 +91,9 @@ def test_a_disk_that_is_gone_is_not_taken_for_damaged_images(tree, tmp_path, per
     monkeypatch.setattr(prepare_imagenet, "scan", lambda root: scanned if root == tree else scan(root))
     whole = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(UserError, match=f"cannot read {gone}: No such file or directory; call again"):
+    with pytest.raises(UserError, match=f"cannot read {gone}: No such file or directory. Run the same command again"):
         prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=per_shard, on_corrupt="skip")
-    with pytest.raises(DataError, match="is not fully prepared"):
+    with pytest.raises(DataError, match="is not finished"):
         source(tmp_path / "out")
     gone.write_bytes(whole)
     report = prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=per_shard, on_corrupt="skip")
@@ -101,7 +103,7 @@ def test_a_disk_that_is_gone_is_not_taken_for_damaged_images(tree, tmp_path, per
 def test_a_folder_that_lost_images_is_refused(tree, tmp_path):
     prepare("imagenet", tree, tmp_path / "out", workers=1, size=40)
     next((tmp_path / "out" / "train" / CLASSES[0]).iterdir()).unlink()
-    with pytest.raises(DataError, match=r"out has 20 images in train, its prepared.json says 21"):
+    with pytest.raises(DataError, match=r"out has 20 images in train, but prepared.json lists 21"):
         source(tmp_path / "out")
     (tmp_path / "out" / "prepared.json").write_text("[")
     with pytest.raises(DataError, match=r"prepared.json is damaged"):
@@ -131,7 +133,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, per_shard):
             kills += 1
         process.wait()
         if (output / "preparing.json").exists():
-            with pytest.raises(DataError, match="is not fully prepared"):
+            with pytest.raises(DataError, match="is not finished"):
                 source(output)
     assert kills
     for _ in range(500):  # workers end by themselves
@@ -159,7 +161,7 @@ def test_a_full_disk_names_the_file(tree, tmp_path):
     # Which of both splits' chunks is seen first depends on how fast they are.
     name = rf"{tmp_path}/out/(train|val)/{CLASSES[0]}/{CLASSES[0]}_\d+.JPEG"
     assert re.search(f"sewsnn: error: cannot write {name}: File too large", done.stderr)
-    with pytest.raises(DataError, match="is not fully prepared"):
+    with pytest.raises(DataError, match="is not finished"):
         source(tmp_path / "out")
     assert not list((tmp_path / "out").rglob(".preparing-*"))
 
@@ -170,11 +172,14 @@ def test_outputs_that_are_something_else_are_left_alone(tree, tmp_path):
         with pytest.raises(UserError, match="--output must lie outside --root"):
             prepare("imagenet", tree, inside, workers=1)
     (output / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"out is not empty and was not made by this command \(it holds train\)"):
+    with pytest.raises(
+        UserError,
+        match=r"out is not empty and was not created by this command \(it holds train\); choose another --output",
+    ):
         prepare("imagenet", tree, output, workers=1)
     os.rmdir(output / "train")
     prepare("imagenet", tree, output, workers=1, size=40)
-    with pytest.raises(UserError, match=r"out was prepared with size 40, not 50: remove it, or name another --output"):
+    with pytest.raises(UserError, match=r"out was prepared with size 40, not 50: remove it or choose another --output"):
         prepare("imagenet", tree, output, workers=1, size=50)
     with pytest.raises(UserError, match=r"out was prepared with per_shard 0, not 3"):
         prepare("imagenet", tree, output, workers=1, size=40, per_shard=3)
@@ -197,11 +202,13 @@ def test_ctrl_c_is_one_line_and_goes_on(tree, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(resizing, "run", interrupted)
         assert main(["data", "prepare", "imagenet", *words, "--workers", "500"]) == 1
-    assert capsys.readouterr().err.endswith("sewsnn: error: stopped after 9 of 30 images; call again, it goes on\n")
-    with pytest.raises(DataError, match="is not fully prepared"):
+    assert capsys.readouterr().err.endswith(
+        "sewsnn: error: stopped after 9 of 30 images. Run the same command again to resume\n"
+    )
+    with pytest.raises(DataError, match="is not finished"):
         source(tmp_path / "out")
     assert main(["data", "prepare", "imagenet", *words, "--workers", "1"]) == 0
-    assert "9 there)" in capsys.readouterr().out
+    assert "9 kept)" in capsys.readouterr().out
 
 
 def test_long_and_foreign_names_go_into_shards(tree, tmp_path):
@@ -233,7 +240,9 @@ def test_what_is_no_imagenet_is_said(tmp_path):
     with pytest.raises(DataError, match=r"cannot read the folder .*nowhere/train: No such file"):
         prepare("imagenet", tmp_path / "nowhere", tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="per_shard must be >= 0, and is for imagenet only; got 3 for cifar10_dvs"):
+    with pytest.raises(
+        UserError, match="per_shard must be >= 0 and is available for imagenet only; got 3 for cifar10_dvs"
+    ):
         prepare("cifar10_dvs", tmp_path, tmp_path / "out", per_shard=3)
 
 
@@ -242,7 +251,7 @@ def test_a_class_of_which_nothing_is_left_is_an_error(tree, tmp_path, per_shard)
     """All its images damaged, and skipped: nothing could be trained with what is left."""
     for path in (tree / "val" / CLASSES[0]).iterdir():
         path.write_bytes(b"\xff\xd8")
-    with pytest.raises(DataError, match=f"no image of .*val/{CLASSES[0]} could be read .*, nothing is prepared"):
+    with pytest.raises(DataError, match=f"no image of .*val/{CLASSES[0]} could be read .*, so the set is not usable"):
         prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=per_shard, on_corrupt="skip")
     assert not (tmp_path / "out" / "prepared.json").exists()
 

@@ -4,6 +4,7 @@ import torch
 from cases import compare, current
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thorough import examples
 
 from sewsnn import surrogate
 
@@ -49,7 +50,7 @@ def cases(draw):
     return name, x, options
 
 
-@settings(max_examples=1500)
+@settings(max_examples=examples(300))
 @given(cases())
 def test_native_equals_reference(case):
     name, x, options = case

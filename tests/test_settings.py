@@ -158,7 +158,7 @@ def test_info_says_it(no_gpu_kernels, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    assert "cuda:0: GPU 0: the compiled kernels run\n" in text
+    assert "cuda:0: GPU 0: the native kernels are available\n" in text
     assert "cuda:1: GPU 1: the compiled kernels cannot run on cuda:1: the driver is too old\n" in text
     assert f"kernels for cpu ({load.INSTRUCTION_SET}), cuda" in text
 

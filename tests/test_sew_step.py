@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, tables
+from benchmarks import common, dating, tables
 from benchmarks.sew_step import __main__ as main
 from benchmarks.sew_step.judge import mark_best, too_bad
 from benchmarks.sew_step.networks import MEMORY_FORMATS, Case, available
@@ -38,7 +38,8 @@ def test_rows(tmp_path):
         assert json.loads(row["case"]) == MODEL and (row["batch"], row["T"], row["size"]) == (2, 4, 32)
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and row["conv_ms"] > 0
         assert row["saved_MiB"] > 0 and (row["peak_MiB"] is None or row["peak_MiB"] > 0)
-        assert row["csrc"] == common.csrc_hash() and row["device"] and row["commit"] and row["keep_MB"]
+        assert row["csrc"] == common.csrc_hash() and row["sources"] == dating.sources_hash("step")
+        assert row["device"] and row["commit"] and row["keep_MB"]
         # In float64 no spike moves; each of some hundred operations on the way rounds to 2**-53.
         assert row["exact_loss_error"] < 1e-12 and row["exact_grad_error"] < 1e-11
         assert row["loss_error"] < 0.1
@@ -47,7 +48,7 @@ def test_rows(tmp_path):
     plain = next(r for r in rows if r["provider"] == "plain")
     fused = next(r for r in rows if r["provider"] == "fused")
     assert fused["saved_MiB"] < plain["saved_MiB"]
-    assert "| **sewsnn** | " in tables.step_table(rows, common.csrc_hash())
+    assert "| **sewsnn** | " in tables.step_table(rows)
 
 
 class MadeUpWorker:
@@ -84,7 +85,7 @@ def test_a_rival_that_fails_leaves_its_error(monkeypatch):
         assert (row["p50_ms"], row["conv_ms"], row["other_ms"], row["grad_error"]) == (102.0, 80.0, 22.0, 0.0)
     main.print_rows(rows)
     monkeypatch.setattr(MadeUpWorker, "breaks", "plain")
-    with pytest.raises(SystemExit, match="plain, which the others are compared with, failed: unknown model"):
+    with pytest.raises(SystemExit, match="the reference provider, plain, failed: unknown model"):
         main.measure(case, ["plain", "fused"], 3)
 
 
@@ -94,7 +95,8 @@ def test_relative_error():
 
 def made_up(provider, memory_format="contiguous", p50=1000.0, other=100.0, saved=100.0, **more):
     about = {"device": "CPU", "isa": "AVX2", "threads": 2, "torch": "2.11", "date": "2026-01-01", "commit": "abc"}
-    about |= {"case": "sew_resnet18", "dtype": "float32", "batch": 4, "size": 224, "T": 4, "csrc": "0123", "run": "1"}
+    about |= {"case": "sew_resnet18", "dtype": "float32", "batch": 4, "size": 224, "T": 4, "run": "1"}
+    about |= dating.dated("step")
     row = about | {"provider": provider, "memory_format": memory_format, "p50_ms": p50, "other_ms": other}
     return row | {"saved_MiB": saved, "peak_MiB": 2 * saved, "spikingjelly": "2.0.0"} | more
 
@@ -126,14 +128,14 @@ def test_judging():
 
 
 def test_table():
-    assert "not yet measured" in tables.step_table([], "0123")
-    old = [made_up("fused", run="0", p50=1.0, csrc="old")]
+    assert "not yet measured" in tables.step_table([])
+    old = [made_up("fused", run="0", p50=1.0, sources="old")]
     rows = [made_up("fused"), made_up("fused", "channels_last", p50=1100.0), made_up("spikingjelly", p50=1500.0)]
     rows += [made_up("plain", p50=2000.0, peak_MiB=None), made_up("compile") | {"error": "no compiler"}]
     mark_best(rows)
-    text = tables.step_table(old + rows, "0123")
+    text = tables.step_table(old + rows)
     assert "| **sewsnn** | contiguous | 1000 ms | 1.00x | 100 ms | 1.00x | 100 MiB | 1.00x | 200 MiB | 1.00x |" in text
     assert "| SpikingJelly 2.0.0 | contiguous | 1500 ms | 1.50x |" in text and "unmeasured" in text
-    assert "channels_last" not in text and "torch.compile" not in text and "Older" not in text
+    assert "channels_last" not in text and "torch.compile" not in text and tables.OLD not in text
     assert "CPU, AVX2, 2 threads, torch 2.11, 2026-01-01, commit abc." in text
-    assert "**Older kernels than these** (sources 0123)" in tables.step_table(rows, "4567")
+    assert tables.OLD in tables.step_table(old)

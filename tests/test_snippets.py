@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sewsnn import models
+from sewsnn.models import registry
 
 DOCS = Path(__file__).parent.parent / "docs"
 ELSEWHERE = {"models.md": "test_docs.py", "spikingjelly.md": "bridge"}  # these pages are run there
@@ -72,5 +73,21 @@ def test_data():
     assert x_seq.shape[0] == 10 and x_seq.shape[2:] == (2, 34, 34) and x_seq.is_floating_point()
 
 
+def test_neurons():
+    names = run("neurons.md")
+    assert names["s_seq"].shape == (8, 2, 16) and names["node"].v is None
+
+
+def test_extending(monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))  # the page registers a network
+    names = run("extending.md")
+    assert names["x_seq"].grad.abs().sum() > 0 and names["logits"].shape == (2, 10)
+    x = torch.linspace(-3, 3, 101, dtype=torch.float64)
+    gradient = names["Triangle"](2.0).gradient(x)
+    assert gradient.max() == 0.5 and torch.trapezoid(gradient, x).item() == pytest.approx(1, abs=1e-2)
+    assert set(names["s_seq"].unique().tolist()) <= {0.0, 1.0}
+
+
 def test_no_page_is_left_out():
-    assert set(PAGES) == {"blocks.md", "checkpoints.md", "export.md", "data.md", *ELSEWHERE}
+    run_here = {"blocks.md", "checkpoints.md", "data.md", "export.md", "extending.md", "neurons.md"}
+    assert set(PAGES) == {*run_here, *ELSEWHERE}

@@ -103,7 +103,7 @@ def test_the_number_is_read_by_name_and_stays(cls):
                 AttributeError, match=rf"{name} of {cls.__name__}\(.*=1.5\) cannot be changed.* new one"
             ):
                 setattr(function, name, value)
-    with pytest.raises(AttributeError, match="derive a class with a gradient of its own"):
+    with pytest.raises(AttributeError, match="derive a class and override gradient"):
         function.gradient = torch.ones_like
     assert function == cls(1.5)
 

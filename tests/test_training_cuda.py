@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import cuda_param
 
 from sewsnn.cli import main
 from sewsnn.models import create_model
@@ -18,9 +17,11 @@ from sewsnn.train.sums import Sums
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 
+pytestmark = pytest.mark.cuda  # conftest.py leaves the file out without a CUDA device
 
-@pytest.fixture(params=[cuda_param], autouse=True)
-def _on_cuda(request):
+
+@pytest.fixture(autouse=True)
+def _on_cuda():
     yield
     torch.cuda.set_sync_debug_mode("default")
 

@@ -123,7 +123,7 @@ def test_too_little_memory_is_no_damage(run, folder, capsys, monkeypatch):
             status, _, err = small_run.resume(folder, how, capsys)
             assert (
                 status == 1
-                and err == f"sewsnn: error: too little memory to load the checkpoint {folder}/checkpoint.pt\n"
+                and err == f"sewsnn: error: not enough memory to load the checkpoint {folder}/checkpoint.pt\n"
             )
 
 
@@ -146,7 +146,10 @@ def test_a_link_to_what_is_gone_is_a_checkpoint(folder, capsys):
     (folder / CHECKPOINT).unlink()
     (folder / CHECKPOINT).symlink_to(folder / "nowhere" / "c.pt")
     status, _, err = small_run.resume(folder, "--resume=auto", capsys)
-    assert status == 1 and f"cannot read the checkpoint {folder / CHECKPOINT}: it is a link to what is not there" in err
+    assert (
+        status == 1
+        and f"cannot read the checkpoint {folder / CHECKPOINT}: it is a link to a file that does not exist" in err
+    )
     for path in folder.glob("*.*"):
         if path.name != CHECKPOINT and path.is_file():
             path.unlink()

@@ -63,7 +63,7 @@ def test_the_library_reads_shards_that_are_prepared(tmp_path):
     tree = jpeg_tree.make_tree(tmp_path / "tree")
     (tree / "train" / jpeg_tree.CLASSES[0] / "with.dots.jpg").write_bytes(jpeg_tree.sample(0, 50))
     report = prepare("imagenet", tree, tmp_path / "out", workers=2, size=40, per_shard=5)
-    assert "22 training and 9 test images (22 resized, 9 copied, 0 there)" in report
+    assert "22 training and 9 test images (22 resized, 9 copied, 0 kept)" in report
     found = find_shards(tmp_path / "out")
     assert {split: [path.name for path in paths] for split, paths in found.items()} == {
         "train": [f"train-{i:06d}.tar" for i in range(5)],
@@ -81,7 +81,7 @@ def test_the_library_reads_shards_that_are_prepared(tmp_path):
         assert sorted(ours.labels.tolist()) != ours.labels.tolist()  # an order was drawn
     assert counts == {"train": [8, 7, 7], "val": [3, 3, 3]}
     again = prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=5)
-    assert "(0 resized, 0 copied, 31 there)" in again
+    assert "(0 resized, 0 copied, 31 kept)" in again
     assert sum(len(y) for _, y in source(tmp_path / "out").train_batches(0)) == 22
 
 
@@ -127,7 +127,9 @@ def test_without_a_place_for_it_the_index_is_made_each_time(shards, monkeypatch,
 
     monkeypatch.setattr("sewsnn.data.shards.write_atomic", refuse)
     assert len(open_images(str(shards))[0]) == 20
-    assert "the index of the shards is not kept: cannot write" in capsys.readouterr().err
+    assert (
+        "cannot save the index of the shards, so the next run builds it again: cannot write" in capsys.readouterr().err
+    )
     assert not list(shards.glob(".*"))
 
 
@@ -148,19 +150,19 @@ GOOD = pack([("a", IMAGE, "jpg", 1), ("b", IMAGE, "jpg", 2)])
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "train-000000.tar is damaged or no uncompressed tar file"),
-        (b"\x1f\x8b" + bytes(2000), "is damaged or no uncompressed tar file"),
+        (b"", "train-000000.tar is damaged, or not an uncompressed tar file"),
+        (b"\x1f\x8b" + bytes(2000), "is damaged, or not an uncompressed tar file"),
         (GOOD[: len(GOOD) // 2], "train-000000.tar is (truncated|damaged)"),
         (GOOD[:512], "train-000000.tar is (truncated|damaged)"),
         (GOOD[: 2 * (512 + -(-len(IMAGE) // 512) * 512)][:-600], "train-000000.tar is (truncated|damaged)"),
         (GOOD.replace(b"b.jpg", b"\xff" * 5), r"is truncated or damaged at byte [\d,]+"),
-        (tar(("a.jpg", IMAGE)), r"sample a has no label \(.cls\), only .jpg"),
-        (tar(("a.cls", b"3"), ("a.txt", b"3")), r"sample a has no image \(.jpg, .jpeg, .png\), only .cls, .txt"),
-        (tar(("a.jpg", IMAGE), ("a.cls", b"cat")), r"label of sample a must be a number from 0 on, got b'cat'"),
-        (tar(("a.jpg", IMAGE), ("a.cls", b"-1")), r"label of sample a must be a number from 0 on, got b'-1'"),
-        (tar(("a.jpg", IMAGE), ("a.cls", b"9" * 23)), r"label of sample a must be a number from 0 on, got b'999"),
-        (tar(("a.jpg", IMAGE), ("a.cls", b"1_0")), r"label of sample a must be a number from 0 on, got b'1_0'"),
-        (tar(("__index__", b"")), "train-000000.tar holds no sample"),
+        (tar(("a.jpg", IMAGE)), r"sample a has no label \(.cls\); it has .jpg"),
+        (tar(("a.cls", b"3"), ("a.txt", b"3")), r"sample a has no image \(.jpg, .jpeg, .png\); it has .cls, .txt"),
+        (tar(("a.jpg", IMAGE), ("a.cls", b"cat")), r"label of sample a must be a whole number >= 0, got b'cat'"),
+        (tar(("a.jpg", IMAGE), ("a.cls", b"-1")), r"label of sample a must be a whole number >= 0, got b'-1'"),
+        (tar(("a.jpg", IMAGE), ("a.cls", b"9" * 23)), r"label of sample a must be a whole number >= 0, got b'999"),
+        (tar(("a.jpg", IMAGE), ("a.cls", b"1_0")), r"label of sample a must be a whole number >= 0, got b'1_0'"),
+        (tar(("__index__", b"")), "train-000000.tar holds no samples"),
     ],
     ids=[
         "empty",
@@ -202,10 +204,10 @@ def test_names_of_shards(tmp_path):
     found = find_shards(tmp_path)
     assert [path.name for path in found["train"]] == sorted(names[:2]) and len(found["val"]) == 1
     (tmp_path / names[2]).unlink()
-    with pytest.raises(DataError, match=r"has no val shards \(val-000000.tar"):
+    with pytest.raises(DataError, match=r"has no val shards; expected val-000000.tar"):
         open_images(str(tmp_path))
     (tmp_path / "val-0.tar").write_bytes(pack([("a", IMAGE, "jpg", 3)]))
-    with pytest.raises(DataError, match="label 3 is in val, the largest in train is 2"):
+    with pytest.raises(DataError, match="val has the label 3, but the largest label in train is 2"):
         open_images(str(tmp_path))
 
 
@@ -216,9 +218,9 @@ def test_shards_that_are_not_there_or_there_twice(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     (tmp_path / "train-4.tar").write_bytes(GOOD)
     find_shards(tmp_path)
-    assert "of the train shards 0 to 4, 2 are not there" in capsys.readouterr().err
+    assert "2 of the train shards 0 to 4 are missing" in capsys.readouterr().err
     (tmp_path / "validation-0.tar").write_bytes(GOOD)
-    with pytest.raises(DataError, match="shards of val and of validation: they would count twice"):
+    with pytest.raises(DataError, match="shards of val and of validation, so images would count twice"):
         find_shards(tmp_path)
 
 

@@ -65,7 +65,7 @@ def test_other_commands_with_keys(tmp_path, capsys):
     picture = tmp_path / "a.png"
     words = ["--batch_size", "4", "--output", str(picture), "--seed", "1", CONFIG, "--test", "--samples", "6"]
     assert main(["data", "show", *words]) == 0 and picture.exists()
-    assert "a batch has 4 samples, not 6" in capsys.readouterr().out
+    assert "a batch has only 4 samples" in capsys.readouterr().out
     assert main(["eval", "--test_amp", "off", "--steps", "1", CONFIG]) == 1
     assert "--weights must name a checkpoint" in capsys.readouterr().err
 
@@ -76,9 +76,9 @@ WORDS = [
     ("train CONFIG extra", "expected --key value, got 'extra'"),
     (f"train CONFIG --seed {MANY}", "seed must be int"),
     (f"train CONFIG --lr {MANY}", "optimizer.lr must be"),
-    ("train CONFIG --name a\0b", "a word must not have a NUL character"),
-    ("eval \0 ", "a word must not have a NUL character"),
-    ("eval CONFIG --steps 1,,2", "--steps must be whole numbers with commas between them, got '1,,2'"),
+    ("train CONFIG --name a\0b", "an argument must not contain a NUL character"),
+    ("eval \0 ", "an argument must not contain a NUL character"),
+    ("eval CONFIG --steps 1,,2", "--steps must be whole numbers separated by commas, got '1,,2'"),
     ("eval CONFIG --steps 1e9", "--steps must be whole numbers"),
     ("eval CONFIG --steps=", "--steps must be whole numbers"),
     (f"eval CONFIG --steps {MANY}", "--steps must be whole numbers"),
@@ -92,11 +92,11 @@ WORDS = [
     ("data prepare imagenet --root a --output b --workers 1000000000", "--workers must be from 0 to 1,024"),
     ("data prepare imagenet --root a --output b --size 1000000000", "--size must be from 1 to 16,384"),
     ("data prepare imagenet --root a --output b --per-shard -1", "--per-shard must be from 0"),
-    ("data prepare imagnet --root a --output b", "nothing to prepare for 'imagnet', only for imagenet,"),
+    ("data prepare imagnet --root a --output b", "'imagnet' cannot be prepared; choose one of imagenet,"),
     ("data prepare imagenet --root loop --output b", "root: cannot use 'loop': Too many levels of symbolic links"),
     ("data prepare cifar10_dvs --root . --output loop", "output: cannot use 'loop': Too many levels"),
     ("data show CONFIG --output loop", "cannot write loop: Too many levels of symbolic links"),
-    ("train CONFIG --output loop", "cannot write to the output folder loop: it is no folder"),
+    ("train CONFIG --output loop", "cannot write to the output folder loop: it is a file, or a link"),
     ("models sew_resnet19", "is unknown; see sewsnn models (nearest: sew_resnet1"),
 ]
 
@@ -145,7 +145,7 @@ def test_too_little_memory_is_one_line(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(build, "build_model", lambda *_: TOO_MUCH[kind]())
     assert main(["train", CONFIG, "--output", str(tmp_path / "a")]) == 1
     err = capsys.readouterr().err
-    assert "sewsnn: error: too little memory (" in err and "data.batch_size" in err and err.count("\n") == 1
+    assert "sewsnn: error: out of memory (" in err and "data.batch_size" in err and err.count("\n") == 1
     assert not (tmp_path / "a").exists()
 
 
@@ -160,7 +160,7 @@ def test_too_little_memory_below_another_error(monkeypatch, capsys):
 
     monkeypatch.setattr("sewsnn.export.source.open_source", too_large)
     assert main(["export", "a.pt", "a.pt2"]) == 1
-    assert re.search(r"too little memory \(.* a smaller --batch, --image-size or --T\n$", capsys.readouterr().err)
+    assert re.search(r"out of memory \(.* a smaller --batch, --image-size or --T\n$", capsys.readouterr().err)
 
 
 def test_an_op_that_gets_no_memory_is_known():

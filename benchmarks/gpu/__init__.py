@@ -1,1 +1,1 @@
-"""Everything a GPU machine is for, in one command: ``python -m benchmarks.gpu``."""
+"""All GPU tests and timings in one command: ``python -m benchmarks.gpu``."""

@@ -1,11 +1,11 @@
-"""Batch norm + IF + ADD between two convolutions: each pass against a copy, and the whole beside the modules.
+"""Measures batch norm + IF + ADD between two convolutions: each pass against a copy, and the whole beside modules.
 
     python -m benchmarks.gpu.blocks [--device cuda|cpu] [--quick] [--json FILE] [--resume]
 
-Passes (the ops by themselves, channels_last): statistics reads z; write reads z and the shortcut and writes out; reduce
-reads z and the gradient; apply reads both and writes the gradient of z: 1 + 3 + 2 + 3 accesses per element, 18 bytes in
-half precision, two of them the shortcut's. Whole: training forward + backward of sewsnn's op, of nn.BatchNorm2d +
-sewsnn's neuron + add, and of torch.compile of batch norm + the loop over time-steps + add.
+Passes (single ops, channels_last): statistics reads z; write reads z and the shortcut and writes out; reduce reads z
+and the gradient; apply reads both and writes the gradient of z. That is 1 + 3 + 2 + 3 accesses per element: 18 bytes in
+half precision, two of them for the shortcut. Whole: forward + backward in training, with sewsnn's op, with
+nn.BatchNorm2d + sewsnn's neuron + add, and with torch.compile of batch norm + a loop over time-steps + add.
 """
 
 import itertools
@@ -27,7 +27,7 @@ OPTIONS = native.Options(1e-5, native.ADD, 0, 0, 2.0, True, 1.0, 0.0, ATan.kind,
 
 
 def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
-    """The calls of one round of a pass, and the bytes each moves."""
+    """Returns the calls of one round of a pass, and the bytes that each call moves."""
     ops = torch.ops.sewsnn
     bytes_per_call = ACCESSES[what] * dtype.itemsize * torch.Size(shape).numel()
     weight, bias = torch.ones(shape[2], device=device), torch.zeros(shape[2], device=device)
@@ -58,13 +58,13 @@ def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
 
 
 def plain(z, shortcut, bn):
-    """Batch norm, the loop over time-steps, the connection: for the compiler."""
+    """Batch norm, the loop over time-steps and the connection, for torch.compile."""
     y = bn(z.flatten(0, 1)).unflatten(0, z.shape[:2])
     return cpu_neuron.loop(y.float(), cpu_neuron.Spike.apply).to(z.dtype) + shortcut
 
 
 def whole(name, shape, device):
-    """A function of z and the shortcut."""
+    """Returns a function of z and the shortcut, and its batch norm."""
     bn = nn.BatchNorm2d(shape[2]).to(device)
     if name == "compile":
         torch.compiler.reset()
@@ -76,7 +76,7 @@ def whole(name, shape, device):
 
 
 def measure(arguments, rows: Rows) -> None:
-    """Rows for each shape and dtype: the passes, then the rivals."""
+    """Adds rows for each shape and dtype: first the passes, then the whole block for each implementation."""
     device = arguments.device
     shapes = {place: shape for place, shape in arguments.shapes.items() if len(shape) == 5 and shape[0] == 4}
     for (place, shape), dtype in itertools.product(shapes.items(), DTYPES):
@@ -105,7 +105,7 @@ def measure(arguments, rows: Rows) -> None:
 
 
 def time_whole(name, shape, dtype, arguments) -> dict:
-    """Times of forward + backward as a network calls it."""
+    """Times forward + backward as a network calls it."""
     function, bn = whole(name, shape, arguments.device)
     sets = [[operand(shape, dtype, arguments.device) for _ in range(3)] for _ in range(2)]
     for z, shortcut, _ in sets:
@@ -123,7 +123,7 @@ def time_whole(name, shape, dtype, arguments) -> dict:
 def main() -> None:
     torch.manual_seed(0)
     arguments = parse(__doc__)
-    measure(arguments, Rows(arguments))
+    measure(arguments, Rows(arguments, "block"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the timings share: shapes, operands, and the rows that are there already."""
+"""Code that the timings share: shapes, operands, and the rows that exist already."""
 
 import argparse
 
@@ -22,7 +22,7 @@ QUICK = {"stage4": (4, 2, 16, 7, 7), "long": (50, 4, 64)}
 
 
 def operand(shape, dtype, device, scale=1.5, mean=0.5):
-    """Random, channels_last where there are channels."""
+    """Returns a random tensor, in channels_last memory format if it has channels."""
     x = torch.empty(shape, device=device, dtype=torch.float32).normal_(mean, scale).to(dtype)
     if len(shape) == 5:
         x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])
@@ -30,13 +30,15 @@ def operand(shape, dtype, device, scale=1.5, mean=0.5):
 
 
 def parse(doc: str, **more) -> argparse.Namespace:
-    """The command line of a timing; ``shapes`` comes with it."""
+    """Parses the command line of a timing. The result also has ``shapes``."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="two small shapes, three rounds")
+    parser.add_argument("--quick", action="store_true", help="two small shapes and three rounds, to test the program")
     parser.add_argument("--json", help="append the rows to this file as they come, one JSON object per line")
-    parser.add_argument("--resume", action="store_true", help="leave out what --json has of these sources and device")
+    parser.add_argument(
+        "--resume", action="store_true", help="skip cases that --json has for these sources and this device"
+    )
     for name, settings in more.items():
         parser.add_argument(f"--{name}", **settings)
     arguments = parser.parse_args()
@@ -48,14 +50,14 @@ def parse(doc: str, **more) -> argparse.Namespace:
 
 
 class Rows:
-    """Prints rows and appends them to the file; knows which are there."""
+    """Prints rows, appends them to the file, and knows which rows exist already."""
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace, op: str):
         self.path = arguments.json
-        self.about = environment(arguments.device)
+        self.about = environment(arguments.device, op)
         print(", ".join(f"{k} {v}" for k, v in self.about.items()), flush=True)
         rows = read_rows(arguments.json) if arguments.resume else []
-        same = ("csrc", "device", "torch")
+        same = ("sources", "device", "torch")
         self.known = {
             self._key(r)
             for r in rows

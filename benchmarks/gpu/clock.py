@@ -1,8 +1,8 @@
-"""Timing on the GPU: many calls in one CUDA graph, over operands that rotate through more memory than the cache holds.
+"""Timing on the GPU: many calls in one CUDA graph, with operands that rotate through more memory than the cache holds.
 
-A graph leaves out what launching costs, and so times kernels of microseconds as well as of milliseconds; what a call
-from Python costs besides is for benchmarks/overhead.py to say. Each call of a graph has results of its own: in memory
-written a moment before they would never leave the cache. On the CPU (rehearsal) the same calls run one by one.
+A graph excludes the launch overhead, so it times kernels of microseconds as well as of milliseconds;
+benchmarks/overhead.py measures the cost of a call from Python. Each call of a graph has its own results, because memory
+that was just written would stay in the cache. On the CPU (rehearsal) the same calls run one by one.
 """
 
 import time
@@ -14,14 +14,14 @@ ROTATE_BYTES = 512 << 20  # the operands of one round; caches hold 50 to 130 MB
 
 
 def rotations(bytes_per_call: int, device: str) -> int:
-    """How many sets of operands: enough to leave no cache warm, not more than needed."""
+    """Returns the number of operand sets: just enough that the cache no longer holds a set when its turn comes."""
     if device == "cpu":
         return 2
     return max(2, min(64, -(-ROTATE_BYTES // bytes_per_call)))
 
 
 def milliseconds(calls: list[Callable[[], object]], device: str, rounds: int) -> list[float]:
-    """Per call, one number a round; a round is all of ``calls`` once."""
+    """Returns milliseconds per call, one number per round. A round is all of ``calls`` once."""
     if device == "cpu":
         return _on_cpu(calls, rounds)
     graph, _results = captured(calls)
@@ -29,7 +29,8 @@ def milliseconds(calls: list[Callable[[], object]], device: str, rounds: int) ->
 
 
 def captured(calls) -> tuple[torch.cuda.CUDAGraph, list]:
-    """The calls as a graph, after a first time on a side stream, as torch.cuda.graph asks for; and their results."""
+    """Captures the calls as a graph, after a first call on a side stream as torch.cuda.graph requires. Returns the
+    graph and the results."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -42,7 +43,7 @@ def captured(calls) -> tuple[torch.cuda.CUDAGraph, list]:
 
 
 def eager_milliseconds(calls, device: str, rounds: int) -> list[float]:
-    """Per call, without a graph, launched ahead of the GPU: as in a network that keeps it busy."""
+    """Returns milliseconds per call without a graph, launched ahead of the GPU as in a network that keeps it busy."""
     if device == "cpu":
         return _on_cpu(calls, rounds)
 
@@ -54,11 +55,11 @@ def eager_milliseconds(calls, device: str, rounds: int) -> list[float]:
 
 
 def _by_events(function, count, rounds):
-    """A round is as many calls of ``function`` as take five milliseconds. They are queued while the GPU sleeps, so that
-    what is between the events is the GPU's time alone."""
+    """Times rounds of five milliseconds of calls of ``function``. The calls are queued while the GPU sleeps, so the
+    time between the events is that of the GPU alone."""
     start = time.perf_counter()
     runs = 0
-    while time.perf_counter() - start < 0.1:  # also lets the clocks rise
+    while time.perf_counter() - start < 0.1:  # this also lets the clock frequency rise
         function()
         torch.cuda.synchronize()
         runs += 1
@@ -71,9 +72,7 @@ def _by_events(function, count, rounds):
     times = []
     for _ in range(rounds):
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(
-            int(min(1.5 * queued + 1e-4, 0.1) * 2e9)
-        )  # cycles, of which there are 2e9 in a second at most
+        torch.cuda._sleep(int(min(1.5 * queued + 1e-4, 0.1) * 2e9))  # in cycles, at most 2e9 per second
         before.record()
         for _ in range(repeats):
             function()

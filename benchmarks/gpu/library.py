@@ -1,7 +1,7 @@
-"""Makes sure that there is a library with CUDA kernels built from these sources; builds one only if there is none.
+"""Ensures that there is a library with CUDA kernels built from these sources; builds one only if there is none.
 
-A library built on a machine without a GPU serves: it needs no particular torch or Python (docs/install.md). Either in
-its place, sewsnn/_native/libsewsnn.so, or named by SEWSNN_LIBRARY.
+A library that was built on a machine without a GPU works, because it needs no particular torch or Python
+(docs/install.md). It is found at sewsnn/_native/libsewsnn.so, or at the path in SEWSNN_LIBRARY.
 """
 
 import argparse
@@ -18,7 +18,7 @@ print(library_hash() or "none", " ".join(NATIVE_DEVICES) or "-", NATIVE_ERROR or
 
 
 def why_not(device: str) -> str | None:
-    """Why the library that is there does not serve; None if it does. Asked in a process of its own."""
+    """Returns why the present library cannot be used, or None if it can. Asked in a separate process."""
     done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return done.stderr.strip()
@@ -28,7 +28,7 @@ def why_not(device: str) -> str | None:
     if device not in devices.split():
         return f"it has no kernels for {device}"
     if found != csrc_hash():
-        return f"it was built from sources {found}, these are {csrc_hash()}"
+        return f"it was built from sources {found}, but the present sources are {csrc_hash()}"
     return None
 
 
@@ -38,15 +38,15 @@ def main() -> None:
     device = parser.parse_args().device
     reason = why_not(device)
     if reason is None:
-        print(f"the library is there, built from sources {csrc_hash()}")
+        print(f"the library exists, built from sources {csrc_hash()}")
         return
     if os.environ.get("SEWSNN_LIBRARY"):
-        raise SystemExit(f"the library named by SEWSNN_LIBRARY does not serve: {reason}")
-    print(f"building the library: {reason}", flush=True)
+        raise SystemExit(f"the library in SEWSNN_LIBRARY cannot be used: {reason}")
+    print(f"building the library, because of the present one: {reason}", flush=True)
     env = os.environ | {"SEWSNN_CUDA": "1" if device == "cuda" else "0"}
     subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=ROOT, env=env, check=True)
     if reason := why_not(device):
-        raise SystemExit(f"the library just built does not serve: {reason}")
+        raise SystemExit(f"the library that was just built cannot be used: {reason}")
     print(f"built from sources {csrc_hash()}")
 
 

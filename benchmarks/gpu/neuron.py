@@ -1,12 +1,13 @@
-"""Neuron kernels against the bandwidth of a copy, at the shapes of SEW ResNets.
+"""Measures the neuron kernels against the bandwidth of a copy, at the shapes of SEW ResNets.
 
     python -m benchmarks.gpu.neuron [--device cuda|cpu] [--quick] [--json FILE] [--resume]
 
-Forward as training does it, forward as inference does it, and backward, each by itself (the op), in GB/s of the bytes
-counted in tests/native/test_bytes.py: 2 accesses per element forward, 3 backward, and the potentials kept for backward
-where T > 16. Beside it a copy that moves as many bytes, and one that moves 2 GiB. (Backward reads twice what it writes,
-which memory likes better than a copy's half and half: more than a copy's bandwidth is possible.) Each row says how many
-spikes differ from the reference's on two samples, and the largest error of the gradient there.
+It times the ops for forward in training, forward in inference, and backward, each alone. GB/s count the bytes of
+tests/native/test_bytes.py: 2 accesses per element forward, 3 backward, and the membrane potentials kept for backward
+where T > 16. For comparison it times a copy that moves as many bytes, and one that moves 2 GiB. Backward reads twice
+what it writes, which is faster for memory than a copy with equal reads and writes, so it can exceed a copy's bandwidth.
+Each row gives the number of spikes that differ from the reference on two samples, and the largest error of the gradient
+there.
 """
 
 import itertools
@@ -20,13 +21,13 @@ from sewsnn import functional
 from sewsnn.ops.neuron import checkpoint_count
 from sewsnn.surrogate import ATan
 
-#: (kind, tau, leak) as the op takes them
+#: (kind, tau, leak): arguments of the op
 NEURONS = {"IF": (0, 2.0, None), "LIF": (1, 2.0, None), "LIF_tau3": (1, 3.0, None), "PLIF": (2, 2.0, 0.5)}
 PASSES = ("forward", "inference", "backward")
 
 
 def op_calls(neuron, dtype, shape, device, what) -> tuple[list, int]:
-    """The calls of one round and the bytes each moves."""
+    """Returns the calls of one round, and the bytes that each call moves."""
     kind, tau, leak = NEURONS[neuron]
     elements = torch.Size(shape).numel()
     bytes_per_call = (3 if what == "backward" else 2) * dtype.itemsize * elements
@@ -52,8 +53,8 @@ def op_calls(neuron, dtype, shape, device, what) -> tuple[list, int]:
 
 
 def copy_milliseconds(bytes_per_call: int, device: str, rounds: int) -> float:
-    """Median of moving as many bytes, half of them read, half written: the faster of copy_ and an elementwise kernel (a
-    graph may give copy_ to the copy engine)."""
+    """Returns the median time of moving as many bytes, half read and half written: the faster of copy_ and an
+    elementwise kernel (a graph may run copy_ on the copy engine)."""
     pairs = []
     for _ in range(clock.rotations(bytes_per_call, device)):
         source = torch.empty(max(bytes_per_call // 2 // 4, 1), device=device).normal_()
@@ -63,7 +64,8 @@ def copy_milliseconds(bytes_per_call: int, device: str, rounds: int) -> float:
 
 
 def accuracy(neuron, dtype, shape, device) -> dict:
-    """Against the reference, on two samples: spikes that differ, largest error of the gradient of x."""
+    """Compares with the reference on two samples: the number of different spikes, and the largest error of the gradient
+    of x."""
     kind, tau, leak = NEURONS[neuron]
     x = operand((shape[0], 2, *shape[2:]), dtype, device)
     grad = operand(x.shape, dtype, device, 1.0, 0.0)
@@ -84,7 +86,7 @@ def accuracy(neuron, dtype, shape, device) -> dict:
 
 
 def measure(arguments, rows: Rows) -> None:
-    """A row for each neuron, shape, dtype and pass."""
+    """Adds a row for each neuron, shape, dtype and pass."""
     device, rounds = arguments.device, arguments.rounds
     large = 64 << 20 if device == "cpu" else 2 << 30
     copied = large / copy_milliseconds(large, device, rounds) / 1e6
@@ -109,7 +111,7 @@ def measure(arguments, rows: Rows) -> None:
 def main() -> None:
     torch.manual_seed(0)
     arguments = parse(__doc__)
-    measure(arguments, Rows(arguments))
+    measure(arguments, Rows(arguments, "neuron"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""LIF, forward + backward as a user calls it: sewsnn beside what else there is, in one run on the same data.
+"""Measures LIF forward + backward as a user calls it: sewsnn beside other implementations, in one run on the same data.
 
     python -m benchmarks.gpu.rivals [--providers native compile ...] [--device cuda|cpu] [--quick]
                                     [--json FILE] [--resume]
 
-The rivals are those of benchmarks/cpu_neuron.py. torch.compile and the loop keep the potential in fp32, as native does,
-and convert x and the spikes, which the compiler fuses. SpikingJelly's node is used as it is, with its default backend
-and with backend="cupy" (its potential has the dtype of x). Each row says how many spikes differ from native's; peak_MiB
-is what a call takes besides its operands. A rival that fails leaves a row with its error.
+The other implementations are those of benchmarks/cpu_neuron.py. torch.compile and the loop keep the membrane potential
+in fp32, as native does, and convert x and the spikes; the compiler fuses that. SpikingJelly's node is used unchanged,
+with its default backend and with backend="cupy" (its potential has the dtype of x). Each row gives the number of spikes
+that differ from native's. peak_MiB is the memory of a call beyond its operands. An implementation that fails gives a
+row with its error.
 """
 
 import itertools
@@ -32,9 +33,9 @@ def loop(x):
 
 
 def provider(name: str):
-    """The function of that name; None if it is not installed."""
+    """Returns the function of that name, or None if its library is not installed."""
     if name == "compile":
-        torch.compiler.reset()  # each shape is compiled anew; there is a limit to how often that may happen
+        torch.compiler.reset()  # each shape needs a compilation, and torch limits their number
         return torch.compile(loop, fullgraph=True, dynamic=False)
     if name.startswith("spikingjelly"):
         return cpu_neuron.spikingjelly_node("cupy" if name.endswith("cupy") else None)
@@ -42,7 +43,7 @@ def provider(name: str):
 
 
 def time_one(function, sets, arguments) -> dict:
-    """Times and peak memory of forward + backward."""
+    """Returns times and peak memory of forward + backward."""
     calls = [lambda x=x, grad=grad: torch.autograd.grad(function(x), x, grad) for x, grad in sets]
     cuda = arguments.device == "cuda"
     for call in calls:
@@ -56,14 +57,14 @@ def time_one(function, sets, arguments) -> dict:
 
 
 def measure(arguments, rows: Rows) -> None:
-    """A row for each provider, shape and dtype; those of one shape and dtype come from one run."""
+    """Adds a row for each implementation, shape and dtype; the rows of one shape and dtype come from the same run."""
     for (place, shape), dtype in itertools.product(arguments.shapes.items(), DTYPES):
-        # Unrolling hundreds of time-steps compiles for minutes; launching them one by one measures launches.
+        # With hundreds of time-steps, torch.compile takes minutes, and the loop measures only kernel launches.
         names = [n for n in arguments.providers if shape[0] <= 32 or n not in ("compile", "loop")]
         functions = {name: function for name in names if (function := provider(name))}
         if all(rows.has(CASE, name, dtype, place) for name in functions):
             continue
-        # Contiguous: the loop's torch.stack would else pay for a transposition, which is not what is compared.
+        # Contiguous, so that the loop's torch.stack need not transpose, which is not part of the comparison.
         sets = [tuple(operand(shape, DTYPES[dtype], arguments.device).contiguous() for _ in range(2)) for _ in range(2)]
         spikes = native(sets[0][0])
         for x, _ in sets:
@@ -81,7 +82,7 @@ def measure(arguments, rows: Rows) -> None:
 def main() -> None:
     torch.manual_seed(0)
     arguments = parse(__doc__, providers={"nargs": "+", "choices": PROVIDERS, "default": PROVIDERS})
-    measure(arguments, Rows(arguments))
+    measure(arguments, Rows(arguments, "neuron"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The stages of a GPU run, in the order of their worth: if time runs out, what is missing is what matters least."""
+"""The stages of a GPU run, the most important first: if time runs out, only the least important are missing."""
 
 import shutil
 import subprocess
@@ -6,20 +6,21 @@ import sys
 from dataclasses import dataclass
 
 PYTHON = sys.executable
-# A kernel that goes wrong can leave every later test of its process without a device.
+# A faulty kernel can make the device unusable for all later tests of its process.
 PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--maxfail=15", "--timeout=120"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One subprocess.
+    """One stage, a subprocess.
 
     Attributes:
-        command: run in the repository's root; ``{json}`` stands for the file its rows go to.
-        limit_s: it is stopped after that long, and counts as failed.
+        name: the name of the stage.
+        command: the command, run in the root of the repository; ``{json}`` stands for the file of the rows.
+        limit_s: seconds after which the stage is stopped and counts as failed.
         needs: a program without which the stage is skipped.
-        enough_s: not begun with less time left than this.
-        says: what its output must contain.
+        enough_s: the stage does not start with fewer seconds left.
+        says: texts that its output must contain.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Stage:
 
 
 def sanitizer(tool: str, *options: str, what: str = "tiny") -> Stage:
-    """compute-sanitizer over every kernel on tiny shapes."""
+    """Returns a stage that runs compute-sanitizer over every kernel on tiny shapes."""
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--report-api-errors", "no", *options)
     command = (*command, PYTHON, "-m", f"benchmarks.gpu.{what}")
     name = f"sanitize_{tool}" + what.removeprefix("tiny")
@@ -39,17 +40,18 @@ def sanitizer(tool: str, *options: str, what: str = "tiny") -> Stage:
 
 
 def only_ours() -> tuple[str, ...]:
-    """How this compute-sanitizer is told to look at our kernels alone; torch's own are not ours to check."""
+    """Returns the option with which this compute-sanitizer checks only sewsnn's kernels and not those of torch."""
     try:
         text = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True).stdout
     except OSError:
         text = ""
     option = "--kernel-regex" if "--kernel-regex" in text else "--kernel-name"
-    return (option, "kns=sewsnn")  # a part of the mangled name
+    return (option, "kns=sewsnn")  # part of the mangled name
 
 
 def stages(device: str, quick: bool) -> list[Stage]:
-    """All of them. ``device="cpu"`` rehearses: the same stages, small, on a machine without a GPU."""
+    """Returns all stages. ``device="cpu"`` gives a rehearsal: the same stages with small cases on a machine without a
+    GPU."""
     cuda = device == "cuda"
     marked = ("-m", "cuda" if cuda else "not cuda")
     alone = ("tests/test_cuda.py", "tests/test_cuda_blocks.py") if cuda else ("tests/test_surrogate.py",)
@@ -77,7 +79,7 @@ def stages(device: str, quick: bool) -> list[Stage]:
         Stage("overhead", (PYTHON, "-m", "benchmarks.overhead", "--device", device, "--json", "{json}"), 60),
         sanitizer("memcheck", *ours),
         sanitizer("racecheck", *ours),
-        sanitizer("initcheck"),  # what torch's kernels write has to be seen, too
+        sanitizer("initcheck"),  # this check must also track the writes of torch's kernels
         sanitizer("synccheck", *ours),
         sanitizer("memcheck", *ours, what="tiny_blocks"),
         sanitizer("racecheck", *ours, what="tiny_blocks"),
@@ -89,7 +91,7 @@ def stages(device: str, quick: bool) -> list[Stage]:
 
 
 def steps(device: str, quick: bool) -> tuple[str, ...]:
-    """Whole training steps of SEW ResNets."""
+    """Returns the command that times whole training steps of SEW ResNets."""
     command = (PYTHON, "-m", "benchmarks.sew_step", "--device", device, "--json", "{json}")
     if quick:
         small = '{"name": "sew_resnet", "blocks": [1], "widths": [8]}'
@@ -98,7 +100,7 @@ def steps(device: str, quick: bool) -> tuple[str, ...]:
 
 
 def counters(what: str) -> tuple[str, ...]:
-    """Nsight Compute: what the hardware says of bytes, occupancy and stalls."""
+    """Returns the command that measures bytes, occupancy and stalls with Nsight Compute."""
     metrics = (
         "dram__bytes_read.sum,dram__bytes_write.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,"
         "gpu__time_duration.sum,sm__warps_active.avg.pct_of_peak_sustained_active,"
@@ -117,5 +119,5 @@ def counters(what: str) -> tuple[str, ...]:
 
 
 def available(stage: Stage) -> bool:
-    """Whether the program it needs is there."""
+    """Returns whether the program that the stage needs is installed."""
     return stage.needs is None or shutil.which(stage.needs) is not None

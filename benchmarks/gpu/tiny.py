@@ -1,9 +1,9 @@
-"""Every neuron kernel once, on shapes small enough for compute-sanitizer, and compared with the reference.
+"""Runs every neuron kernel once, on shapes small enough for compute-sanitizer, and compares with the reference.
 
     python -m benchmarks.gpu.tiny [--device cuda|cpu] [--large]
 
-Storage types, neurons, short and long T, aligned and odd sizes, with and without the leak's gradient, initial v and
-v_seq. --large: one launch each of the shapes that are timed, for a profiler.
+The cases cover storage types, neurons, short and long T, aligned and odd sizes, with and without the gradient of the
+leak, an initial v and v_seq. --large launches each of the shapes that are timed once, for a profiler.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def call(neuron: str, x, v, w, backend: str, store_v_seq: bool):
 
 
 def gradients(neuron, x, v, w, backend, store_v_seq):
-    """Spikes and the gradients of x, v and w."""
+    """Returns the spikes and the gradients of x, v and w."""
     leaves = [t.detach().requires_grad_() for t in (x, v, w)]
     s, v_out = call(neuron, *leaves, backend, store_v_seq)
     loss = (s.double() * torch.linspace(-1, 1, s.numel(), device=s.device).view_as(s)).sum() + v_out.double().sum()
@@ -36,7 +36,7 @@ def gradients(neuron, x, v, w, backend, store_v_seq):
 
 
 def differences(device: str):
-    """For each case nothing, or how it differs from the reference on the CPU."""
+    """Yields for each case how it differs from the reference on the CPU, and then None."""
     cases = itertools.product(DTYPES, NEURONS, (3, 4, 17), (64, 301), (False, True))
     for seed, (dtype, neuron, T, M, store_v_seq) in enumerate(cases):
         generator = torch.Generator().manual_seed(seed)
@@ -48,7 +48,7 @@ def differences(device: str):
         s, actual = gradients(neuron, x.to(device), v.to(device), w.to(device), "native", store_v_seq)
         case = f"{neuron}, {dtype}, T={T}, M={M}, store_v_seq={store_v_seq}"
         if not torch.equal(s, s_ref):
-            yield f"{case}: {int((s != s_ref).sum())} spikes differ from the reference's"
+            yield f"{case}: {int((s != s_ref).sum())} spikes differ from the reference"
         for name, a, b in zip("xvw", actual, expected, strict=False):
             rounding = 2.0**-7 if a.dtype in (torch.float16, torch.bfloat16) else 1e-4
             if not torch.allclose(a, b, rtol=rounding, atol=rounding * max(1.0, float(b.abs().max()))):
@@ -57,7 +57,7 @@ def differences(device: str):
             s, _ = call(neuron, x.to(device), None, w.to(device), "native", False)
             if not torch.equal(s.cpu(), call(neuron, x, None, w, "torch", False)[0]):
                 yield f"{case}: without gradients the spikes differ"
-        # One number for all neurons, and no gradient of s at all.
+        # A gradient with the same value for all neurons, then no gradient of s.
         for pick in (0, 1):
             grads = []
             for where, backend in ((device, "native"), ("cpu", "torch")):
@@ -70,7 +70,7 @@ def differences(device: str):
 
 
 def check(differences, what: str) -> None:
-    """Takes all differences, and None after each case; fails at the end if there is a difference from ``what``."""
+    """Prints all differences; None marks the end of a case. Fails at the end if there is a difference from ``what``."""
     found, count = [], 0
     for difference in differences:
         count += difference is None
@@ -83,7 +83,7 @@ def check(differences, what: str) -> None:
 
 
 def large() -> None:
-    """Forward and backward of the shapes of SEW-ResNet-18, once each."""
+    """Runs forward and backward once at each shape of SEW-ResNet-18."""
     for dtype, (C, H) in itertools.product((torch.float32, torch.bfloat16), ((64, 56), (512, 7))):
         x = torch.randn(4, 32, C, H, H, device="cuda").to(dtype).flatten(0, 1)
         x = x.contiguous(memory_format=torch.channels_last).unflatten(0, (4, 32)).requires_grad_()
@@ -98,7 +98,7 @@ def large() -> None:
 
 
 def run(doc: str, differences, what: str, large) -> None:
-    """The command line of a smoke test."""
+    """Runs the command line of a smoke test."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--large", action="store_true")

@@ -1,10 +1,10 @@
-"""Every kernel of batch norm + neuron + connection and of the stem once, on shapes small enough for compute-sanitizer.
+"""Runs every kernel of batch norm + neuron + connection and of the stem once, on shapes for compute-sanitizer.
 
     python -m benchmarks.gpu.tiny_blocks [--device cuda|cpu] [--large]
 
-With given statistics the outputs must be those of the CPU kernels bit for bit, and the gradients to rounding. In
-training the statistics are summed in another order, so that is compared in float64. --large: one launch each at the
-shapes of SEW-ResNet-18, for a profiler.
+With given statistics, the outputs must equal those of the CPU kernels bit for bit, and the gradients must agree up to
+rounding. In training the statistics are summed in another order, so that comparison uses float64. --large launches each
+pass once at the shapes of SEW-ResNet-18, for a profiler.
 """
 
 import itertools
@@ -27,7 +27,7 @@ SIZES = ((8, 4, 4), (3, 5, 5), (64, 2, 2))  # C, H, W
 
 
 def operands(shape, dtype, device, channels_last):
-    """z, the shortcut and two gradients."""
+    """Returns z, the shortcut and two gradients."""
     generator = torch.Generator().manual_seed(sum(shape))
     made = []
     for k in range(4):
@@ -38,7 +38,7 @@ def operands(shape, dtype, device, channels_last):
 
 
 def modules(C, kind, dtype, device, training):
-    """A norm with statistics of its own, and the neuron."""
+    """Returns a batch norm with its own statistics, and the neuron."""
     torch.manual_seed(C)
     bn, node = nn.BatchNorm2d(C), NEURONS[kind]()
     for p in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
@@ -49,7 +49,7 @@ def modules(C, kind, dtype, device, training):
 
 
 def block(shape, kind, connection, dtype, device, channels_last, training):
-    """Output, packed spikes, gradients and running statistics."""
+    """Returns the output, the packed spikes, and the gradients and running statistics."""
     z, shortcut, grad, grad_skip = operands(shape, dtype, device, channels_last)
     bn, node = modules(shape[2], kind, dtype, device, training)
     before = connection == "before"
@@ -75,7 +75,8 @@ def stem(shape, kind, T, dtype, device, channels_last, training):
 
 
 def differs(call) -> str | None:
-    """How the device's results differ from the CPU's; ``call(device, training)``."""
+    """Returns how the results of the device differ from those of the CPU, or None. ``call(device, training)`` computes
+    them."""
     out, bits, _ = call("device", False)
     expected, expected_bits, _ = call("cpu", False)
     if not torch.equal(out.cpu(), expected):
@@ -85,7 +86,7 @@ def differs(call) -> str | None:
     for training in (False, True):
         for a, b in zip(call("device", training)[2], call("cpu", training)[2], strict=True):
             if training and out.dtype != torch.float64:
-                continue  # the statistics may round a neuron across the threshold, and all that follows with it
+                continue  # rounding of the statistics may change a spike, and with it all later values
             rounding = 2.0**-6 if a.element_size() == 2 else 1e-9 if a.dtype == torch.float64 else 1e-3
             if not torch.allclose(a.cpu().double(), b.double(), rtol=0, atol=rounding * max(1.0, float(b.abs().max()))):
                 error = float((a.cpu().double() - b.double()).abs().max())
@@ -94,7 +95,7 @@ def differs(call) -> str | None:
 
 
 def differences(device: str):
-    """For each case how it differs from the CPU, if it does, and then None."""
+    """Yields for each case how it differs from the CPU, if it does, and then None."""
     where = {"device": device, "cpu": "cpu"}
     for name, call in cases():
         difference = differs(lambda place, training, call=call: call(where[place], training))
@@ -104,12 +105,12 @@ def differences(device: str):
 
 
 def cases():
-    """(name, function of device and training)"""
+    """Yields (name, function of device and training)."""
     for dtype, T, size, last in itertools.product(DTYPES, (3, 4, 17), SIZES, (True, False)):
         shape = (T, 2, *size)
         for i, (kind, connection) in enumerate(itertools.product(NEURONS, CONNECTIONS)):
             if (i + T + sum(size)) % 3 and (dtype, T) != (torch.float32, 4):
-                continue  # a third of the combinations, but all of them in one place
+                continue  # a third of the combinations, but all of them for float32 and T = 4
             if connection == "before" and kind == "none":
                 continue
             case = f"{kind}, {connection}, {dtype}, {shape}, channels_last={last}"
@@ -123,7 +124,7 @@ def cases():
 
 
 def large() -> None:
-    """Each pass once at the shapes of SEW-ResNet-18."""
+    """Runs each pass once at the shapes of SEW-ResNet-18."""
     for dtype, (C, H) in itertools.product((torch.float32, torch.bfloat16), ((64, 56), (512, 7))):
         for connection in (None, "ADD", "AND"):
             block((4, 32, C, H, H), "if", connection, dtype, "cuda", True, True)

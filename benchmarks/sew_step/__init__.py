@@ -1,1 +1,1 @@
-"""A whole training step of a SEW ResNet, sewsnn beside what else there is."""
+"""Times a whole training step of a SEW ResNet, sewsnn beside other implementations."""

@@ -1,24 +1,31 @@
-"""A whole training step of a SEW ResNet (forward, cross entropy, backward, SGD): sewsnn beside what else there is.
+"""Times a training step of a SEW ResNet (forward, cross entropy, backward, SGD), sewsnn beside other implementations.
 
     python -m benchmarks.sew_step [--device cpu|cuda] [--models sew_resnet18 ...] [--batch N] [--size 224]
                                   [--dtype float32|bfloat16] [--providers fused plain ...] [--check] [--json FILE]
 
-benchmarks/sew_step/networks.py says what the rivals are; torch.compile takes part by default on CUDA only, since on a
-CPU it compiles for minutes. Each rival, contiguous and channels_last, is a process of its own, alive all the time; in
-every round each of them runs a step, one after the other. All start from the same weights with the same random images.
+benchmarks/sew_step/networks.py describes the implementations (providers). torch.compile takes part by default only on
+CUDA, since on a CPU it compiles for minutes. Each provider, contiguous and channels_last, has its own process for the
+whole run. In every round each process runs a step, one after the other. All start from the same weights with the same
+random images.
 
-Columns: `p20_ms`, `p50_ms`, `p80_ms` of the step. `conv_ms`: the convolutions, forward and backward, by a stopwatch in
-the same step (on CUDA, and of compile and packed, by a profile of the step after it); `other_ms`: the rest of the step;
-both are medians over the rounds. `peak_MiB`: the highest memory of a step above that before the first one (resident on
-the CPU, allocated on CUDA), gradients included; on the CPU what an allocator keeps from step to step counts, glibc's
-(`malloc`: its settings) as well as sewsnn's (`keep_MB`: SEWSNN_CPU_KEEP_MB). `saved_MiB`: what forward saves for
-backward, without the parameters. `loss_error`, `grad_error`: relative difference of the loss and of conv1's gradient
-from plain's in the same memory format. Networks that round differently are told apart by these: a potential within
-rounding of the threshold fires in one and not in the other, and one spike more changes a gradient through eighteen
-layers wholly (grad_error of the order of 1). Whether they compute the same function is what `exact_loss_error` and
-`exact_grad_error` say, the same in float64 on two small images: there only rounding is left.
+Columns:
 
-bfloat16 is autocast; SpikingJelly on CUDA then has `PrecisionConfig(neuron_storage="bf16")`.
+- `p20_ms`, `p50_ms`, `p80_ms`: time of the step.
+- `conv_ms`: time of the convolutions, forward and backward, measured with a stopwatch in the same step. On CUDA, and
+  for compile and packed, it comes from a profile of the step after it. `other_ms`: the rest of the step. Both are
+  medians over the rounds.
+- `peak_MiB`: the highest memory of a step above that before the first one (resident on the CPU, allocated on CUDA),
+  including gradients. On the CPU it includes memory that an allocator keeps from step to step: glibc's (`malloc` shows
+  its settings) and sewsnn's (`keep_MB` shows SEWSNN_CPU_KEEP_MB).
+- `saved_MiB`: memory that forward saves for backward, without the parameters.
+- `loss_error`, `grad_error`: relative difference of the loss, and of conv1's gradient, from plain in the same memory
+  format. Networks that round differently show here: a membrane potential within rounding of the threshold fires in one
+  and not in the other, and one more spike changes a gradient through eighteen layers completely (grad_error of the
+  order of 1).
+- `exact_loss_error`, `exact_grad_error`: the same in float64 on two small images, where only rounding remains. These
+  columns show whether the networks compute the same function.
+
+bfloat16 means autocast; on CUDA, SpikingJelly then uses `PrecisionConfig(neuron_storage="bf16")`.
 """
 
 import argparse
@@ -33,13 +40,13 @@ from benchmarks.sew_step.worker import Worker
 
 
 def relative_error(values: list[float], reference: list[float]) -> float:
-    """In the Euclidean norm."""
+    """Returns the relative difference in the Euclidean norm."""
     difference = sum((a - b) ** 2 for a, b in zip(values, reference, strict=True))
     return (difference / sum(b**2 for b in reference)) ** 0.5
 
 
 class Rows:
-    """The rows of one case, one for each worker; a rival that fails keeps its error and takes no further part."""
+    """The rows of one case, one per worker. A provider that fails keeps its error and takes no further part."""
 
     def __init__(self, case: Case, providers: list[str]):
         names = {"case": case.model, "dtype": case.dtype, "batch": case.batch, "T": case.T, "size": case.size}
@@ -52,7 +59,7 @@ class Rows:
         self._each(Worker.answer)
 
     def ask(self, command: str, *arguments) -> dict[int, object]:
-        """The answers of all workers that still live, one after the other."""
+        """Returns the answers of all workers that are still alive, asked one after the other."""
         return self._each(lambda worker: worker(command, *arguments))
 
     def _each(self, call) -> dict[int, object]:
@@ -74,7 +81,7 @@ class Rows:
 
 
 def measure(case: Case, providers: list[str], repeats: int) -> list[dict]:
-    """A row for each provider and memory format."""
+    """Returns a row for each provider and memory format."""
     found = Rows(case, providers)
     try:
         compare(found, "gradient", "")
@@ -95,12 +102,12 @@ def measure(case: Case, providers: list[str], repeats: int) -> list[dict]:
 
 
 def compare(found: Rows, command: str, prefix: str) -> None:
-    """Puts the relative differences from plain in the same memory format into the rows."""
+    """Adds the relative differences from plain, in the same memory format, to the rows."""
     answers = found.ask(command)
     references = {found.rows[i]["memory_format"]: a for i, a in answers.items() if found.rows[i]["provider"] == "plain"}
     if len(references) < len(MEMORY_FORMATS):
         errors = [row["error"] for row in found.rows if row["provider"] == "plain" and "error" in row]
-        raise SystemExit(f"plain, which the others are compared with, failed: {errors[0]}")
+        raise SystemExit(f"the reference provider, plain, failed: {errors[0]}")
     for i, (loss, grad) in answers.items():
         right_loss, right_grad = references[found.rows[i]["memory_format"]]
         found.rows[i] |= {
@@ -110,7 +117,7 @@ def compare(found: Rows, command: str, prefix: str) -> None:
 
 
 def allocators() -> dict:
-    """The settings on which the CPU's memory and its speed depend."""
+    """Returns the settings that affect the memory and the speed of the CPU."""
     settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")]
     keep = os.environ.get("SEWSNN_CPU_KEEP_MB", "default")
     return {"keep_MB": keep, "malloc": " ".join(settings) or "default", "preload": os.environ.get("LD_PRELOAD", "")}
@@ -139,28 +146,37 @@ def print_ratios(rows: list[dict], case: str) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--models", nargs="+", default=["sew_resnet18"], help="names, or JSON with name and arguments")
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, help="plain takes part in any case")
-    parser.add_argument("--batch", type=int, help="images (default: 4 on a CPU, 32 on CUDA)")
-    parser.add_argument("--size", type=int, default=224, help="height and width of an image")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["sew_resnet18"],
+        help="names, or JSON with a name and arguments (default: sew_resnet18)",
+    )
+    parser.add_argument(
+        "--providers", nargs="+", choices=PROVIDERS, help="implementations to time; plain is always included"
+    )
+    parser.add_argument("--batch", type=int, help="images per batch (default: 4 on a CPU, 32 on CUDA)")
+    parser.add_argument("--size", type=int, default=224, help="height and width of an image in pixels (default: 224)")
     parser.add_argument("--T", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--check", action="store_true", help="fail unless all is as much better as it should be")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if fused does not reach the required ratios to SpikingJelly"
+    )
     parser.add_argument("--json", help="append the rows to this file, one JSON object per line")
     arguments = parser.parse_args()
     cuda = arguments.device == "cuda"
     arguments.batch = arguments.batch or (32 if cuda else 4)
     chosen = arguments.providers or [name for name in PROVIDERS if cuda or name != "compile"]
     if missing := [name for name in chosen if not available(name)]:
-        print(f"not installed, left out: {', '.join(missing)}")
+        print(f"left out, because they are not installed: {', '.join(missing)}")
     arguments.providers = ["plain", *(name for name in chosen if name not in ("plain", *missing))]
     return arguments
 
 
 def main() -> None:
     arguments = parse()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler says whenever it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise the profiler prints when it starts and stops
     if not SPIKINGJELLYS.isdisjoint(arguments.providers):
         importlib.import_module("spikingjelly")  # environment() then names its version
     about = environment(arguments.device) | allocators() | {"run": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

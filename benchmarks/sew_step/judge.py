@@ -1,6 +1,6 @@
-"""Which row of a provider counts, and whether the results are good enough."""
+"""Selects the row of each provider that counts, and checks whether the results meet the requirements."""
 
-#: (what, column, how many times better than SpikingJelly it must be)
+#: (description, column, required ratio to SpikingJelly)
 LIMITS = (
     ("everything outside the convolutions", "other_ms", 4.0),
     ("the whole step", "p50_ms", 1.3),
@@ -9,14 +9,15 @@ LIMITS = (
 
 
 def mark_best(rows: list[dict]) -> None:
-    """``best`` says which memory format a provider is faster with; all rows are of one case."""
+    """Sets ``best`` in the row of the faster memory format of each provider; all rows are of one case."""
     rows = [row for row in rows if "error" not in row]
     for row in rows:
         row["best"] = row["p50_ms"] == min(r["p50_ms"] for r in rows if r["provider"] == row["provider"])
 
 
 def too_bad(rows: list[dict]) -> list[str]:
-    """Nothing, or what falls short of :data:`LIMITS`. Of SpikingJelly's memory formats the better counts, each time."""
+    """Returns a message for each result below :data:`LIMITS`. For SpikingJelly, the better memory format counts in each
+    column."""
     found = []
     for case in dict.fromkeys(row["case"] for row in rows):
         ratios = compared(rows, case, "spikingjelly")
@@ -32,7 +33,7 @@ def too_bad(rows: list[dict]) -> list[str]:
 
 
 def compared(rows: list[dict], case: str, provider: str) -> dict[str, float] | None:
-    """How many times better fused is than the provider, column by column; None if one of them was not measured."""
+    """Returns how many times better fused is than the provider, by column; None if one of them was not measured."""
     measured = [row for row in rows if row["case"] == case and "error" not in row]
     ours = next((row for row in measured if row["provider"] == "fused" and row["best"]), None)
     theirs = [row for row in measured if row["provider"] == provider]

@@ -1,17 +1,19 @@
-"""The rivals: the same SEW ResNet (IF, ATan, detached hard reset, ADD) with the same weights, made in different ways.
+"""The implementations: the same SEW ResNet (IF, ATan, detached hard reset, ADD) with the same weights, built in several
+ways.
 
-    fused                sewsnn as it comes
+    fused                sewsnn with its defaults
     packed               the same with pack_spikes=True
     unfused              sewsnn with torch's batch norm
-    plain                unfused, its neurons a loop over time-steps that autograd differentiates
+    plain                unfused, with neurons as a loop over time-steps that autograd differentiates
     compile              torch.compile of plain, default mode
-    spikingjelly         SpikingJelly's network as its examples use it: the image is repeated T times before conv1
-    spikingjelly_once    the same changed by hand, so that its stem (conv1, bn1) is computed once per image
-    converted            spikingjelly after sewsnn.convert.from_spikingjelly(net): what one line changes
+    spikingjelly         SpikingJelly's network as in its examples: the image is repeated T times before conv1
+    spikingjelly_once    the same, changed by hand to compute its stem (conv1, bn1) once per image
+    converted            spikingjelly after sewsnn.convert.from_spikingjelly(net): the effect of that one line
 
-SpikingJelly's step_mode is set per layer, so its stem may run in single-step mode, and its result be shown T times as a
-view by a hook; the numbers stay the same. That is not in SpikingJelly, but the strongest we could make of it. Its
-memory optimisation (memopt, checkpointing) computes forward twice and is left out, as is checkpointing for all others.
+SpikingJelly sets step_mode per layer, so its stem can run in single-step mode, and a hook can expand its result to T
+time-steps as a view; the values stay the same. SpikingJelly does not offer this; it is the strongest version we could
+make of it. SpikingJelly's memory optimisation (memopt, checkpointing) computes forward twice and is left out, as is
+checkpointing for all others.
 """
 
 import importlib.util
@@ -25,14 +27,14 @@ from sewsnn import models, neuron
 from sewsnn.convert import from_spikingjelly
 
 PROVIDERS = ("fused", "packed", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_once", "converted")
-SPIKINGJELLYS = {"spikingjelly", "spikingjelly_once", "converted"}  # need it to be installed
+SPIKINGJELLYS = {"spikingjelly", "spikingjelly_once", "converted"}  # these need SpikingJelly
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. ``model``: a name of the registry, or JSON: ``{"name": "sew_resnet", "blocks": ...}``."""
+    """A case to measure. ``model`` is a name of the registry, or JSON: ``{"name": "sew_resnet", "blocks": ...}``."""
 
     model: str
     batch: int
@@ -42,21 +44,23 @@ class Case:
     device: str
 
     def settings(self) -> dict:
-        """``name`` and the arguments of the model."""
+        """Returns ``name`` and the arguments of the model."""
         return json.loads(self.model) if self.model.startswith("{") else {"name": self.model}
 
     def exact(self) -> "Case":
-        """Small and in float64, where rounding moves no spike: shows that two networks compute the same function."""
+        """Returns a small case in float64, where rounding changes no spike. It shows whether two networks compute the
+        same function."""
         return replace(self, batch=2, size=min(self.size, 64), dtype="float64")
 
 
 def available(provider: str) -> bool:
-    """Whether the library is installed that it needs."""
+    """Returns whether the library that the provider needs is installed."""
     return provider not in SPIKINGJELLYS or importlib.util.find_spec("spikingjelly") is not None
 
 
 def build(provider: str, case: Case, memory_format: str) -> nn.Module:
-    """The network, images ``[N, 3, H, W]`` to logits ``[N, classes]``, with the weights that all rivals start from."""
+    """Returns the network, from images ``[N, 3, H, W]`` to logits ``[N, classes]``, with the initial weights that all
+    providers share."""
     torch.manual_seed(0)
     common = case.settings() | {"T": case.T, "connect_f": "ADD"}
     weights = models.create_model(**common, fused=False).state_dict()
@@ -79,7 +83,7 @@ def build(provider: str, case: Case, memory_format: str) -> nn.Module:
 
 
 class SpikingJelly(nn.Module):
-    """SpikingJelly's SEW ResNet for static images; back at rest after each call."""
+    """SpikingJelly's SEW ResNet for static images; each call resets the network at its end."""
 
     def __init__(self, case: Case, stem_once: bool):
         super().__init__()
@@ -96,7 +100,8 @@ class SpikingJelly(nn.Module):
             self.theirs.bn1.register_forward_hook(lambda module, images, z: z.expand(case.T, *z.shape))
 
     def keep_bfloat16(self) -> None:
-        """Under autocast alone its neurons would fall back to a loop over time-steps. CUDA only."""
+        """Stores the neurons' state in bfloat16. Under autocast alone, SpikingJelly's neurons would fall back to a loop
+        over time-steps. CUDA only."""
         from spikingjelly.activation_based import precision
 
         config = precision.PrecisionConfig(mode="bf16", neuron_storage="bf16")

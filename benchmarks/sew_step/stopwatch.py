@@ -1,4 +1,4 @@
-"""The time a CPU spends in a network's convolutions, forward and backward, within the step that is measured."""
+"""Measures the time a CPU spends in the convolutions of a network, forward and backward, within the measured step."""
 
 import time
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Stopwatch:
-    """Runs every ``nn.Conv2d`` of ``net`` by the same two operations as before, and adds up how long they take."""
+    """Runs every ``nn.Conv2d`` of ``net`` with the same two operations as before, and sums up their time."""
 
     def __init__(self, net: nn.Module):
         self.seconds = 0.0

@@ -1,4 +1,4 @@
-"""One rival in a process of its own, which runs a step when it is told to: rivals take turns, memory is not shared."""
+"""A provider in its own process, which runs a step on request. Providers alternate, and do not share memory."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.sew_step.networks import DTYPES, MEMORY_FORMATS, Case, build
 from benchmarks.sew_step.stopwatch import Stopwatch
 
-#: What a profile calls the convolutions.
+#: The names of the convolutions in a profile.
 CONVOLUTIONS = {f"aten::{name}" for name in ("mkldnn_convolution", "cudnn_convolution", "convolution_backward")}
 
 
@@ -31,7 +31,7 @@ class Step:
         self._allocate_momentum()
 
     def _allocate_momentum(self) -> None:
-        """It is there before and after a step, and so no part of the step's memory."""
+        """Allocates the momentum, which exists before and after a step and is therefore not part of its memory."""
         for parameter in self.net.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
@@ -44,7 +44,7 @@ class Step:
         return nn.functional.cross_entropy(logits if self.case.dtype == "float64" else logits.float(), self.labels)
 
     def gradient(self) -> tuple[float, list[float]]:
-        """The loss, and conv1's gradient: what has passed through every layer."""
+        """Returns the loss and the gradient of conv1, which has passed through every layer."""
         loss = self.loss()
         loss.backward()
         grad = next(self.net.parameters()).grad.double().flatten().tolist()
@@ -57,7 +57,7 @@ class Step:
         self.optimizer.step()
 
     def saved_bytes(self) -> int:
-        """What forward leaves for backward, each storage once, parameters and buffers left out."""
+        """Returns the bytes that forward saves for backward: each storage once, without parameters and buffers."""
         own = {t.untyped_storage().data_ptr() for t in (*self.net.parameters(), *self.net.buffers())}
         found = {}
 
@@ -72,7 +72,7 @@ class Step:
 
 
 class Rival:
-    """What a worker answers to; each public method is one command."""
+    """The commands of a worker; each public method is one command."""
 
     def __init__(self, provider: str, case: Case, memory_format: str):
         self.what = provider, case, memory_format
@@ -81,7 +81,7 @@ class Rival:
     def make(self) -> None:
         torch.backends.cudnn.benchmark = True
         if self.what[0] == "compile":
-            Step(*self.what)()  # the compiler's own memory is not the step's
+            Step(*self.what)()  # the memory of the compiler does not count for the step
         self.step = Step(*self.what)
         own_convolutions = self.what[0] in ("compile", "packed")
         self.watch = None if self.cuda or own_convolutions else Stopwatch(self.step.net)
@@ -96,13 +96,13 @@ class Rival:
         return Step(provider, case.exact(), memory_format).gradient()
 
     def turn(self, steps: int) -> tuple[float, float]:
-        """Milliseconds of a step, and of its convolutions: by a stopwatch; on CUDA, and where they are not torch's
-        modules, from the profile of one more step."""
+        """Returns the milliseconds of a step and of its convolutions. The latter come from a stopwatch; on CUDA, and
+        where the convolutions are not torch modules, from the profile of one more step."""
         if self.watch:
             self.watch.seconds = 0.0
             return self._milliseconds(steps), 1e3 * self.watch.seconds / steps
         if self.cuda:
-            self.step()  # takes the memory it needs
+            self.step()  # allocates its memory
         bare = self._milliseconds(steps)
         activities = [torch.profiler.ProfilerActivity.CPU]
         activities += [torch.profiler.ProfilerActivity.CUDA] if self.cuda else []
@@ -111,13 +111,14 @@ class Rival:
         events = [event for event in profile.key_averages() if event.key in CONVOLUTIONS]
         convolutions = sum(e.self_device_time_total if self.cuda else e.self_cpu_time_total for e in events) / 1e3
         if self.cuda:
-            torch.cuda.empty_cache()  # for the others
+            torch.cuda.empty_cache()  # leave the memory to the other workers
         return bare, convolutions
 
     def memory(self) -> dict:
-        """MiB: the peak of a step above what there was before the first one, and what forward saves for backward.
+        """Returns MiB: the peak of a step above the memory before the first step, and the memory that forward saves for
+        backward.
 
-        To be asked before a profiler has run, which keeps memory of its own.
+        Call this before a profiler has run, because a profiler keeps memory of its own.
         """
         self.step()
         peak = self._peak_of_a_step()
@@ -133,16 +134,16 @@ class Rival:
         return 1e3 * (time.perf_counter() - start) / steps
 
     def _memory_now(self) -> int | None:
-        """Bytes; None where the system does not say."""
+        """Returns the bytes in use; None if the system does not report them."""
         if self.cuda:
             return torch.cuda.memory_allocated()
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what building the network left
+            ctypes.CDLL(None).malloc_trim(0)  # free the memory that building the network left
             return _status("VmRSS")
         return None
 
     def _peak_of_a_step(self) -> float | None:
-        """MiB above ``before``; memory kept for the next step, by whomever, counts."""
+        """Returns the peak in MiB above ``before``. Memory that any allocator keeps for the next step counts."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             self.step()
@@ -150,7 +151,7 @@ class Rival:
             return (torch.cuda.max_memory_allocated() - self.before) / 2**20
         try:
             with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")  # the highest resident size so far is forgotten
+                file.write("5")  # resets the highest resident size
         except OSError:
             return None
         self.step()
@@ -158,15 +159,15 @@ class Rival:
 
 
 def _status(name: str) -> int:
-    """Bytes, from /proc."""
+    """Returns a value of /proc in bytes."""
     with open("/proc/self/status") as file:
         return next(1024 * int(line.split()[1]) for line in file if line.startswith(name + ":"))
 
 
 def serve(connection, provider: str, case: Case, memory_format: str) -> None:
-    """The process: answers each command with (result, None) or (None, error)."""
+    """The main function of a worker: answers each command with (result, None) or (None, error)."""
     rival = Rival(provider, case, memory_format)
-    with contextlib.suppress(EOFError):  # the parent has closed its end
+    with contextlib.suppress(EOFError):  # the parent has closed the connection
         while True:
             command, *arguments = connection.recv()
             try:
@@ -177,11 +178,12 @@ def serve(connection, provider: str, case: Case, memory_format: str) -> None:
 
 
 class Worker:
-    """The parent's end. The network is made while the parent goes on; the first :meth:`answer` waits for it."""
+    """The parent's side of a worker. The worker builds its network while the parent continues; the first :meth:`answer`
+    waits for it."""
 
     def __init__(self, provider: str, case: Case, memory_format: str):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # torch is imported once
+        context.set_forkserver_preload([__name__])  # import torch only once
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, provider, case, memory_format), daemon=True)
         self._process.start()
@@ -189,12 +191,12 @@ class Worker:
         self._connection.send(("make",))
 
     def __call__(self, command: str, *arguments):
-        """Runs a command there and waits for its answer."""
+        """Runs a command in the worker and waits for its answer."""
         self._connection.send((command, *arguments))
         return self.answer()
 
     def answer(self):
-        """Waits.
+        """Waits for the answer to the last command.
 
         Raises:
             RuntimeError: the command failed, or the process died.

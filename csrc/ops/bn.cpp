@@ -7,7 +7,7 @@
 namespace sewsnn {
 namespace {
 
-constexpr int64_t kNoNeuron = 3;  // the `kind` that stands for none
+constexpr int64_t kNoNeuron = -1;  // the `kind` of batch norm without a neuron; never that of a neuron to come
 
 // A still z repeated T times over a time axis of stride 0.
 Tensor with_time(const Tensor& z, int64_t T) {

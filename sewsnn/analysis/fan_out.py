@@ -1,4 +1,4 @@
-"""How many outputs of a convolution read an input."""
+"""How many outputs of a convolution read each of its inputs."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,17 @@ from torch import Tensor, nn
 def readers(conv: nn.Module, sizes: Sequence[int]) -> list[Tensor]:
     """For each spatial axis of an input of ``sizes``: how many output positions read each index of that axis.
 
-    A window of a convolution is a product of its axes, so input ``(i, j)`` is read by ``count_h[i] * count_w[j]``
-    output positions (in each output channel of its group): those o with a kernel tap k for which
-    ``o stride + k dilation`` is the padded index of i. Padding that repeats inputs (reflect, replicate, circular) makes
-    them read more often.
+    The window of a convolution is a product of its axes. Therefore ``count_h[i] * count_w[j]`` output positions read
+    input ``(i, j)``, in each output channel of its group. Along one axis, these are the outputs o with a kernel tap k
+    for which ``o stride + k dilation`` is the padded index of i. Padding that repeats inputs (reflect, replicate,
+    circular) raises their counts.
+
+    Args:
+        conv: ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``.
+        sizes: the input's size along each spatial axis.
+
+    Returns:
+        One integer tensor per axis, as long as that axis.
     """
     return [_readers(conv, axis, size) for axis, size in enumerate(sizes)]
 
@@ -27,7 +34,7 @@ def _readers(conv: nn.Module, axis: int, size: int) -> Tensor:
 
 
 def _padded_indices(conv: nn.Module, axis: int, size: int) -> Tensor:
-    """The input's index at each position of the padded axis; -1: a zero."""
+    """The input's index at each position of the padded axis; -1 for a zero."""
     if conv.padding == "same":
         total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
         left, right = total // 2, total - total // 2

@@ -1,4 +1,4 @@
-"""Figures of a training run, and of its data."""
+"""Figures of a training run and of its data."""
 
 import math
 from pathlib import Path
@@ -24,8 +24,19 @@ def _save(figure, path: Path) -> None:
 
 
 def draw_curves(history: list[dict], title: str, path: Path, published: float | None = None) -> None:
-    """Loss and accuracy over epochs as one PNG: training, test and, where there is one (``train.ema``), the moving
-    average of the weights; also the published test accuracy (in percent)."""
+    """Draws loss and accuracy over the epochs as one PNG: training, test, the moving average of the weights, published.
+
+    Args:
+        history: one dictionary per epoch with ``epoch``, ``test_accuracy`` and, where known, ``train_loss``,
+            ``train_accuracy``, ``test_loss``, ``average_loss``, ``average_accuracy`` (accuracies in [0, 1]). The moving
+            average exists with ``train.ema``.
+        title: name of the run.
+        path: the PNG file to write.
+        published: published test accuracy in percent, drawn as a line. Default None.
+
+    Raises:
+        UserError: matplotlib is not installed, or the file cannot be written.
+    """
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(figsize=(9, 3.6))
@@ -60,7 +71,16 @@ def draw_curves(history: list[dict], title: str, path: Path, published: float | 
 
 
 def draw_firing_rates(rates: dict[str, float], title: str, path: Path) -> None:
-    """Firing rate per neuron layer, first layer on top, as one PNG."""
+    """Draws the firing rate of each neuron layer as one PNG, the first layer on top.
+
+    Args:
+        rates: module name -> spikes per neuron and time-step.
+        title: name of the run.
+        path: the PNG file to write.
+
+    Raises:
+        UserError: matplotlib is not installed, or the file cannot be written.
+    """
     figure = _figure(figsize=(7, 1.2 + 0.26 * max(len(rates), 1)))
     axes = figure.subplots()
     names = list(rates)
@@ -77,7 +97,7 @@ def draw_firing_rates(rates: dict[str, float], title: str, path: Path) -> None:
 
 
 def _rate(rate: float) -> str:
-    """Three decimals, or two digits where these would all be 0."""
+    """The rate with three decimals, or with two significant digits if three decimals would show 0."""
     return f"{rate:.3f}" if rate == 0 or not abs(rate) < 0.001 else f"{rate:.1e}"
 
 
@@ -89,17 +109,23 @@ def draw_samples(
     most: int = 8,
     normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> None:
-    """The first ``most`` samples of a batch, as one PNG: images side by side; sequences a row each, frame after frame.
+    """Draws the first samples of a batch as one PNG: images side by side, or one row of frames per sequence.
 
-    Three channels are colours. Of two, the polarities of events, the second (on, p = 1) less the first (off, p = 0) is
-    drawn, red above 0 and blue below, white where there are as many of both. Of others the first channel is drawn in
-    grey, its least value black.
+    Three channels are drawn as colours. Two channels are the polarities of events; the figure shows the second (on, p =
+    1) minus the first (off, p = 0): red above 0, blue below, white where both are equal. For any other number of
+    channels the figure shows the first channel in grey.
 
     Args:
-        x: what a network is given, images ``[N, C, H, W]`` or sequences ``[T, N, C, H, W]``, on any device.
-        labels: ``[N]``.
-        normalised: mean and deviation of each channel in [0, 1], which are undone. None: colours are in [0, 1]
-            already, or else are scaled to the sample's own range, which the title then says.
+        x: input of a network, images ``[N, C, H, W]`` or sequences ``[T, N, C, H, W]``, on any device.
+        labels: class numbers ``[N]``.
+        title: name of the data.
+        path: the PNG file to write.
+        most: largest number of samples. Default 8.
+        normalised: mean and standard deviation of each channel in [0, 1], which are undone. Default None: colours are
+            in [0, 1] already, or else each sample is scaled to its own range, and the title says so.
+
+    Raises:
+        UserError: matplotlib is not installed, or the file cannot be written.
     """
     sequences = x.dim() == 5
     samples = (x.movedim(1, 0) if sequences else x[:, None])[:most].detach().float().cpu()  # [N, T, C, H, W]

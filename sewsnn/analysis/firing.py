@@ -1,4 +1,4 @@
-"""Firing rates."""
+"""Firing rates of neuron layers."""
 
 from collections.abc import Iterable
 
@@ -11,11 +11,20 @@ from sewsnn.neuron import BaseNode
 
 @torch.no_grad()
 def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
-    """Mean number of spikes per neuron and time-step of every neuron layer, over all ``batches``, in evaluation mode.
-    The model is left as it was: the mode of every module, the neurons' states, its hooks.
+    """Mean number of spikes per neuron and time-step of every neuron layer, over all batches, in evaluation mode.
+
+    The model is restored afterwards: the mode of every module, the states of the neurons, the hooks.
+
+    Args:
+        model: a network with nodes of :mod:`sewsnn.neuron`.
+        batches: inputs with which the model is called, one after the other.
 
     Returns:
         ``{module name: rate in [0, 1]}`` in the order of the modules.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_cifar10_net")
+        >>> rates = firing_rates(net, [torch.rand(2, 3, 32, 32)])
     """
     spikes: dict[str, Tensor] = {}
     elements: dict[str, int] = {}
@@ -31,6 +40,6 @@ def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float
     with evaluating(model) as hooks:
         hooks += [module.register_forward_hook(counter(name)) for name, module in nodes]
         for x in batches:
-            rest(model, whole_sequences=True)  # SpikingJelly's go on from where they were
+            rest(model, whole_sequences=True)  # converted SpikingJelly nodes would continue from the last batch's state
             model(x)
     return {name: float(spikes[name]) / elements[name] for name, _ in nodes if elements.get(name)}

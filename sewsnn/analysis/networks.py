@@ -1,4 +1,4 @@
-"""The sizes of the networks in the registry: what ``sewsnn models`` prints."""
+"""The sizes of the networks in the registry, for ``sewsnn models``."""
 
 import torch
 
@@ -9,15 +9,22 @@ from sewsnn.models.published import task_of
 
 
 def size_of(name: str, T: int = 1) -> Operations:
-    """Parameters, neurons and MACs of a network by name, for one image or sequence of its task; shapes alone.
+    """Parameters, neurons and MACs of a network for one image or sequence of its task, computed from shapes alone.
+
+    Args:
+        name: name of a network in the registry.
+        T: number of time-steps. Default 1.
+
+    Returns:
+        The :class:`sewsnn.analysis.Operations` of the network, without synaptic operations.
 
     Raises:
-        UserError: there is no such network, or it has no size of its own.
+        UserError: there is no such network, or its size is not fixed.
     """
     task = task_of(name)
     if task is None:
         if name in list_models():
-            raise UserError(f"model {name!r} has no size of its own: its blocks and widths are arguments")
+            raise UserError(f"model {name!r} has no fixed size: its blocks and widths are arguments")
         nearest = ", ".join(by_nearness(name, list_models())[:3])
         raise UserError(f"model {short(name)} is unknown; see sewsnn models (nearest: {nearest})")
     sizes = (1, *task.input_shape) if task.still else (T, 1, *task.input_shape)
@@ -27,13 +34,24 @@ def size_of(name: str, T: int = 1) -> Operations:
 
 
 def usual_steps(name: str) -> int:
-    """T of the published runs, the least of them; 4 where it is not stated."""
+    """The smallest T of the published runs of a network; 4 if none is stated.
+
+    Args:
+        name: name of a network in the registry.
+
+    Returns:
+        A number of time-steps.
+    """
     task = task_of(name)
     return min(task.steps) if task and task.steps else 4
 
 
 def networks_table() -> str:
-    """All networks, one a line."""
+    """A table of all networks as text, one line per network.
+
+    Returns:
+        The table.
+    """
     lines = [
         f"{'network':20} {'input':>13} {'parameters':>11} {'neuron layers':>14} {'neurons':>11} {'MACs / step':>15}"
     ]

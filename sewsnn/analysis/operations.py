@@ -1,4 +1,4 @@
-"""Parameters, neurons, multiply-accumulates and synaptic operations of a network, layer by layer."""
+"""Counts parameters, neurons, multiply-accumulates (MACs) and synaptic operations of a network, layer by layer."""
 
 import math
 from collections.abc import Iterable
@@ -13,85 +13,112 @@ from sewsnn.neuron import BaseNode
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-#: estimated energy of one operation on 32-bit floats at 45 nm, in pJ: a multiplication and an addition (3.7 + 0.9), and
-#: an addition alone. Source: M. Horowitz, Computing's energy problem (and what we can do about it), ISSCC 2014.
+#: estimated energy in pJ of one operation on 32-bit floats at 45 nm: MAC_PJ of a multiplication and an addition
+#: (3.7 + 0.9), AC_PJ of an addition. Source: M. Horowitz, Computing's energy problem (and what we can do about it),
+#: ISSCC 2014.
 MAC_PJ, AC_PJ = 4.6, 0.9
 
 
 @dataclass(frozen=True)
 class LayerOperations:
-    """A layer: a convolution, a linear layer, a neuron layer, or another module that has parameters of its own."""
+    """The counts of one layer: a convolution, linear layer, neuron layer, or other module with own parameters.
+
+    Attributes:
+        name: its name in ``model.named_modules()``.
+        kind: its class.
+        parameters: number of its own parameters. A parameter that several layers share counts for the first of them.
+        neurons: neurons per image and time-step. Default 0.
+        macs: multiply-accumulates of one run. Default 0.
+        runs: runs per image: T if the layer runs in every time-step, 1 if it runs once, 0 if it was not called. Default
+            0.
+        spike_input: True if every input value was a whole number >= 0 (spikes, or sums of spikes); False if not; None
+            (default) if no values were seen.
+        input_rate: mean number of spikes per input and run, if ``spike_input``; else None (default).
+        active_inputs: share of inputs that are not 0, in [0, 1], if ``spike_input``; else None (default).
+        synops: synaptic operations per image over all time-steps, if ``spike_input``; else None (default).
+    """
 
     name: str
-    kind: str  #: its class
-    parameters: int  #: its own; one that several layers share is counted with the first
-    neurons: int = 0  #: per image and time-step
-    macs: int = 0  #: of one run
-    runs: float = 0.0  #: per image: T if it runs at every time-step, 1 if it is computed once, 0 if it was not called
-    spike_input: bool | None = (
-        None  #: it was given spikes, 0, 1, 2 ..., and nothing else; None: there was nothing to see
-    )
-    input_rate: float | None = None  #: mean number of spikes per input and run, where spike_input
-    active_inputs: float | None = None  #: share of the inputs that are not 0, where spike_input
-    synops: float | None = None  #: per image, all time-steps, where spike_input
+    kind: str
+    parameters: int
+    neurons: int = 0
+    macs: int = 0
+    runs: float = 0.0
+    spike_input: bool | None = None
+    input_rate: float | None = None
+    active_inputs: float | None = None
+    synops: float | None = None
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What :func:`count_operations` found. ``str()`` of it is a table."""
+    """The result of :func:`count_operations`: counts of all layers and their totals. ``print`` shows it as a table.
 
-    images: int  #: that the means are over; 0: shapes alone were looked at
+    Attributes:
+        images: number of images over which the means are taken; 0: only shapes were computed (meta device).
+        layers: one :class:`LayerOperations` per layer.
+    """
+
+    images: int
     layers: tuple[LayerOperations, ...]
 
     @property
     def parameters(self) -> int:
-        """Of the model."""
+        """Number of parameters of the model."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def neuron_layers(self) -> int:
-        """Number of layers with neurons that were called."""
+        """Number of neuron layers that were called."""
         return sum(layer.neurons > 0 for layer in self.layers)
 
     @property
     def neurons(self) -> int:
-        """Per image and time-step."""
+        """Number of neurons, per image and time-step."""
         return sum(layer.neurons for layer in self.layers)
 
     @property
     def T(self) -> float:
-        """Time-steps per image: the most runs of any neuron layer, 1 if there is none."""
+        """Time-steps per image: the largest number of runs of a neuron layer; 1 without neuron layers."""
         return max((layer.runs for layer in self.layers if layer.neurons), default=1.0)
 
     @property
     def macs(self) -> int:
-        """Of one time-step: one run of every layer."""
+        """Multiply-accumulates of one run of every layer."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def macs_per_image(self) -> float:
-        """Of all runs; that is what it costs where spikes are numbers like others."""
+        """Multiply-accumulates per image over all runs: the cost if spikes are computed like other numbers."""
         return sum(layer.macs * layer.runs for layer in self.layers)
 
     @property
     def real_macs_per_image(self) -> float | None:
-        """Of the layers whose input was not spikes; None: there was nothing to see."""
+        """Multiply-accumulates per image of the layers whose input was not spikes; None if no values were seen."""
         if not self.images:
             return None
         return sum(layer.macs * layer.runs for layer in self.layers if layer.spike_input is False)
 
     @property
     def synops(self) -> float | None:
-        """Synaptic operations per image, all time-steps; None: there was nothing to see."""
+        """Synaptic operations per image over all time-steps; None if no values were seen."""
         return sum(layer.synops or 0.0 for layer in self.layers) if self.images else None
 
     @property
     def energy_pj(self) -> float | None:
-        """An estimate from the arithmetic alone, memory left out: 4.6 pJ for a MAC, 0.9 pJ for a synaptic operation."""
+        """Estimated energy per image in pJ: 4.6 pJ per MAC on real-valued input, 0.9 pJ per synaptic operation.
+
+        It counts arithmetic only, not memory access. None if no values were seen.
+        """
         return None if not self.images else MAC_PJ * self.real_macs_per_image + AC_PJ * self.synops
 
     def to_dict(self) -> dict:
-        """Numbers, strings and lists alone, for JSON."""
+        """The counts as a dictionary for JSON.
+
+        Returns:
+            A dictionary of numbers, strings and lists: ``images``, the totals, and ``layers`` with one dictionary per
+                layer.
+        """
         totals = ("parameters", "neuron_layers", "neurons", "T", "macs", "macs_per_image", "real_macs_per_image")
         found = {name: getattr(self, name) for name in (*totals, "synops", "energy_pj")}
         return {"images": self.images, **found, "layers": [asdict(layer) for layer in self.layers]}
@@ -127,10 +154,10 @@ def _number(value: float | None, form: str) -> str:
 
 
 class _Counter:
-    """What the hooks of one layer have seen."""
+    """The counts that the hooks of one layer collect."""
 
     def __init__(self):
-        self.samples = self.work = self.inputs = 0  # time-steps of all images; neurons or MACs; numbers read
+        self.samples = self.work = self.inputs = 0  # time-steps of all images; neurons or MACs; input values
         self.binary: bool | Tensor = True
         self.spikes: float | Tensor = 0.0
         self.active: float | Tensor = 0.0
@@ -141,7 +168,7 @@ class _Counter:
         self.work += work
 
     def read(self, x: Tensor, synops) -> None:
-        """The input of a convolution or a linear layer; tensors are added up where they are, without waiting."""
+        """Adds the input of a convolution or linear layer; the sums stay on the device, so nothing waits."""
         self.inputs += x.numel()
         self.binary = ((x >= 0) & (x == x.floor())).all() & self.binary
         self.spikes = self.spikes + x.sum(dtype=torch.float64)
@@ -149,51 +176,59 @@ class _Counter:
         self.synops = self.synops + synops(x)
 
     def per_run(self) -> int | float:
-        """A whole number unless the layer is given several sizes."""
+        """Work per run: an integer, unless the layer sees several sizes."""
         mean = self.work / max(self.samples, 1)
         return self.work // self.samples if self.samples and self.work % self.samples == 0 else mean
 
 
 @torch.no_grad()
 def count_operations(model: nn.Module, batches: Tensor | Iterable[Tensor]) -> Operations:
-    """Parameters, neurons, MACs and synaptic operations of ``model``, by layer and in total, as seen in a run.
+    """Counts parameters, neurons, MACs and synaptic operations of ``model`` in a run, per layer and in total.
 
-    MACs. A convolution of one image takes ``C_out H_out W_out (C_in / groups) K_h K_w`` multiply-accumulates, padding
-    included, as usual; a linear layer ``in_features out_features`` for each vector. ``runs`` says how often a layer is
-    computed for an image: T times where it reads the spikes of every time-step, once where it reads a still image.
+    MACs: a convolution of one image takes ``C_out H_out W_out (C_in / groups) K_h K_w`` multiply-accumulates, padding
+    included, as usual. A linear layer takes ``in_features out_features`` per vector. ``runs`` counts how often a layer
+    runs per image: T times if it reads the spikes of every time-step, once if it reads a still image.
 
-    Synaptic operations. An input spike is accumulated once in each output that reads it. A layer fed with spikes does
+    Synaptic operations: each output that reads an input spike accumulates it once. A layer with spikes as input needs,
+    per image,
 
         SynOps = sum over t and inputs i of x_i[t] * fan_out_i
 
-    of them per image, where ``fan_out_i`` is the number of outputs that read input i: fewer at borders, and exact with
-    stride, dilation, groups and any padding. Without borders that is ``rate * T * MACs``, the usual definition, rate
-    being the mean number of spikes per input and time-step (``input_rate``). The sums that ADD hands on, 0, 1, 2, 3
-    and so on, are that many spikes: an input of k counts k times. ``active_inputs`` counts it once.
+    where ``fan_out_i`` is the number of outputs that read input i. The count is exact for stride, dilation, groups and
+    any padding; inputs at borders have fewer readers. Without borders it equals ``rate * T * MACs``, the usual
+    definition, where the rate is the mean number of spikes per input and time-step (``input_rate``). ADD passes on sums
+    0, 1, 2, 3 and so on: an input of k counts as k spikes. ``active_inputs`` counts it once.
 
-    A layer is fed with spikes if all it reads are whole numbers >= 0, as spikes, their sums, their maxima and frames
-    of event counts are. Others do MACs, not synaptic operations: the first convolution of an image, the classifier of
-    a mean.
+    A layer has spikes as input if all its input values are whole numbers >= 0. Spikes, their sums and maxima, and
+    frames of event counts are such numbers. Other layers do MACs instead of synaptic operations: for example, the first
+    convolution of an image and the classifier of a mean.
 
-    The model runs in evaluation mode, its neurons at rest to begin with, and is left as it was: modes, states, hooks.
+    The model runs in evaluation mode; its neurons start at rest. Modes, states and hooks are restored afterwards.
 
     Args:
-        model: any, of ``nn.Conv1d/2d/3d``, ``nn.Linear`` and the nodes of :mod:`sewsnn.neuron`; operations of other
-            layers are not counted, their parameters are. On the meta device, with batches there, shapes are counted
-            without any numbers being computed, and there are no synaptic operations.
-        batches: what the model is called with, once or one after the other. The nodes tell the number of images: N of
-            the ``[T, N, ...]`` they are given; without nodes it is a batch's first dimension. In single-step mode a
-            call is one time-step of N images, and counts as N images.
+        model: any module. Operations are counted in ``nn.Conv1d/2d/3d``, ``nn.Linear`` and the nodes of
+            :mod:`sewsnn.neuron`; other layers only add their parameters. With the model and the batches on the meta
+            device, only shapes are computed, and there are no synaptic operations.
+        batches: one input tensor, or several, with which the model is called one after the other. The number of images
+            is N of the ``[T, N, ...]`` input of the nodes, or the first dimension of a batch if there are no nodes. In
+            single-step mode a call is one time-step of N images, and counts as N images.
+
+    Returns:
+        :class:`Operations` with one :class:`LayerOperations` per layer; ``print`` shows it as a table.
 
     Raises:
-        TypeError: ``model`` is not a module, or a batch not a tensor.
-        ValueError: there is no batch, or an empty one.
+        TypeError: ``model`` is not a module, or a batch is not a tensor.
+        ValueError: there is no batch, or a batch is empty.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_cifar10_net")
+        >>> found = count_operations(net, torch.rand(2, 3, 32, 32))
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     modules = dict(model.named_modules())
     counters = {name: _Counter() for name, m in modules.items() if isinstance(m, (*_CONVS, nn.Linear, BaseNode))}
-    seen: list[int] = []  # images in each neuron layer's calls of one batch
+    seen: list[int] = []  # number of images in each call of a neuron layer, for one batch
     images = 0
     with evaluating(model) as hooks:
         for name, counter in counters.items():
@@ -208,7 +243,7 @@ def count_operations(model: nn.Module, batches: Tensor | Iterable[Tensor]) -> Op
             images += seen[0] if seen else len(x)
             on_meta = x.is_meta
     if not images:
-        raise ValueError("batches must hold at least one")
+        raise ValueError("batches must hold at least one batch")
     counted: set[int] = set()
     layers = [_layer(name, module, counters.get(name), images, counted) for name, module in modules.items()]
     return Operations(0 if on_meta else images, tuple(layer for layer in layers if layer is not None))
@@ -236,12 +271,12 @@ def _hook(counter: _Counter, seen: list[int]):
 
 
 def _synops(layer: nn.Module, x: Tensor) -> Tensor:
-    """Of all numbers in x."""
+    """Synaptic operations of all values in x."""
     if isinstance(layer, nn.Linear):
         return x.sum(dtype=torch.float64) * layer.out_features
     sizes = x.shape[-len(layer.kernel_size) :]
     everywhere = x.reshape(-1, *sizes).sum(0, dtype=torch.float64)
-    for axis, count in enumerate(readers(layer, sizes)):  # the product over the axes is the number of positions
+    for axis, count in enumerate(readers(layer, sizes)):  # the product over the axes is the number of readers
         shape = [1] * len(sizes)
         shape[axis] = -1
         everywhere = everywhere * count.to(everywhere).view(shape)

@@ -1,4 +1,4 @@
-"""What a network knows after each time-step, and how long it takes to get there."""
+"""The accuracy of a network after each time-step, and the latency of a forward pass."""
 
 import statistics
 import time
@@ -14,12 +14,13 @@ from sewsnn.neuron import BaseNode
 
 
 class PerStep(NamedTuple):
-    """Of the first t = 1 ... T time-steps; every list has an entry for each t.
+    """Results after the first t = 1 ... T time-steps; every list has one entry per t.
 
     Attributes:
-        samples: how many were seen.
+        samples: number of samples.
         loss: cross entropy of the mean of the first t logits.
-        accuracy, accuracy5: top-1 and top-5, in [0, 1].
+        accuracy: top-1 accuracy in [0, 1].
+        accuracy5: top-5 accuracy in [0, 1].
         firing_rates: module name -> spikes per neuron and time-step.
     """
 
@@ -32,13 +33,18 @@ class PerStep(NamedTuple):
 
 @torch.no_grad()
 def evaluate_per_step(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> PerStep:
-    """Evaluates all t at once: in evaluation a network's first t time-steps do not depend on what follows, so the mean
-    of its first t logits is what it says when it is shown a still image t times, or the first t frames of a sequence.
+    """Evaluates a network after every number of time-steps t = 1 ... T in one pass.
+
+    In evaluation mode, the first t time-steps of a network do not depend on later ones. The mean of the first t logits
+    is therefore the output for a still image that is shown t times, or for the first t frames of a sequence.
 
     Args:
-        model: of :mod:`sewsnn.models`; ``forward(x, return_seq=True)`` gives logits ``[T, N, classes]``. It is left as
-            it was.
-        batches: ``(x, labels [N])`` on the model's device; all sequences of the same T.
+        model: a network of :mod:`sewsnn.models`; ``forward(x, return_seq=True)`` returns logits ``[T, N, classes]``.
+            The network is restored afterwards.
+        batches: pairs ``(x, labels [N])`` on the model's device. All sequences have the same T.
+
+    Returns:
+        :class:`PerStep` with one entry per t in each list.
 
     Raises:
         ValueError: there is no batch.
@@ -76,13 +82,18 @@ def evaluate_per_step(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def latency(model: nn.Module, x: Tensor, T: int, repeats: int = 10) -> float:
-    """Median seconds of one forward pass over T time-steps, in evaluation mode, the first calls left out.
+    """Median time in seconds of one forward pass over T time-steps, in evaluation mode.
+
+    Two warm-up calls come before the measurement.
 
     Args:
-        model: of :mod:`sewsnn.models`. It is left as it was.
-        x: still images ``[N, C, H, W]``, or sequences ``[>= T, N, C, H, W]``, of which the first T frames are taken.
-        T: time-steps.
-        repeats: calls that are measured.
+        model: a network of :mod:`sewsnn.models`. It is restored afterwards.
+        x: still images ``[N, C, H, W]``, or sequences ``[>= T, N, C, H, W]``, of which the first T frames are used.
+        T: number of time-steps.
+        repeats: number of calls that are measured. Default 10.
+
+    Returns:
+        Seconds.
 
     Raises:
         ValueError: a sequence has fewer than T frames.

@@ -1,4 +1,4 @@
-"""Running a model to look at it, and leaving it as it was."""
+"""Runs a model under observation and restores it afterwards."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,8 +13,11 @@ def _has_memory(module: nn.Module) -> bool:
 
 
 def rest(model: nn.Module, whole_sequences: bool = False) -> None:
-    """Puts all neurons to rest, those that stay SpikingJelly's too; ``whole_sequences``: those alone that are given all
-    time-steps in one call, and were not told to keep their state."""
+    """Puts all neurons to rest, including nodes that are still SpikingJelly's.
+
+    With ``whole_sequences`` it resets only the nodes that take all time-steps in one call and that are not set to keep
+    their state.
+    """
     for module in model.modules():
         if isinstance(module, BaseNode) or _has_memory(module):
             goes_on = getattr(module, "step_mode", "s") == "s" or getattr(module, "keep_state", None)
@@ -24,9 +27,11 @@ def rest(model: nn.Module, whole_sequences: bool = False) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[list]:
-    """In evaluation mode, the neurons at rest. Afterwards every module is in the mode it was in, every node, and what
-    else has a memory as SpikingJelly's modules have, has its state back, and the hooks put into the list this yields
-    are gone."""
+    """Puts the model in evaluation mode with its neurons at rest, and restores it afterwards.
+
+    Afterwards every module is in its former mode; every node, and every other module with memories as in SpikingJelly,
+    has its former state; and the hooks in the list that this context yields are removed.
+    """
     modes = [(module, module.training) for module in model.modules()]
     nodes = [module for module in model.modules() if isinstance(module, BaseNode)]
     # Converted nodes of SpikingJelly 0.0.0.0.14 have no v_seq unless they store it.

@@ -8,41 +8,51 @@ _MOST_DRAWN = 256
 
 
 def add(commands) -> None:
-    data = commands.add_parser("data", help="prepare a data set's files for training, look at them")
-    verbs = data.add_subparsers(dest="verb", required=True)
+    data = commands.add_parser(
+        "data",
+        help="prepare the files of a data set, or draw samples from it",
+        description="Prepares the files of a data set for training, or draws samples from it.",
+        epilog="sewsnn data VERB --help describes a verb.",
+    )
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
     prepare = verbs.add_parser(
         "prepare",
-        help="turn the original files into what training reads fastest",
-        description="Reads the original files of a data set and writes what training reads fastest. It can be stopped "
-        "at any moment and goes on when called again; until it is finished, training refuses the folder.",
+        help="convert the original files to a form that training reads fast",
+        description="Reads the original files of a data set and writes files that training reads fast. You can stop it "
+        "at any moment; the same command then resumes. Training refuses the folder until the preparation is finished.",
         allow_abbrev=False,
     )
-    prepare.add_argument("name", metavar="NAME", help="imagenet, dvs128_gesture or cifar10_dvs")
-    prepare.add_argument("--root", required=True, metavar="FOLDER", help="the original files")
-    prepare.add_argument("--output", required=True, metavar="FOLDER", help="where the prepared ones go")
+    prepare.add_argument("name", metavar="NAME", help="data set: imagenet, dvs128_gesture or cifar10_dvs")
+    prepare.add_argument("--root", required=True, metavar="FOLDER", help="folder of the original files")
+    prepare.add_argument(
+        "--output", required=True, metavar="FOLDER", help="folder for the prepared files, outside --root"
+    )
     prepare.add_argument(
         "--workers",
         type=whole("--workers", 0, AT_MOST["data.workers"]),
         default=0,
         metavar="N",
-        help="processes; 0: one per processor",
+        help="worker processes; 0: one per processor (default: 0)",
     )
     prepare.add_argument(
         "--size",
         type=whole("--size", 1, AT_MOST["data.image_size"]),
         default=256,
         metavar="PIXELS",
-        help="imagenet: of the shorter side",
+        help="imagenet: length of the shorter side (default: 256)",
     )
     prepare.add_argument(
-        "--on-corrupt", choices=("stop", "skip"), default="stop", help="a damaged file stops, or is left out and listed"
+        "--on-corrupt",
+        choices=("stop", "skip"),
+        default="stop",
+        help="stop at a damaged file, or leave it out and list it in the report (default: stop)",
     )
     prepare.add_argument(
         "--per-shard",
         type=whole("--per-shard", 0, 10**6),
         default=0,
         metavar="N",
-        help="imagenet: write WebDataset shards of N images each",
+        help="imagenet: write WebDataset shards of N images each (default: 0, folders of images)",
     )
     prepare.set_defaults(run=_prepare, less="fewer --workers")
     _add_show(verbs)
@@ -51,16 +61,22 @@ def add(commands) -> None:
 def _add_show(verbs) -> None:
     show = verbs.add_parser(
         "show",
-        help="draw a batch as the network is given it",
-        description="Draws the first samples of a batch of the configuration CONFIG, as they are after reading and "
-        "augmentation. Any key can be set, as for train.",
+        help="draw samples as the network receives them",
+        description="Draws the first samples of the first batch of the configuration CONFIG, after reading and "
+        "augmentation. You can set any configuration key, as for sewsnn train: --data.root FOLDER.",
         allow_abbrev=False,
     )
-    show.add_argument("config", metavar="CONFIG", help="YAML file, see configs/")
-    show.add_argument("--output", required=True, metavar="PNG", help="the picture")
-    show.add_argument("--test", action="store_true", help="of the test set rather than of the first training epoch")
+    show.add_argument("config", metavar="CONFIG", help="YAML file, such as those in configs/")
+    show.add_argument("--output", required=True, metavar="PNG", help="PNG file to write")
     show.add_argument(
-        "--samples", type=whole("--samples", 1, _MOST_DRAWN), default=8, metavar="N", help="how many (default: 8)"
+        "--test", action="store_true", help="draw test samples instead of samples of the first training epoch"
+    )
+    show.add_argument(
+        "--samples",
+        type=whole("--samples", 1, _MOST_DRAWN),
+        default=8,
+        metavar="N",
+        help="number of samples (default: 8)",
     )
     show.set_defaults(run=_show, overrides={}, less=LESS)
 
@@ -81,12 +97,12 @@ def _show(arguments) -> int:
     part = "test" if arguments.test else "training"
     x, labels = next(iter(batches), (None, None))
     if x is None:
-        why = one_line(next(iter(source.corrupt.values()), "there are none"))
-        raise DataError(f"no {part} sample can be shown: {why}")
+        why = one_line(next(iter(source.corrupt.values()), "there are no samples"))
+        raise DataError(f"cannot show a {part} sample: {why}")
     title = f"{config.data.name}, {part} samples"
     draw_samples(source.to_float(x), labels, title, Path(arguments.output), arguments.samples, source.normalised)
-    fewer = f" (a batch has {len(labels)} samples, not {arguments.samples})" if len(labels) < arguments.samples else ""
-    print(f"see {arguments.output}{fewer}")
+    fewer = f" (a batch has only {len(labels)} samples)" if len(labels) < arguments.samples else ""
+    print(f"wrote {arguments.output}{fewer}")
     return 0
 
 

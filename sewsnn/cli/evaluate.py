@@ -9,17 +9,23 @@ from sewsnn.cli.words import whole_list
 def add(commands) -> None:
     evaluate = commands.add_parser(
         "eval",
-        help="accuracy, firing rates and latency of a trained network, per time-step",
-        description="Evaluates the network in the folder RUN of a run, or of the configuration RUN with --weights, on "
-        "the test set: accuracy and firing rates after the first t time-steps, latency of t time-steps. Any key of the "
-        "configuration can be set, as for train.",
+        help="measure accuracy, firing rates and latency of a trained network",
+        description="Evaluates a network on the test set. RUN is the folder of a run, or a configuration together with "
+        "--weights. The output shows, for several numbers of time-steps t, the accuracy and the firing rates after t "
+        "time-steps and the latency of a batch with t time-steps. You can set any configuration key, as for sewsnn "
+        "train.",
         allow_abbrev=False,
     )
-    evaluate.add_argument("source", metavar="RUN", help="a run's folder, or a YAML file")
-    evaluate.add_argument("--weights", metavar="FILE", help="a checkpoint of any dialect; default: the run's last")
-    evaluate.add_argument("--average", action="store_true", help="the moving average of the weights (train.ema)")
-    evaluate.add_argument("--steps", type=whole_list("--steps"), metavar="1,2,4", help="which t to report")
-    evaluate.add_argument("--json", metavar="FILE", help="where the numbers go, too")
+    evaluate.add_argument("source", metavar="RUN", help="folder of a run, or a YAML file")
+    evaluate.add_argument("--weights", metavar="FILE", help="checkpoint in any dialect (default: the last of the run)")
+    evaluate.add_argument("--average", action="store_true", help="use the moving average of the weights (train.ema)")
+    evaluate.add_argument(
+        "--steps",
+        type=whole_list("--steps"),
+        metavar="1,2,4",
+        help="values of t to report (default: powers of 2, and T)",
+    )
+    evaluate.add_argument("--json", metavar="FILE", help="also write the results to this file, as JSON")
     evaluate.set_defaults(run=_evaluate, overrides={}, less=LESS)
 
 

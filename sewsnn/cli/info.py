@@ -4,7 +4,12 @@ import platform
 
 
 def add(commands) -> None:
-    commands.add_parser("info", help="versions, backends and devices").set_defaults(run=_info)
+    info = commands.add_parser(
+        "info",
+        help="show versions, backends and devices",
+        description="Shows the versions, the available backends, the GPUs and the number of CPU threads.",
+    )
+    info.set_defaults(run=_info)
 
 
 def _info(_) -> int:
@@ -20,7 +25,7 @@ def _info(_) -> int:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             reason = why_not_native(torch.device("cuda", i), ATan())
-            print(f"cuda:{i}: {torch.cuda.get_device_name(i)}: {reason or 'the compiled kernels run'}")
+            print(f"cuda:{i}: {torch.cuda.get_device_name(i)}: {reason or 'the native kernels are available'}")
     else:
         print("CUDA device: none")
     print(f"threads: {torch.get_num_threads()}")

@@ -2,8 +2,12 @@
 
 
 def add(commands) -> None:
-    models = commands.add_parser("models", help="the networks and their sizes, or one of them layer by layer")
-    models.add_argument("name", metavar="NAME", nargs="?")
+    models = commands.add_parser(
+        "models",
+        help="list the networks and their sizes, or one network layer by layer",
+        description="Lists all networks with their sizes. With NAME, shows that network layer by layer.",
+    )
+    models.add_argument("name", metavar="NAME", nargs="?", help="a network, such as sew_resnet18")
     models.set_defaults(run=_models)
 
 

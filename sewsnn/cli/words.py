@@ -1,4 +1,4 @@
-"""Words of the command line: the parser, keys of the configuration among them, and numbers."""
+"""Parsing the command line: the parser, configuration keys among the arguments, and numbers."""
 
 import argparse
 import os
@@ -9,10 +9,10 @@ from sewsnn.errors import ConfigError, UserError, short
 
 
 class Parser(argparse.ArgumentParser):
-    """Knows which options there are, and whether one takes a value.
+    """An argument parser that knows its options and whether each takes a value.
 
-    A command that takes keys of the configuration besides has ``set_defaults(overrides={})``; they may stand anywhere
-    after its name.
+    A command that also accepts configuration keys has ``set_defaults(overrides={})``. The keys may stand anywhere after
+    the name of the command.
     """
 
     def __init__(self, *args, **kwargs):
@@ -30,10 +30,10 @@ class Parser(argparse.ArgumentParser):
         return self.commands
 
     def parse(self, words: list[str]) -> argparse.Namespace:
-        """The arguments; ``overrides`` of them are keys of the configuration and their values.
+        """Returns the parsed arguments. ``overrides`` holds the configuration keys and their values.
 
         Raises:
-            ConfigError: a key has no value, or there is a word too many.
+            ConfigError: a key has no value, or an argument is not expected.
         """
         chosen, place = self, 0
         while chosen.commands and place < len(words) and words[place] in chosen.commands.choices:
@@ -43,21 +43,22 @@ class Parser(argparse.ArgumentParser):
         own, keys = split(words[place:], chosen.options)
         overrides = parse_overrides(keys)
         arguments, rest = self.parse_known_args(words[:place] + own)
-        parse_overrides(rest)  # says what is wrong with it
+        parse_overrides(rest)  # raises an error for what is left over
         arguments.overrides = overrides
         return arguments
 
 
 def split(words: list[str], options: dict[str, bool]) -> tuple[list[str], list[str]]:
-    """The words of the command itself, and keys of the configuration with their values.
+    """Splits the arguments into those of the command itself, and configuration keys with their values.
 
     Args:
-        options: the command's own, and whether each takes a value. ``--resume`` takes ``auto`` or none.
+        words: the arguments after the name of the command.
+        options: the command's own options, and whether each takes a value. ``--resume`` takes ``auto`` or no value.
     """
     own, keys, place = [], [], 0
 
     def value() -> list[str]:
-        """The next word, if it is one."""
+        """Returns the next word if it is a value."""
         nonlocal place
         if place == len(words) or words[place].startswith("--"):
             return []
@@ -68,7 +69,7 @@ def split(words: list[str], options: dict[str, bool]) -> tuple[list[str], list[s
         word = words[place]
         place += 1
         name, equals, _ = word.partition("=")
-        if word == "--":  # what follows is no option
+        if word == "--":  # the words after it are not options
             own += [os.path.join(".", other) if other.startswith("-") else other for other in words[place:]]
             break
         if not word.startswith("--"):
@@ -83,8 +84,8 @@ def split(words: list[str], options: dict[str, bool]) -> tuple[list[str], list[s
 
 
 def parse_overrides(rest: list[str]) -> dict[str, str]:
-    """``["--a.b", "1", "--c=2"]`` as ``{"a.b": "1", "c": "2"}``. Of a word that stands twice the last counts, as for
-    every option: a script's own words may come before its user's."""
+    """Converts ``["--a.b", "1", "--c=2"]`` to ``{"a.b": "1", "c": "2"}``. If a key occurs twice, the last value counts,
+    as for every option: the user's arguments may follow those of a script."""
     overrides: dict[str, str] = {}
     words = iter(rest)
     for word in words:
@@ -95,14 +96,14 @@ def parse_overrides(rest: list[str]) -> dict[str, str]:
             value = next(words, None)
             if value is None or value.startswith("--"):
                 raise ConfigError(
-                    f"command line: --{key} needs a value (--{key}=VALUE, where it begins with two dashes)"
+                    f"command line: --{key} needs a value (--{key}=VALUE if the value begins with two dashes)"
                 )
         overrides[key] = value
     return overrides
 
 
 def whole(name: str, least: int, most: int) -> Callable[[str], int]:
-    """For ``type=`` of the option ``name``: a whole number from ``least`` to ``most``."""
+    """Returns a parser for ``type=`` of the option ``name``: a whole number from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[-+]?[0-9]+", text.strip()):
@@ -115,11 +116,11 @@ def whole(name: str, least: int, most: int) -> Callable[[str], int]:
 
 
 def whole_list(name: str) -> Callable[[str], list[int]]:
-    """For ``type=`` of the option ``name``: whole numbers with commas between them."""
+    """Returns a parser for ``type=`` of the option ``name``: whole numbers separated by commas."""
 
     def parse(text: str) -> list[int]:
         if not re.fullmatch(r"\s*[-+]?[0-9]{1,20}\s*(,\s*[-+]?[0-9]{1,20}\s*)*", text):
-            raise UserError(f"{name} must be whole numbers with commas between them, got {short(text)}")
+            raise UserError(f"{name} must be whole numbers separated by commas, got {short(text)}")
         return [int(part) for part in text.split(",")]
 
     return parse

@@ -1,4 +1,8 @@
-"""Models of other libraries, computed by sewsnn."""
+"""Converts models of other libraries, so that sewsnn's kernels compute them.
+
+>>> import sewsnn
+>>> report = sewsnn.convert.from_spikingjelly(net)  # doctest: +SKIP
+"""
 
 from sewsnn.convert.report import Left, Replaced, Report
 from sewsnn.convert.spikingjelly import from_spikingjelly

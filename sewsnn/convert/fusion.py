@@ -1,4 +1,4 @@
-"""Batch norm and neuron in one op, in the containers and networks of SpikingJelly. Imports SpikingJelly."""
+"""Fuses batch norm and neuron into one op in SpikingJelly's containers and networks. Imports SpikingJelly."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from sewsnn.layers.bn_neuron import by_op
 from sewsnn.layers.fusing import can_fuse, must_be_called
 from sewsnn.ops.reference import CONNECT
 
-#: SpikingJelly's norms of ``[T, N, C, ...]``, and how many dimensions they take in step mode "m"
+#: SpikingJelly's norms of ``[T, N, C, ...]`` -> the numbers of dimensions that they take in step mode "m"
 _NORMS = {
     layer.BatchNorm1d: (3, 4) if nodes.STATE_FOLLOWS_INPUT else (4,),
     layer.BatchNorm2d: (5,),
@@ -38,8 +38,10 @@ def norm_neuron(
     connect_f: str | None = None,
     connect_before: bool = False,
 ) -> Tensor:
-    """``g(SN(BN(z)), S)`` as :func:`sewsnn.layers.bn_neuron` has it: by its op where that gives what SpikingJelly's
-    modules would give, and else by these."""
+    """``g(SN(BN(z)), S)`` as in :func:`sewsnn.layers.bn_neuron`.
+
+    It runs in one op where the op computes what SpikingJelly's modules would compute, else these modules run.
+    """
     one = type(norm) in _NORMS and norm.step_mode == "m" and z_seq.dim() in _NORMS[type(norm)]
     alike = shortcut is None or (shortcut.shape == z_seq.shape and shortcut.dtype == z_seq.dtype)
     if one and (alike or not connect_before) and _can_fuse(z_seq, norm, node):
@@ -55,13 +57,13 @@ def norm_neuron(
 
 def _can_fuse(z_seq: Tensor, norm: nn.Module, node: nn.Module) -> bool:
     known = type(node) in nodes.CLASSES.values()
-    # else the norm shall say so; it takes an empty batch, the op does not
+    # With a wrong number of channels the norm itself raises its error. The norm takes an empty batch; the op does not.
     channels = z_seq.shape[2] == norm.num_features and z_seq.numel() > 0
     return known and channels and not must_be_called(norm) and can_fuse(z_seq, None, node)
 
 
 def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) -> Tensor:
-    """A SeqToANNContainer that ends with a norm, and the neuron."""
+    """Runs a SeqToANNContainer that ends with a norm, and the neuron after it."""
     *before, norm = container
     plain = type(norm) in _FLAT_NORMS and getattr(norm, "step_mode", "s") == "s"
     if not plain or x_seq.dim() < 3 or must_be_called(container):
@@ -75,9 +77,17 @@ def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) 
 
 
 class FusedSequential(nn.Sequential):
-    """``nn.Sequential`` in which a neuron of :mod:`sewsnn.convert.nodes` and the norm before it run as one op."""
+    """``nn.Sequential`` that runs a neuron of :mod:`sewsnn.convert.nodes` and the norm before it as one op."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Runs all modules in order.
+
+        Args:
+            input: input of the first module.
+
+        Returns:
+            The output of the last module.
+        """
         x, modules = input, list(self)
         while modules:
             module, *modules = modules
@@ -93,7 +103,7 @@ class FusedSequential(nn.Sequential):
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
-    """Norm, neuron and connection of what :class:`FusedSequential` or a network's own class runs as one op."""
+    """Yields norm, neuron and connection of each group that ``module`` can run as one op."""
     if type(module) is not FusedSequential:
         yield from (triple for triple in module.fused_triples() if type(triple[0]) in _NORMS)
         return
@@ -105,7 +115,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
 
 
 def why_alone(model: nn.Module, name: str, node: nn.Module) -> str:
-    """Why no op can join a replaced neuron and a batch norm before it."""
+    """Why no op can join a converted neuron and a batch norm before it."""
     if not node.may_fuse:
         return "it stands in more than one place of the model"
     if not name:
@@ -117,7 +127,7 @@ def why_alone(model: nn.Module, name: str, node: nn.Module) -> str:
     if kind in _classes() and kind is not nn.Sequential:
         return f"{kind.__name__} has no batch norm of SpikingJelly right before it that sewsnn can fuse"
     if kind is not nn.Sequential:
-        return f"what happens between the modules of {kind.__name__} is known to that class alone"
+        return f"only the class {kind.__name__} knows how its modules are connected"
     modules = list(parent)
     place = next(i for i, module in enumerate(modules) if module is node)
     if place == 0:
@@ -125,7 +135,7 @@ def why_alone(model: nn.Module, name: str, node: nn.Module) -> str:
     before = type(modules[place - 1])
     if issubclass(before, nn.modules.batchnorm._BatchNorm):
         return f"sewsnn fuses SpikingJelly's batch norms of [T, N, C, ...], not {before.__module__}.{before.__name__}"
-    return f"the module before it is no batch norm, but {before.__name__}"
+    return f"the module before it is not a batch norm, but {before.__name__}"
 
 
 def _originals() -> dict[type, type]:
@@ -133,7 +143,7 @@ def _originals() -> dict[type, type]:
 
 
 def _classes() -> dict[type, type]:
-    """The classes to swap. A model can only be of a module of SpikingJelly that was imported."""
+    """The classes to swap. A model can only contain modules of SpikingJelly that were imported."""
     classes = {nn.Sequential: FusedSequential}
     for name in ("sew_resnet", "spiking_resnet"):
         if f"spikingjelly.activation_based.model.{name}" in sys.modules:
@@ -142,10 +152,10 @@ def _classes() -> dict[type, type]:
 
 
 def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
-    """Swaps the classes of what holds a norm and a neuron that can run as one op, or swaps them back.
+    """Swaps the class of each module that holds a norm and a neuron for one op, or swaps it back.
 
     Returns:
-        Those neurons, each with what it runs with.
+        The fused neurons, each with the names of the modules in its op.
     """
     classes = _classes()
     originals = _originals()

@@ -1,8 +1,8 @@
-"""SpikingJelly's neurons, computed by sewsnn's ops: the classes its nodes are swapped to. Imports SpikingJelly.
+"""The classes to which :func:`sewsnn.convert.from_spikingjelly` swaps SpikingJelly's neurons. Imports SpikingJelly.
 
-The classes are both: SpikingJelly's, which keeps the state (``v`` and ``v_seq``, reset, memories, step mode), and
-sewsnn's, which computes a call. A setting is read when it is used, so that a script may change it at any time; one that
-sewsnn has no kernel for (:func:`obstacle`) sends the call to SpikingJelly's own forward.
+Each class derives from SpikingJelly's node and from sewsnn's. SpikingJelly's node keeps the state (``v`` and ``v_seq``,
+reset, memories, step mode); sewsnn's node computes a call. A call reads each setting when it needs it, so a script may
+change settings at any time. If sewsnn has no kernel for a setting (:func:`obstacle`), SpikingJelly's own forward runs.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
 
-#: methods of a surrogate that a script may have replaced on the object
+#: methods of a surrogate that a script may replace on the object
 _METHODS = {"forward", "spiking_function", "primitive_function", "backward", "__call__"}
-#: SpikingJelly >= 2.0 makes the state from the input: a v of another shape is one at rest, v_seq is no memory
+#: SpikingJelly >= 2.0 makes the state from the input: a v of another shape counts as rest, and v_seq is not a memory
 STATE_FOLLOWS_INPUT = hasattr(theirs.BaseNode, "materialize_states")
 
 _SAME_ALPHA = ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign", "SuperSpike")
-#: their surrogates -> what makes ours of their alpha; by name, as 0.0.0.0.14 lacks some
+#: SpikingJelly's surrogates -> functions of alpha that make ours; looked up by name, because 0.0.0.0.14 lacks some
 _SURROGATES = {
     getattr(their_surrogate, name): make
     for name, make in (
@@ -39,18 +39,18 @@ _SURROGATES = {
 
 
 def _is_number(value) -> bool:
-    # The first for speed: this is asked at every call.
+    # The comparison of types comes first for speed: every call of a neuron runs this check.
     number = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
     return number and math.isfinite(value)
 
 
 def obstacle(node: nn.Module) -> str | None:
-    """Why sewsnn cannot compute this node of SpikingJelly as it is set now; None if it can."""
+    """Why sewsnn cannot compute this SpikingJelly node with its current settings; None if it can."""
     function = node.surrogate_function
     if type(function) not in _SURROGATES:
         return f"sewsnn has no surrogate like {type(function).__module__}.{type(function).__name__}"
     if not function.spiking:
-        return "surrogate_function.spiking is False: the node's output is no spike"
+        return "surrogate_function.spiking is False: the node does not output spikes"
     if has_hooks(function):
         return "surrogate_function has hooks"
     if not _METHODS.isdisjoint(vars(function)):
@@ -64,25 +64,25 @@ def obstacle(node: nn.Module) -> str | None:
     if isinstance(node, theirs.LIFNode) and not (_is_number(node.tau) and node.tau >= 1):
         return f"tau is {_named(node.tau)}, not a finite number of at least 1"
     if isinstance(node, theirs.ParametricLIFNode) and not (isinstance(node.w, Tensor) and node.w.numel() == 1):
-        return "w is not one number"
+        return "w is not a tensor with one element"
     if getattr(node, "_neuron_precision", None) is not None:
         return "a precision is set for it (spikingjelly's neuron precision)"
     return None
 
 
 def patched(node: nn.Module) -> str | None:
-    """The name of a method that this one object has of its own, if there is one: sewsnn would not call it."""
+    """The name of a method that was replaced on this one object, which sewsnn would not call; None if there is none."""
     return next((name for name in vars(node) if callable(getattr(type(node), name, None))), None)
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Why a neuron of SpikingJelly is none that is swapped; None if it is, or is no neuron of SpikingJelly's."""
+    """Why a neuron of SpikingJelly is not converted; None if it is, or if the module is no such neuron."""
     kind = type(module)
     if kind in CLASSES:
         method = patched(module)
         return obstacle(module) if method is None else f"its method {method} was replaced"
     if isinstance(module, tuple(CLASSES)):
-        return "a class of its own: it may compute something else than the node it is derived from"
+        return "its class derives from a SpikingJelly node and may compute something else"
     if isinstance(module, theirs.BaseNode) or (
         kind.__module__.startswith(theirs.__name__) and kind.__name__.endswith("Node")
     ):
@@ -90,32 +90,37 @@ def why_not(module: nn.Module) -> str | None:
     place = kind.__module__.split(".")
     old = "clock_driven" in place and place[-1].startswith("neuron") and kind.__name__.endswith("Node")
     if old or (kind.__name__.startswith("MultiStep") and hasattr(module, "v")):
-        return "of an old SpikingJelly: build the model with spikingjelly.activation_based first"
+        return "it belongs to an old SpikingJelly: build the model with spikingjelly.activation_based first"
     return None
 
 
 def why_alone_now(node: nn.Module) -> str:
-    """Why a node that stands where an op could join it and its norm runs alone as it is now; empty if it does not."""
+    """Why a node that could run in one op with its norm runs alone with its current settings; empty if it does not."""
     if node.step_mode != "m":
         return f"step_mode is {node.step_mode!r}"
     if node.store_v_seq:
         return "store_v_seq is set"
     if isinstance(node.v, Tensor) or node.v != node._rest:
-        return "v is not at rest: reset_net"
+        return "v is not at rest: call reset_net"
     return "it has hooks" if has_hooks(node) else ""
 
 
 def operators_are_watched() -> bool:
-    """Whether a mode that sees torch's operators is active, such as SpikingJelly's and torch's counters of operators:
-    it knows SpikingJelly's operators, not sewsnn's. (Tracers, which have modes of their own, are not meant.)"""
+    """Whether a mode that observes torch's operators is active, for example an operator counter.
+
+    Such a mode (SpikingJelly and torch have some) knows SpikingJelly's operators, but not sewsnn's. Tracers have modes
+    of their own and do not count.
+    """
     if not torch._C._len_torch_dispatch_stack():
         return False
     return any(not mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack())
 
 
 def as_stacked(x_seq: Tensor) -> Tensor:
-    """x_seq in the order in memory that ``torch.stack`` gives spikes in SpikingJelly, so that ``view`` takes them here
-    where it did there: contiguous, or the time-steps of an image or a volume channels_last."""
+    """x_seq in the memory order of spikes from ``torch.stack`` in SpikingJelly, so that ``view`` works as there.
+
+    That is contiguous, or each time-step of an image or a volume in channels_last.
+    """
     channels_last = x_seq.dim() in (5, 6) and x_seq.movedim(2, -1).is_contiguous()
     return x_seq if channels_last else x_seq.contiguous()
 
@@ -125,7 +130,7 @@ def _named(value) -> str:
 
 
 class _LostGraph(torch.autograd.Function):
-    """A potential whose graph was not kept: whoever wants its gradient is told so, instead of getting none."""
+    """A membrane potential whose graph was not kept: backward raises an error instead of returning no gradient."""
 
     @staticmethod
     def forward(ctx, v, leaf):
@@ -141,20 +146,20 @@ class _LostGraph(torch.autograd.Function):
 
 
 class _Bridge(neuron.BaseNode):
-    """What the three share. Never constructed: an existing node's class is swapped."""
+    """The code that the three node classes share. It is never constructed: the class of an existing node is swapped."""
 
     store_v = True
-    may_fuse = True  # False in nodes that stand in more than one place, and so go on from their own state
+    may_fuse = True  # False for a node in more than one place of the model: each call continues from the last one's v
 
     def __setattr__(self, name, value):
-        super(neuron.BaseNode, self).__setattr__(name, value)  # what no kernel takes runs in SpikingJelly
+        super(neuron.BaseNode, self).__setattr__(name, value)  # unchecked: SpikingJelly runs what no kernel takes
         if name == "v" and not torch.compiler.is_compiling():
             self.__dict__["_given_in"] = backward_number()
 
     # ---- a call
 
     def forward(self, x: Tensor) -> Tensor:
-        """Spikes of x: ``[T, N, ...]``, or ``[N, ...]`` in single-step mode; ``v`` and ``v_seq`` as SpikingJelly's."""
+        """Computes the spikes of x: ``[T, N, ...]``, or ``[N, ...]`` in single-step mode; sets ``v`` and ``v_seq``."""
         eager = not torch.compiler.is_compiling()
         if eager:
             self._check_repetition(self.v)
@@ -169,7 +174,7 @@ class _Bridge(neuron.BaseNode):
         s_seq, v = functional.multistep(
             x_seq, self._initial_v(x_seq), v_mode=V_SEQUENCE if sequence else V_FINAL, **self.settings()
         )
-        # A copy and no view, for detach() works in place.
+        # A copy, not a view: detach() works in place, and torch cannot detach a view in place.
         self.v = v[-1].clone() if sequence else v
         if sequence:
             self.v_seq = v
@@ -186,7 +191,7 @@ class _Bridge(neuron.BaseNode):
         return 0.0 if self.v_reset is None else self.v_reset
 
     def _initial_v(self, x_seq: Tensor) -> Tensor | None:
-        """The potential to start from, in the state's dtype; None: at rest."""
+        """The membrane potential to start from, in the state's dtype; None: at rest."""
         v, shape, dtype = self.v, x_seq.shape[1:], state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
             return None if v == self._rest else x_seq.new_full(shape, v, dtype=dtype)
@@ -195,7 +200,7 @@ class _Bridge(neuron.BaseNode):
         if STATE_FOLLOWS_INPUT:
             return v.to(x_seq.device, dtype) if v.shape == shape else None
         if v.shape != shape:
-            with contextlib.suppress(RuntimeError):  # sewsnn's own check says better what is wrong
+            with contextlib.suppress(RuntimeError):  # sewsnn's own check raises a clearer error
                 v = v.expand(shape)
         return v.to(dtype)
 
@@ -215,7 +220,7 @@ class _Bridge(neuron.BaseNode):
 
     def can_be_fused(self) -> bool:
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
-            return False  # a compiled graph cannot say later that v has lost its own
+            return False  # a compiled graph could not raise the error of _LostGraph
         if not torch.compiler.is_compiling():
             self._check_repetition(self.v)
             if operators_are_watched():
@@ -241,7 +246,10 @@ class _Bridge(neuron.BaseNode):
         return value
 
     def _forget_transforms(self) -> bool:
-        """Puts back to rest what a transform of torch.func left that has ended: its tensors mean nothing any more."""
+        """Puts the node back to rest if its state is from a torch.func transform that has ended.
+
+        The tensors of such a transform are invalid after it.
+        """
         if torch._C._are_functorch_transforms_active():
             return False
         dead = [
@@ -251,7 +259,7 @@ class _Bridge(neuron.BaseNode):
         ]
         for name in dead:
             self._memories[name] = self._rest if name == "v" else None
-        v_seq = self.__dict__.get("v_seq")  # no memory in SpikingJelly 2.0
+        v_seq = self.__dict__.get("v_seq")  # not a memory in SpikingJelly 2.0
         if isinstance(v_seq, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(v_seq):
             self.__dict__["v_seq"] = None
         return bool(dead)
@@ -282,7 +290,7 @@ class _Bridge(neuron.BaseNode):
         self._follow(old, self.v)
 
     def _apply(self, fn, recurse=True):
-        # SpikingJelly's takes no second argument; a node has nothing below it that recurse could leave out.
+        # SpikingJelly's _apply takes no second argument. A node has no submodules that recurse=False would skip.
         self._forget_transforms()
         old = self.v
         super(neuron.BaseNode, self)._apply(fn)

@@ -1,4 +1,4 @@
-"""What a conversion did."""
+"""The report of a conversion."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -7,17 +7,32 @@ from torch import nn
 
 
 class Replaced(NamedTuple):
-    """A neuron that sewsnn computes now."""
+    """A neuron that sewsnn computes now.
 
-    name: str  # in model.named_modules(); "" is the model itself
+    Attributes:
+        name: its name in ``model.named_modules()``; ``""`` is the model itself.
+        kind: its class.
+        settings: its settings, as text.
+        fused_with: name of the batch norm that runs in the same op, and the connection if the op includes it; ``""``:
+            the neuron runs alone.
+        reason: why it runs alone; with ``fused_with``: why it runs alone with its current settings. Default ``""``.
+    """
+
+    name: str
     kind: str
     settings: str
-    fused_with: str  # names of the batch norm before it and, where one op joins that too, the connection; "": alone
-    reason: str = ""  # why it runs alone, or, with ``fused_with``, why it does as it is set now
+    fused_with: str
+    reason: str = ""
 
 
 class Left(NamedTuple):
-    """A neuron of SpikingJelly that is as it was."""
+    """A neuron of SpikingJelly that was not converted.
+
+    Attributes:
+        name: its name in ``model.named_modules()``; ``""`` is the model itself.
+        kind: its class.
+        reason: why it was not converted.
+    """
 
     name: str
     kind: str
@@ -26,21 +41,27 @@ class Left(NamedTuple):
 
 @dataclass
 class Report:
-    """What :func:`sewsnn.convert.from_spikingjelly` replaced in ``model`` and what it left and why.
+    """The result of :func:`sewsnn.convert.from_spikingjelly`: which neurons it replaced, which it left, and why.
 
-    ``len(report)`` is the number of neurons replaced, ``print(report)`` shows a table.
+    ``len(report)`` is the number of replaced neurons; ``print(report)`` prints a table.
+
+    Attributes:
+        model: the converted model.
+        replaced: one :class:`Replaced` per neuron that sewsnn computes now.
+        left: one :class:`Left` per neuron that was not converted.
+        converted_before: names of neurons that an earlier conversion replaced.
     """
 
     model: nn.Module
     replaced: list[Replaced] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
-    converted_before: list[str] = field(default_factory=list)  # names of neurons an earlier conversion replaced
+    converted_before: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.replaced)
 
     def __bool__(self) -> bool:
-        return True  # a report of nothing is a report
+        return True  # a report that replaced nothing is still a report
 
     @property
     def fused(self) -> int:
@@ -48,12 +69,12 @@ class Report:
         return sum(bool(entry.fused_with) for entry in self.replaced)
 
     def __str__(self) -> str:
-        lines = [f"neurons replaced: {len(self.replaced)}, of them in one op with batch norm: {self.fused}"]
+        lines = [f"neurons replaced: {len(self.replaced)}, in one op with batch norm: {self.fused}"]
         lines += _table([(e.name, e.kind, e.settings, _how(e)) for e in self.replaced])
         if self.converted_before:
-            lines.append(f"neurons that were sewsnn's already (converted before): {len(self.converted_before)}")
+            lines.append(f"neurons that an earlier call converted: {len(self.converted_before)}")
         if self.left:
-            lines.append(f"neurons left as they are: {len(self.left)}")
+            lines.append(f"neurons not converted: {len(self.left)}")
             lines += _table(self.left)
         if not (self.replaced or self.converted_before or self.left):
             lines.append(f"{type(self.model).__name__} has no neurons of spikingjelly.activation_based in it")

@@ -1,4 +1,4 @@
-"""What the SEW and the Spiking ResNets of SpikingJelly share."""
+"""Code that SpikingJelly's SEW ResNets and Spiking ResNets share."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ Triple = tuple[nn.Module, nn.Module, str]
 
 
 class Network:
-    """The stem's batch norm and neuron are one op."""
+    """A network whose stem runs batch norm and neuron as one op."""
 
     def _forward_impl(self, x: Tensor) -> Tensor:
         x = self.maxpool(norm_neuron(self.conv1(x), self.bn1, self.sn1))
@@ -21,25 +21,28 @@ class Network:
         return self.fc(self.avgpool(x).flatten(1 if self.avgpool.step_mode == "s" else 2))
 
     def fused_triples(self) -> Iterator[Triple]:
-        """Norm, neuron, and what else is in the op."""
+        """Yields norm, neuron, and the name of the connection in the same op."""
         yield self.bn1, self.sn1, ""
 
 
 class Block:
-    """The convolutions of a block but the last, and its shortcut. ``convs`` is their number."""
+    """The convolutions of a block except the last one, and its shortcut. ``convs`` is the number of convolutions."""
 
     convs: int
 
     def _branch(self, x: Tensor) -> Tensor:
-        """What the last batch norm is given."""
+        """The input of the last batch norm."""
         for i in range(1, self.convs):
             conv, bn, sn = self._layer(i)
             x = norm_neuron(conv(x), bn, sn)
         return self._layer(self.convs)[0](x)
 
     def _in_order(self, *others: nn.Module | None) -> bool:
-        """Whether somebody watches the calls of the last norm or neuron, or of the shortcut's modules ``others``: the
-        op joins the last two with the shortcut, and so runs after it, where SpikingJelly calls them before."""
+        """Whether the block must call its modules in SpikingJelly's order, because somebody observes these calls.
+
+        The op joins the last norm and neuron with the shortcut, so it runs after the shortcut; SpikingJelly calls them
+        before. ``others`` are the shortcut's modules.
+        """
         if torch.nn.modules.module._has_any_global_hook():
             return True
         _, bn, sn = self._layer(self.convs)
@@ -50,12 +53,12 @@ class Block:
         return tuple(getattr(self, f"{kind}{i}") for kind in ("conv", "bn", "sn"))
 
     def fused_triples(self) -> Iterator[Triple]:
-        """Norm, neuron, and what else is in the op."""
+        """Yields norm, neuron, and the name of the connection in the same op."""
         for i in range(1, self.convs):
             yield *self._layer(i)[1:], ""
 
 
 def is_conv_norm(module: nn.Module) -> bool:
-    """Whether these are a convolution and a norm whose calls nobody watches together."""
+    """Whether the module is a plain pair of convolution and norm without hooks on their joint call."""
     plain = type(module) in (nn.Sequential, FusedSequential) and len(module) == 2
     return plain and not must_be_called(module)

@@ -11,11 +11,11 @@ from sewsnn.ops.reference import CONNECT
 
 
 class _Block(resnet.Block):
-    joined = tuple(CONNECT)  #: the connections that mean here what they mean in sewsnn
+    joined = tuple(CONNECT)  #: the connections that have the same meaning as in sewsnn
 
     def forward(self, x: Tensor) -> Tensor:
         if self.cnf not in CONNECT:
-            return super().forward(x)  # which says that there is no such connection
+            return super().forward(x)  # raises SpikingJelly's error for an unknown connection
         z_seq = self._branch(x)
         _, bn, sn = self._layer(self.convs)
         if self.downsample is not None and self._in_order(self.downsample, self.downsample_sn):
@@ -41,20 +41,23 @@ class _Block(resnet.Block):
 
 
 class BasicBlock(_Block, theirs.BasicBlock):
-    """g(A, S) as in sewsnn."""
+    """The connection g(A, S) is the same as in sewsnn."""
 
     convs = 2
 
 
 class Bottleneck(_Block, theirs.Bottleneck):
-    """Its IAND is A (1 - S), the reverse of the paper's and of :class:`BasicBlock`'s: kept, after the op."""
+    """SpikingJelly's Bottleneck computes IAND as A (1 - S), the reverse of the paper and of :class:`BasicBlock`.
+
+    This class keeps that: it applies IAND after the op.
+    """
 
     convs = 3
     joined = ("ADD", "AND")
 
 
 class SEWResNet(resnet.Network, theirs.SEWResNet):
-    """The stem in one op; the rest is its blocks'."""
+    """Runs the stem in one op; the blocks do the rest."""
 
 
 CLASSES = {theirs.BasicBlock: BasicBlock, theirs.Bottleneck: Bottleneck, theirs.SEWResNet: SEWResNet}

@@ -31,13 +31,13 @@ class BasicBlock(_Block, theirs.BasicBlock):
 
 
 class Bottleneck(_Block, theirs.Bottleneck):
-    """As :class:`BasicBlock`, with three convolutions."""
+    """The same with three convolutions."""
 
     convs = 3
 
 
 class SpikingResNet(resnet.Network, theirs.SpikingResNet):
-    """The stem in one op; the rest is its blocks'."""
+    """Runs the stem in one op; the blocks do the rest."""
 
 
 CLASSES = {theirs.BasicBlock: BasicBlock, theirs.Bottleneck: Bottleneck, theirs.SpikingResNet: SpikingResNet}

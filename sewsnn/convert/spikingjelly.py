@@ -1,4 +1,4 @@
-"""SpikingJelly's models: :func:`from_spikingjelly`. Only a call of it imports SpikingJelly."""
+"""Converts SpikingJelly's models with :func:`from_spikingjelly`. Only a call of this function imports SpikingJelly."""
 
 from collections import Counter
 
@@ -9,25 +9,30 @@ from sewsnn.errors import UserError
 
 
 def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
-    """Lets sewsnn compute the IF, LIF and parametric LIF neurons of a SpikingJelly model, in place.
+    """Lets sewsnn compute the IF, LIF and parametric LIF neurons of a SpikingJelly model. It works in place.
 
-    Made for SpikingJelly 0.0.0.0.14 and 2.0. The modules stay the objects they are, with their parameters, settings,
-    state, hooks and names; their class becomes one that is SpikingJelly's and sewsnn's (docs/spikingjelly.md). So
-    ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``, ``detach_net`` and monitors still work.
+    It supports SpikingJelly 0.0.0.0.14 and 2.0. Every module stays the same object, with its parameters, settings,
+    state, hooks and names; only the class of a neuron changes, to one that derives from SpikingJelly's class and from
+    sewsnn's (docs/spikingjelly.md). Therefore ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``,
+    ``detach_net`` and monitors still work.
 
     Args:
-        model: a module, or one that wraps it (``DistributedDataParallel``).
-        fuse: where batch norm and a neuron that starts from rest follow each other in an ``nn.Sequential``, or in
-            SpikingJelly's SEW and Spiking ResNets, run both (and the shortcut) in one op. Batch norm is then rounded
-            otherwise than by torch, and v keeps no graph: to train through v, over several calls, ``fuse=False``,
-            which also takes back the fusion of an earlier conversion.
+        model: a module, or a wrapper around it (``DistributedDataParallel``).
+        fuse: run batch norm and neuron (and the shortcut) in one op, where they follow each other in an
+            ``nn.Sequential`` or in SpikingJelly's SEW and Spiking ResNets and the neuron starts from rest. Default
+            True. Batch norm is then rounded differently than in torch, and v has no graph. Pass False to train through
+            v over several calls; False also undoes the fusion of an earlier conversion.
 
     Returns:
-        What was replaced, what was left, and why.
+        A :class:`Report`: the neurons that were replaced, the neurons that were not, and the reasons.
 
     Raises:
         TypeError: ``model`` is not a module.
         sewsnn.errors.UserError: SpikingJelly cannot be imported.
+
+    Example:
+        >>> report = from_spikingjelly(net)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")

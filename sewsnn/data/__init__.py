@@ -1,4 +1,4 @@
-"""Data sets by name: :func:`create_data`."""
+"""Data sets by name (:func:`create_data`), event frames and temporal augmentation."""
 
 from sewsnn.data.cifar10 import open_cifar10
 from sewsnn.data.cifar10_dvs import open_cifar10_dvs
@@ -24,26 +24,36 @@ _SOURCES = {
 
 
 def list_data() -> list[str]:
-    """The names :func:`create_data` knows."""
+    """Returns the names that :func:`create_data` accepts, sorted: ``cifar10``, ``cifar10_dvs``, ``digits``, ..."""
     return sorted(_SOURCES)
 
 
 def create_data(name: str, **kwargs) -> DataSource:
-    """Opens a data set.
+    """Opens a data set by name and returns its training and test batches.
 
     Args:
-        name: one of :func:`list_data`.
-        kwargs: those of :class:`sewsnn.data.source.Options`: ``batch_size``, ``seed``, ``root`` ...
+        name: one of :func:`list_data`, such as ``"cifar10"``.
+        kwargs: the fields of :class:`sewsnn.data.source.Options`. ``batch_size`` (samples per batch of one process) and
+            ``seed`` are required. All others have defaults; ``root`` names the folder of the files for every data set
+            except ``digits``. ``generated=N`` returns N generated samples with the shape of the data set instead of its
+            files.
+
+    Returns:
+        A :class:`~sewsnn.data.source.DataSource`: ``train_batches(epoch)``, ``test_batches()``, ``num_classes``,
+        ``in_channels``, ``sequences``, ``steps_per_epoch``.
 
     Raises:
-        ValueError: no such data set; the message names the nearest. Or an option makes no sense; it is named.
-        DataError: its files are missing, or not what they should be; names them.
+        TypeError: a keyword is not a field of ``Options``, or ``batch_size`` or ``seed`` is missing.
+        ValueError: the name is unknown (the message names the nearest one), or an option is out of range (the message
+            names it).
+        DataError: a file is missing or damaged (the message names it), or ``generated`` is not available for this name.
+        UserError: a library that this data set needs is not installed.
     """
     if not isinstance(name, str) or name not in _SOURCES:
         raise ValueError(unknown("data set", name, _SOURCES))
     options = Options(**kwargs)
     if options.generated:
         if name not in SHAPES:
-            raise DataError(f"data.generated: there is nothing generated for {name!r}, only for {', '.join(SHAPES)}")
+            raise DataError(f"data.generated: no generated data for {name!r}; available for {', '.join(SHAPES)}")
         return Generated(SHAPES[name], options)
     return _SOURCES[name](options)

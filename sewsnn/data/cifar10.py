@@ -1,7 +1,8 @@
-"""CIFAR-10 from its binary files: 50,000 training and 10,000 test images of 3 x 32 x 32 pixels, ten classes.
+"""CIFAR-10 from its binary files: 50,000 training and 10,000 test images of 3 x 32 x 32 pixels in ten classes.
 
-A file is records of 3,073 bytes: the label, then 1,024 red, 1,024 green, 1,024 blue values, row by row. Of the
-published archives this is the "binary version": it can be read without unpickling anything.
+A file consists of records of 3,073 bytes: the label, then 1,024 red, 1,024 green and 1,024 blue values, row by row.
+This is the "binary version" among the published archives; reading it needs no unpickling.
+
 Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 """
 
@@ -20,18 +21,19 @@ FOLDER = "cifar-10-batches-bin"
 TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 TEST = ("test_batch.bin",)
 CLASSES, RECORD = 10, 1 + 3 * 32 * 32
-# Of the training images, per channel, in [0, 1].
+# Mean and standard deviation of the training images per channel, for values in [0, 1].
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def open_cifar10(options: Options) -> ImagesInMemory:
-    """CIFAR-10 from ``options.root``, the folder of the files or the one that holds ``cifar-10-batches-bin``.
+    """Opens CIFAR-10 from ``options.root``: the folder with the binary files, or the folder that holds
+    ``cifar-10-batches-bin``.
 
     Raises:
-        DataError: a file is missing or is not what it should be; names it.
+        DataError: a file is missing or damaged; the message names it.
     """
     if options.root is None:
-        raise DataError(f"data.root must name the folder of CIFAR-10's binary files ({FOLDER})")
+        raise DataError(f"data.root must name the folder with the binary files of CIFAR-10 ({FOLDER})")
     root = Path(options.root)
     root = root / FOLDER if (root / FOLDER).is_dir() else root
     train, test = (_read([root / name for name in names]) for names in (TRAIN, TEST))
@@ -39,7 +41,7 @@ def open_cifar10(options: Options) -> ImagesInMemory:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Bytes to float32 of mean 0 and variance 1 over the training set."""
+    """Converts uint8 images to float32 with mean 0 and variance 1 over the training set, per channel."""
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     return (images.float() / 255 - mean) / std
 
@@ -57,12 +59,12 @@ def _records(path: Path) -> np.ndarray:
         raise UnreadableError.of(path, error) from None
     if len(data) == 0 or len(data) % RECORD:
         raise DataError(
-            f"{path} has {len(data):,} bytes, which is no multiple of CIFAR-10's records of {RECORD:,} bytes"
+            f"{path} has {len(data):,} bytes; expected a multiple of {RECORD:,} bytes, the size of a CIFAR-10 record"
         )
     records = data.reshape(-1, RECORD)
     if records[:, 0].max() >= CLASSES:
         row = int((records[:, 0] >= CLASSES).argmax())
         raise DataError(
-            f"{path}: label {records[row, 0]} at offset {row * RECORD:,}; labels of CIFAR-10 are below {CLASSES}"
+            f"{path}: label {records[row, 0]} at offset {row * RECORD:,}; CIFAR-10 labels are 0 to {CLASSES - 1}"
         )
     return records

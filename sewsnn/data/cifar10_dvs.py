@@ -1,10 +1,11 @@
-"""CIFAR10-DVS: 10,000 recordings of moving CIFAR-10 images on a screen, ten classes of 1,000.
+"""CIFAR10-DVS: 10,000 recordings of moving CIFAR-10 images on a screen, 1,000 in each of ten classes.
 
-The original folder has a folder per class with files ``cifar10_CLASS_NUMBER.aedat`` (AEDAT 2.0), a sample each. The
-sensor was held such that x = 127 - y', y = 127 - x', p = 1 - p' of what is in the file.
+The original folder has one folder per class with files ``cifar10_CLASS_NUMBER.aedat`` (AEDAT 2.0); each file is one
+sample. The sensor was mounted so that x = 127 - y', y = 127 - x' and p = 1 - p', where x', y' and p' are the values in
+the file.
 
 Source: Li et al., "CIFAR10-DVS: An Event-Stream Dataset for Object Classification" (Frontiers in Neuroscience, 2017);
-the orientation is that of the paper's code.
+the orientation follows the code of the SEW ResNet paper.
 """
 
 import re
@@ -21,23 +22,27 @@ from sewsnn.errors import DataError, UnreadableError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PUBLISHED = 1000  # recordings per class
-_SPLIT_SEED = 0  # the split stays the same whatever the seed of the run
+_SPLIT_SEED = 0  # the split does not depend on the seed of the run
 
 
 def open_cifar10_dvs(options: Options) -> LoadedSource:
-    """The prepared set in ``options.root``.
+    """Opens the prepared data set in ``options.root``.
 
-    ``options.split``, of the recordings of each class: ``paper``: the last tenth in lexicographic order is for the
-    test; ``first``: the first tenth by number (0 to 99 of 1,000) is, as in several later papers; ``random``: a tenth
-    drawn once and for all. The set has no official split.
+    The data set has no official split. ``options.split`` selects one; in each class of 1,000 recordings, one tenth
+    becomes the test set:
+
+    - ``paper``: the last tenth in lexicographic order of the file names.
+    - ``first``: the first tenth by number (0 to 99), as in several later papers.
+    - ``random``: a tenth drawn with a fixed seed.
 
     Raises:
-        DataError: it is not prepared, or damaged; ValueError: no such split.
+        DataError: the folder is not prepared, or a file is damaged.
+        ValueError: ``options.split`` is unknown.
     """
     check_split(options.split, SPLITS)
     folder, index = open_prepared("cifar10_dvs", options, len(CLASSES), ("",))
     train, test = [], []
-    # A file that was left out keeps its place: the others must not move to the other side.
+    # Files that were left out still count for the split, so that no other file moves between training and test.
     names = [s.recording for s in index.samples] + list(index.left_out)
     for label, name in enumerate(CLASSES):
         tested = SPLITS[options.split](sorted(r for r in names if r.split("/")[0] == name))
@@ -61,7 +66,7 @@ def _random(names: list[str]) -> set[str]:
 
 
 def _trained(names: list[str]) -> int:
-    """Nine tenths, rounded up as in the paper's code."""
+    """Returns nine tenths of ``names``, rounded up as in the code of the paper."""
     return -(-9 * len(names) // 10)
 
 
@@ -74,10 +79,10 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def recordings(root: Path) -> list[tuple[str, str]]:
-    """``(CLASS/FILE, "")`` of the original folder, each class in lexicographic order.
+    """Lists the original recordings as ``(CLASS/FILE, "")``, each class in lexicographic order.
 
     Raises:
-        DataError: the folder of a class is missing, or has no recordings.
+        DataError: the folder of a class is missing or has no recordings.
     """
     found = []
     for name in CLASSES:
@@ -86,8 +91,8 @@ def recordings(root: Path) -> list[tuple[str, str]]:
             files = sorted(path.name for path in folder.iterdir() if path.suffix == ".aedat" and path.name[0] != ".")
         except OSError as error:
             raise UnreadableError(
-                f"cannot read {folder}: {error.strerror or error}; expected are the folders {CLASSES[0]} to "
-                f"{CLASSES[-1]}, unpacked",
+                f"cannot read {folder}: {error.strerror or error}; expected the unpacked folders {CLASSES[0]} to "
+                f"{CLASSES[-1]}",
                 str(folder),
             ) from None
         if not files:
@@ -97,7 +102,8 @@ def recordings(root: Path) -> list[tuple[str, str]]:
 
 
 def parts(planned: list[tuple[str, str]]) -> dict[str, set[str]]:
-    """What must not be left empty: the recordings of each class, and those that ``split: paper`` trains and tests."""
+    """Returns the groups of recordings of which none may be empty: each class, and the training and test sets of
+    ``split: paper``."""
     found, tested = {}, set()
     for name in CLASSES:
         names = sorted(recording for recording, _ in planned if recording.split("/")[0] == name)
@@ -112,7 +118,7 @@ def sources(root: Path, recording: str) -> list[Path]:
 
 
 def prepare_recording(root: Path, recording: str, part: str, output: Path) -> tuple[list[Sample], Recording, list[str]]:
-    """Writes a recording as a sample. Raises DataError if it is damaged or empty."""
+    """Writes one recording as a sample. Raises DataError if the recording is damaged or empty."""
     path = root / recording
     found = read_aedat2(path)
     t, x, y, p = found.events
@@ -127,7 +133,7 @@ def prepare_recording(root: Path, recording: str, part: str, output: Path) -> tu
 def count_remarks(samples: list[Sample]) -> list[str]:
     counts = [sum(s.label == label for s in samples) for label in range(len(CLASSES))]
     return [
-        f"{name}: {count:,} of the published {PUBLISHED:,} samples"
+        f"{name} has {count:,} of the {PUBLISHED:,} published samples"
         for name, count in zip(CLASSES, counts, strict=True)
         if count != PUBLISHED
     ]

@@ -1,8 +1,9 @@
-"""ImageNet decoded and resized by NVIDIA DALI: on the GPU where there is one.
+"""ImageNet decoded and resized by NVIDIA DALI, on the GPU if there is one.
 
-DALI is given the encoded images in our order with each image's window and flip, drawn by us from the sample's seed. So
-crops are those of the torchvision loader, and the order, the share of each process and going on in the middle of an
-epoch are exact. Pixels differ by the rounding of two decoders and two resizings.
+sewsnn passes DALI the encoded images in its own order, together with a crop window and a flip for each image, drawn
+from the seed of the sample. The crops therefore equal those of the torchvision loader, and the order, the share of each
+rank and a resume in the middle of an epoch are exact. The pixels differ from the torchvision loader by the rounding of
+the decoder and of the resize.
 """
 
 from collections import deque
@@ -21,17 +22,19 @@ from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UserError
 from sewsnn.progress import tell
 
-_UNEXPLAINED = 3  # batches in a run that DALI cannot decode, and Pillow can
-_AHEAD = 3  # batches that are read ahead of DALI; DALI itself works two ahead
+_UNEXPLAINED = 3  # consecutive batches that DALI cannot decode although Pillow can
+_AHEAD = 3  # batches read ahead of DALI; DALI itself prefetches two
 
 
 class DaliSource(LoadedSource):
-    """Batches as of :class:`LoadedSource`, ``uint8 [N, 3, H, W]``, on the current CUDA device where there is one.
+    """Batches ``uint8 [N, 3, H, W]`` as in :class:`LoadedSource`, on the current CUDA device if there is one.
 
     Args:
-        train, test: encoded images.
-        num_classes: labels are below it.
-        options: see there; ``workers`` threads read and as many decode (0: one).
+        train: the encoded training images.
+        test: the encoded test images.
+        num_classes: number of classes.
+        options: see :class:`~sewsnn.data.source.Options`. ``workers`` threads read files and as many decode (0: one
+            thread each).
 
     Raises:
         UserError: DALI or Pillow is not installed.
@@ -43,8 +46,8 @@ class DaliSource(LoadedSource):
         super().__init__(*parts, num_classes, 3, False, options, normalise)
 
     def _batches(self, samples, plan) -> Iterator[tuple[Tensor, Tensor]]:
-        # DALI works ahead and does not say which batch holds what it cannot decode. Where it fails, the batch that is
-        # due runs alone: that it fails then does not depend on time, and a resumed run has the same pixels.
+        # DALI prefetches and does not report which batch holds an image that it cannot decode. After a failure, the
+        # next batch runs alone. Whether it fails then does not depend on timing, so a resumed run has the same pixels.
         step, alone, unexplained = 0, False, 0
         while step < len(plan):
             places = plan[step : step + 1] if alone else plan[step:]
@@ -60,16 +63,19 @@ class DaliSource(LoadedSource):
                 batch = self._without_dali(samples, plan[step])
                 if not (batch.corrupt or batch.error):
                     unexplained += 1
-                    tell(f"sewsnn: a batch was decoded without DALI: {_reason(error)}")
+                    tell(f"sewsnn: DALI could not decode a batch, so Pillow decoded it: {_reason(error)}")
                 if unexplained > _UNEXPLAINED:
-                    raise DataError(f"data.loader: DALI fails where torchvision does not: {_reason(error)}") from None
+                    raise DataError(
+                        f"data.loader: DALI cannot decode images that torchvision decodes: {_reason(error)}"
+                    ) from None
                 step, alone = step + 1, False
                 yield from self._kept(batch)
 
     def _decoded(self, samples: "EncodedSamples", plan) -> Iterator[_Batch]:
-        """The plan's batches by DALI; RuntimeError where it cannot decode one of those it is at."""
+        """Decodes the batches of the plan with DALI. Raises RuntimeError if DALI cannot decode one of the batches in
+        its queue."""
         threads = max(1, self.options.workers)
-        stream = (torch.cuda.current_stream(),) if torch.cuda.is_available() else ()  # outputs are bound to it
+        stream = (torch.cuda.current_stream(),) if torch.cuda.is_available() else ()  # the stream of the outputs
         with ThreadPoolExecutor(threads) as pool:
             reader = _Reader(_Loading(samples, self.options.on_corrupt == "skip"), plan, pool)
             pipeline = self._pipeline(reader, threads, samples is self.train)
@@ -77,7 +83,7 @@ class DaliSource(LoadedSource):
                 for _ in plan:
                     try:
                         output = pipeline.run(*stream)
-                    except StopIteration:  # all that is left are batches without an image
+                    except StopIteration:  # only batches without an image are left
                         output = None
                     while reader.read:
                         batch = reader.read.popleft()
@@ -99,7 +105,7 @@ class DaliSource(LoadedSource):
         )
         decoding = {"device": device, "output_type": types.RGB, "adjust_orientation": False}
         if cuda:
-            decoding["jpeg_fancy_upsampling"] = True  # as the CPU's decoders do
+            decoding["jpeg_fancy_upsampling"] = True  # as the CPU decoders do
         filters = {"interp_type": types.INTERP_LINEAR, "antialias": True}
         kinds = (types.UINT8, types.INT32, types.INT32, types.INT32)[: 4 if training else 3]
         with pipeline:
@@ -118,17 +124,17 @@ class DaliSource(LoadedSource):
         return pipeline
 
     def _without_dali(self, samples: "EncodedSamples", places) -> _Batch:
-        """A batch by the torchvision loader, which knows a damaged file's name."""
+        """Loads a batch with the torchvision loader, which reports the name of a damaged file."""
         loading = _Loading(Loaded(samples.images, self.options), self.options.on_corrupt == "skip")
         return _Collate(False)([loading[place] for place in places])
 
 
 class EncodedSamples:
-    """:class:`~sewsnn.data.loading.Samples` that are not decoded: what DALI is told of an image.
+    """:class:`~sewsnn.data.loading.Samples` of encoded images, as DALI takes them.
 
-    To train ``(bytes, start, shape, flip)``: the window that is cut out and resized, and whether it is mirrored. To
-    test ``(bytes, start, size)``: what the image is resized to, and where the middle of that begins. All are arrays,
-    sizes and places are height before width.
+    A training sample is ``(bytes, start, shape, flip)``: the crop window that is cut out and then resized, and whether
+    the result is mirrored. A test sample is ``(bytes, start, size)``: the size to which the image is resized, and the
+    start of the centre crop in it. All entries are arrays; height comes before width.
     """
 
     def __init__(self, images: Images, options: Options):
@@ -153,10 +159,11 @@ class EncodedSamples:
 
 
 class _Reader:
-    """DALI's source: called for a batch, it gives the columns of the plan's next, which threads have read ahead.
+    """The external source of the DALI pipeline: each call returns the columns of the next batch of the plan. Threads
+    read ahead.
 
-    ``read``: what was given and not yet come out of DALI, without pixels; batches with no image, and those with an
-    error, are in it, too, but not given.
+    ``read`` holds the batches, without pixels, that were passed to DALI and have not come out yet. It also holds
+    batches without an image and batches with an error, which are not passed to DALI.
     """
 
     def __init__(self, loading: _Loading, plan, pool: ThreadPoolExecutor):
@@ -193,10 +200,10 @@ class _Reader:
 
 
 def import_dali() -> ModuleType:
-    """``nvidia.dali`` with what is used of it.
+    """Imports ``nvidia.dali`` with the submodules used here.
 
     Raises:
-        UserError: it is not installed, or cannot be loaded.
+        UserError: DALI is not installed, or cannot be loaded.
     """
     try:
         import nvidia.dali
@@ -204,18 +211,19 @@ def import_dali() -> ModuleType:
         import nvidia.dali.types
     except (ImportError, OSError) as error:
         raise UserError(
-            f"data.loader: dali needs NVIDIA DALI ({error}): pip install 'sewsnn[dali]', or --data.loader torchvision"
+            f"data.loader: dali needs NVIDIA DALI ({error}). Run pip install 'sewsnn[dali]', or set --data.loader "
+            "torchvision"
         ) from None
     return nvidia.dali
 
 
 def _to_torch(images) -> Tensor:
-    """A copy: DALI uses its memory again."""
+    """Copies the images, because DALI reuses its memory."""
     return torch.from_dlpack(images.as_tensor()).clone()
 
 
 def _reason(error: RuntimeError) -> str:
-    """The line of DALI's message that says what happened."""
+    """Returns the line of DALI's message that states the cause."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     at = next((i + 1 for i, line in enumerate(lines[:-1]) if line.startswith("encountered")), 0)
     return lines[at] if lines else type(error).__name__

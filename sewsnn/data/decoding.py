@@ -1,4 +1,4 @@
-"""Image files: whether they are whole, and their pixels."""
+"""Image files: tests whether a file is complete, and decodes it to RGB."""
 
 import io
 import warnings
@@ -10,13 +10,13 @@ from sewsnn.files import read_regular
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("JPEG", "PNG")  # ImageNet has a PNG among its files named .JPEG
+FORMATS = ("JPEG", "PNG")  # one of ImageNet's files named .JPEG is a PNG
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_TAIL = 64  # bytes in which the end of a file is looked for: some have padding after it
+_TAIL = 64  # bytes to search for the end marker: some files have padding after it
 
 
 def read_file(path: str) -> bytes:
-    """Raises UnreadableError if the file cannot be read; names it."""
+    """Returns the bytes of a file. Raises UnreadableError, which names the file, if it cannot be read."""
     try:
         return read_regular(path)
     except OSError as error:
@@ -24,41 +24,47 @@ def read_file(path: str) -> bytes:
 
 
 def decode(data: bytes, path: str) -> "Image":
-    """An image in RGB of 8 bits, whatever its mode (grey, palette, CMYK, 16 bits, with transparency). Of 16 bits the
-    upper 8 are taken, as Pillow does by itself for colours. Transparency is left out, of an animation the first frame
-    taken; EXIF is not looked at.
+    """Decodes an image of any mode (grey, palette, CMYK, 16 bits, with transparency) to RGB with 8 bits per channel.
+
+    Of 16-bit values the upper 8 bits are kept, as Pillow does for colour images. Transparency is dropped, only the
+    first frame of an animation is used, and EXIF data is ignored.
+
+    Args:
+        data: the bytes of the file.
+        path: the name of the file, for messages.
 
     Raises:
-        DataError: no image, truncated or damaged, or larger than ``PIL.Image.MAX_IMAGE_PIXELS`` (a small file that
-            decodes to gigabytes); names ``path``.
+        DataError: the data is not an image, is truncated or damaged, or has more than ``PIL.Image.MAX_IMAGE_PIXELS``
+            pixels (a small file can decode to gigabytes). The message names ``path``.
     """
     return _pillow(to_rgb, data, path)
 
 
 def to_rgb(image: "Image") -> "Image":
-    """An image of any mode in RGB of 8 bits.
+    """Converts an image of any mode to RGB with 8 bits per channel.
 
     Raises:
-        ValueError: its numbers have no scale (mode F), or there is no conversion.
+        ValueError: the values have no defined range (mode F), or Pillow has no conversion.
     """
-    if image.mode.startswith("I"):  # grey of 16 bits, of which Pillow's own conversion keeps what is below 256
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip at 255
         import numpy as np
         from PIL import Image
 
         values = np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1)
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise ValueError("it has numbers without a scale (mode F), expected are 8 or 16 bits")
-    elif image.mode in ("La", "RGBa"):  # colours that were multiplied with their transparency
+        raise ValueError("its values have no defined range (mode F); expected 8 or 16 bits")
+    elif image.mode in ("La", "RGBa"):  # colours premultiplied by alpha
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     return image.convert("RGB")
 
 
 def whole_size(data: bytes, path: str) -> tuple[int, int]:
-    """Height and width, from the header; that the file is whole is told by its end, or else by decoding it.
+    """Returns height and width from the header, after a test that the file is complete: it must have its end marker, or
+    else decode without error.
 
     Raises:
-        DataError: as of :func:`decode`.
+        DataError: as in :func:`decode`.
     """
     kind, size = _pillow(lambda image: (image.format, (image.height, image.width)), data, path)
     if not ended(data, kind):
@@ -67,17 +73,20 @@ def whole_size(data: bytes, path: str) -> tuple[int, int]:
 
 
 def check_size(size: tuple[int, int], path: str) -> tuple[int, int]:
-    """``size``; DataError if an image of it would be larger than Pillow opens: a few pixels wide, but long."""
+    """Returns ``size``. Raises DataError if a resized image of this size would exceed Pillow's limit, as for an image
+    that is a few pixels wide but very long."""
     from PIL import Image
 
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and size[0] * size[1] > most:
-        raise DataError(f"{path} would be resized to {size[1]:,} x {size[0]:,} pixels: refused", path)
+        raise DataError(
+            f"{path} would be resized to {size[1]:,} x {size[0]:,} pixels, more than the limit of {most:,} pixels", path
+        )
     return size
 
 
 def ended(data: bytes, kind: str) -> bool:
-    """Whether the last bytes are those that end a JPEG or PNG file."""
+    """Returns whether the data ends with the end marker of a JPEG or PNG file."""
     return _ENDS.get(kind, _ENDS["JPEG"]) in data[-_TAIL:]
 
 
@@ -85,20 +94,22 @@ def _pillow(use, data: bytes, path: str):
     try:
         from PIL import Image
     except ImportError:
-        raise UserError("data: images need Pillow: pip install pillow") from None
+        raise UserError("data: reading images needs Pillow. Run pip install pillow") from None
     if not data:
         raise DataError(f"{path} is empty", path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF, which nothing here reads
+            warnings.simplefilter("ignore")  # about damaged EXIF data, which is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return use(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels: refused", path) from None
+        raise DataError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the limit for an image", path
+        ) from None
     except Image.UnidentifiedImageError:
         raise DataError(f"{path} is not a JPEG or PNG image ({len(data):,} bytes)", path) from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises many kinds for a damaged file: OSError, SyntaxError, struct.error ...
+    except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, ...
         raise DataError(f"{path} is a damaged image: {error or type(error).__name__}", path) from None

@@ -1,11 +1,11 @@
-"""DVS128 Gesture: 29 people and 11 gestures under 5 illuminations, 1,176 training and 288 test samples.
+"""DVS128 Gesture: 11 gestures of 29 people under 5 illuminations, 1,176 training and 288 test samples.
 
-The original folder (``DvsGesture``) has ``trials_to_train.txt`` and ``trials_to_test.txt``, each a list of recordings;
-a recording ``userNN_LIGHT.aedat`` (AEDAT 3.1) has several gestures, which ``userNN_LIGHT_labels.csv`` lists as
-``class,startTime_usec,endTime_usec``. A sample is the events with start <= t < end; its label is class - 1.
+The original folder (``DvsGesture``) has ``trials_to_train.txt`` and ``trials_to_test.txt``, each a list of recordings.
+A recording ``userNN_LIGHT.aedat`` (AEDAT 3.1) contains several gestures; ``userNN_LIGHT_labels.csv`` lists them as
+``class,startTime_usec,endTime_usec``. A sample is the events with start <= t < end, and its label is class - 1.
 
-Source: Amir et al., "A Low Power, Fully Event-Based Gesture Recognition System" (CVPR 2017). The people of the test
-list are not those of the training list.
+Source: Amir et al., "A Low Power, Fully Event-Based Gesture Recognition System" (CVPR 2017). The training and test
+lists contain different people.
 """
 
 import re
@@ -31,13 +31,17 @@ _LABEL_LINE = re.compile(r"\s*(\d{1,3})\s*,\s*(\d{1,18})\s*,\s*(\d{1,18})\s*")
 
 
 def open_dvs128_gesture(options: Options) -> LoadedSource:
-    """The prepared set in ``options.root``.
+    """Opens the prepared data set in ``options.root``.
 
-    ``options.split``: ``paper``: as the lists say. ``validation``: without the test list; of the training list the last
-    5 people are for the test, to choose hyperparameters with.
+    ``options.split`` selects the test set:
+
+    - ``paper``: the published training and test lists.
+    - ``validation``: the last 5 people of the training list become the test set, and the test list is not used. Choose
+      hyperparameters with this split.
 
     Raises:
-        DataError: it is not prepared, or damaged; ValueError: no such split.
+        DataError: the folder is not prepared, or a file is damaged.
+        ValueError: ``options.split`` is unknown.
     """
     check_split(options.split, SPLITS)
     folder, index = open_prepared("dvs128_gesture", options, CLASSES, LISTS)
@@ -62,15 +66,17 @@ SPLITS = {"paper": _paper, "validation": _validation}
 def _person(recording: str) -> int:
     match = _TRIAL.fullmatch(recording)
     if not match:
-        raise DataError(f"{INDEX} is damaged: {short(recording)} is no recording's name; remove it, and prepare again")
+        raise DataError(
+            f"{INDEX} is damaged: {short(recording)} is not the name of a recording; remove the file and prepare again"
+        )
     return int(match[1])
 
 
 def recordings(root: Path) -> list[tuple[str, str]]:
-    """``(recording, train | test)`` of the lists in the original folder, or in its ``DvsGesture``.
+    """Lists ``(recording, "train" or "test")`` from the lists in the original folder, or in its folder ``DvsGesture``.
 
     Raises:
-        DataError: a list is missing or makes no sense, or a file that it names is missing.
+        DataError: a list is missing or invalid, or a file that it names is missing.
     """
     root = original(root)
     found: dict[str, str] = {}
@@ -81,9 +87,11 @@ def recordings(root: Path) -> list[tuple[str, str]]:
                 continue
             where = f"{root / name}, line {number}"
             if not _TRIAL.fullmatch(trial):
-                raise DataError(f"{where}: {trial[:80]!r} is no recording's name, userNN_LIGHT.aedat", str(root / name))
+                raise DataError(f"{where}: {trial[:80]!r} is not a name like userNN_LIGHT.aedat", str(root / name))
             if trial in found:
-                raise DataError(f"{where}: {trial} is listed twice (before for {found[trial]})", str(root / name))
+                raise DataError(
+                    f"{where}: {trial} is listed twice (first in the {found[trial]} list)", str(root / name)
+                )
             for path in (root / trial, _labels_file(root, trial)):
                 if not path.is_file():
                     raise DataError(f"{where}: {path} is missing", str(path))
@@ -94,7 +102,7 @@ def recordings(root: Path) -> list[tuple[str, str]]:
 
 
 def parts(planned: list[tuple[str, str]]) -> dict[str, set[str]]:
-    """What must not be left empty: the recordings to train with, and those for the test."""
+    """Returns the groups of recordings of which none may be empty: the training list and the test list."""
     return {f"the {part} list": {recording for recording, of in planned if of == part} for part in LISTS}
 
 
@@ -103,15 +111,15 @@ def original(root: Path) -> Path:
 
 
 def sources(root: Path, recording: str) -> list[Path]:
-    """The files that a recording's samples come from."""
+    """Returns the files from which the samples of a recording are made."""
     return [original(root) / recording, _labels_file(original(root), recording)]
 
 
 def prepare_recording(root: Path, recording: str, part: str, output: Path) -> tuple[list[Sample], Recording, list[str]]:
-    """Writes a recording's samples; remarks say what is odd and still used.
+    """Writes the samples of a recording. The returned remarks describe data that is unusual but still used.
 
     Raises:
-        DataError: the recording or its labels are damaged.
+        DataError: the recording or its labels file is damaged.
     """
     path, labels = sources(root, recording)
     found = read_aedat3(path)
@@ -121,10 +129,10 @@ def prepare_recording(root: Path, recording: str, part: str, output: Path) -> tu
         first, last = np.searchsorted(t, (start, end))
         if first == last:
             raise DataError(
-                f"{path} has no events from {start:,} to {end:,} us, where {labels.name} has one", str(path)
+                f"{path} has no events from {start:,} to {end:,} us, where {labels.name} lists a gesture", str(path)
             )
         if end > t[-1] + 1:
-            remarks.append(f"{path}: ends at {t[-1]:,} us, a gesture in {labels.name} at {end:,}")
+            remarks.append(f"{path} ends at {t[-1]:,} us, but a gesture in {labels.name} ends at {end:,} us")
         gesture = Events(*(field[first:last] for field in found.events))
         name = f"{part}/{path.stem}_{number:02d}_{label:02d}.npy"
         samples.append(write_sample(output, name, label, part, recording, gesture))
@@ -132,7 +140,8 @@ def prepare_recording(root: Path, recording: str, part: str, output: Path) -> tu
 
 
 def read_labels(path: Path) -> list[tuple[int, int, int]]:
-    """``(label, start, end)`` of each gesture. Raises DataError naming file and line."""
+    """Returns ``(label, start, end)`` of each gesture; start and end are in microseconds. Raises DataError, which names
+    the file and the line."""
     lines = _lines(path)
     if not lines or lines[0].replace(" ", "").strip() != "class,startTime_usec,endTime_usec":
         raise DataError(f"{path}: the first line must be class,startTime_usec,endTime_usec", str(path))
@@ -144,7 +153,7 @@ def read_labels(path: Path) -> list[tuple[int, int, int]]:
         kind, start, end = map(int, match.groups()) if match else (0, 0, 0)
         if not (1 <= kind <= CLASSES and start < end):
             raise DataError(
-                f"{path}, line {number}: expected a class from 1 to {CLASSES}, and a start before an end in "
+                f"{path}, line {number}: expected a class from 1 to {CLASSES}, a start and a later end in "
                 f"microseconds; got {line[:80]!r}",
                 str(path),
             )
@@ -158,7 +167,9 @@ def count_remarks(samples: list[Sample]) -> list[str]:
     counts = {part: sum(s.part == part for s in samples) for part in PUBLISHED}
     if counts == PUBLISHED:
         return []
-    return [f"{part}: {counts[part]:,} of the published {most:,} samples" for part, most in PUBLISHED.items()]
+    return [
+        f"the {part} list has {counts[part]:,} of the {most:,} published samples" for part, most in PUBLISHED.items()
+    ]
 
 
 def _labels_file(root: Path, recording: str) -> Path:
@@ -169,6 +180,6 @@ def _lines(path: Path) -> list[str]:
     try:
         return text_of(read_regular(path)).splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text (at offset {error.start:,})", str(path)) from None
+        raise DataError(f"{path} is not UTF-8 text (at offset {error.start:,})", str(path)) from None
     except OSError as error:
         raise UnreadableError.of(path, error) from None

@@ -1,8 +1,8 @@
-"""Prepared event data: one file per sample, and an index that is written last and makes the set complete.
+"""Prepared event data: one file per sample, and an index that is written last and marks the set as complete.
 
-A sample is a ``.npy`` of N records ``t`` (uint32, microseconds since its first event), ``x``, ``y``, ``p`` (uint8), in
-the order of time: ``numpy.load`` shows it. ``index.json`` lists the samples with label, number of events and CRC-32 of
-each file; it carries a checksum of its own.
+A sample is a ``.npy`` file with N records of ``t`` (uint32, microseconds since its first event), ``x``, ``y`` and ``p``
+(uint8), sorted by time; ``numpy.load`` reads it. ``index.json`` lists the samples with label, number of events and
+CRC-32 of each file, and carries a checksum of its own.
 """
 
 import io
@@ -26,18 +26,19 @@ INDEX, JOURNAL = "index.json", "journal.jsonl"
 FORMAT = "sewsnn events 1"
 RECORD = np.dtype([("t", "<u4"), ("x", "u1"), ("y", "u1"), ("p", "u1")])
 SIZE = 128
-_MOST = 2**15 - 1  # of one counter in a sample's frames
+_MOST = 2**15 - 1  # the largest count of events that int16 frames can hold
 
 
 class Sample(NamedTuple):
-    """An entry of the index.
+    """One entry of the index.
 
-    Fields:
-        file: relative to the index.
-        label: below the number of classes.
-        part: DVS128 Gesture: ``train`` or ``test``, by the lists; otherwise empty.
+    Attributes:
+        file: path of the sample, relative to the index.
+        label: class, 0 to the number of classes - 1.
+        part: DVS128 Gesture: ``train`` or ``test``, from the published lists. Otherwise empty.
         recording: the original file.
-        events, crc: number of events, CRC-32 of the file.
+        events: number of events.
+        crc: CRC-32 of the file.
     """
 
     file: str
@@ -49,7 +50,15 @@ class Sample(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What is prepared: of which data set, from where, the samples, the files left out and why, remarks."""
+    """The content of a prepared folder.
+
+    Attributes:
+        name: the data set.
+        root: the folder of the original files.
+        samples: the samples.
+        left_out: the files that were left out, and why.
+        remarks: notes for the report.
+    """
 
     name: str
     root: str
@@ -59,12 +68,13 @@ class Index(NamedTuple):
 
 
 def write_sample(folder: Path, file: str, label: int, part: str, recording: str, events: Events) -> Sample:
-    """Raises UserError if it cannot be written, DataError if there are no events or they do not fit."""
+    """Writes a sample. Raises UserError if the file cannot be written, and DataError if there are no events or the
+    recording is too long."""
     if not len(events.t):
-        raise DataError(f"{recording}: there are no events for {file}", recording)
+        raise DataError(f"{recording} has no events for {file}", recording)
     t = events.t - events.t[0]
     if t[-1] >= 2**32:
-        raise DataError(f"{recording}: {file} would last {t[-1]:,} us, more than 2^32", recording)
+        raise DataError(f"{recording}: {file} would last {t[-1]:,} us, more than the limit of 2^32 us", recording)
     records = np.empty(len(t), RECORD)
     for name, values in zip(RECORD.names, (t, *events[1:]), strict=True):
         records[name] = values
@@ -75,7 +85,8 @@ def write_sample(folder: Path, file: str, label: int, part: str, recording: str,
 
 
 def read_sample(folder: Path, sample: Sample) -> np.ndarray:
-    """``[N]`` records. Raises DataError, naming the file, unless it is what was written."""
+    """Returns the ``[N]`` records of a sample. Raises DataError, which names the file, if its content differs from what
+    was written."""
     path = folder / sample.file
     try:
         data = read_regular(path)
@@ -83,8 +94,8 @@ def read_sample(folder: Path, sample: Sample) -> np.ndarray:
         raise UnreadableError.of(path, error) from None
     if zlib.crc32(data) != sample.crc:
         raise DataError(
-            f"{path} is not what was prepared: its {len(data):,} bytes have another checksum than {INDEX} says. Remove "
-            "it, and prepare again: only its recording is read anew",
+            f"{path} has changed since it was prepared: the checksum of its {len(data):,} bytes differs from {INDEX}. "
+            "Remove the file and prepare again; only its recording is read again",
             str(path),
         )
     try:
@@ -93,24 +104,26 @@ def read_sample(folder: Path, sample: Sample) -> np.ndarray:
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype != RECORD or shape != (sample.events,):
             raise ValueError(f"{dtype} of shape {shape}")
-        return np.frombuffer(data, RECORD, sample.events, file.tell())  # np.load would copy it twice
+        return np.frombuffer(data, RECORD, sample.events, file.tell())  # np.load would copy the data twice
     except ValueError as error:
         raise DataError(f"{path} does not hold {sample.events:,} events: {error}", str(path)) from None
 
 
 def write_index(folder: Path, index: Index) -> None:
+    """Writes the index with its checksum."""
     content = index._asdict() | {"format": FORMAT, "samples": [list(sample) for sample in index.samples]}
     write_text(folder / INDEX, json.dumps(content | {"crc": _crc(content)}, indent=0))
 
 
 def read_index(folder: Path) -> Index | None:
-    """None where there is none. Raises DataError unless it is what was written."""
+    """Reads the index. Returns None if the file does not exist. Raises DataError if its content differs from what was
+    written."""
     path = folder / INDEX
     try:
         content = json.loads(text_of(read_regular(path)))
         crc = content.pop("crc")
         if content.get("format") != FORMAT:
-            raise DataError(f"{path} is of the format {short(content.get('format'))}, not {FORMAT!r}", str(path))
+            raise DataError(f"{path} has the format {short(content.get('format'))}; expected {FORMAT!r}", str(path))
         if crc != _crc(content):
             raise ValueError("another checksum")
         samples = [to_sample(entry) for entry in content["samples"]]
@@ -123,11 +136,11 @@ def read_index(folder: Path) -> Index | None:
     except OSError as error:
         raise UnreadableError.of(path, error) from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise DataError(f"{path} is damaged; remove it, and prepare again", str(path)) from None
+        raise DataError(f"{path} is damaged; remove it and prepare again", str(path)) from None
 
 
 def to_sample(entry) -> Sample:
-    """A sample as JSON has it. Raises TypeError or ValueError unless it is one."""
+    """Converts an entry of the JSON index to a sample. Raises TypeError or ValueError if the entry is invalid."""
     check_kinds(entry, (str, int, str, str, int, int))
     sample = Sample(*entry)
     path = PurePosixPath(sample.file)
@@ -137,13 +150,13 @@ def to_sample(entry) -> Sample:
 
 
 def check_kinds(values, kinds) -> None:
-    """Raises TypeError unless ``values`` is a list of just these types: True is no number."""
+    """Raises TypeError unless ``values`` is a list with exactly these types; a bool does not count as an int."""
     if type(values) is not list or [type(value) for value in values] != list(kinds):
         raise TypeError(short(values))
 
 
 class EventSamples:
-    """Samples as frames ``[T, 2, 128, 128]``, int16; see :func:`~sewsnn.data.events.integrate_events`."""
+    """The samples of one split as int16 frames ``[T, 2, 128, 128]``; see :func:`sewsnn.data.integrate_events`."""
 
     def __init__(self, folder: Path, samples: list[Sample], options: Options):
         self.folder, self.samples = folder, samples
@@ -157,37 +170,47 @@ class EventSamples:
         records = read_sample(self.folder, sample)
         try:
             frames = integrate_events(records, self.T, self.split_by, SIZE, SIZE, frame_us=self.frame_us)
-        except ValueError as error:  # an index made by other means
+        except ValueError as error:  # the index was made by another program
             raise DataError(f"{self.folder / sample.file}: {error}", str(self.folder / sample.file)) from None
         return narrow(frames, str(self.folder / sample.file)), sample.label
 
 
 def narrow(frames: Tensor, name: str) -> Tensor:
-    """int16, half the bytes for the workers to pass on."""
+    """Converts frames to int16, which halves the bytes that worker processes pass on. Raises DataError if a count does
+    not fit."""
     most = int(frames.max())
     if most > _MOST:
-        raise DataError(f"{name}: a pixel has {most:,} events in one frame, more than {_MOST:,}", name)
+        raise DataError(f"{name}: a pixel has {most:,} events in one frame; the limit is {_MOST:,}", name)
     return frames.to(torch.int16)
 
 
 def open_prepared(name: str, options: Options, classes: int, parts: Collection[str]) -> tuple[Path, Index]:
-    """The prepared set in ``options.root``, whose samples have labels below ``classes`` and are of these ``parts``.
+    """Opens the prepared set in ``options.root``.
+
+    Args:
+        name: the data set.
+        options: the options of the run.
+        classes: number of classes; every label must be below it.
+        parts: the allowed values of :attr:`Sample.part`.
+
+    Returns:
+        The folder and its index.
 
     Raises:
-        DataError: it is not there, not finished, damaged, or of another data set; says what to do.
-        ValueError: ``split_by`` and ``frame_us`` do not go together.
+        DataError: the folder is missing, unfinished, damaged or holds another data set; the message says what to do.
+        ValueError: ``split_by`` and ``frame_us`` do not match.
     """
     check_frames(options)
     command = f"sewsnn data prepare {name} --root ORIGINAL --output PREPARED"
     if options.root is None:
-        raise DataError(f"data.root must name the folder of the prepared files; {command!r} makes it")
+        raise DataError(f"data.root must name the folder of the prepared files. Create it with {command!r}")
     folder = Path(options.root)
     index = read_index(folder)
     if index is None and (folder / JOURNAL).exists():
-        raise DataError(f"{folder} is not prepared to the end; call {command!r} again: it goes on", str(folder))
+        raise DataError(f"the preparation of {folder} is not finished. Run {command!r} again to resume it", str(folder))
     if index is None:
         raise DataError(
-            f"data.root: {folder} holds no prepared files ({INDEX} is missing); {command!r} makes them",
+            f"data.root: {folder} holds no prepared files ({INDEX} is missing). Create them with {command!r}",
             str(folder),
         )
     if index.name != name:
@@ -196,26 +219,27 @@ def open_prepared(name: str, options: Options, classes: int, parts: Collection[s
         if sample.label >= classes or sample.part not in parts:
             raise DataError(
                 f"{folder / INDEX} is damaged: {short(sample.file)} has label {sample.label} and part "
-                f"{short(sample.part)}, of {name}'s {classes} classes; remove it, and prepare again",
+                f"{short(sample.part)}, but {name} has {classes} classes; remove the file and prepare again",
                 str(folder / INDEX),
             )
     if options.on_corrupt != "skip":
         for sample in index.samples:
             if not (folder / sample.file).exists():
                 raise DataError(
-                    f"{folder / sample.file} is missing; prepare again: what is there is kept",
+                    f"{folder / sample.file} is missing. Prepare again; the other samples are kept",
                     str(folder / sample.file),
                 )
     return folder, index
 
 
 def check_frames(options: Options) -> None:
+    """Raises ValueError if ``split_by`` is unknown, or if ``frame_us`` is not set exactly with ``duration``."""
     if options.split_by not in SPLITS:
         raise ValueError(f"data.split_by must be one of {', '.join(SPLITS)}, got {options.split_by!r}")
     if (options.split_by == "duration") != bool(options.frame_us):
         raise ValueError(
-            "data.frame_us (microseconds per frame) must be given with data.split_by: duration, and only then; got "
-            f"{options.frame_us}, {options.split_by!r}"
+            "data.frame_us (microseconds per frame) must be set if, and only if, data.split_by is duration; got "
+            f"data.frame_us {options.frame_us} and data.split_by {options.split_by!r}"
         )
 
 
@@ -227,6 +251,7 @@ def open_samples(
 
 
 def check_split(split: str, known: dict[str, Any]) -> None:
+    """Raises ValueError unless ``split`` is one of the known splits."""
     if split not in known:
         raise ValueError(f"data.split must be one of {', '.join(known)}, got {split!r}")
 

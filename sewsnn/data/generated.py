@@ -1,4 +1,5 @@
-"""Generated data of the shape of a data set, to try a configuration before the data is there. Never a result."""
+"""Generated samples with the shape of a data set, to test a configuration before the data is available. They are not
+for results."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,11 +11,11 @@ from torch.nn.functional import interpolate
 from sewsnn.data.loading import check_sizes
 from sewsnn.data.source import Options
 
-_PATTERN = 8  # pixels across of the pattern that tells the classes apart
+_PATTERN = 8  # width and height of the coarse pattern of a class
 
 
 class Shape(NamedTuple):
-    """What samples of a data set look like."""
+    """The shape of the samples of a data set, and its number of classes."""
 
     size: tuple[int, int, int]  # C, H, W
     num_classes: int
@@ -30,10 +31,11 @@ SHAPES = {
 
 
 class Generated:
-    """``options.generated`` training samples, and half as many (at least one) to test with.
+    """A :class:`~sewsnn.data.source.DataSource` with ``options.generated`` training samples and half as many test
+    samples (at least one).
 
-    Each class has a pattern of its own; an image is its class's pattern with noise, mean 0 and variance about 1; a
-    frame of a sequence holds small event counts, more of them where the pattern is high.
+    Each class has its own random pattern. An image is the pattern of its class plus noise, with mean 0 and variance
+    about 1. A frame of a sequence holds small event counts, with more events where the pattern is higher.
     """
 
     normalised = None
@@ -62,7 +64,7 @@ class Generated:
         return x
 
     def _batch(self, first: int, count: int, part: int) -> tuple[Tensor, Tensor]:
-        """Samples ``first`` ... of the test set (part 0) or of an epoch."""
+        """Returns ``count`` samples from ``first`` on: of the test set if ``part`` is 0, else of epoch ``part - 1``."""
         labels = (torch.arange(first, first + count) * 7) % self.num_classes
         patterns = torch.stack([self._pattern(int(label)) for label in labels])
         generator = self.options.generator(part, first)

@@ -11,21 +11,32 @@ from sewsnn.errors import DataError, UnreadableError, short
 from sewsnn.files import read_regular, text_of
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-_NOT_READ = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".ppm", ".pgm")  # images, too
+_NOT_READ = (
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".jp2",
+    ".avif",
+    ".heic",
+    ".ppm",
+    ".pgm",
+)  # image formats that are not supported
 SPLITS = ("train", "val")
-PREPARED = "prepared.json"  # written last by `sewsnn data prepare`
-UNFINISHED = "preparing.json"  # there from its first moment until then
+PREPARED = "prepared.json"  # `sewsnn data prepare` writes it last
+UNFINISHED = "preparing.json"  # exists while `sewsnn data prepare` is unfinished
 
 
 class FolderImages:
     """The images of one split, in the order of classes and file names.
 
-    Names are kept in one array: a list of a million strings would be copied by every worker process that counts
-    references in it.
+    The names are stored in one array. As a Python list of a million strings, every worker process would copy them,
+    because reading a string changes its reference count.
 
     Args:
-        folder: holds a folder per class.
-        classes: their names, sorted; a label is a place in it.
+        folder: holds one folder per class.
+        classes: the names of these folders, sorted; the label of an image is the index of its class.
 
     Raises:
         DataError: a class has no image, or the folder cannot be read.
@@ -47,50 +58,51 @@ class FolderImages:
         return os.path.join(self.folder, self.classes[self.labels[index]], os.fsdecode(bytes(self.names[index])))
 
     def read(self, index: int) -> bytes:
-        """The file's bytes; DataError names it."""
+        """Returns the bytes of the file. Raises DataError, which names the file."""
         return read_file(self.path(index))
 
 
 def scan(root: Path) -> dict[str, FolderImages]:
-    """The images of each split, whatever put them there.
+    """Returns the images of each split, ``train`` and ``val``.
 
     Raises:
-        DataError: the layout is another; says which was expected.
+        DataError: the folder has another layout; the message describes the expected one.
     """
     classes = {split: _classes(root / split) for split in SPLITS}
     for one, other in (SPLITS, SPLITS[::-1]):
         for name in sorted(set(classes[one]) - set(classes[other])):
-            raise DataError(f"{root}: class {name} is in {one} and not in {other}; both need the same folders")
+            raise DataError(f"{root}: class {name} is in {one} but not in {other}; both need the same class folders")
     return {split: FolderImages(root / split, classes[split]) for split in SPLITS}
 
 
 def check_prepared(root: Path) -> None:
-    """Raises DataError where ``sewsnn data prepare`` began to write and did not finish."""
+    """Raises DataError if ``sewsnn data prepare`` started to write into the folder and did not finish."""
     if (root / UNFINISHED).exists():
         raise DataError(
-            f"{root} is not fully prepared: its `sewsnn data prepare` was stopped or is still running; call it again, "
-            "it goes on"
+            f"the preparation of {root} is not finished: `sewsnn data prepare` was stopped or is still running. Run it "
+            "again to resume it"
         )
 
 
 def check_counts(root: Path, counts: dict[str, int]) -> None:
-    """Raises DataError unless there are as many images as when ``root`` was prepared."""
+    """Raises DataError if the number of images has changed since ``root`` was prepared."""
     manifest = read_json(root / PREPARED)
-    if manifest is None:  # images that were not prepared
+    if manifest is None:  # the images were not prepared by sewsnn
         return
     images = manifest.get("images")
     if not isinstance(images, dict) or any(type(images.get(split)) is not int for split in counts):
         raise DataError(
-            f"{root / PREPARED} is damaged: images must be their number in each split, got {short(images)}",
+            f"{root / PREPARED} is damaged: images must hold the number of images of each split, got {short(images)}",
             str(root / PREPARED),
         )
     for split, count in counts.items():
         if count != images[split]:
-            raise DataError(f"{root} has {count:,} images in {split}, its {PREPARED} says {short(images[split])}")
+            raise DataError(f"{root} has {count:,} images in {split}, but {PREPARED} lists {short(images[split])}")
 
 
 def read_json(path: Path) -> dict | None:
-    """None: no such file. Raises DataError where it is none of this program's."""
+    """Reads a JSON object. Returns None if the file does not exist. Raises DataError if its content is not a JSON
+    object."""
     try:
         content = json.loads(text_of(read_regular(path)))
     except FileNotFoundError:
@@ -100,14 +112,14 @@ def read_json(path: Path) -> dict | None:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}", str(path)) from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: a JSON object was expected", str(path))
+        raise DataError(f"{path} is damaged: expected a JSON object", str(path))
     return content
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]  # macOS and others leave such
+            return [entry for entry in entries if not entry.name.startswith(".")]  # hidden files, as macOS creates them
     except OSError as error:
         raise UnreadableError.of(folder, error, "the folder ") from None
 
@@ -116,25 +128,25 @@ def _images(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in _entries(folder))
     if other := next((name for name in names if name.lower().endswith(_NOT_READ)), None):
         raise DataError(
-            f"{folder / other}: images of this kind are not read, and would be missing in silence; expected are "
-            f"{', '.join(SUFFIXES)}",
+            f"{folder / other}: this image format is not supported, and the image must not be skipped silently; "
+            f"expected {', '.join(SUFFIXES)}",
             str(folder / other),
         )
     return [name for name in names if name.lower().endswith(SUFFIXES)]
 
 
 def _classes(folder: Path) -> list[str]:
-    """Sorted names of the class folders."""
+    """Returns the sorted names of the class folders."""
     entries = _entries(folder)
     try:
         classes = sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError as error:  # a link to itself
+    except OSError as error:  # a link that points to itself
         raise UnreadableError.of(error.filename or folder, error) from None
     if classes:
         return classes
     flat = sum(entry.name.lower().endswith(SUFFIXES) for entry in entries)
-    what = f"its {flat:,} images lie flat in it" if flat else "it has no folders"
+    what = f"it holds {flat:,} images without class folders" if flat else "it has no class folders"
     raise DataError(
-        f"{folder}: {what}; expected is a folder per class with that class's images in it, as "
+        f"{folder}: {what}; expected one folder per class with the images of that class, such as "
         f"{folder.name}/n01440764/ILSVRC2012_{folder.name}_00000293.JPEG"
     )

@@ -1,10 +1,11 @@
-"""ImageNet: folders of JPEG files or WebDataset shards, cropped at random, mirrored, normalised.
+"""ImageNet from folders of JPEG files or from WebDataset shards.
 
-Training images: ``RandomResizedCrop(image_size, scale=(scale_min, 1))``, mirrored with probability 1/2 (always so: it
-is the data set's usual augmentation, and the paper's), then ``augment``, then ``erase``. Test images: shorter side to
-``resize``, the middle ``test_size`` square (0: ``image_size``). Both with Pillow's antialiased bilinear filter, as
-torchvision does.
-Source: the paper's supplement, A.1, and the authors' code.
+Training images pass ``RandomResizedCrop(image_size, scale=(scale_min, 1))``, a horizontal flip with probability 1/2
+(always on: it is the usual augmentation of this data set and that of the SEW ResNet paper), then ``augment``, then
+``erase``. Test images are resized so that the shorter side has ``resize`` pixels, then cropped to the centre square of
+``test_size`` pixels (0: ``image_size``). Both resizes use Pillow's antialiased bilinear filter, as torchvision does.
+
+Source: supplement A.1 of the SEW ResNet paper, and the code of its authors.
 """
 
 from pathlib import Path
@@ -22,16 +23,16 @@ from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UnreadableError
 from sewsnn.files import is_folder
 
-# Of the training images, per channel, in [0, 1].
+# Mean and standard deviation of the training images per channel, for values in [0, 1].
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What an erased pixel is. torchvision's references put 0 after normalising, which is the mean; batches here are bytes
-# until they are on the device: the nearest byte is 0.009 from it.
+# The value of an erased pixel. torchvision's reference scripts write 0 after normalisation, which is the mean. Batches
+# here stay uint8 until they are on the device, and the nearest uint8 value differs from the mean by up to 0.009.
 ERASED = tuple(round(255 * value) for value in MEAN)
 _AUGMENT = {"trivial": "TrivialAugmentWide", "rand": "RandAugment", "auto": "AutoAugment"}
 
 
 class Images(Protocol):
-    """Encoded images of one split."""
+    """The encoded images of one split."""
 
     labels: np.ndarray
 
@@ -43,10 +44,11 @@ class Images(Protocol):
 
 
 def open_imagenet(options: Options) -> LoadedSource:
-    """ImageNet, or any data set in its layout, from ``options.root``; as many classes as the training images have.
+    """Opens ImageNet, or any data set with the same layout, from ``options.root``. The number of classes is that of the
+    training images.
 
     Raises:
-        DataError: a folder or a file is missing, is not what it should be, or its preparation is not finished; named.
+        DataError: a folder or file is missing or damaged, or its preparation is not finished; the message names it.
         UserError: torchvision, Pillow or DALI is not installed.
     """
     check_options(options)
@@ -61,20 +63,23 @@ def open_imagenet(options: Options) -> LoadedSource:
 
 
 def check_options(options: Options) -> None:
-    """Raises DataError where an option cannot be followed."""
+    """Raises DataError if an option cannot be used with ImageNet."""
     if options.shift:
-        raise DataError("data.shift is for small images; ImageNet's are cropped at random (data.scale_min)")
+        raise DataError(
+            "data.shift is for small images. ImageNet uses random crops (data.scale_min); set data.shift to 0"
+        )
     if options.loader == "dali" and (options.augment != "none" or options.erase):
         key = "augment" if options.augment != "none" else "erase"
-        raise DataError(f"data.{key}: only data.loader: torchvision can do that, not dali")
+        raise DataError(f"data.{key} is not available with data.loader: dali; use data.loader: torchvision")
 
 
 def open_images(root: str | None, workers: int = 1) -> tuple[Images, Images]:
-    """Training and test images of a root: folders or shards, whichever is there. DataError as above."""
+    """Returns the training and test images of a root that holds folders or shards. Raises DataError as
+    :func:`open_imagenet`."""
     if root is None:
         raise DataError(
-            "data.root must name the folder that holds ImageNet: train/ and val/, or WebDataset shards; "
-            "--data.generated 64 tries the configuration without"
+            "data.root must name the folder that holds ImageNet: train/ and val/, or WebDataset shards. To test the "
+            "configuration without the data, set --data.generated 64"
         )
     folder = Path(root)
     check_prepared(folder)
@@ -84,7 +89,7 @@ def open_images(root: str | None, workers: int = 1) -> tuple[Images, Images]:
         train, val = open_shards(folder, workers)
     else:
         raise DataError(
-            f"data.root: {root} is not ImageNet's folder: expected train/<class>/*.JPEG and val/<class>/*.JPEG, or "
+            f"data.root: {root} does not hold ImageNet: expected train/<class>/*.JPEG and val/<class>/*.JPEG, or "
             "WebDataset shards train-000000.tar ... and val-000000.tar ..."
         )
     check_counts(folder, {"train": len(train), "val": len(val)})
@@ -92,7 +97,7 @@ def open_images(root: str | None, workers: int = 1) -> tuple[Images, Images]:
 
 
 class Loaded:
-    """:class:`~sewsnn.data.loading.Samples` of decoded images: ``uint8 [3, image_size, image_size]``."""
+    """The :class:`~sewsnn.data.loading.Samples` of decoded images: ``uint8 [3, image_size, image_size]``."""
 
     def __init__(self, images: Images, options: Options):
         self.images, self.options = images, options
@@ -118,8 +123,8 @@ class Loaded:
             image = v2.functional.horizontal_flip(image)
         if self._random is None:
             return v2.functional.pil_to_tensor(image), int(self.images.labels[index])
-        # These draw from torch's global generator: it goes on where ours is, and gets its own state back. Seeding it
-        # with torch.manual_seed would seed the GPU's as well.
+        # These transforms draw from torch's global generator. It continues from the state of ours, and fork_rng
+        # restores its own state afterwards. torch.manual_seed would also seed the generators of the GPU.
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(generator.get_state())
             return self._random(image), int(self.images.labels[index])
@@ -143,6 +148,7 @@ class Loaded:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Bytes to float32 of about mean 0 and variance 1 over the training set, on the images' device."""
+    """Converts uint8 images to float32 with about mean 0 and variance 1 over the training set, on the device of the
+    images."""
     mean, std = (255 * torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     return (images.float() - mean) / std

@@ -1,4 +1,4 @@
-"""Data sets of still images that fit into memory."""
+"""Data sets of still images that are held in memory."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,14 +10,16 @@ from sewsnn.data.source import Options
 
 
 class ImagesInMemory:
-    """A training and a test set of images, each ``(images [N, C, H, W], labels [N])``.
+    """A :class:`~sewsnn.data.source.DataSource` of images in memory.
 
     Args:
-        train, test: the sets; images in any dtype.
-        num_classes: labels are below it.
-        options: see there.
-        to_float: what the network is given of a batch of images, after shifts and flips.
-        normalised: mean and deviation of each channel in [0, 1] by which ``to_float`` normalises; None: it does not.
+        train: ``(images [N, C, H, W], labels [N])``; the images may have any dtype.
+        test: the test set, in the same form.
+        num_classes: number of classes.
+        options: see :class:`~sewsnn.data.source.Options`; ``shift`` and ``flip`` augment the training images.
+        to_float: converts a batch of images, after shifts and flips, to the input of the network.
+        normalised: mean and standard deviation of each channel, for values in [0, 1], that ``to_float`` uses; None if
+            it does not normalise.
     """
 
     sequences = False
@@ -68,7 +70,8 @@ class ImagesInMemory:
 
 
 def shifted(images: Tensor, shifts: Tensor, most: int) -> Tensor:
-    """Each of ``images [N, C, H, W]`` moved by its own ``shifts [N, 2]`` (rows, columns), ``|shift| <= most``."""
+    """Moves each of ``images [N, C, H, W]`` by its own ``shifts [N, 2]`` (rows, columns) with ``|shift| <= most``;
+    zeros fill the border."""
     height, width = images.shape[-2:]
     padded = torch.nn.functional.pad(images, (most, most, most, most)).movedim(1, -1)
     rows = torch.arange(height) + (most - shifts[:, :1])  # [N, H]

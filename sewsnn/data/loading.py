@@ -1,4 +1,4 @@
-"""Data sets whose samples are loaded one by one from files, by worker processes."""
+"""Data sets whose samples worker processes load one by one from files."""
 
 import contextlib
 import os
@@ -14,40 +14,51 @@ from torch.utils.data import DataLoader
 from sewsnn.data.source import Options
 from sewsnn.errors import DataError, UnreadableError
 
-# What loads now. When cyclic garbage is collected, the queues to the workers are closed before the loader's own
-# finalizer could tell the workers to end, and then waits for them: what is in here is never garbage.
+# The iterators in use. If the garbage collector found one in a reference cycle, it would close the queues to the
+# workers before the loader's finalizer could tell the workers to exit, and the finalizer would then wait for them.
+# A reference here prevents that.
 _at_work: set = set()
 
 
-# Damaged files are few; where all of so many in a row, or of a test batch of so many, cannot be read, it is the disk.
+# Damaged files are rare. If MOST_IN_A_ROW training samples in a row, or all samples of a test batch of at least
+# LEAST_BATCH, cannot be read, the cause is the disk, and the run stops.
 MOST_IN_A_ROW, LEAST_BATCH = 16, 8
 
 
 class Samples(Protocol):
-    """A training or a test set; picklable, for worker processes."""
+    """The samples of a training or test set; picklable for worker processes."""
 
     def __len__(self) -> int: ...
 
     def load(self, index: int, seed: int | None) -> tuple[Tensor, int]:
-        """A sample and its label. ``seed``: all its randomness comes from it; None: the sample as it is for the test.
+        """Returns a sample and its label.
+
+        Args:
+            index: the sample.
+            seed: the source of all its randomness; None returns the sample without augmentation, for the test.
 
         Raises:
-            DataError: its file cannot be read, or is not what it should be; names it.
+            DataError: the file cannot be read or is damaged; the message names it.
         """
         ...
 
 
 class LoadedSource:
-    """Batches of samples that ``workers`` processes load ahead, in the order of :class:`Options`.
+    """Batches of samples that ``options.workers`` processes load ahead, in the order that
+    :class:`~sewsnn.data.source.Options` defines.
 
     Args:
-        train, test: the sets.
-        num_classes, in_channels, sequences: see :class:`~sewsnn.data.source.DataSource`.
-        options: see there. ``on_corrupt="skip"``: a training sample that cannot be read is replaced by the next that
-            can, a test sample is left out; ``corrupt`` names them all. Where many in a row cannot, it stops all the
-            same: then it is the disk.
-        to_float: on the device.
-        normalised: mean and deviation of each channel in [0, 1] by which ``to_float`` normalises; None: it does not.
+        train: the training set.
+        test: the test set.
+        num_classes: number of classes.
+        in_channels: channels of the network's input.
+        sequences: whether samples are sequences of frames and not images.
+        options: see :class:`~sewsnn.data.source.Options`. With ``on_corrupt="skip"``, the next readable sample replaces
+            a damaged training sample, and a damaged test sample is left out; ``corrupt`` names all of them. If many
+            samples in a row cannot be read, loading stops, because the cause is the disk.
+        to_float: converts a batch on the device to the input of the network.
+        normalised: mean and standard deviation of each channel, for values in [0, 1], that ``to_float`` uses; None if
+            it does not normalise.
     """
 
     def __init__(
@@ -97,7 +108,7 @@ class LoadedSource:
             collate_fn=_Collate(self.sequences),
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_start_worker if workers else None,
-            generator=torch.Generator().manual_seed(0),  # the loader draws from it: not from the run's
+            generator=torch.Generator().manual_seed(0),  # the loader draws from this one and not from the run's
         )
         with _held_back():
             batches = iter(loader)
@@ -105,12 +116,12 @@ class LoadedSource:
         try:
             while (batch := self._next(batches)) is not None:
                 yield from self._kept(batch)
-        finally:  # now, though an error's traceback still holds this frame
+        finally:  # release it now: the traceback of an error may keep this frame alive
             _at_work.discard(batches)
             del batches
 
     def _kept(self, batch: "_Batch") -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch, unless nothing is left of it; what was left out is noted."""
+        """Yields the batch unless it is empty, and records the samples that were left out."""
         if batch.error:
             raise DataError(batch.error)
         self.corrupt.update(batch.corrupt)
@@ -124,17 +135,17 @@ class LoadedSource:
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"a process that loads data ended ({error}): too little memory (also /dev/shm) for data.workers "
-                f"{self.options.workers}, or it was killed"
+                f"a worker process that loads data ended ({error}): it was killed, or memory or /dev/shm is too small "
+                f"for data.workers {self.options.workers}"
             ) from None
 
 
 def check_sizes(train: int, test: int, options: Options) -> None:
-    """Raises DataError unless there is a batch to train with for each process, and anything to test with."""
+    """Raises DataError if there is no training batch for each process, or no test sample."""
     if not (options.steps(train) and test):
         raise DataError(
-            f"data.batch_size: {options.batch_size} on {options.world} process(es) is more than there is "
-            f"({train} samples to train with, {test} to test with)"
+            f"data.batch_size: {options.batch_size} on {options.world} process(es) needs more samples than the data "
+            f"set has ({train} training samples, {test} test samples)"
         )
 
 
@@ -146,8 +157,8 @@ class _Batch(NamedTuple):
 
 
 class _Loading(torch.utils.data.Dataset):
-    """``(index, seed)`` -> ``(sample | None, label, {file: what is wrong} , error | None)``: an exception of a worker
-    would reach the user as its traceback."""
+    """Maps ``(index, seed)`` to ``(sample or None, label, {file: cause}, error or None)``. Errors are returned because
+    an exception in a worker process would reach the user with the worker's traceback."""
 
     def __init__(self, samples: Samples, skip: bool):
         self.samples, self.skip = samples, skip
@@ -166,14 +177,15 @@ class _Loading(torch.utils.data.Dataset):
                 if not self.skip or _may_be_whole(error):
                     return None, 0, {}, str(error)
                 corrupt[getattr(error, "path", None) or f"sample {index}"] = str(error)
-            if seed is None:  # a test sample has no substitute
+            if seed is None:  # a test sample is not replaced
                 return None, 0, corrupt, None
             index = (index + 1) % len(self.samples)
         return None, 0, {}, _too_many(corrupt)
 
 
 def _may_be_whole(error: DataError) -> bool:
-    """Whether the file cannot be read now, though it is there: its disk may be gone, which is no damage."""
+    """Returns whether the file exists but cannot be read now. The disk may be gone; that does not mean the file is
+    damaged."""
     gone = getattr(error, "missing", False) or isinstance(error.__context__, FileNotFoundError)
     return isinstance(error, UnreadableError) and not gone
 
@@ -194,12 +206,12 @@ class _Collate:
 
 def _too_many(corrupt: dict[str, str]) -> str:
     last = list(corrupt.values())[-1]
-    return f"{len(corrupt)} samples in a row could not be read, and more are not tried; the last: {last}"
+    return f"{len(corrupt)} samples in a row could not be read, so loading stops; the last error: {last}"
 
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """SIGINT and SIGTERM come after it: a worker that starts now inherits that, and is not ended by one before
+    """Blocks SIGINT and SIGTERM. Worker processes that start meanwhile inherit the block, so no signal ends one before
     :func:`_start_worker` has run."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -209,7 +221,8 @@ def _held_back() -> Iterator[None]:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C and SIGTERM are for the training process, which saves; workers end when it does, or when it says so."""
+    """Makes a worker process ignore Ctrl-C and SIGTERM, which are for the training process. The worker exits when the
+    training process ends or tells it to."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -217,7 +230,8 @@ def _start_worker(_: int) -> None:
 
 
 def _end_when_told(parent: int) -> None:
-    """SIGTERM of the parent is how it ends a worker that does not hear it otherwise. A batch system sends it to all."""
+    """Exits on SIGTERM from the parent, which is the parent's last resort to end a worker. A SIGTERM from a batch
+    system, which goes to all processes, is ignored."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -1,7 +1,7 @@
-"""Event recordings to samples that training reads: ``sewsnn data prepare dvs128_gesture | cifar10_dvs``.
+"""Converts event recordings to the samples that training reads: ``sewsnn data prepare dvs128_gesture | cifar10_dvs``.
 
-Each recording's samples are written whole or not at all, then noted in a journal; the index is written last. What the
-journal notes is not done again, unless the original file has changed since, or a sample is gone.
+The samples of a recording are written completely or not at all, then noted in a journal. The index is written last. A
+recording in the journal is not prepared again, unless its original file has changed since or a sample is missing.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ from sewsnn.locking import FolderLock
 from sewsnn.progress import Bar
 
 _MODULES = {"dvs128_gesture": dvs_gesture, "cifar10_dvs": cifar10_dvs}
-_AHEAD = 4  # recordings per process that wait for it
+_AHEAD = 4  # recordings queued per process
 
 
 class _Done(NamedTuple):
-    """A recording that was prepared; one line of the journal."""
+    """A prepared recording; one line of the journal."""
 
     recording: str
-    stamp: list[int]  # size and time of change of its files
+    stamp: list[int]  # size and modification time of the original files
     samples: list[Sample]
     invalid: int
     others: int
@@ -51,13 +51,13 @@ class _Done(NamedTuple):
 
 
 def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_corrupt: str) -> str:
-    """See :func:`sewsnn.data.preparing.prepare`; ``size`` does not concern events."""
+    """See :func:`sewsnn.data.preparing.prepare`. ``size`` is not used for events."""
     module = _MODULES[name]
     root, output = Path(root).resolve(), Path(output).resolve()
     if output == root or root in output.parents or output in root.parents:
-        raise UserError(f"output: {output} must be a folder outside of root, {root}, and not hold it")
+        raise UserError(f"output: {output} must be a folder outside root, {root}, and must not contain root")
     if not root.is_dir():
-        raise UserError(f"root: there is no folder {root}")
+        raise UserError(f"root: the folder {root} does not exist")
     planned = module.recordings(root)
     with FolderLock(output, "prepared"):
         index = _same_set(output, name, root)
@@ -66,15 +66,15 @@ def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_
         done = {e.recording: e for e in journal.entries if _is_there(e, parts.get(e.recording), module, root, output)}
         if index and parts.keys() <= done.keys() and index.samples == [s for r in parts for s in done[r].samples]:
             journal.close()
-            return _report(output, index, "was prepared before")
-        (output / INDEX).unlink(missing_ok=True)  # until all is there again
+            return _report(output, index, "is already prepared")
+        (output / INDEX).unlink(missing_ok=True)  # it is written again at the end
         _remove_temporary(output)
         left_out = {}
         try:
             _run(module, root, output, planned, done, left_out, journal, workers, on_corrupt)
         except KeyboardInterrupt:
             raise UserError(
-                f"stopped after {len(done):,} of {len(planned):,} recordings; call again, it goes on"
+                f"stopped after {len(done):,} of {len(planned):,} recordings. Run the same command again to resume"
             ) from None
         finally:
             journal.close()
@@ -82,7 +82,7 @@ def prepare(name: str, root: Path, output: Path, *, workers: int, size: int, on_
 
 
 def _run(module, root, output, planned, done, left_out, journal, workers, on_corrupt) -> None:
-    """Prepares what is not done, and notes it in ``done`` and the journal, or in ``left_out``."""
+    """Prepares the missing recordings and records each in ``done`` and the journal, or in ``left_out``."""
     todo = [(recording, part) for recording, part in planned if recording not in done]
     for recording, part in planned:
         (output / (part or recording.split("/")[0])).mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def _run(module, root, output, planned, done, left_out, journal, workers, on_cor
     with Bar(total=len(planned), initial=before, unit="recording", desc="preparing") as bar:
         for recording, result in _results(module, root, output, todo, min(workers, len(todo))):
             if isinstance(result, DataError):
-                # A disk that is gone must not make a set of what was read before.
+                # An I/O error always aborts: otherwise a lost disk would give an incomplete set.
                 if on_corrupt == "stop" or isinstance(result, UnreadableError):
                     raise result
                 left_out[recording] = str(result)
@@ -103,7 +103,7 @@ def _run(module, root, output, planned, done, left_out, journal, workers, on_cor
 
 
 def _results(module, root: Path, output: Path, todo, workers: int) -> Iterator[tuple[str, _Done | Exception]]:
-    """In the order they are finished."""
+    """Yields each recording with its result, in the order in which they finish."""
     if workers <= 1:
         for recording, part in todo:
             yield recording, _prepare_one(module.__name__, root, output, recording, part)
@@ -124,14 +124,15 @@ def _results(module, root: Path, output: Path, todo, workers: int) -> Iterator[t
                     yield running.pop(future), future.result()
         except BrokenProcessPool:
             raise UserError(
-                f"a process that prepares recordings ended: too little memory for {workers} workers, or it was killed. "
-                "Call again, it goes on"
+                f"a worker process that prepares recordings ended: it was killed, or memory is too small for {workers} "
+                "workers. Run the same command again to resume"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _prepare_one(module: str, root: Path, output: Path, recording: str, part: str) -> _Done | Exception:
+    """Prepares one recording; runs in a worker process. Returns its entry for the journal, or the error."""
     module = {m.__name__: m for m in _MODULES.values()}[module]
     try:
         stamp = _stamp(module, root, recording)
@@ -142,19 +143,20 @@ def _prepare_one(module: str, root: Path, output: Path, recording: str, part: st
 
 
 def _start_worker() -> None:
-    """A worker ends soon after the process that started it was killed: nothing else would end it."""
+    """Makes a worker process exit soon after its parent was killed; nothing else would end it."""
 
     def watch():
         while os.getppid() == first:
             time.sleep(0.5)
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    first = os.getppid()  # with a fork server, that one, which ends with the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    first = os.getppid()  # under a fork server this is the server, which ends with the parent
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _stamp(module, root: Path, recording: str) -> list[int]:
+    """Returns the size in bytes and the modification time in nanoseconds of each original file of a recording."""
     stamp = []
     for path in module.sources(root, recording):
         try:
@@ -166,7 +168,7 @@ def _stamp(module, root: Path, recording: str) -> list[int]:
 
 
 def _is_there(entry: _Done, part: str | None, module, root: Path, output: Path) -> bool:
-    """Whether a recording need not be prepared again. ``part``: what it is for now, None: nothing."""
+    """Returns whether a recording need not be prepared again. ``part`` is its split now; None: it has none."""
     with contextlib.suppress(DataError):
         if part is not None and entry.stamp == _stamp(module, root, entry.recording):
             return all(sample.part == part and (output / sample.file).is_file() for sample in entry.samples)
@@ -174,8 +176,8 @@ def _is_there(entry: _Done, part: str | None, module, root: Path, output: Path) 
 
 
 class _Journal:
-    """The recordings that are prepared, a line each with its checksum; the first line says of what. A line that is not
-    whole counts for nothing: its recording is prepared again."""
+    """The prepared recordings, one line each with a checksum. The first line names the data set and its root. An
+    incomplete line is ignored, and its recording is prepared again."""
 
     def __init__(self, output: Path, name: str, root: Path):
         self.path = output / JOURNAL
@@ -195,17 +197,18 @@ class _Journal:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a full disk, which add has named
+        with contextlib.suppress(OSError):  # the disk is full; add has reported it
             self.file.close()
 
 
 def _line(content) -> str:
+    """Returns a line of the journal: the CRC-32 of the JSON text, then the text."""
     text = json.dumps(content)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
 def _content(line: str):
-    """What :func:`_line` made a line of; None if it is not as it was made."""
+    """Returns the content of a line from :func:`_line`, or None if the line was changed."""
     crc, _, text = line.partition(" ")
     if crc != f"{zlib.crc32(text.encode()):08x}":
         return None
@@ -215,7 +218,7 @@ def _content(line: str):
 
 
 def _entry(content) -> _Done | None:
-    """An entry of the journal as JSON has it; None if it is none."""
+    """Converts a JSON entry of the journal; returns None if it is not a valid entry."""
     with contextlib.suppress(TypeError, ValueError):
         check_kinds(content, (str, list, list, int, int, int, list))
         entry = _Done(*content)
@@ -226,47 +229,51 @@ def _entry(content) -> _Done | None:
 
 
 def _same_set(output: Path, name: str, root: Path) -> Index | None:
-    """The index of a finished set; refuses a folder with anything else in it than a set of this name and root."""
+    """Returns the index of a finished set, or None. Raises UserError if the folder holds anything other than a set with
+    this name and root."""
     journal = output / JOURNAL
     if journal.exists():
         found = _content(read_regular(journal).decode(errors="replace").split("\n")[0])
         if not isinstance(found, dict) or found.keys() != {"format", "name", "root"} or found["format"] != FORMAT:
-            raise UserError(f"{journal} is damaged; remove {output}, or choose another output")
+            raise UserError(f"{journal} is damaged; remove {output} or choose another output")
         if (found["name"], found["root"]) != (name, str(root)):
             raise UserError(
                 f"output: {output} holds {plain(found['name'])} from {plain(found['root'])}, not {name} from {root}; "
-                "choose another"
+                "choose another folder"
             )
     elif any(not path.name.startswith(".") for path in output.iterdir()):
-        raise UserError(f"output: {output} is not empty, and nothing was prepared in it; choose another folder")
+        raise UserError(f"output: {output} is not empty and holds no prepared data; choose another folder")
     try:
         index = read_index(output)
         return index if index and (index.name, index.root) == (name, str(root)) else None
     except UnreadableError:
         raise
-    except DataError:  # it is made again
+    except DataError:  # the index is damaged and is written again
         return None
 
 
 def _remove_temporary(output: Path) -> None:
-    """What a killed process left half-written."""
+    """Removes half-written files of a killed process."""
     for pattern in ("*/.*.npy.*", f".{INDEX}.*", f".{JOURNAL}.*"):
         for path in output.glob(pattern):
             path.unlink(missing_ok=True)
 
 
 def _finish(module, name, root, output, planned, done, left_out) -> str:
+    """Writes the index and returns the report."""
     entries = [done[recording] for recording, _ in planned if recording in done]
     missing = [recording for recording, _ in planned if recording not in done and recording not in left_out]
     if missing:
-        raise UserError(f"{len(missing)} recordings were not prepared, of them {missing[0]}; call again")
+        raise UserError(
+            f"{len(missing)} recordings were not prepared, among them {missing[0]}. Run the same command again"
+        )
     samples = [sample for entry in entries for sample in entry.samples]
     _check_parts(module, planned, samples, left_out)
     remarks = [remark for entry in entries for remark in entry.remarks] + module.count_remarks(samples)
     for kind, text in (
         ("invalid", "events marked as invalid were left out"),
-        ("others", "events of other kinds were left out"),
-        ("late", "events were moved to their place in time"),
+        ("others", "events of other types were left out"),
+        ("late", "events were out of order and were sorted by time"),
     ):
         count, where = sum(getattr(e, kind) for e in entries), sum(getattr(e, kind) > 0 for e in entries)
         if count:
@@ -277,15 +284,16 @@ def _finish(module, name, root, output, planned, done, left_out) -> str:
 
 
 def _check_parts(module, planned: list[tuple[str, str]], samples: list[Sample], left_out: dict[str, str]) -> None:
-    """Raises DataError if nothing is left of the set, or of a part of it: no training could use what is there."""
+    """Raises DataError if the set, a split or a class has no readable recording left: training could not use it."""
     there = {sample.recording for sample in samples}
     for what, recordings in {"the data set": {recording for recording, _ in planned}, **module.parts(planned)}.items():
         if recordings and not recordings & there:
             why = next((f": {reason}" for recording, reason in left_out.items() if recording in recordings), "")
-            raise DataError(f"no recording of {what} could be read, nothing is prepared{why}")
+            raise DataError(f"no recording of {what} could be read, so the set is not usable{why}")
 
 
 def _report(output: Path, index: Index, what: str) -> str:
+    """Returns the report to print."""
     events = sum(sample.events for sample in index.samples)
     lines = [f"{index.name} {what} in {output}: {len(index.samples):,} samples, {events:,} events"]
     lines += [f"note: {remark}" for remark in index.remarks]

@@ -1,4 +1,4 @@
-"""Making images small in several processes, each file whole or not there."""
+"""Resizes images in several processes. A file is either complete or does not exist."""
 
 import contextlib
 import io
@@ -18,12 +18,13 @@ from sewsnn.data import crops, decoding
 from sewsnn.errors import DataError, UnreadableError, UserError
 
 QUALITY = 95
-TEMPORARY = ".preparing-"  # begins the name of a file that is being written
-_TEXT = re.compile(r"\.[\w.-]+\.(json|npz)\.[0-9a-f]{8}")  # what sewsnn.files.write_atomic writes before it is renamed
+TEMPORARY = ".preparing-"  # prefix of the name of a file that is being written
+_TEXT = re.compile(r"\.[\w.-]+\.(json|npz)\.[0-9a-f]{8}")  # temporary files of sewsnn.files.write_atomic
 
 
 class Done(NamedTuple):
-    """What became of an image: ``resized``, ``copied``, ``there`` (from an earlier call), ``corrupt``, ``failed``."""
+    """The result for an image. ``kind`` is ``resized``, ``copied``, ``kept`` (exists from an earlier call),
+    ``corrupt`` or ``failed``."""
 
     kind: str
     path: str
@@ -31,11 +32,13 @@ class Done(NamedTuple):
 
 
 def small(path: str, size: int) -> tuple[str, bytes]:
-    """``("resized", JPEG)`` of an image whose shorter side is then ``size``, or ``("copied", its own bytes)`` where it
-    is not larger.
+    """Resizes an image so that its shorter side has ``size`` pixels.
+
+    Returns:
+        ``("resized", JPEG bytes)``, or ``("copied", original bytes)`` if the image is not larger than that.
 
     Raises:
-        DataError: it is damaged; names it.
+        DataError: the image is damaged; the message names it.
     """
     data = decoding.read_file(path)
     image = decoding.decode(data, path)
@@ -50,7 +53,7 @@ def small(path: str, size: int) -> tuple[str, bytes]:
 
 
 def is_whole(path: str) -> bool:
-    """Whether there is an image: after a crash of the machine a renamed file may still be empty."""
+    """Returns whether the file holds a complete image; after a crash of the machine, a renamed file may be empty."""
     try:
         decoding.whole_size(decoding.read_file(path), path)
         return True
@@ -63,9 +66,10 @@ def is_whole(path: str) -> bool:
 
 
 def write(path: str, data: bytes) -> None:
-    """Beside its place, then renamed. It is not flushed to the disk: whoever wrote the last does that for all."""
+    """Writes a temporary file beside the target and renames it. It is not flushed to the disk; the caller flushes once,
+    after the last file."""
     folder = os.path.dirname(path)
-    # A name of its own: a killed call's process may be at the same image for a moment.
+    # The name is unique: a worker of a killed call may still be writing the same image for a moment.
     temporary = os.path.join(folder, TEMPORARY + secrets.token_hex(8))
     try:
         with open(temporary, "wb") as file:
@@ -78,19 +82,20 @@ def write(path: str, data: bytes) -> None:
 
 
 def remove_unfinished(folder: str | os.PathLike) -> None:
-    """What a killed call left half-written in a folder."""
+    """Removes half-written files of a killed call from a folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY) or _TEXT.fullmatch(entry.name):
-                with contextlib.suppress(FileNotFoundError):  # its process has just ended it
+                with contextlib.suppress(FileNotFoundError):  # its process has just renamed it
                     os.unlink(entry.path)
 
 
 def run(work: Callable[..., list[Done]], jobs: Iterator[tuple], workers: int, stop: bool) -> Iterator[Done]:
-    """``work(*job)`` in ``workers`` processes, a few jobs ahead; what each image became, in any order.
+    """Runs ``work(*job)`` in ``workers`` processes, a few jobs ahead, and yields the result of each image in any order.
 
     Raises:
-        UserError: a file cannot be written, or a process was killed; DataError: ``stop`` and an image is damaged.
+        UserError: a file cannot be written, or a process was killed.
+        DataError: an image is damaged and ``stop`` is true.
     """
     pending = set()
     with _pool(workers) as pool:
@@ -104,25 +109,27 @@ def run(work: Callable[..., list[Done]], jobs: Iterator[tuple], workers: int, st
                 if done.kind == "failed":
                     raise UserError(done.reason)
                 if done.kind == "corrupt" and stop:
-                    raise DataError(f"{done.reason}; --on-corrupt skip leaves such images out", done.path)
+                    raise DataError(f"{done.reason}. Use --on-corrupt skip to leave damaged images out", done.path)
                 yield done
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one."""
+    """A pool of processes that end when this process ends."""
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
     pool = ProcessPoolExecutor(workers, context, _start_worker)
     try:
         yield pool
     except BrokenProcessPool:
-        raise UserError("a process that resizes images was killed: too little memory for --workers?") from None
+        raise UserError(
+            "a worker process that resizes images was killed; memory may be too small for this number of --workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Data sets of tonic, or any other sequences of ``(events, label)``, to train with: :func:`from_tonic`."""
+"""Trains on data sets of tonic, or on any other sequence of ``(events, label)``: :func:`from_tonic`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,25 +19,30 @@ def from_tonic(
     sensor_size: tuple[int, int, int],
     options: Options,
 ) -> LoadedSource:
-    """A data source of frames ``[T, 2, H, W]`` from events; tonic itself is not needed, and not imported.
-
-    ``options.T``, ``split_by`` and ``frame_us`` say how events become frames, ``workers`` how many processes do it.
+    """Makes a data source of frames ``[T, 2, H, W]`` from sequences of events. tonic itself is neither needed nor
+    imported.
 
     Args:
-        train, test: ``len`` and ``[i]`` -> ``(events, label)``: tonic's data sets, with no transform that makes frames.
-            Events are structured arrays (or what else :func:`~sewsnn.data.events.integrate_events` takes) with t in
-            microseconds. Picklable, where workers are started by spawning.
-        num_classes: labels are 0 to ``num_classes - 1``.
-        sensor_size: tonic's ``(W, H, 2)``.
-        options: see there.
+        train: the training set: ``len(train)`` and ``train[i] -> (events, label)``, such as a data set of tonic without
+            a transform to frames. Events are structured arrays, or anything else that
+            :func:`sewsnn.data.integrate_events` accepts, with t in microseconds. It must be picklable if worker
+            processes are spawned.
+        test: the test set, in the same form.
+        num_classes: number of classes; labels are 0 to ``num_classes - 1``.
+        sensor_size: tonic's ``(W, H, 2)``, in pixels.
+        options: :class:`sewsnn.data.source.Options`. ``T``, ``split_by`` and ``frame_us`` define the frames,
+            ``workers`` the number of processes that compute them.
+
+    Returns:
+        A :class:`~sewsnn.data.source.DataSource` with ``in_channels = 2`` and ``sequences = True``.
 
     Raises:
-        ValueError: ``sensor_size``, ``num_classes`` or an option makes no sense; it is named.
-        DataError: while loading, for a sample whose events or label are not what they should be; names its index.
+        ValueError: ``sensor_size``, ``num_classes`` or an option is out of range; the message names it.
+        DataError: while loading, if the events or the label of a sample are invalid; the message names its index.
     """
     size = tuple(sensor_size)
     if len(size) != 3 or size[2] != 2 or min(size) < 1:
-        raise ValueError(f"sensor_size must be (W, H, 2), two polarities, got {size}")
+        raise ValueError(f"sensor_size must be (W, H, 2) with two polarities, got {size}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     check_frames(options)

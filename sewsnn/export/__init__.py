@@ -1,4 +1,8 @@
-"""Networks as files that run elsewhere: :func:`export_model`."""
+"""Exports networks to files that run without their Python code: :func:`export_model`.
+
+>>> import sewsnn.export
+>>> report = sewsnn.export.export_model(net, example, "net.onnx")  # doctest: +SKIP
+"""
 
 import os
 from collections.abc import Callable
@@ -17,20 +21,32 @@ from sewsnn.progress import Progress
 
 __all__ = ["FORMATS", "ExportReport", "check_target", "export_model"]
 
-#: format -> how its files end
+#: format -> ending of its files
 FORMATS = {"torch": ".pt2", "onnx": ".onnx"}
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how it was seen to compute what the model does. ``str()`` of it is readable."""
+    """What was exported, and the result of the check against the model. ``print(report)`` is readable.
+
+    Attributes:
+        path: the file.
+        format: one of :data:`FORMATS`.
+        details: version of the format, and what a program needs to load the file.
+        bytes: size of the file.
+        input_shape: shape of the input; ``"batch"`` stands for any number of samples.
+        folded: True if batch norm is folded into the weights of the convolutions.
+        checked_with: the program that ran the file in the check.
+        agreement: how far spikes and logits of the file and of the model agree.
+        notes: remarks that are no errors.
+    """
 
     path: str
-    format: str  #: one of :data:`FORMATS`
-    details: str  #: version of the format, and what it needs to be loaded
+    format: str
+    details: str
     bytes: int
-    input_shape: tuple[int | str, ...]  #: ``"batch"`` where any number will do
-    folded: bool  #: batch norm is in the weights of the convolutions
+    input_shape: tuple[int | str, ...]
+    folded: bool
     checked_with: str
     agreement: Agreement
     notes: tuple[str, ...] = ()
@@ -39,18 +55,26 @@ class ExportReport:
         shape = ", ".join(map(str, self.input_shape))
         lines = [
             f"{self.path}: {self.details}, {self.bytes / 1e6:.1f} MB, input [{shape}], batch norm "
-            f"{'folded into the weights' if self.folded else 'as it is'}",
+            f"{'folded into the weights' if self.folded else 'not folded'}",
             f"checked with {self.checked_with}: {self.agreement}",
         ]
         return "\n  ".join([*lines, *self.notes])
 
 
 def check_target(path: str | os.PathLike, format: str | None = None, native: bool = False) -> str:
-    """The format to write: as said, else as the file's name ends. What would fail after minutes of tracing fails here.
+    """Checks early, before minutes of tracing, that a file can be written, and returns its format.
+
+    Args:
+        path: the file to write.
+        format: one of :data:`FORMATS`. Default None: the ending of ``path`` tells it.
+        native: the file is to keep sewsnn's own ops, which only ``"torch"`` can. Default False.
+
+    Returns:
+        The format.
 
     Raises:
-        ValueError: neither tells one of :data:`FORMATS`, or it has no native ops.
-        UserError: a package is missing, or there can be no such file.
+        ValueError: neither ``format`` nor ``path`` tells one of :data:`FORMATS`, or the format cannot keep native ops.
+        UserError: a package is missing, or ``path`` is a folder or in a folder that does not exist.
     """
     if format is None:
         format = next((name for name, ending in FORMATS.items() if ending == Path(path).suffix), None)
@@ -83,57 +107,68 @@ def export_model(
     max_flipped: float = 1e-4,
     progress: bool = False,
 ) -> ExportReport:
-    """Writes ``model``, in evaluation mode and its neurons at rest, to a file that computes ``model(example)`` without
-    the model's code. The model is left as it is.
+    """Exports ``model`` to a file that computes ``model(example)`` without the model's code, and checks the file.
 
-    ``torch``: a program of torch.export (``torch.export.load(path).module()(x)``); its neurons are plain torch
-    operations, and nothing but torch is needed. ``onnx``: an ONNX graph from ``x`` to ``logits``. In both the
-    time-steps are written out, T copies of each neuron's charge, fire and reset: T is fixed, as are height and width.
+    The file contains the network in evaluation mode with its neurons at rest. The model itself is left unchanged.
 
-    Before the file is put in place it is read back and run on ``example``, and once more on another number of samples
-    where that is free. Its spikes, layer by layer, and logits must be the model's. Rounding differs (another order of
-    sums, batch norm in the weights), and a potential within rounding of the threshold may then fire in one and not in
-    the other: in the first layer in which a sample's spikes differ, a share of up to ``max_flipped`` may; what differs
-    in later layers follows from it. Where none differs, the logits must agree to a sum's rounding.
+    Formats: ``"torch"`` is a program of torch.export (``torch.export.load(path).module()(x)``); its neurons are plain
+    torch operations, and it needs only torch. ``"onnx"`` is an ONNX graph from ``x`` to ``logits``. Both unroll the
+    time-steps: the graph has T copies of each neuron's charge, fire and reset. T, height and width are therefore fixed.
+
+    Check: before the file is put in place, it is read back and run on ``example``, and with a free number of samples
+    once more on one sample more. Its spikes, layer by layer, and its logits must be those of the model. Rounding
+    differs (another order of sums, batch norm in the weights), and a neuron whose membrane potential is within rounding
+    of the threshold may then fire in one and not in the other. In the first layer in which spikes differ, a share of up
+    to ``max_flipped`` may differ; differences in later layers follow from these. If no spike differs, the logits must
+    agree up to the rounding of a sum.
 
     Args:
         model: a network of :mod:`sewsnn.models`, or any module of one tensor that torch.export can trace.
-        example: ``[N, C, H, W]`` or ``[T, N, C, H, W]``, of the size and dtype the file is for; N >= 1. Numbers of the
-            kind the network is for: it is what the check runs on.
-        path: the file; it appears whole or not at all, in place of one that is there.
-        format: one of :data:`FORMATS`; None: as ``path`` ends.
-        dynamic: any number of samples; else that of the example.
-        batch_dim: which dimension counts samples; None: 1 where the example has an odd number of dimensions (with
-            time), else 0.
-        native: keep sewsnn's own ops (``torch`` only): fast, and the reader must ``import sewsnn`` first.
-        fold: batch norm into the convolutions' weights (:func:`sewsnn.layers.fuse`); None: if on the example no spike
-            changes by it.
-        max_flipped: see above; 0: every spike must be the model's.
-        progress: show on stderr how far it is, and how many images a second are computed.
+        example: input ``[N, C, H, W]`` or ``[T, N, C, H, W]`` with N >= 1, in the size and dtype for which the file is.
+            The check runs on it, so use values that are typical of the network's input.
+        path: the file to write. It appears whole or not at all, and replaces an existing file.
+        format: one of :data:`FORMATS`. Default None: the ending of ``path`` tells it.
+        dynamic: the file takes any number of samples. Default True. False: only that of the example.
+        batch_dim: the dimension that counts samples. Default None: 1 if the example has an odd number of dimensions
+            (with a time axis), else 0.
+        native: keep sewsnn's own ops (``"torch"`` only). This is fast, but the program that loads the file must
+            ``import sewsnn`` first. Default False.
+        fold: fold batch norm into the convolutions' weights (:func:`sewsnn.layers.fuse`). Default None: fold if this
+            changes no spike on the example.
+        max_flipped: largest share of different spikes in the first layer that differs, in [0, 1]. Default 1e-4. 0:
+            every spike must be that of the model.
+        progress: show on stderr the current step and the number of images per second. Default False.
+
+    Returns:
+        An :class:`ExportReport`.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
-        UserError: a package is missing, the network cannot be expressed, the result computes something else, or the
-            file cannot be written: nothing is.
+        UserError: a package is missing, the network cannot be expressed in the format, the result does not compute what
+            the model computes, or the file cannot be written. No file is written then.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_resnet18")
+        >>> report = export_model(net, torch.randn(1, 3, 224, 224), "sew_resnet18.onnx")  # doctest: +SKIP
     """
     _check(model, example, max_flipped)
     format = check_target(path, format, native)
     dim = batch_dimension(example, batch_dim)
     example = example.detach().cpu()
     samples = example.shape[dim]
-    with Progress("the network itself", 5 if dynamic else 4, quiet=not progress) as bar:
+    with Progress("running the network", 5 if dynamic else 4, quiet=not progress) as bar:
         network, expected, folded, notes = prepared(model, example, native=native, fold=fold)
-        bar.next("as a graph", samples)
-        # One sample would be taken for a constant.
+        bar.next("tracing the network", samples)
+        # torch.export would treat a single sample as a constant.
         traced = repeated(example, dim, 2) if dynamic and samples < 2 else example
         write = {"torch": torch_format, "onnx": onnx_format}[format].write
         data, load, details = write(network, traced, dim if dynamic else None, native)
-        bar.next("reading it back", 0)
+        bar.next("reading the file back", 0)
         found, checked_with = load(data)
-        bar.next("checking it", 0)
+        bar.next("checking the file", 0)
         agreement = _agreement(network, example, expected, found, max_flipped, str(path))
         if dynamic:
-            bar.next("checking it with one sample more", samples)
+            bar.next("checking the file with one more sample", samples)
             other = repeated(example, dim, samples + 1)
             more = _agreement(network, other, run(network, other), found, max_flipped, str(path))
             agreement = agreement.joined(more)
@@ -146,7 +181,7 @@ def _agreement(network, x: Tensor, expected: Run, found: Callable[[Tensor], Run]
     agreement = compare(expected, found(x))
     problem = agreement.problem(max_flipped)
     if problem:
-        raise UserError(f"{path} is not written: what would be in it computes something else than the model: {problem}")
+        raise UserError(f"{path} is not written: the exported network does not compute what the model does: {problem}")
     return agreement
 
 

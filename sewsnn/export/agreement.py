@@ -1,4 +1,4 @@
-"""Whether two networks compute the same: their spikes layer by layer, and their logits."""
+"""Compares two networks: their spikes layer by layer, and their logits."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,25 +8,33 @@ from torch import Tensor, nn
 
 from sewsnn.neuron import BaseNode
 
-_TERMS = 2048  # of the longest sum that makes a logit: the features of the widest network
+_TERMS = 2048  # terms of the longest sum behind a logit: the features of the widest network
 
 
 class Run(NamedTuple):
-    """One call: its output, and of each neuron layer, in the order of the calls, what it gave; None: not seen."""
+    """The result of one call.
+
+    Attributes:
+        output: the network's output.
+        spikes: the output of each neuron layer, in the order of the calls; None: not seen.
+    """
 
     output: Tensor
     spikes: list[Tensor] | None
 
 
 def nodes_of(model: nn.Module) -> list[BaseNode]:
-    """Its neuron layers."""
+    """The neuron layers of ``model``."""
     return [module for module in model.modules() if isinstance(module, BaseNode)]
 
 
 @torch.no_grad()
 def run(model: nn.Module, x: Tensor) -> Run:
-    """Calls ``model``. The spikes are of a second call, in which it runs module by module; a layer's are those of its
-    last call in it."""
+    """Calls ``model`` twice and returns its output and spikes.
+
+    The spikes are those of the second call, in which the modules run one by one. A layer's spikes are those of its last
+    call in it.
+    """
     output = model(x)
     seen: list[Tensor] = []
     hooks = [node.register_forward_hook(lambda _, __, s: seen.append(s)) for node in nodes_of(model)]
@@ -40,16 +48,19 @@ def run(model: nn.Module, x: Tensor) -> Run:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two runs.
+    """How far two runs agree.
 
     Attributes:
-        difference: largest of two logits of the same place.
-        largest: of the logits.
-        eps: of their dtype.
-        spikes, flipped, layers, fired: numbers a layer gave (spikes and silence), how many of them differ, how many
-            layers were seen, how many of the numbers are not 0. 0 layers: the logits alone were compared.
-        first: the first layer whose spikes differ, counted from 1, and which share of them does.
-        shape: what is wrong with the shapes.
+        difference: largest difference of two logits in the same place. Default 0.
+        largest: largest absolute logit. Default 0.
+        eps: machine epsilon of the logits' dtype. Default: that of float32.
+        spikes: number of values that the neuron layers returned, silence (0) included. Default 0.
+        flipped: number of these values that differ. Default 0.
+        layers: number of neuron layers that were compared; 0 (default): only the logits were compared.
+        fired: number of these values that are not 0. Default 0.
+        first: the first layer whose spikes differ, counted from 1, and the share of its spikes that differ. Default
+            None.
+        shape: description of a difference of shapes. Default None.
     """
 
     difference: float = 0.0
@@ -63,14 +74,21 @@ class Agreement:
     shape: str | None = None
 
     def problem(self, max_flipped: float) -> str | None:
-        """Why they are not the same; None: they are, but for rounding."""
+        """Describes why the two runs do not agree.
+
+        Args:
+            max_flipped: largest share of different spikes that is allowed in the first layer that differs.
+
+        Returns:
+            The reason; None if they agree up to rounding.
+        """
         if self.shape:
             return self.shape
         if self.first and not self.first[1] <= max_flipped:
             layer, share = self.first
             return (
-                f"{self.flipped:,} of {self.spikes:,} spikes differ, the first in neuron layer {layer}, of whose "
-                f"spikes {share:.2g} do (up to {max_flipped:g} may, since roundings differ)"
+                f"{self.flipped:,} of {self.spikes:,} spikes differ; the first layer that differs is neuron layer "
+                f"{layer}, in a share of {share:.2g} of its spikes (max_flipped allows {max_flipped:g})"
             )
         limit = min(_TERMS * self.eps, 0.05) * max(1.0, self.largest)
         if not self.flipped and not self.difference <= limit:  # NaN is no agreement
@@ -80,7 +98,14 @@ class Agreement:
         return None
 
     def joined(self, other: "Agreement") -> "Agreement":
-        """Of both."""
+        """The agreement over both pairs of runs.
+
+        Args:
+            other: the agreement of another pair of runs.
+
+        Returns:
+            The sums of the counts, and the larger differences.
+        """
         firsts = [a.first for a in (self, other) if a.first]
         return Agreement(
             max(self.difference, other.difference),
@@ -97,7 +122,7 @@ class Agreement:
         logits = f"largest difference of a logit {self.difference:.2g} (the largest is {self.largest:.3g})"
         if not self.layers:
             return f"{logits}; spikes were not compared"
-        silent = "; no neuron fires on it, so that this says little" if not self.fired else ""
+        silent = "; no neuron fires on the example, so this check proves little" if not self.fired else ""
         return (
             f"{self.flipped:,} of {self.spikes:,} spikes of {self.layers} layers differ (firing rate "
             f"{self.fired / self.spikes:.3f}), {logits}{silent}"
@@ -105,7 +130,7 @@ class Agreement:
 
 
 def compare(expected: Run, actual: Run) -> Agreement:
-    """Of what was expected and what came."""
+    """Compares an expected run with an actual one."""
     a, b = expected.output, actual.output
     if a.shape != b.shape or a.dtype != b.dtype:
         return Agreement(shape=f"output {b.dtype} {list(b.shape)} instead of {a.dtype} {list(a.shape)}")
@@ -129,5 +154,5 @@ def compare(expected: Run, actual: Run) -> Agreement:
 
 
 def _largest(x: Tensor) -> float:
-    """NaN if there is one."""
+    """The largest value of x; NaN if x contains one; 0 if x is empty."""
     return float(x.max()) if x.numel() else 0.0

@@ -1,4 +1,4 @@
-"""ONNX graphs: ``.onnx``."""
+"""Writes ONNX graphs (``.onnx``)."""
 
 import importlib
 import importlib.util
@@ -13,21 +13,22 @@ from sewsnn.errors import UserError
 from sewsnn.export.agreement import Run, nodes_of
 from sewsnn.export.torch_format import trace
 
-OPSET = 20  # what onnxruntime has read since 1.17 (2024)
+OPSET = 20  # onnxruntime reads it since 1.17 (2024)
 _INPUT, _OUTPUT, _SPIKES = "x", "logits", "spikes_{}"
 
 
 def check_packages() -> None:
-    """Raises UserError unless what writes ONNX is there."""
+    """Raises UserError unless the packages that write ONNX are installed."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"format 'onnx' needs {' and '.join(missing)}: pip install 'sewsnn[export]'")
 
 
 def write(network: nn.Module, example: Tensor, dim: int | None, native: bool = False) -> tuple[bytes, Callable, str]:
-    """The bytes of a file, ``load(bytes) -> (function of one tensor, what runs it)``, and what kind of file it is.
+    """The bytes of a file, a function that loads such bytes, and the kind of the file.
 
-    Spikes are traced as further outputs, so that they can be compared; the file has them no more.
+    ``load(bytes)`` returns a function of one tensor and the name of the program that runs it. Spikes are traced as
+    additional outputs for the comparison; the file does not contain these outputs.
 
     Raises:
         UserError: ONNX cannot express the network.
@@ -92,7 +93,7 @@ def _to_onnx(program, outputs: list[str]):
 
 
 def _tidy(model) -> None:
-    """Without the traces that name files of this machine, and with a readable name for the open dimension."""
+    """Removes the traces that name files of this machine, and gives the open dimension a readable name."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -108,8 +109,10 @@ def _tidy(model) -> None:
 
 
 def _load(data: bytes, spikes: list[str]) -> tuple[Callable[[Tensor], Run], str]:
-    """The graph in the file as a function, with the spikes as further outputs again. By onnxruntime where it is
-    there, else by the (slow) reference that comes with onnx."""
+    """The graph in the file as a function, with the spikes as additional outputs.
+
+    It runs in onnxruntime if that is installed, else in the (slow) reference implementation of onnx.
+    """
     import onnx
 
     model = onnx.load_from_string(data)

@@ -1,4 +1,4 @@
-"""The network as it is exported: on the CPU, in evaluation mode, at rest, batch norm in the weights."""
+"""Prepares the network for the export: on the CPU, in evaluation mode, at rest, with batch norm in the weights."""
 
 import copy
 
@@ -14,10 +14,10 @@ from sewsnn.ops.load import NATIVE_ERROR
 
 
 def batch_dimension(example: Tensor, batch_dim: int | None) -> int:
-    """Which dimension of the example counts samples.
+    """The dimension of the example that counts samples.
 
     Raises:
-        TypeError, ValueError: ``batch_dim`` is none of its dimensions.
+        TypeError, ValueError: ``batch_dim`` is not a dimension of the example.
     """
     if batch_dim is None:
         return example.dim() % 2
@@ -29,32 +29,35 @@ def batch_dimension(example: Tensor, batch_dim: int | None) -> int:
 
 
 def repeated(x: Tensor, dim: int, size: int) -> Tensor:
-    """So many samples: those of x over and over."""
+    """``size`` samples along ``dim``: the samples of x, repeated."""
     return x.index_select(dim, torch.arange(size) % x.shape[dim])
 
 
 def prepared(
     model: nn.Module, example: Tensor, *, native: bool, fold: bool | None
 ) -> tuple[nn.Module, Run, bool, list[str]]:
-    """A copy of the network to be traced, what the model itself computes of the example, whether batch norm is in the
-    copy's weights, and what should be known.
+    """Prepares the export.
+
+    Returns:
+        A copy of the network to trace, the model's own result on the example, whether batch norm is in the copy's
+        weights, and notes for the report.
 
     Raises:
-        UserError: the model cannot be run on the example or exported, or not so.
+        UserError: the model cannot run on the example, or cannot be exported with these options.
     """
     model = _not_compiled(copy.deepcopy(unwrapped(model))).cpu().eval()
     reset_net(model)
     _check_nodes(model)
     if native and NATIVE_ERROR:
-        raise UserError(f"native: there are no ops to keep: {NATIVE_ERROR}")
+        raise UserError(f"native: sewsnn's ops are not available: {NATIVE_ERROR}")
     try:
         expected = run(model, example)
     except Exception as error:
         raise UserError(f"the model cannot run on an example of shape {list(example.shape)}: {error}") from error
     if not isinstance(expected.output, Tensor):
-        raise UserError(f"the model must return one tensor, it returns {type(expected.output).__name__}")
+        raise UserError(f"the model must return one tensor, but it returns {type(expected.output).__name__}")
     if not expected.output.isfinite().all():
-        raise UserError("the model's own output of the example is not finite: there is nothing to compare with")
+        raise UserError("the model's own output of the example is not finite: the export could not be checked with it")
     plain = _with_backend(copy.deepcopy(model), "native" if native else "torch")
     if fold is False or not _has_norm(model):
         return plain, expected, False, []
@@ -68,25 +71,25 @@ def prepared(
         return folded, expected, True, []
     change = compare(expected, run(folded, example))
     if change.flipped or change.problem(0.0):
-        note = f"note: batch norm is left as it is: in the weights its roundings would change {change.flipped:,} spikes"
+        note = f"note: batch norm is not folded: in the weights its rounding would change {change.flipped:,} spikes"
         return plain, expected, False, [note]
     return folded, expected, True, []
 
 
 def _check_nodes(model: nn.Module) -> None:
-    """A graph from input to output holds no state between calls."""
+    """Raises UserError if a module keeps its state: an exported graph holds no state between calls."""
     if getattr(model, "step_mode", "m") != "m":
-        raise UserError("the model is in single-step mode: functional.set_step_mode(model, 'm') first")
+        raise UserError("the model is in single-step mode: call functional.set_step_mode(model, 'm') first")
     for name, module in model.named_modules():
         if getattr(module, "keeps_state", False):
             raise UserError(
-                f"{name or 'the model'} keeps its state from call to call (step_mode='s' or keep_state=True), which a "
-                "graph cannot"
+                f"{name or 'the model'} keeps its state from call to call (step_mode='s' or keep_state=True), but an "
+                "exported graph cannot keep a state: change these settings"
             )
 
 
 def _not_compiled(model: nn.Module) -> nn.Module:
-    """With the modules themselves in the place of compiled ones, whose neurons nobody can watch."""
+    """Replaces compiled modules by the modules inside, because hooks cannot see the neurons of a compiled one."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if unwrapped(child) is not child:

@@ -1,4 +1,4 @@
-"""The network a checkpoint file is of, and an example of what it is for."""
+"""Rebuilds the network of a checkpoint file and makes an example of its input."""
 
 import os
 from dataclasses import dataclass
@@ -18,29 +18,43 @@ from sewsnn.train.build import build_model
 from sewsnn.train.config import Config, check, from_dict
 
 _SEED = 0
-_EVENTS = 0.5  # per pixel, polarity and frame of an example
-_DIGITS = 8  # pixels across
+_EVENTS = 0.5  # mean number of events per pixel, polarity and frame of an example
+_DIGITS = 8  # pixels per side of the digits data set
 
 
 @dataclass(frozen=True)
 class Source:
-    """A network with its weights."""
+    """A network with its weights.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        report: the report on its weights.
+        size: height and width of its input in pixels; None: unknown.
+        sequences: True if its input is sequences, False if it is still images that are shown T times.
+    """
 
     model: Network
-    report: LoadReport  #: of the weights
-    size: tuple[int, int] | None  #: pixels of what it is for; None: nothing tells
-    sequences: bool  #: whether it is for sequences, rather than images shown T times
+    report: LoadReport
+    size: tuple[int, int] | None
+    sequences: bool
 
     def example(self, samples: int, size: tuple[int, int] | None = None, sequences: bool | None = None) -> Tensor:
-        """``[N, C, H, W]``, normal numbers as normalised images have; or ``[T, N, C, H, W]`` small event counts. The
-        same every time.
+        """Random input for the network; it is the same in every call.
+
+        Args:
+            samples: number of samples N.
+            size: height and width in pixels. Default None: those of the checkpoint's data.
+            sequences: make a sequence instead of images. Default None: as the checkpoint's data.
+
+        Returns:
+            Normal numbers ``[N, C, H, W]``, as in normalised images, or small event counts ``[T, N, C, H, W]``.
 
         Raises:
-            UserError: nothing tells the size.
+            UserError: neither ``size`` nor the checkpoint tells the size.
         """
         size = size or self.size
         if size is None:
-            raise UserError("the checkpoint does not tell which size its images have: --image-size must")
+            raise UserError("the checkpoint does not tell the size of its images: give it with --image-size")
         generator = torch.Generator().manual_seed(_SEED)
         shape = (samples, _first_conv(self.model).in_channels, *size)
         if not (self.sequences if sequences is None else sequences):
@@ -51,19 +65,24 @@ class Source:
 def open_source(
     path: str | os.PathLike, name: str | None = None, T: int | None = None, container: str | None = None
 ) -> Source:
-    """Reads weights of any dialect.
+    """Reads weights of any dialect and builds their network.
 
-    A checkpoint of ``sewsnn train`` tells all about its network but the numbers of classes and channels, which its
-    weights tell. With other files the neurons are IF, or PLIF where the weights have their w, with the paper's
-    settings: weights do not tell those.
+    A checkpoint of ``sewsnn train`` describes its network, except the numbers of classes and channels, which its
+    weights tell. For other files the neurons are IF, or PLIF if the weights contain its w, with the paper's settings,
+    because weights do not contain these settings.
 
     Args:
-        name: of the network, where the file does not say; where it does, the same.
-        T: time-steps; None: as it was trained with, or the network's own.
-        container: as in :func:`sewsnn.models.load_checkpoint`.
+        path: the checkpoint file.
+        name: name of the network. Needed if the file does not state it; else it must be the same. Default None.
+        T: number of time-steps. Default None: that of the training, or else the network's default.
+        container: the key of the file to read; ``""``: the file holds only weights. Default None: the first key of a
+            known name that holds a state dict.
+
+    Returns:
+        The :class:`Source`.
 
     Raises:
-        UserError: the file or an argument is not as it must be; the message says which.
+        UserError: the file or an argument is wrong; the message says which.
     """
     weights = read_weights(path, container)
     more = {} if T is None else {"T": T}
@@ -74,9 +93,7 @@ def open_source(
             config = from_dict(weights.config, f"{path}: config")
             _check(config, path)
             if name not in (None, config.model.name):
-                raise UserError(
-                    f"{path} is of {config.model.name}, as it says itself, not of {name}: leave out --model"
-                )
+                raise UserError(f"{path} contains a {config.model.name}, not a {name}: leave out --model")
             model = _as_trained(config, weights)
             model.T = T or model.T
     except (TypeError, ValueError) as error:
@@ -99,14 +116,14 @@ def _as_trained(config: Config, weights: Weights) -> nn.Module:
     ends = ends_of({key: key for key in weights.state}, weights.state)
     if not {"in_channels", "num_classes"} <= ends.keys():
         raise UserError(f"{weights.source} lacks the network's first or last layer: it has {some(weights.state)}")
-    config.model.neuron.backend = "auto"  # the one it was trained on may not run here
+    config.model.neuron.backend = "auto"  # the backend of the training may not run here
     if config.model.last_neuron:
         config.model.last_neuron.backend = "auto"
     return build_model(config, SimpleNamespace(num_classes=ends["num_classes"], in_channels=ends["in_channels"]))
 
 
 def _input_of(config: Config | None, name: str | None) -> tuple[tuple[int, int] | None, bool]:
-    """Height and width, and whether there are sequences: as the run's data set had it, else as the paper's task."""
+    """Height and width of the input, and whether it is sequences; from the run's data set or the paper's task."""
     if config is None:
         task = task_of(name)
         return (task.input_shape[1:], not task.still) if task else (None, False)

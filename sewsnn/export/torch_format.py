@@ -1,4 +1,4 @@
-"""Programs of torch.export: ``.pt2``."""
+"""Writes programs of torch.export (``.pt2``)."""
 
 import contextlib
 import io
@@ -16,14 +16,16 @@ from sewsnn.layers.fusing import by_modules
 
 
 def trace(network: nn.Module, example: Tensor, dim: int | None, native: bool = False) -> ExportedProgram:
-    """The network as a graph, without the traces that name files of this machine.
+    """Traces the network as a graph, without the source locations that name files of this machine.
 
     Args:
-        dim: the dimension whose size stays open; None: there is none.
-        native: sewsnn's ops may stand for several modules.
+        network: the prepared network.
+        example: its input.
+        dim: the dimension whose size stays free; None: none.
+        native: keep sewsnn's ops, which stand for several modules. Default False.
 
     Raises:
-        UserError: torch.export cannot; says what it says.
+        UserError: torch.export cannot trace the network; the message contains torch's reason.
     """
     shapes = None if dim is None else ({dim: torch.export.Dim("batch", min=1)},)
     log = logging.getLogger("torch")
@@ -34,19 +36,19 @@ def trace(network: nn.Module, example: Tensor, dim: int | None, native: bool = F
         with warnings.catch_warnings(), plain:
             warnings.simplefilter("ignore")
             program = torch.export.export(network, (example,), dynamic_shapes=shapes)
-    except Exception as error:  # of many kinds: what a network's code may do that a graph cannot
+    except Exception as error:  # torch.export raises many kinds of errors for code that it cannot trace
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"torch.export cannot express {type(network).__name__}: {reason[0]}") from error
     finally:
         log.setLevel(level)
-    program.graph.eliminate_dead_code()  # the potentials of all time-steps, which nobody reads
+    program.graph.eliminate_dead_code()  # removes the stacked potentials of all time-steps, which nothing reads
     program.graph_module.recompile()
     forget_files(program.graph_module)
     return program
 
 
 def forget_files(module: fx.GraphModule) -> None:
-    """Removes what tells which lines of which files a graph's operations came from."""
+    """Removes the metadata that tells from which lines of which files the operations of a graph came."""
     for graph_module in module.modules():
         if isinstance(graph_module, fx.GraphModule):
             for node in graph_module.graph.nodes:
@@ -55,17 +57,26 @@ def forget_files(module: fx.GraphModule) -> None:
 
 
 def own_ops(program: ExportedProgram) -> list[str]:
-    """The ops of sewsnn in it."""
+    """The names of sewsnn's ops in the program."""
     names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     return sorted(name for name in names if name.startswith("sewsnn."))
 
 
 def write(network: nn.Module, example: Tensor, dim: int | None, native: bool) -> tuple[bytes, Callable, str]:
-    """The bytes of a file, ``load(bytes) -> (function of one tensor, what runs it)``, and what kind of file it is."""
+    """The bytes of a file, a function that loads such bytes, and the kind of the file.
+
+    ``load(bytes)`` returns a function of one tensor and the name of the program that runs it.
+
+    Raises:
+        UserError: torch.export cannot trace or save the network, or ``native`` does not fit its ops.
+    """
     program = trace(network, example, dim, native)
     ops = own_ops(program)
     if ops and not native:
-        raise UserError(f"{type(network).__name__} uses {', '.join(ops)}, which without sewsnn nothing can load")
+        raise UserError(
+            f"{type(network).__name__} uses {', '.join(ops)}, which only a program that imports sewsnn can load: "
+            "use native"
+        )
     if native and not ops:
         raise UserError("native: the network has none of sewsnn's ops to keep")
     file = io.BytesIO()
@@ -79,14 +90,14 @@ def write(network: nn.Module, example: Tensor, dim: int | None, native: bool) ->
 
 
 def _load(data: bytes, neurons: Iterable[str] | None) -> tuple[Callable[[Tensor], Run], str]:
-    """The program in the file as a function; ``neurons``: the paths of the neuron layers, whose spikes it shows."""
+    """The program in the file as a function that also returns the spikes of the neuron layers at ``neurons``."""
     module = torch.export.load(io.BytesIO(data)).module()
     watched = _Watched(module, None if neurons is None else set(neurons))
     return watched.call, f"torch {torch.__version__}"
 
 
 class _Watched(fx.Interpreter):
-    """Runs a program and keeps what its neuron layers give: each stacks the spikes of all its time-steps."""
+    """Runs a program and collects the spikes of its neuron layers: each stacks the spikes of all its time-steps."""
 
     def __init__(self, module: fx.GraphModule, neurons: set[str] | None):
         super().__init__(module)
@@ -110,6 +121,6 @@ class _Watched(fx.Interpreter):
 
 
 def _module_of(node: fx.Node) -> str | None:
-    """The path of the innermost module that made it."""
+    """The path of the innermost module from which the operation came."""
     stack = node.meta.get("nn_module_stack")
     return list(stack.values())[-1][0] if stack else None

@@ -1,4 +1,9 @@
-"""Layers that fuse what stands between two convolutions of a spiking network."""
+"""Layers that fuse the operations between two convolutions of a spiking network into one op.
+
+>>> import torch, sewsnn
+>>> layer = sewsnn.layers.BNNeuron(8)  # batch norm + IF neuron in one op
+>>> spikes = layer(torch.randn(4, 2, 8, 16, 16))  # [T, N, C, H, W]
+"""
 
 from sewsnn.layers.bn_neuron import bn_neuron, bn_neuron_pool
 from sewsnn.layers.fuse import fuse

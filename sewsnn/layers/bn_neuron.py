@@ -1,4 +1,4 @@
-"""Batch norm + neuron + connection in one op: :func:`bn_neuron`; the stem, with max pooling: :func:`bn_neuron_pool`."""
+"""Batch norm + neuron + connection in one op (:func:`bn_neuron`), and the stem (:func:`bn_neuron_pool`)."""
 
 import torch
 from torch import Tensor, nn
@@ -25,43 +25,55 @@ def bn_neuron(
     pack_spikes: bool = False,
     fused: bool = True,
 ) -> native.Output:
-    """``out = g(SN(BN(z)), S)``: batch norm, the neuron over all T, and the connection, in one op where that can be.
+    """Batch norm, the neuron over all T, and the connection with the shortcut, in one op where that is possible.
 
         y = (z - mean) weight / sqrt(var + eps) + bias      mean and var over T, N and space
         A = SN(y)
         out = A (None), A + S (ADD), A S (AND), S (1 - A) (IAND)
         out = SN(y + S)                                     ADD with ``connect_before``: the order of Spiking ResNet
 
-    Backward recomputes the neuron: kept are z and the statistics (also S, where its values matter; for T > 16 every
-    16th potential). Statistics, potentials and sums are in float32 (float64 for float64), whatever the dtype of z_seq
-    is, and nothing is rounded between the convolution's output and out. Sums are taken in a fixed order: the same bits
-    every time.
+    Memory: backward recomputes the neuron. Autograd keeps z and the statistics, S where its values are needed, and
+    every 16th membrane potential if T > 16.
 
-    The modules themselves run, one after the other, where the op cannot stand for them: hooks on them, a norm or a
-    neuron of another class, a kept state, single-step mode, ``store_v_seq``, a surrogate of your own, ``torch.func``.
+    Precision: statistics, potentials and sums are in float32 (float64 for float64 input) for every dtype of z_seq.
+    Nothing is rounded between z_seq and out. Sums are taken in a fixed order, so the result has the same bits in every
+    run.
+
+    Fallback: the modules run one after the other where the op cannot replace them: modules with hooks, a norm or neuron
+    of another class, a kept state, single-step mode, ``store_v_seq``, a surrogate of your own, ``torch.func``.
 
     Args:
-        z_seq: ``[T, N, C, ...]``, the output of a convolution, in any dense order (channels_last is the fastest).
-        bn: ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm`` or :class:`BNNeuron`; None or ``nn.Identity``: y = z.
-        neuron: a node of :mod:`sewsnn.neuron`; None: A = y.
-        shortcut: S, of the shape and dtype of z_seq.
-        connect_f: None, ``"ADD"``, ``"AND"`` or ``"IAND"`` (main paper, Table 1).
-        T: z_seq is a still image ``[N, C, ...]``: normalised once, shown T times.
-        two: return ``skip``, too: the numbers of out again, for a second reader (the next block's shortcut). The two
-            gradients are then added inside backward, which saves a pass over memory.
-        pack_spikes: return ``bits``, too: spike i (in the order of out's memory) of a time-step is bit i % 8 of byte
-            i / 8. They must be spikes, 8 in a byte: no connection after the neuron, N C H W a multiple of 8. None where
-            that is not so, or the op cannot be used.
-        fused: False: run the modules.
+        z_seq: output of a convolution, ``[T, N, C, ...]``, float32, float16, bfloat16 or float64, in any dense order
+            (channels_last is the fastest). With ``T``: a still image ``[N, C, ...]``.
+        bn: ``nn.BatchNorm1d/2d/3d``, ``nn.SyncBatchNorm`` or :class:`BNNeuron`. None or ``nn.Identity``: y = z.
+        neuron: a node of :mod:`sewsnn.neuron`. None: A = y.
+        shortcut: S, in the shape of out and the dtype of z_seq. Required with ``connect_f``. Default None.
+        connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"`` (main paper, Table 1).
+        connect_before: add the shortcut before the neuron; needs ``connect_f="ADD"``. Default False.
+        T: number of time-steps for which a still image z_seq is shown; it is normalised once. Default None: z_seq has a
+            time axis.
+        two: also return ``skip``, a second handle to the values of out for the next block's shortcut. Autograd then
+            adds the two gradients inside this op's backward, which saves one pass over memory. Default False.
+        pack_spikes: also return ``bits``, the packed spikes: spike i of a time-step (in the memory order of out) is bit
+            i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes (a connection after the
+            neuron, or no neuron), where N C H W is not a multiple of 8, and where the modules run.
+        fused: False runs the modules one after the other. Default True.
 
     Returns:
-        ``(out, skip, v, bits)``, None for what was not asked for. The neuron's ``v`` is set as it would set it.
+        ``(out, skip, v, bits)``; an entry that was not requested is None. ``out`` is ``[T, N, C, ...]`` in the dtype of
+        z_seq. ``v`` is the membrane potential ``[N, C, ...]`` after the last time-step. The node's own ``v`` is set as
+        well.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
-        RuntimeError: z_seq has values that are not finite (in training on the CPU; on a GPU one would have to wait for
-            the answer). On either device the op leaves the running statistics as they were. Modules that run instead
-            of it do as they do in torch: nothing is raised, and the running statistics are no longer finite.
+        sewsnn.BackendError: the neuron asks for a backend that cannot run here.
+        RuntimeError: z_seq has values that are not finite, in training on the CPU. (On a GPU this check would have to
+            wait for the result.) On both devices the op then leaves the running statistics unchanged. If the modules
+            run instead, they behave as in torch: they raise nothing, and the running statistics become non-finite.
+
+    Example:
+        >>> bn, node = nn.BatchNorm2d(8), sewsnn.neuron.IFNode()
+        >>> out, skip, v, bits = bn_neuron(torch.randn(4, 2, 8, 16, 16), bn, node)
 
     Source: main paper, section 3.2 and Table 1; supplement, A.1.
     """
@@ -84,7 +96,7 @@ def by_op(
     two: bool = False,
     pack_spikes: bool = False,
 ) -> native.Output:
-    """:func:`bn_neuron` in one op, where the caller has made sure that it can be (:func:`fusing.can_fuse`)."""
+    """:func:`bn_neuron` in one op. The caller has checked with :func:`fusing.can_fuse` that the op can run."""
     state = state_dtype(z_seq.dtype)
     n = fusing.normalisation(norm, z_seq, T or 0, state)
     settings, leak = fusing.neuron_settings(neuron, state)
@@ -114,24 +126,37 @@ def by_op(
 
 
 def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *, fused: bool = True) -> Tensor:
-    """The stem of the ImageNet networks: batch norm of a still image, the neuron over T time-steps, and
-    ``max_pool2d(kernel_size=3, stride=2, padding=1)`` of its spikes, in one op that writes the pooled spikes alone.
+    """The stem of the ImageNet networks in one op: batch norm of a still image, neuron over T, max pooling.
 
-    A spike is 0 or 1, so a window's maximum is 1 if any of its neurons fires. Backward recomputes that from z, and
-    sends a window's gradient where ``max_pool2d`` does: to the first position that holds the maximum.
+        s[t] = SN(BN(z))[t],  out[t] = max_pool2d(s[t], kernel_size=3, stride=2, padding=1)
 
-    The modules run one after the other where :func:`bn_neuron` would let them, for T > 16, and where the neuron's final
-    potential is to be stored (``store_v``).
+    The op writes only the pooled spikes. A spike is 0 or 1, so the maximum of a window is 1 if any of its neurons
+    fires. Backward recomputes the spikes from z. It sends the gradient of a window to the first position that holds the
+    maximum, as ``max_pool2d`` does.
+
+    The modules run one after the other where :func:`bn_neuron` would run them, for T > 16, and where the neuron stores
+    its final membrane potential (``store_v``).
 
     Args:
-        z_seq: a still image ``[N, C, H, W]``, contiguous or channels_last.
-        bn, neuron, fused: as in :func:`bn_neuron`.
-        T: how often the image is shown.
+        z_seq: a still image ``[N, C, H, W]``, contiguous or channels_last, float32, float16, bfloat16 or float64.
+        bn: ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or :class:`BNNeuron`. None or ``nn.Identity``: no batch norm.
+        neuron: a node of :mod:`sewsnn.neuron`.
+        T: number of time-steps for which the image is shown, at least 1.
+        fused: False runs the modules one after the other. Default True.
 
     Returns:
-        ``[T, N, C, H / 2, W / 2]``, halves rounded up.
+        Pooled spikes ``[T, N, C, H / 2, W / 2]`` in the dtype of z_seq; halves are rounded up.
 
-    Raises: as :func:`bn_neuron`. Source: supplement, Table S1 (conv1).
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+        sewsnn.BackendError: the neuron asks for a backend that cannot run here.
+        RuntimeError: z_seq has values that are not finite, in training on the CPU.
+
+    Example:
+        >>> bn, node = nn.BatchNorm2d(64), sewsnn.neuron.IFNode(store_v=False)
+        >>> s_seq = bn_neuron_pool(torch.randn(2, 64, 112, 112), bn, node, T=4)  # [4, 2, 64, 56, 56]
+
+    Source: supplement, Table S1 (conv1).
     """
     for name, value in (("neuron", neuron), ("T", T)):
         if value is None:
@@ -168,8 +193,9 @@ def _stores_v(neuron: nn.Module | None) -> bool:
 def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two) -> native.Output:
     if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and fusing.group_of(norm) is not None:
         raise RuntimeError(
-            "this batch norm shares its statistics with other processes, which only the fused op can do: it must not "
-            "have hooks, and its neuron must be one the compiled kernels know"
+            "this batch norm shares its statistics with other processes, which only the fused op can do, but the op "
+            "cannot run here: remove hooks from the batch norm and its neuron, use fused=True, and use a neuron and a "
+            "surrogate that the compiled kernels have"
         )
     normalise = norm.normalise if isinstance(norm, fusing.Norm) else norm
     if norm is None:
@@ -187,14 +213,14 @@ def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two
 
 
 def over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:
-    """A neuron in single-step mode sees one time-step after the other, and keeps its state."""
+    """Calls a neuron on all time-steps: one by one in single-step mode, else at once."""
     if getattr(neuron, "step_mode", "m") == "s":
         return torch.stack([neuron(y) for y in y_seq])
     return neuron(y_seq)
 
 
 def check_connection(connect_f, connect_before) -> None:
-    """What is connected, and where."""
+    """Raises ValueError unless ``connect_f`` and ``connect_before`` describe a connection."""
     if connect_f is not None and connect_f not in CONNECT:
         raise ValueError(f"connect_f must be None or one of {', '.join(map(repr, CONNECT))}, got {connect_f!r}")
     if connect_before and connect_f != "ADD":
@@ -218,7 +244,7 @@ def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
         raise ValueError(f"z_seq must have at least one time-step, got shape {list(z_seq.shape)}")
     features = getattr(bn, "num_features", None)
     channels = z_seq.shape[2 if T is None else 1]
-    if features and channels != features:  # 0: a lazy norm, which learns it from z_seq
+    if features and channels != features:  # 0: a lazy norm, which takes the number from z_seq
         raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(z_seq.shape)}")
     if connect_f is None:
         if shortcut is not None:

@@ -1,4 +1,4 @@
-"""Evaluation: batch norm goes into the convolutions' weights, the neurons and connections stay one op each."""
+"""Fusion for evaluation: folds batch norm into the convolutions' weights; neuron and connection are one op."""
 
 import copy
 import itertools
@@ -16,19 +16,33 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` for evaluation, with every batch norm that follows a convolution folded into its weights:
+    """A copy of ``model`` for evaluation in which the convolutions' weights contain the batch norm that follows them.
 
         W' = W weight / sqrt(running_var + eps),  b' = (b - running_mean) weight / sqrt(running_var + eps) + bias
 
-    What follows a convolution: in a network of :mod:`sewsnn.models` (or a module of yours with a method
-    ``conv_bn_pairs()`` that yields ``(conv, bn)``) all of them; elsewhere, in an ``nn.Sequential``, the module after
-    it. Other norms stay as they are, and so do those that weights cannot stand for: norms or convolutions with hooks,
-    in more than one place of the model, or of another class than torch's own. The outputs are the model's, but for
-    rounding: a potential within rounding of the threshold may fire here and not there.
+    Which batch norms are folded: in a network of :mod:`sewsnn.models` all of them. In a module of yours, each pair
+    ``(conv, bn)`` that its method ``conv_bn_pairs()`` yields. In an ``nn.Sequential``, each batch norm right after a
+    convolution.
+
+    All other norms stay unchanged. So do norms and convolutions that have hooks, that stand in more than one place of
+    the model, or whose class is not torch's own, because the folded weights could not replace them.
+
+    The outputs equal those of the model except for rounding: a neuron whose membrane potential is within rounding of
+    the threshold may fire in one and not in the other.
+
+    Args:
+        model: the network. It stays unchanged.
+
+    Returns:
+        The copy, in evaluation mode.
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: a norm to be folded has no running statistics.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_cifar10_net")
+        >>> deployed = fuse(net)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
@@ -49,7 +63,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Each convolution with the norm that follows it, once, if it can be folded."""
+    """Yields each convolution with the norm that follows it, once, if the norm can be folded."""
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     seen = set()
     for module in list(model.modules()):
@@ -59,7 +73,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
         if pairs is not None:
             found = list(pairs()) if _knows_its_pairs(type(module)) else []
         elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            # What is in it twice comes twice, as children() would not have it.
+            # Iteration repeats a module that occurs twice; children() would not repeat it.
             found = [(conv, bn) for conv, bn in itertools.pairwise(module) if type(bn) in _NORMS]
         else:
             continue
@@ -70,8 +84,11 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
 
 
 def _knows_its_pairs(kind: type) -> bool:
-    """Whether ``conv_bn_pairs`` speaks of the forward that runs: a class derived from the one that has it may have
-    changed a method, and put something between the two."""
+    """Whether ``conv_bn_pairs`` describes the forward that runs.
+
+    A class derived from the one that defines ``conv_bn_pairs`` may override a method and insert something between the
+    two.
+    """
     derived = list(itertools.takewhile(lambda c: "conv_bn_pairs" not in vars(c), kind.__mro__))
     base = kind.__mro__[len(derived)] if len(derived) < len(kind.__mro__) else object
     changed = {name for c in derived for name in vars(c) if callable(getattr(base, name, None))}
@@ -79,7 +96,7 @@ def _knows_its_pairs(kind: type) -> bool:
 
 
 def _can_fold(conv: nn.Module, bn: nn.Module) -> bool:
-    """Classes of their own and hooks may compute something else than the weights say."""
+    """Whether the norm can be folded; a class of the user or a hook may compute something else than the weights do."""
     ours = isinstance(bn, BNNeuron) and type(bn).forward is BNNeuron.forward
     known = type(conv) in _CONVS and (type(bn) in _NORMS or ours)
     return known and not is_altered(conv) and not is_altered(bn)

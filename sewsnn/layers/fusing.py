@@ -1,4 +1,4 @@
-"""When one op can stand for a batch norm and a neuron, and what it has to be told of them."""
+"""Decides when one op can replace a batch norm and a neuron, and collects the arguments of that op."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,16 +19,26 @@ from sewsnn.surrogate import ATan
 
 _FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ATAN = ATan(2.0)
-_CALLED = frozenset({"forward", "_conv_forward", "__call__", "_call_impl"})  # methods that a call runs
-_by_modules = ContextVar("by_modules", default=False)  # of each thread: two may export at once
+_CALLED = frozenset({"forward", "_conv_forward", "__call__", "_call_impl"})  # methods that a module's call runs
+_by_modules = ContextVar("by_modules", default=False)  # one value per thread: two threads may export at once
 
 
 class Norm(_NormBase):
-    """Parameters and buffers of ``nn.BatchNorm2d`` for a layer that does more than normalise. It is no ``_BatchNorm``,
-    for which ``nn.SyncBatchNorm.convert_sync_batchnorm`` would put a mere norm."""
+    """Parameters and buffers of ``nn.BatchNorm2d`` for a layer that does more than normalise.
+
+    It is not a ``_BatchNorm``: ``nn.SyncBatchNorm.convert_sync_batchnorm`` would replace a ``_BatchNorm`` by a plain
+    norm.
+    """
 
     def normalise(self, z: Tensor) -> Tensor:
-        """Batch norm alone, of ``[N, C, ...]``, by torch."""
+        """Batch norm without neuron and connection, computed by torch.
+
+        Args:
+            z: ``[N, C, ...]``.
+
+        Returns:
+            The normalised tensor ``[N, C, ...]``.
+        """
         factor = self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -39,30 +49,32 @@ class Norm(_NormBase):
         return nn.functional.batch_norm(z, *running, self.weight, self.bias, training, factor or 0.0, self.eps)
 
 
-# ---- when
+# ---- when one op can replace the modules
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches the module's calls, which then have to take place."""
+    """Whether the module has hooks, so that its call must take place."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether its call does more than its class says: it has hooks, or a method of its own was put on the object."""
+    """Whether a call of the module does more than its class defines: it has hooks or a replaced method."""
     return has_hooks(module) or not _CALLED.isdisjoint(vars(module))
 
 
 def must_be_called(module: nn.Module) -> bool:
-    """Whether the call itself has to take place: of an altered module, and of every one while global hooks watch."""
+    """Whether the call itself must take place: for an altered module, and for every module while global hooks exist."""
     return is_altered(module) or torch.nn.modules.module._has_any_global_hook()
 
 
 @contextlib.contextmanager
 def by_modules() -> Iterator[None]:
-    """While active, no op stands for several modules: they run one after the other, and a graph that is traced then
-    has their own operations."""
+    """While this context is active, no op replaces several modules: they run one after the other.
+
+    A graph that is traced inside it contains the modules' own operations.
+    """
     before = _by_modules.set(True)
     try:
         yield
@@ -74,18 +86,18 @@ def _modules_are_asked_for() -> bool:
     return _by_modules.get()
 
 
-_modules_are_asked_for._dynamo_marked_constant = True  # torch.compile takes the answer as it is while it traces
+_modules_are_asked_for._dynamo_marked_constant = True  # torch.compile treats the answer as a constant while it traces
 
 
 def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
-    """Whether the op gives what the modules would give.
+    """Whether the op computes what the modules would compute.
 
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
     if _modules_are_asked_for() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
-    if torch.nn.modules.module._has_any_global_hook():  # they watch the calls of every module
+    if torch.nn.modules.module._has_any_global_hook():  # global hooks need the call of every module
         return False
     if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or must_be_called(norm)):
         return False
@@ -97,11 +109,11 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
     return resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
 
 
-# ---- what
+# ---- the arguments of the op
 
 
 def group_of(norm: nn.Module):
-    """The process group to share statistics with; None: this process alone."""
+    """The process group with which the norm shares its statistics; None: this process only."""
     group = getattr(norm, "process_group", None)
     wanted = isinstance(norm, nn.SyncBatchNorm) or group is not None
     if not (wanted and norm.training and dist.is_available() and dist.is_initialized()):
@@ -111,19 +123,19 @@ def group_of(norm: nn.Module):
 
 
 class Normalisation(NamedTuple):
-    """A batch norm as the ops see it."""
+    """A batch norm as the arguments of the ops."""
 
     statistics: Tensor | None = None  # [2, C] mean and variance; None: no norm
     weight: Tensor | None = None
     bias: Tensor | None = None
     eps: float = 0.0
     training: bool = False  # the statistics are those of the batch
-    count: Tensor | float = 1.0  # of the numbers they are of
+    count: Tensor | float = 1.0  # number of values that the statistics average
     group: object = None
 
 
 def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype) -> Normalisation:
-    """Statistics of z (training) or of the past, with weight and bias, in the state's dtype."""
+    """Statistics of z (in training) or the running statistics, with weight and bias, in the state's dtype."""
     if norm is None:
         return Normalisation()
     _check_constants(norm)
@@ -142,7 +154,7 @@ def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype)
 
 
 def _check_constants(norm: nn.Module) -> None:
-    """The ops take numbers: what is made one here gets no gradient, and nobody would notice."""
+    """Checks that eps and momentum are constants: the ops take numbers, so a Parameter would get no gradient."""
     for name in ("eps", "momentum"):
         value = getattr(norm, name)
         if name == "momentum" and value is None:
@@ -154,19 +166,19 @@ def _check_constants(norm: nn.Module) -> None:
 
 
 def update_running(norm: nn.Module | None, n: Normalisation) -> None:
-    """After a forward that did not fail."""
+    """Updates the running statistics after a forward that succeeded."""
     if not (n.training and norm.training and norm.track_running_stats and norm.running_mean is not None):
         return
     momentum, tracked = norm.momentum, norm.num_batches_tracked
     if tracked is not None:
         tracked.add_(1)
-    if momentum is None:  # cumulative average; the number stays where it is. Nobody counts: torch keeps what it has
+    if momentum is None:  # cumulative average; without num_batches_tracked torch leaves the statistics unchanged
         momentum = 0.0 if tracked is None else 1 / tracked.to(n.statistics.dtype)
     native.update_running(n.statistics, n.count, momentum, norm.running_mean, norm.running_var)
 
 
 def neuron_settings(neuron: nn.Module | None, state: torch.dtype) -> tuple[tuple, Tensor | None]:
-    """The ops' eight numbers about a neuron, and the leak of PLIF."""
+    """The eight numbers about a neuron that the ops take, and the leak of PLIF."""
     if neuron is None:
         return (native.NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
     settings = neuron.settings()

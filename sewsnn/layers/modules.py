@@ -8,17 +8,38 @@ from sewsnn.neuron import IFNode
 
 
 class BNNeuron(Norm):
-    """:func:`bn_neuron` as a layer: ``m(z_seq, shortcut=None) -> [T, N, C, H, W]``.
+    """Batch norm, a spiking neuron and the connection with a shortcut, as one layer and one op.
 
-    Parameters and buffers are those of ``nn.BatchNorm2d``, by name and meaning, and the neuron's under ``neuron``.
+        A = SN(BN(z))
+        out = A (None), A + S (ADD), A S (AND), S (1 - A) (IAND)
+        out = SN(BN(z) + S)                                     ADD with ``connect_before``
+
+    Parameters and buffers have the names and meanings of ``nn.BatchNorm2d``; those of the neuron are under ``neuron``.
 
     Args:
-        num_features: C.
-        neuron: a node of :mod:`sewsnn.neuron` (as it is, not a copy); None: a new :class:`IFNode`. ``False``: none.
-        connect_f: None, ``"ADD"``, ``"AND"`` or ``"IAND"``; the shortcut is the second argument of a call.
-        eps, momentum, affine, track_running_stats: as in ``nn.BatchNorm2d`` (momentum None: cumulative average).
-        connect_before: add the shortcut before the neuron (ADD), as Spiking ResNet does.
-        process_group: share batch statistics with these processes (``"world"``: all), as ``nn.SyncBatchNorm`` does.
+        num_features: number of channels C.
+        neuron: a node of :mod:`sewsnn.neuron`, used as it is, not copied. Default None: a new ``IFNode()``. False: no
+            neuron.
+        connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"``. The shortcut is the second argument of a call.
+        eps: added to the variance. Default 1e-5.
+        momentum: weight of the new value in the running statistics. Default 0.1. None: cumulative average.
+        affine: learn a weight and a bias per channel. Default True.
+        track_running_stats: keep running statistics for evaluation. Default True.
+        connect_before: add the shortcut before the neuron, as Spiking ResNet does; needs ``connect_f="ADD"``. Default
+            False.
+        process_group: share the batch statistics with the processes of this group, as ``nn.SyncBatchNorm`` does;
+            ``"world"``: all processes. Default None: this process only.
+        device: device of the parameters. Default None: torch's default.
+        dtype: dtype of the parameters. Default None: torch's default.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+
+    Example:
+        >>> layer = BNNeuron(8, neuron=sewsnn.neuron.LIFNode(tau=2.0), connect_f="ADD")
+        >>> out = layer(torch.randn(4, 2, 8, 16, 16), torch.ones(4, 2, 8, 16, 16))  # [T, N, C, H, W]
+
+    Source: main paper, section 3.2 and Table 1.
     """
 
     def __init__(
@@ -50,12 +71,29 @@ class BNNeuron(Norm):
         self.process_group = process_group
 
     def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
-        """``[T, N, C, H, W]``. With ``T`` z_seq is a still image ``[N, C, H, W]``, shown T times."""
+        """Runs batch norm, the neuron and the connection.
+
+        Args:
+            z_seq: output of a convolution, ``[T, N, C, H, W]``, or a still image ``[N, C, H, W]`` with ``T``.
+            shortcut: S, ``[T, N, C, H, W]`` in the dtype of z_seq. Required with ``connect_f``. Default None.
+            T: number of time-steps for which a still image is shown. Default None: z_seq has a time axis.
+
+        Returns:
+            ``[T, N, C, H, W]`` in the dtype of z_seq.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the message names it.
+            RuntimeError: z_seq has values that are not finite, in training on the CPU.
+        """
         connection = {"connect_f": self.connect_f, "connect_before": self.connect_before}
         return bn_neuron(z_seq, self, self.neuron, shortcut, T=T, **connection).out
 
     def without_norm(self) -> "NeuronConnection":
-        """What is left of it when the norm is in a convolution's weights."""
+        """The layer without batch norm, for a network whose convolutions contain the norm in their weights.
+
+        Returns:
+            A :class:`NeuronConnection` with the same neuron (not a copy) and connection.
+        """
         return NeuronConnection(self.neuron, self.connect_f, self.connect_before)
 
     def extra_repr(self):
@@ -64,7 +102,22 @@ class BNNeuron(Norm):
 
 
 class NeuronConnection(nn.Module):
-    """The neuron and the connection in one op: :class:`BNNeuron` without the norm."""
+    """A spiking neuron and the connection with a shortcut, as one layer and one op: :class:`BNNeuron` without the norm.
+
+        A = SN(z)
+        out = A (None), A + S (ADD), A S (AND), S (1 - A) (IAND)
+        out = SN(z + S)                                         ADD with ``connect_before``
+
+    Args:
+        neuron: a node of :mod:`sewsnn.neuron`; None: no neuron, A = z.
+        connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"``. The shortcut is the second argument of a call.
+        connect_before: add the shortcut before the neuron; needs ``connect_f="ADD"``. Default False.
+
+    Raises:
+        ValueError: ``connect_f`` or ``connect_before`` is wrong; the message names it.
+
+    Source: main paper, section 3.2 and Table 1.
+    """
 
     def __init__(self, neuron: nn.Module | None, connect_f: str | None = None, connect_before: bool = False):
         super().__init__()
@@ -74,6 +127,18 @@ class NeuronConnection(nn.Module):
         self.connect_before = connect_before
 
     def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
-        """``[T, N, ...]``, as :meth:`BNNeuron.forward`."""
+        """Runs the neuron and the connection.
+
+        Args:
+            z_seq: output of a convolution, ``[T, N, C, ...]``, or a still image ``[N, C, ...]`` with ``T``.
+            shortcut: S, in the shape of the output and the dtype of z_seq. Required with ``connect_f``. Default None.
+            T: number of time-steps for which a still image is shown. Default None: z_seq has a time axis.
+
+        Returns:
+            ``[T, N, C, ...]`` in the dtype of z_seq.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; the message names it.
+        """
         connection = {"connect_f": self.connect_f, "connect_before": self.connect_before}
         return bn_neuron(z_seq, None, self.neuron, shortcut, T=T, **connection).out

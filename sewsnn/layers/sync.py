@@ -8,18 +8,28 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def convert_sync_batchnorm(model: nn.Module, process_group=None) -> nn.Module:
-    """Lets every batch norm of ``model`` that :func:`sewsnn.layers.bn_neuron` runs take its statistics, and their
-    gradients, over all processes of a group, as ``nn.SyncBatchNorm`` does; on the CPU (gloo), too, where that cannot.
+    """Lets the batch norms that :func:`sewsnn.layers.bn_neuron` runs share their statistics over a process group.
 
-    The modules stay what they are, and so do the names in ``state_dict``; they are marked in place. Nothing changes in
-    evaluation, or while ``torch.distributed`` is not initialised. A norm that runs as a module of its own (hooks,
-    ``fused=False``) cannot share statistics this way, and says so in training.
+    Statistics and their gradients are then taken over all processes of the group, as ``nn.SyncBatchNorm`` does. This
+    also works on the CPU (gloo), where ``nn.SyncBatchNorm`` does not.
+
+    The function marks the modules in place. Their classes and the names in ``state_dict`` do not change. Nothing
+    changes in evaluation mode or while ``torch.distributed`` is not initialised. A norm that runs as a module of its
+    own (because of hooks or ``fused=False``) cannot share statistics this way and raises RuntimeError in training.
 
     Args:
-        process_group: None: all processes.
+        model: the network; its ``nn.BatchNorm1d/2d/3d`` and :class:`BNNeuron` modules are marked.
+        process_group: the group that shares statistics. Default None: all processes.
 
     Returns:
-        ``model``.
+        ``model`` itself.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_cifar10_net")
+        >>> net = convert_sync_batchnorm(net)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")

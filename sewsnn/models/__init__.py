@@ -1,4 +1,9 @@
-"""Networks by name: :func:`create_model`, :func:`list_models`; their weights: :func:`load_checkpoint`."""
+"""Networks by name (:func:`create_model`, :func:`list_models`) and their weights (:func:`load_checkpoint`).
+
+>>> import torch, sewsnn
+>>> net = sewsnn.models.create_model("sew_resnet18", num_classes=10, T=4)
+>>> logits = net(torch.randn(1, 3, 64, 64))  # [N, num_classes]
+"""
 
 from sewsnn.models.blocks import BasicBlock, Bottleneck
 from sewsnn.models.checkpoint import LoadReport, load_checkpoint, save_checkpoint, to_dialect

@@ -1,8 +1,8 @@
-"""The blocks of SEW ResNet, Spiking ResNet and the plain network: BN, neuron and connection between convolutions are
-one op (:func:`sewsnn.layers.bn_neuron`), unless ``fused`` is False.
+"""The blocks of SEW ResNet, Spiking ResNet and the plain network.
 
-Blocks hand on a pair: their output, and the same numbers once more for whoever reads them second (the shortcut), so
-that the two gradients meet inside the op's backward and not in a pass of their own.
+Batch norm, neuron and connection between two convolutions are one op (:func:`sewsnn.layers.bn_neuron`), unless
+``fused`` is False. Blocks pass on their output together with ``skip``, a second handle to the same values for the
+shortcut. Autograd then adds the two gradients inside the op's backward instead of in a separate pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,22 +17,34 @@ from sewsnn.layers.fusing import must_be_called
 from sewsnn.ops.bn import Output
 from sewsnn.ops.reference import CONNECT
 
-#: how a block joins its branch F(S) with its shortcut S: g(SN(F), S); SN(F + S); SN(F) alone
+#: how a block joins its branch F(S) with its shortcut S: "sew" g(SN(F), S); "spiking" SN(F + S); "plain" SN(F)
 RESIDUALS = ("sew", "spiking", "plain")
 
 
 class Style(NamedTuple):
-    """What all blocks of a network share."""
+    """The settings that all blocks of a network share.
+
+    Attributes:
+        residual: ``"sew"`` (default), ``"spiking"`` or ``"plain"``.
+        connect_f: ``"ADD"`` (default), ``"AND"`` or ``"IAND"``; only ``"sew"`` uses it.
+        neuron: function that makes one neuron layer per call. Blocks need it. Default None.
+        fused: batch norm, neuron and connection are one op. Default True.
+        pack_spikes: convolutions keep the spikes they read as bits for backward. Default False.
+        last_neuron: function that makes the last neuron of each block. Default None: ``neuron`` makes it.
+    """
 
     residual: str = "sew"
     connect_f: str = "ADD"
     neuron: Callable[[], nn.Module] | None = None
     fused: bool = True
     pack_spikes: bool = False
-    last_neuron: Callable[[], nn.Module] | None = None  # of each block; None: as all others
+    last_neuron: Callable[[], nn.Module] | None = None
 
     def checked(self) -> "Style":
-        """Itself.
+        """The style itself, after a check.
+
+        Returns:
+            The same style.
 
         Raises:
             ValueError: ``residual`` or ``connect_f`` is unknown.
@@ -45,13 +57,25 @@ class Style(NamedTuple):
 
 
 class Block(nn.Module):
-    """The shortcut, and how it is joined. Subclasses add the branch's ``convs`` convolutions: conv1, bn1, sn1 ..."""
+    """Base class of the blocks: the shortcut and how it is joined with the branch.
+
+    Subclasses add the ``convs`` convolutions of the branch as ``conv1``, ``bn1``, ``sn1``, ``conv2`` ...
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output.
+        stride: stride of the block. The shortcut has a 1x1 convolution if the stride is not 1 or the channels change.
+        style: the settings that all blocks of a network share (:class:`Style`).
+
+    Raises:
+        ValueError: ``style`` has an unknown ``residual`` or ``connect_f``.
+    """
 
     convs: int
 
     def __init__(self, in_channels: int, channels: int, stride: int, style: Style):
         super().__init__()
-        # It has made its neurons; what makes them may be what cannot be pickled.
+        # The neurons are made. Drop the functions that make them, since pickle may not be able to store them.
         self.style = style.checked()._replace(neuron=None, last_neuron=None)
         self.downsample = None
         if style.residual != "plain" and (stride != 1 or in_channels != channels):
@@ -63,18 +87,18 @@ class Block(nn.Module):
 
     @property
     def last_bn(self) -> nn.BatchNorm2d:
-        """The BN that ``zero_init_residual`` starts at 0."""
+        """The batch norm whose weight ``zero_init_residual`` starts at 0."""
         return getattr(self, f"bn{self.convs}")
 
     def conv_bn_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """Every convolution with the norm that follows it."""
+        """Yields every convolution with the norm that follows it."""
         for i in range(1, self.convs + 1):
             yield getattr(self, f"conv{i}"), getattr(self, f"bn{i}")
         if self._downsample_is_a_pair():
             yield tuple(self.downsample)
 
     def _downsample_is_a_pair(self) -> bool:
-        """Convolution and norm, as it was made, and nobody watches it."""
+        """Whether the shortcut is still a convolution and a norm without hooks on their joint call."""
         return (
             type(self.downsample) is nn.Sequential and len(self.downsample) == 2 and not must_be_called(self.downsample)
         )
@@ -83,7 +107,7 @@ class Block(nn.Module):
         conv, bn, sn = (getattr(self, f"{kind}{name}") for kind in ("conv", "bn", "sn"))
         z_seq = conv_over_time(conv, x)
         if shortcut is not None:
-            shortcut = shortcut.to(z_seq.dtype)  # autocast narrows what convolutions return, not what a block is given
+            shortcut = shortcut.to(z_seq.dtype)  # autocast narrows a convolution's output, not the input of a block
         return bn_neuron(z_seq, bn, sn, shortcut, fused=self.style.fused, **options)
 
     def _shortcut(self, x: Output) -> Tensor | None:
@@ -101,7 +125,15 @@ class Block(nn.Module):
         return bn_neuron(z_seq, bn, sn, fused=self.style.fused).out
 
     def run(self, x: Output, two: bool) -> Output:
-        """``forward`` for a pair; whether its own output has two readers."""
+        """Runs the block on the result of the previous op, which may have ``skip`` and packed spikes.
+
+        Args:
+            x: ``x.out`` is the input of the branch; the shortcut reads ``x.skip`` if there is one, else ``x.out``.
+            two: also return ``skip``, because the next block reads the output twice.
+
+        Returns:
+            ``(out, skip, v, bits)`` of the block's last op.
+        """
         a = x
         for i in range(1, self.convs):
             a = self._layer(i, a, pack_spikes=self.style.pack_spikes and torch.is_grad_enabled())
@@ -113,7 +145,14 @@ class Block(nn.Module):
         return self._layer(self.convs, a, self._shortcut(x), two=two, **join[self.style.residual])
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        """``[T, N, C, H, W]`` in and out."""
+        """Runs the block.
+
+        Args:
+            x_seq: input ``[T, N, in_channels, H, W]``.
+
+        Returns:
+            ``[T, N, C, H', W']``: C is ``channels`` of the block, H' and W' are divided by the stride and rounded up.
+        """
         return self.run(Output(x_seq, None, None, None), two=False).out
 
     def extra_repr(self):
@@ -122,7 +161,24 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two convolutions 3x3, each with BN and neuron. SEW: g(SN(BN(conv(SN(BN(conv(S)))))), S)."""
+    """Residual block with two 3x3 convolutions, each followed by batch norm and a neuron.
+
+        A = SN(BN(conv(SN(BN(conv(S))))))
+        out = g(A, S) with ``residual="sew"``; SN(F(S) + S) with ``"spiking"``; A with ``"plain"``
+
+    F(S) is A without its last neuron. ``expansion`` is 1.
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of both convolutions and of the output.
+        stride: stride of the first convolution.
+        style: the settings that all blocks of a network share (:class:`sewsnn.models.blocks.Style`).
+
+    Raises:
+        ValueError: ``style`` has an unknown ``residual`` or ``connect_f``.
+
+    Source: main paper, section 3.2 and Table 1; supplement, Table S1.
+    """
 
     expansion = 1
     convs = 2
@@ -138,7 +194,24 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """As :class:`BasicBlock` with conv1x1, conv3x3 (which has the stride), conv1x1 to 4 times the width."""
+    """Residual block with convolutions 1x1, 3x3 and 1x1, each followed by batch norm and a neuron.
+
+        A = SN(BN(conv1x1(SN(BN(conv3x3(SN(BN(conv1x1(S)))))))))
+        out = g(A, S) with ``residual="sew"``; SN(F(S) + S) with ``"spiking"``; A with ``"plain"``
+
+    F(S) is A without its last neuron. The 3x3 convolution has the stride. ``expansion`` is 4.
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of the first two convolutions. The last one, and so the output, has 4 times as many.
+        stride: stride of the 3x3 convolution.
+        style: the settings that all blocks of a network share (:class:`sewsnn.models.blocks.Style`).
+
+    Raises:
+        ValueError: ``style`` has an unknown ``residual`` or ``connect_f``.
+
+    Source: main paper, section 3.2 and Table 1; supplement, Table S1.
+    """
 
     expansion = 4
     convs = 3

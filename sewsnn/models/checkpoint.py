@@ -1,4 +1,4 @@
-"""Checkpoints of any dialect into a network (:func:`load_checkpoint`) and out of one (:func:`save_checkpoint`)."""
+"""Loads checkpoints of any dialect into a network (:func:`load_checkpoint`) and saves them."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -19,22 +19,23 @@ from sewsnn.models.weights import Weights, is_dense, read_weights, shown, some
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint's entries.
+    """The result of loading a checkpoint: which entries were loaded and which were not. ``print(report)`` is readable.
 
     Attributes:
         source: the file, or ``state dict``.
-        dialect: one of :data:`sewsnn.models.DIALECTS`; for ResNets ``torchvision`` stands for ``sewsnn`` as well.
-        container: the file's key under which the weights are; None: the file is nothing but weights.
-        mapped: entries that were loaded.
-        missing: the model's entries, by its names, that are not in the file; they stay as they are.
-        unexpected: the file's entries, by its names, that the model has no place for.
-        mismatched: why an entry, by the file's name, does not fit: both shapes.
-        kept: ``num_batches_tracked`` that an older file does not have; no error.
-        constants: settings of surrogate functions, which older SpikingJelly kept as entries
-            (``sn1.surrogate_function.alpha``): they are left out, and no error.
-        ignored: the file's other keys.
-        notes: what should be known and is no error.
-        names: the model's names -> the file's.
+        dialect: one of :data:`sewsnn.models.DIALECTS`. For ResNets ``torchvision`` and ``sewsnn`` have the same names,
+            and the report says ``torchvision``.
+        container: the key of the file that holds the weights; None: the file holds only weights.
+        mapped: number of entries that were loaded.
+        missing: entries of the model that are not in the file, by the model's names. They stay unchanged.
+        unexpected: entries of the file that the model does not have, by the file's names.
+        mismatched: the file's name of each entry that does not fit -> the reason with both shapes or dtypes.
+        kept: ``num_batches_tracked`` entries of the model that an older file does not have. This is no error.
+        constants: settings of surrogate functions that older SpikingJelly versions stored as entries
+            (``sn1.surrogate_function.alpha``). They are not loaded. This is no error.
+        ignored: other keys of the file.
+        notes: remarks that are no errors.
+        names: the model's name of each entry -> the file's name.
     """
 
     source: str
@@ -52,11 +53,15 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every entry of the model was loaded, and nothing was left over."""
+        """Whether every entry of the model was loaded and every entry of the file was used."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def differences(self) -> list[str]:
-        """One phrase for each kind of entry that does not fit; names are cut after a few."""
+        """Describes the entries that do not fit.
+
+        Returns:
+            One phrase for each kind of difference; a phrase lists only the first few names.
+        """
         found = []
         if self.missing:
             found.append(f"missing: {some(self._both_names(key) for key in self.missing)}")
@@ -67,7 +72,11 @@ class LoadReport:
         return found
 
     def check(self) -> None:
-        """Raises CheckpointError unless it is complete."""
+        """Raises an error unless the report is complete.
+
+        Raises:
+            CheckpointError: an entry is missing, unexpected or does not fit; the message lists them.
+        """
         if not self.complete:
             raise CheckpointError(
                 f"{self.source} does not fit the model (dialect {self.dialect!r}, {self.mapped} of {len(self.names)} "
@@ -83,11 +92,11 @@ class LoadReport:
         lines = [f"{self.source}: {self.mapped} of {len(self.names)} entries, dialect {self.dialect!r}{where}"]
         lines += self.differences()
         if self.kept:
-            lines.append(f"not in the file, as in older ones: {len(self.kept)} x num_batches_tracked")
+            lines.append(f"not in the file, which is older: {len(self.kept)} x num_batches_tracked")
         if self.constants:
-            lines.append(f"left out, settings of surrogate functions: {some(self.constants)}")
+            lines.append(f"not loaded, settings of surrogate functions: {some(self.constants)}")
         if self.ignored:
-            lines.append(f"not read: {some(self.ignored)}")
+            lines.append(f"other keys of the file, not read: {some(self.ignored)}")
         return "\n  ".join([*lines, *self.notes])
 
 
@@ -98,32 +107,41 @@ def load_checkpoint(
     strict: bool = True,
     container: str | None = None,
 ) -> LoadReport:
-    """Loads weights of any dialect (:mod:`sewsnn.models.dialects`) into ``model``; it is found by the entries' names.
+    """Loads weights of any dialect into ``model``.
 
-    A file holds a state dict, or a dictionary with one: the authors' checkpoints, torchvision's weights, SpikingJelly's
-    models, those of ``sewsnn train``. The first of these keys that has one is read: ``model``, ``net``, ``state_dict``,
-    ``model_state_dict``, ``module``, ``model_ema``, ``state_dict_ema``; else the only key that has one. Files called
-    ``.safetensors`` are read with that package. What ``DistributedDataParallel``, ``AveragedModel`` and
-    ``torch.compile`` put into names is taken off, here and there. Values get the model's dtype and device. Weights of
-    an ANN are where training may begin; its activations are no spikes.
+    The names of the entries tell the dialect (:mod:`sewsnn.models.dialects`).
 
-    Files are read with ``weights_only=True``: besides tensors, numbers, text and collections of them only the
-    ``argparse.Namespace`` that the authors' files have is let in.
+    A file holds a state dict, or a dictionary that contains one: the authors' checkpoints, torchvision's weights,
+    SpikingJelly's models, checkpoints of ``sewsnn train``. The function reads the first of these keys that holds a
+    state dict: ``model``, ``net``, ``state_dict``, ``model_state_dict``, ``module``, ``model_ema``, ``state_dict_ema``;
+    else the only key that holds one. It reads files called ``.safetensors`` with the package safetensors.
+
+    It removes the prefixes of ``DistributedDataParallel``, ``AveragedModel`` and ``torch.compile`` from the names, in
+    the file and in the model. It converts values to the model's dtype and device. Weights of an ANN are a starting
+    point for training; the activations of an ANN are not spikes.
+
+    Files are read with ``weights_only=True``. Besides tensors, numbers, text and collections of them, only
+    ``argparse.Namespace`` is allowed, because the authors' files contain it.
 
     Args:
-        model: a network of :mod:`sewsnn.models`, which may be wrapped by one of the two above.
-        path_or_state_dict: a file, or what is in one.
-        strict: every entry must fit. Else those that do are loaded, and the report has the others.
-        container: the file's key to read, ``"model_ema"`` for a moving average; ``""``: the file is nothing but
-            weights. None: see above.
+        model: a network of :mod:`sewsnn.models`, which ``DistributedDataParallel`` or ``torch.compile`` may wrap.
+        path_or_state_dict: a file, or the content of one.
+        strict: every entry must fit. Default True. False loads the entries that fit and reports the others.
+        container: the key of the file to read, for example ``"model_ema"`` for a moving average; ``""``: the file holds
+            only weights. Default None: the key is found as described above.
 
     Returns:
-        What was mapped, missing, unexpected; ``print(report)`` is readable.
+        A :class:`LoadReport` of the entries that were mapped, missing, unexpected or mismatched.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds something else; an entry is missing, foreign, of another
-            shape, or too large for the model's dtype: the message has names and shapes. The model is as before.
+        CheckpointError: the file cannot be read or holds something else; or an entry is missing, unexpected, has
+            another shape, or is too large for the model's dtype. The message lists names and shapes, and the model is
+            unchanged.
         TypeError, ValueError: an argument is wrong; the message names it.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_resnet18")
+        >>> report = load_checkpoint(net, net.state_dict())
     """
     model = unwrapped(model)
     known = {name for names in dialects(model).values() for name in names.values()}
@@ -139,10 +157,23 @@ def load_checkpoint(
 
 
 def to_dialect(model: nn.Module, dialect: str) -> dict[str, Tensor]:
-    """The model's state dict in another dialect; contiguous copies on the CPU.
+    """The model's state dict with the names of another dialect.
+
+    Args:
+        model: a network of :mod:`sewsnn.models`, which ``DistributedDataParallel`` or ``torch.compile`` may wrap.
+        dialect: one of :data:`sewsnn.models.DIALECTS`.
+
+    Returns:
+        A dictionary from the dialect's names to contiguous copies of the values on the CPU.
 
     Raises:
-        ValueError: no such dialect, or none of this model; the message names those there are.
+        TypeError: ``model`` is not a module.
+        ValueError: there is no such dialect, or it has no names for this model; the message lists the possible
+            dialects.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_resnet18")
+        >>> state = to_dialect(net, "authors")
     """
     model = unwrapped(model)
     names = names_in(model, dialect)
@@ -152,16 +183,29 @@ def to_dialect(model: nn.Module, dialect: str) -> dict[str, Tensor]:
 def save_checkpoint(
     model: nn.Module, path: str | os.PathLike, dialect: str = "sewsnn", container: str = "model"
 ) -> None:
-    """Writes the model's weights as ``{container: state dict}``, or, where it is empty, as the state dict alone; a file
-    called ``.safetensors`` in that format, which has no containers.
+    """Writes the model's weights to a file, with the names of any dialect.
 
-    The file appears whole or not at all. The authors' code reads ``model``, for CIFAR10-DVS ``net``; torchvision's
-    and SpikingJelly's models take the state dict alone.
+    The file holds ``{container: state dict}``, or the state dict alone if ``container`` is empty. A path that ends in
+    ``.safetensors`` gets that format, which has no containers. The file appears whole or not at all.
+
+    Which container other programs read: the authors' code ``model``, and ``net`` for CIFAR10-DVS; torchvision's and
+    SpikingJelly's models take the state dict alone.
+
+    Args:
+        model: a network of :mod:`sewsnn.models`, which ``DistributedDataParallel`` or ``torch.compile`` may wrap.
+        path: the file to write. An existing file is replaced.
+        dialect: one of :data:`sewsnn.models.DIALECTS`. Default ``"sewsnn"``.
+        container: the key for the state dict; ``""``: no key. Default ``"model"``.
 
     Raises:
-        ValueError: as :func:`to_dialect`.
-        TypeError: ``container`` is no text.
+        TypeError: ``container`` is not a string, or ``model`` is not a module.
+        ValueError: there is no such dialect, or it has no names for this model; the message lists the possible
+            dialects.
         UserError: the file cannot be written.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_resnet18")
+        >>> save_checkpoint(net, "sew_resnet18.pt", dialect="torchvision", container="")  # doctest: +SKIP
     """
     if not isinstance(container, str):
         raise TypeError(f"container must be a str, got {type(container).__name__}")
@@ -169,7 +213,7 @@ def save_checkpoint(
 
 
 def write_state(path: str | os.PathLike, state: dict[str, Tensor], container: str) -> None:
-    """The writing half of :func:`save_checkpoint`."""
+    """Writes a state dict for :func:`save_checkpoint`."""
     if safetensors.is_one(path):
         data = safetensors.write(path, state)
         write_atomic(Path(path), lambda file: file.write(data))
@@ -178,30 +222,31 @@ def write_state(path: str | os.PathLike, state: dict[str, Tensor], container: st
 
 
 def check_dialect(dialect: str) -> None:
-    """Raises ValueError unless there is one of this name."""
+    """Raises ValueError unless ``dialect`` is one of :data:`DIALECTS`."""
     if dialect not in DIALECTS:
         raise ValueError(f"dialect must be one of {', '.join(map(repr, DIALECTS))}, got {dialect!r}")
 
 
 def names_in(model: nn.Module, dialect: str) -> dict[str, str]:
-    """The model's names -> those of ``dialect``.
+    """The model's names -> the names in ``dialect``.
 
     Raises:
-        ValueError: no such dialect, or none of this model; the message names those there are.
+        ValueError: there is no such dialect, or it has no names for this model; the message lists the possible
+            dialects.
     """
     check_dialect(dialect)
     found = dialects(model)
     if dialect not in found:
         known = ", ".join(map(repr, found))
-        raise ValueError(f"dialect {dialect!r} has no form of {type(model).__name__}, only {known} have")
+        raise ValueError(f"dialect {dialect!r} has no names for {type(model).__name__}, only {known} have")
     return found[dialect]
 
 
 def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tensor]]:
-    """The entries that fit, by the model's names and as they are in the file, and the report on all.
+    """The entries that fit, by the model's names and with the file's values, and the report on all entries.
 
     Raises:
-        CheckpointError: none fits.
+        CheckpointError: no entry fits.
     """
     own, state = model.state_dict(), weights.state
     dialect, names = detect(model, state)
@@ -216,7 +261,7 @@ def fit(model: nn.Module, weights: Weights) -> tuple[LoadReport, dict[str, Tenso
     if not entries and not mismatched:
         raise CheckpointError(
             f"{weights.source} has no entry of this {type(model).__name__} in any dialect "
-            f"({', '.join(dialects(model))}): it has {some(state)}, the model {some(own)}"
+            f"({', '.join(dialects(model))}): the file has {some(state)}, the model has {some(own)}"
         )
     absent = [key for key, name in names.items() if name not in state]
     missing = tuple(key for key in absent if not key.endswith("num_batches_tracked"))
@@ -252,7 +297,7 @@ def _mismatch(value: Any, own: Tensor) -> str | None:
 
 
 def _overflow(value: Tensor, dtype: torch.dtype) -> str | None:
-    """What a conversion would turn into infinity."""
+    """Describes values that a conversion to ``dtype`` would turn into infinity; None: there are none."""
     if not value.is_floating_point() or value.dtype == dtype or not value.numel():
         return None
     if value.element_size() == 1:  # torch computes little with 8 bits
@@ -269,10 +314,10 @@ def _overflow(value: Tensor, dtype: torch.dtype) -> str | None:
 
 def _notes(model: nn.Module, weights: Weights, missing: tuple[str, ...], unexpected: tuple[str, ...]) -> Iterable[str]:
     if unexpected and all(name.endswith(".w") for name in unexpected):
-        yield "note: the file's neurons are PLIF, whose w the model's do not have"
+        yield "note: the neurons of the file are PLIF and have a parameter w, those of the model have none"
     if missing and all(key.endswith(".w") for key in missing):
-        yield "note: the model's neurons are PLIF, whose w the file does not have"
-    # The connection is in no weight: with the wrong one everything fits.
+        yield "note: the neurons of the model are PLIF and have a parameter w, those of the file have none"
+    # No weight depends on the connection: all entries fit a model with the wrong one.
     said = weights.settings.get("connect_f")
     styles = {module.style for module in model.modules() if isinstance(module, Block)}
     used = {style.connect_f for style in styles if style.residual == "sew"}
@@ -294,5 +339,5 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def plain_copy(value: Tensor) -> Tensor:
-    """Without what else lies in its storage, which torch.save would write as well."""
+    """A copy on the CPU with a storage of its own: torch.save would write a shared storage whole."""
     return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

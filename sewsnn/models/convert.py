@@ -1,4 +1,4 @@
-"""A checkpoint of one dialect as a file of another, without a model to hold it."""
+"""Converts a checkpoint file of one dialect to another, without the memory of a model."""
 
 import os
 import re
@@ -36,26 +36,36 @@ def convert_checkpoint(
     container: str = "model",
     force: bool = False,
 ) -> LoadReport:
-    """Reads ``source`` as :func:`sewsnn.models.load_checkpoint` does and writes its weights to ``target``. Every entry
-    must fit; values and dtypes stay as they are.
+    """Converts a checkpoint file to another dialect.
+
+    It reads ``source`` as :func:`sewsnn.models.load_checkpoint` does and writes the weights to ``target``. Every entry
+    must fit. Values and dtypes do not change.
 
     Args:
-        source, target: files.
-        dialect: of ``target``, one of :data:`sewsnn.models.DIALECTS`.
-        model: its name (:func:`sewsnn.models.list_models`); None: as the file says, if it does. Classes, input
-            channels, neurons, the size of the first convolution and, for ``sew_resnet``, of everything are read from
-            the weights.
-        container: the key of ``target`` under which the weights will be; empty: they are all there is.
-        force: ``target`` may be there already, and is replaced.
+        source: the file to read.
+        target: the file to write; a name that ends in ``.safetensors`` gets that format.
+        dialect: dialect of ``target``, one of :data:`sewsnn.models.DIALECTS`.
+        model: name of the network (:func:`sewsnn.models.list_models`). Default None: the name in the file, if the file
+            has one. The weights tell the number of classes and input channels, the neurons, the size of the first
+            convolution and, for ``sew_resnet``, all sizes.
+        container: the key of ``target`` for the weights; ``""``: the file holds only weights. Default ``"model"``.
+        force: replace ``target`` if it exists. Default False.
+
+    Returns:
+        A :class:`LoadReport` of the entries.
 
     Raises:
-        UserError: an argument or a file is not as it must be, the message says which; nothing is written.
+        UserError: an argument or a file is wrong; the message says which. Nothing is written.
+
+    Example:
+        >>> report = convert_checkpoint(
+        ...     "authors.pth", "torchvision.pt", "torchvision", model="sew_resnet18")  # doctest: +SKIP
     """
     if is_folder(target):
         raise UserError(f"{target} is a folder: expected the name of a file to write")
     if exists(target, follow=True):
         if os.path.exists(source) and os.path.samefile(source, target):
-            raise UserError(f"{target} is the file to be converted: it must be written to another")
+            raise UserError(f"{target} is the file to convert: write the result to another file")
         if not force:
             raise UserError(f"{target} exists already: --force replaces it")
     try:
@@ -69,7 +79,7 @@ def convert_checkpoint(
     report.check()
     try:
         state = {names[key]: plain_copy(value) for key, value in entries.items()}
-    except (RuntimeError, MemoryError) as error:  # a few bytes may stand for any number of equal values
+    except (RuntimeError, MemoryError) as error:  # a few bytes of a file may expand to any number of equal values
         if not out_of_memory(error):
             raise
         raise CheckpointError(f"too little memory for the weights in {source}") from None
@@ -78,19 +88,22 @@ def convert_checkpoint(
 
 
 def network_of(weights: Weights, name: str | None, device: str = "meta", **more) -> nn.Module:
-    """The network whose weights they are, without memory for them unless on another device.
+    """The network to which the weights belong. On the default device, meta, it takes no memory for them.
 
     Args:
-        name: as ``model`` of :func:`convert_checkpoint`.
-        more: arguments of the network that weights do not tell, such as ``T``.
+        weights: the weights of a file.
+        name: name of the network; None: the name in the file.
+        device: where to make the network. Default ``"meta"``.
+        more: arguments of the network that the weights do not tell, for example ``T``.
 
     Raises:
-        UserError: the weights do not tell which network's they are, or are of none.
+        UserError: neither ``name`` nor the file tells a known network, or the weights belong to another kind of
+            network.
         ValueError: there is no such network.
     """
     said, known = weights.settings.get("name"), list_models()
     if name is None and said not in known:
-        reason = "does not say which model it is of" if said is None else f"is of a model it calls {short(said)}"
+        reason = "does not name its model" if said is None else f"names the unknown model {short(said)}"
         raise UserError(f"{weights.source} {reason}: --model must be one of {', '.join(known)}")
     name = name or said
     state = weights.state
@@ -109,14 +122,13 @@ def network_of(weights: Weights, name: str | None, device: str = "meta", **more)
 
 
 def cannot_build(source: str, error: Exception) -> CheckpointError:
-    """The error of a network that is too large for the memory, or for any."""
+    """The error for a network that is too large for this machine's memory, or for any."""
     reason = "too little memory" if out_of_memory(error) else str(error).splitlines()[0]
-    return CheckpointError(f"{source}: the network whose sizes its entries tell cannot be made: {reason}")
+    return CheckpointError(f"{source}: cannot make a network of the sizes in this file: {reason}")
 
 
 def ends_of(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int]:
-    """What the first and the last layer say, by the names the model's own have in the state: ``in_channels``,
-    ``stem_kernel``, ``num_classes``."""
+    """``in_channels``, ``stem_kernel`` and ``num_classes``, read from the first and the last layer of a state dict."""
     found = {}
     stem = state.get(names.get("conv1.weight") or names.get("layer1.conv.weight"))
     if isinstance(stem, Tensor) and is_dense(stem) and stem.dim() == 4:
@@ -128,7 +140,7 @@ def ends_of(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int
 
 
 def _sizes(weights: Weights) -> dict[str, Any]:
-    """Stages, blocks and channels of a ResNet of any size."""
+    """Stages, blocks and channels of a ResNet of any size, read from its weights."""
     widths: dict[int, int] = {}
     blocks: dict[int, int] = {}
     for key, value in weights.state.items():

@@ -1,14 +1,15 @@
-"""The names under which the same weights are published: one dialect is one way to name the modules of a network.
+"""The dialects of checkpoints: each dialect names the same weights in another way.
 
 ``sewsnn``
-    Our own names.
+    The names of this package.
 ``torchvision``
-    For ResNets the same, as in SpikingJelly's ``sew_resnet*``: ``layer1.0.conv1``, ``layer1.0.bn1``.
+    For ResNets the same names, which SpikingJelly's ``sew_resnet*`` use as well: ``layer1.0.conv1``, ``layer1.0.bn1``.
 ``authors``
-    The code of the paper: convolution and norm lie in a container, as ``layer1.0.conv1.module.0`` and ``.1``. The event
-    networks are one ``nn.Sequential`` named ``conv``, pooling layers included, and a linear layer ``out``.
+    The names of the paper's code. Convolution and norm are in a container: ``layer1.0.conv1.module.0`` and ``.1``. The
+    event networks are one ``nn.Sequential`` named ``conv``, which includes the pooling layers, and a linear layer
+    ``out``.
 ``containers``
-    The authors' code under SpikingJelly >= 0.0.0.0.8, whose containers have no ``.module``.
+    The names of the authors' code under SpikingJelly >= 0.0.0.0.8, whose containers have no ``.module``.
 """
 
 from collections.abc import Iterable
@@ -21,14 +22,15 @@ from sewsnn.models.sew_resnet import SEWResNet
 from sewsnn.models.weights import without_compiled
 
 DIALECTS = ("sewsnn", "torchvision", "authors", "containers")
-_INNER = {"authors": ".module", "containers": ""}  # what a container puts before its children's numbers
+_INNER = {"authors": ".module", "containers": ""}  # the part of the name between a container and its child's number
 
 
 def dialects(model: nn.Module) -> dict[str, dict[str, str]]:
-    """By dialect: for each entry of the model's state dict its name there. Dialects without a form of it are left out.
+    """For each dialect: the model's name of each entry of the state dict -> the dialect's name.
 
-    The structure is read from the modules: any size, any neuron, any residual style. A model that is not of
-    :mod:`sewsnn.models` has its own names alone. Names are those of modules that are not compiled.
+    Dialects that have no names for the model are left out. The names follow from the modules, for any size, neuron and
+    residual style. A model from outside :mod:`sewsnn.models` has only its own names. The names contain no prefix of
+    torch.compile.
     """
     own = {key: without_compiled(key) for key in model.state_dict()}
     if isinstance(model, SEWResNet):
@@ -44,7 +46,7 @@ def dialects(model: nn.Module) -> dict[str, dict[str, str]]:
 
 
 def detect(model: nn.Module, keys: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """The dialect in which most of the model's entries are among ``keys``, and its names (:func:`dialects`)."""
+    """The dialect whose names for this model occur most often in ``keys``, and these names (:func:`dialects`)."""
     keys = set(keys)
     found = dialects(model)
     best = max(found, key=lambda dialect: len(keys.intersection(found[dialect].values())))
@@ -52,7 +54,7 @@ def detect(model: nn.Module, keys: Iterable[str]) -> tuple[str, dict[str, str]]:
 
 
 def _renamed(key: str, modules: dict[str, str]) -> str:
-    """An entry's name, where the innermost module that has a new name has it."""
+    """The new name of an entry; its innermost renamed module decides."""
     parts = key.split(".")
     for i in range(len(parts) - 1, 0, -1):
         path = ".".join(parts[:i])
@@ -62,7 +64,7 @@ def _renamed(key: str, modules: dict[str, str]) -> str:
 
 
 def _resnet_modules(model: SEWResNet, inner: str) -> dict[str, str]:
-    """The stem is bare; each block's pairs of convolution and norm are in containers, the neurons are not."""
+    """New names of a ResNet's modules: each convolution-norm pair of a block goes into a container."""
     names = {}
     for path, block in model.named_modules():
         if not isinstance(block, Block):
@@ -80,7 +82,7 @@ def _resnet_modules(model: SEWResNet, inner: str) -> dict[str, str]:
 
 
 def _pooled_modules(model: PooledNet, inner: str) -> dict[str, str]:
-    """``conv.N`` counts what widens, blocks and pooling layers, in the order in which they run."""
+    """New names of a PooledNet's modules: ``conv.N`` numbers stems, blocks and pooling layers in running order."""
     names = {"fc": "out"}
     place = 0
     for i in range(1, model.stages + 1):
@@ -89,7 +91,7 @@ def _pooled_modules(model: PooledNet, inner: str) -> dict[str, str]:
             names |= _pair(f"layer{i}.conv", f"layer{i}.bn", f"conv.{place}.0{inner}")
             names[f"layer{i}.sn"] = f"conv.{place}.1"
             place += 1
-        blocks = getattr(stage.blocks, "_orig_mod", stage.blocks)  # compiled, they are no sequence
+        blocks = getattr(stage.blocks, "_orig_mod", stage.blocks)  # a compiled nn.Sequential cannot be iterated
         for b, block in enumerate(blocks):
             names |= _pooled_block(f"layer{i}.blocks.{b}", block, f"conv.{place}", inner)
             place += 1
@@ -101,7 +103,7 @@ def _pooled_block(path: str, block: Block, place: str, inner: str) -> dict[str, 
     names = {}
     for k in range(1, block.convs + 1):
         unit, sn = f"{place}.conv.{k - 1}", f"{path}.sn{k}"
-        if block.style.residual == "spiking" and k == block.convs:  # its neuron comes after the sum
+        if block.style.residual == "spiking" and k == block.convs:  # its neuron follows the sum
             names |= _pair(f"{path}.conv{k}", f"{path}.bn{k}", f"{unit}{inner}")
             names[sn] = f"{place}.sn"
         else:

@@ -1,4 +1,4 @@
-"""What all networks here have in common: time, what is computed once for a still image, and the classifier."""
+"""Code that all networks share: the time axis, the reuse of work on a still image, and the classifier."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from sewsnn.surrogate import Surrogate
 
 
 def default_neuron() -> BaseNode:
-    """IF with the paper's settings; the final potential is not written, since nothing here reads it."""
+    """An IF neuron with the paper's settings; it does not store its final potential, which networks do not read."""
     return IFNode(store_v=False)
 
 
 def make_style(residual: str, connect_f: str, neuron, last_neuron, fused: bool, pack_spikes: bool) -> Style:
-    """The style of a network's blocks, from the arguments users give; neuron None: IF.
+    """The style of a network's blocks from the user's arguments; ``neuron=None`` means IF.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -30,7 +30,7 @@ def make_style(residual: str, connect_f: str, neuron, last_neuron, fused: bool, 
 
 
 def _maker(neuron, name: str) -> Callable[[], nn.Module] | None:
-    """A function that makes one more neuron layer each time it is called; None stays None."""
+    """A function that makes a new neuron layer in each call; None stays None."""
     if neuron is None:
         return None
     if isinstance(neuron, nn.Module):
@@ -48,7 +48,7 @@ def _maker(neuron, name: str) -> Callable[[], nn.Module] | None:
 
 
 def check_count(name: str, value: int) -> None:
-    """Raises TypeError or ValueError, which name the argument, unless it is a whole number of at least 1."""
+    """Raises TypeError or ValueError, with the name of the argument, unless ``value`` is an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < 1:
@@ -56,7 +56,7 @@ def check_count(name: str, value: int) -> None:
 
 
 def check_stages(blocks: Sequence[int], widths: Sequence[int]) -> None:
-    """Raises ValueError unless there is at least one stage, and all have blocks and channels."""
+    """Raises ValueError unless there is at least one stage and each stage has blocks and channels."""
     if len(blocks) != len(widths) or not blocks:
         raise ValueError(f"blocks and widths must have one entry per stage, got {list(blocks)} and {list(widths)}")
     if min(blocks) < 1 or min(widths) < 1:
@@ -64,7 +64,7 @@ def check_stages(blocks: Sequence[int], widths: Sequence[int]) -> None:
 
 
 def check_kernel(kernel: int) -> int:
-    """Itself, if a convolution with it can keep the size."""
+    """Returns the kernel size if it is odd, so that the convolution can keep the image size; else raises."""
     if isinstance(kernel, bool) or not isinstance(kernel, int):
         raise TypeError(f"stem_kernel must be an int, got {type(kernel).__name__}")
     if kernel < 1 or kernel % 2 == 0:
@@ -73,18 +73,22 @@ def check_kernel(kernel: int) -> int:
 
 
 class Network(nn.Module):
-    """A spiking network that classifies images or sequences. Subclasses add their layers, ``fc``, and ``features``.
+    """Base class of the spiking networks. Subclasses add their layers, ``fc`` and ``features``.
 
     Args:
-        T: time-steps a still image is shown for. A sequence brings its own.
-        in_channels, num_classes: of the images; of the logits.
-        return_seq: what ``forward`` returns unless it is told.
+        T: number of time-steps for which a still image is shown. A sequence has its own T.
+        in_channels: channels of the input.
+        num_classes: number of logits.
+        return_seq: default of ``forward``'s ``return_seq``.
 
     Attributes:
-        step_mode: ``"m"``: all time-steps in one call. ``"s"``: one frame ``[N, C, H, W]`` a call, the neurons going on
-            from where they were until :func:`sewsnn.functional.reset_net`; set it, and theirs, with
-            :func:`sewsnn.functional.set_step_mode`. In evaluation the logits of T calls are those of one call with
-            ``return_seq`` (in training batch norm sees one step at a time).
+        step_mode: ``"m"`` (default): one call computes all time-steps. ``"s"``: one call takes one frame
+            ``[N, C, H, W]``, and the neurons keep their state until :func:`sewsnn.functional.reset_net`. Set it, and
+            the neurons' mode, with :func:`sewsnn.functional.set_step_mode`. In evaluation mode T such calls return the
+            logits of one call with ``return_seq=True``. (In training, batch norm sees one time-step at a time.)
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
     """
 
     fc: nn.Module
@@ -98,19 +102,34 @@ class Network(nn.Module):
         self.step_mode = "m"
 
     def features(self, x: Tensor) -> Tensor:
-        """``[T, N, F]`` of a still image ``[N, C, H, W]`` or a sequence ``[T, N, C, H, W]``."""
+        """The features that the classifier ``fc`` reads.
+
+        Args:
+            x: a still image ``[N, C, H, W]``, shown T times, or a sequence ``[T, N, C, H, W]``.
+
+        Returns:
+            ``[T, N, F]``, pooled over space.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor, return_seq: bool | None = None) -> Tensor:
-        """Logits ``[N, num_classes]``, the mean over time; with ``return_seq`` ``[T, N, num_classes]``.
+        """Classifies images or sequences.
 
         Args:
-            x: images ``[N, C, H, W]``, convolved once and shown T times, or a sequence ``[T, N, C, H, W]``. In
-                single-step mode the next frame ``[N, C, H, W]``; its logits are returned.
+            x: still images ``[N, C, H, W]``, which are convolved once and shown T times, or a sequence
+                ``[T, N, C, H, W]``. In single-step mode: the next frame ``[N, C, H, W]``.
+            return_seq: return the logits of every time-step. Default None: ``return_seq`` of the constructor.
+
+        Returns:
+            Logits ``[N, num_classes]``, the mean over time; with ``return_seq`` ``[T, N, num_classes]``. In single-step
+            mode: the logits ``[N, num_classes]`` of this frame.
+
+        Raises:
+            ValueError: x has the wrong number of dimensions.
         """
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            # Inductor cannot lay out convolutions of symbolic height and width (pytorch#185510): writing the numbers
-            # down makes them constants, and each image size a graph of its own.
+            # Inductor cannot lay out convolutions of symbolic height and width (pytorch#185510). repr makes the numbers
+            # constants, and torch.compile then makes one graph for each image size.
             _ = f"{x.shape[-2]!r} {x.shape[-1]!r}"
         if self.step_mode == "s":
             if x.dim() != 4:
@@ -124,8 +143,11 @@ class Network(nn.Module):
 
 
 def zero_init(model: nn.Module) -> None:
-    """Starts the last BN of each block at weight 0, the block as identity: with AND, where that takes A = 1, also at
-    bias 1 (main paper, section 3.2). Plain blocks, which without a shortcut would be silent, stay as they are."""
+    """Starts each block as the identity (main paper, section 3.2).
+
+    The weight of its last BN becomes 0. With AND, which needs A = 1, its bias becomes 1 as well. Plain blocks stay
+    unchanged: without a shortcut they would be silent.
+    """
     for module in model.modules():
         if isinstance(module, Block) and module.style.residual != "plain":
             nn.init.zeros_(module.last_bn.weight)
@@ -134,7 +156,7 @@ def zero_init(model: nn.Module) -> None:
 
 
 def run_blocks(modules: list[nn.Module], s: Output) -> Output:
-    """One module after the other; blocks whose call nobody watches are given a pair, and return one."""
+    """Runs the modules one after the other, and passes ``skip`` from block to block where no hook needs the call."""
     for i, module in enumerate(modules):
         if isinstance(module, Block) and type(module).forward is Block.forward and not must_be_called(module):
             s = module.run(s, two=i + 1 < len(modules))
@@ -144,15 +166,22 @@ def run_blocks(modules: list[nn.Module], s: Output) -> Output:
 
 
 def one_reader(s_seq: Tensor) -> Output:
-    """A tensor as blocks hand it on."""
+    """A tensor as an ``Output`` without ``skip``."""
     return Output(s_seq, None, None, None)
 
 
 def flat_mean(pool: nn.Module, s_seq: Tensor) -> Tensor:
-    """Pooled over space: ``[T, N, C, H, W]`` to ``[T, N, C]``."""
+    """Pools over space: ``[T, N, C, H, W]`` to ``[T, N, C]``."""
     return over_time(lambda s: pool(s).flatten(1), s_seq)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Number of trainable parameters of ``model``.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The number of elements of all parameters that require a gradient.
+    """
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

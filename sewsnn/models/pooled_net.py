@@ -1,8 +1,10 @@
-"""Networks of equal blocks with max pooling between them: 7B-Net and Wide-7B-Net for event data (main paper, sections
-4.2 and 4.3), and the light network for CIFAR-10 (supplement, A.5 and Table S3). 32 and 128 pixels become one.
+"""Networks of equal blocks with max pooling between the stages.
 
-Spiking, plain and SEW forms differ in their blocks alone; with equal widths no block needs a convolution in its
-shortcut, so all three have the same parameters.
+7B-Net and Wide-7B-Net are for event data (main paper, sections 4.2 and 4.3); the light network is for CIFAR-10
+(supplement, A.5 and Table S3). The stages reduce 128 x 128 or 32 x 32 pixels to one.
+
+The spiking, plain and SEW forms differ only in their blocks. All blocks of a stage have equal widths and need no
+convolution in their shortcut, so all three forms have the same number of parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +29,20 @@ from sewsnn.neuron import ParametricLIFNode
 
 
 def plif() -> ParametricLIFNode:
-    """The event networks' neuron: PLIF, tau = 2 to begin with."""
+    """The neuron of the event networks: PLIF with tau = 2 time-steps at the start of training."""
     return ParametricLIFNode(init_tau=2.0, store_v=False)
 
 
 class Stage(nn.Module):
-    """Blocks of one width, then MaxPool 2; where the width changes, conv - BN - neuron come first."""
+    """Blocks of one width, then max pooling 2x2; if the width changes, convolution, batch norm and a neuron come first.
+
+    Args:
+        in_channels: channels of the input.
+        width: channels of the blocks and of the output.
+        depth: number of blocks.
+        kernel: size of the first convolution, odd.
+        style: the settings that all blocks of a network share (:class:`sewsnn.models.blocks.Style`).
+    """
 
     def __init__(self, in_channels: int, width: int, depth: int, kernel: int, style: Style):
         super().__init__()
@@ -46,12 +56,20 @@ class Stage(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def conv_bn_pairs(self):
-        """The convolution that widens, with its norm; blocks name their own."""
+        """Yields the convolution that changes the width, with its norm; the blocks yield their own pairs."""
         if self.conv is not None:
             yield self.conv, self.bn
 
     def forward(self, x: Tensor, T: int | None = None) -> Tensor:
-        """``[T, N, C, H, W]`` to ``[T, N, width, H / 2, W / 2]``; with T, x is a still image ``[N, C, H, W]``."""
+        """Runs the stage.
+
+        Args:
+            x: ``[T, N, in_channels, H, W]``, or a still image ``[N, in_channels, H, W]`` with ``T``.
+            T: number of time-steps for which a still image is shown. Default None: x has a time axis.
+
+        Returns:
+            ``[T, N, width, H / 2, W / 2]``, rounded down.
+        """
         s = one_reader(x)
         if self.conv is not None:
             z = over_time(self.conv, x) if T is None else self.conv(x)
@@ -62,18 +80,41 @@ class Stage(nn.Module):
 
 
 class PooledNet(Network):
-    """Stages of blocks, each with max pooling at its end; the mean over what is left of space; one linear layer.
+    """A network of stages of blocks, with max pooling 2x2 at the end of each stage.
+
+    Where the number of channels changes, the stage starts with convolution, batch norm and a neuron. After the last
+    stage come the mean over space and a linear layer.
 
     Args:
-        widths: channels of each stage. Where they change, a convolution with BN and neuron comes first.
-        blocks: blocks of each stage.
-        stem_kernel: size of those convolutions, odd.
-        num_classes, T, connect_f, neuron, in_channels, zero_init_residual, residual, fused, pack_spikes, last_neuron,
-        return_seq: as in :class:`sewsnn.models.SEWResNet`.
+        widths: channels of each stage. The first must differ from ``in_channels``.
+        blocks: number of blocks of each stage.
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        stem_kernel: odd size of the convolutions that change the number of channels.
+        T: number of time-steps for which a still image is shown. A sequence has its own T. Default 4.
+        connect_f: ``"ADD"`` (default), ``"AND"`` or ``"IAND"`` (main paper, Table 1). Only ``residual="sew"`` uses it.
+        neuron: a class of :mod:`sewsnn.neuron` or any function that makes a neuron layer, called once per layer; or one
+            node, which is copied for each layer. Default None: IF with the paper's settings.
+        zero_init_residual: start the last BN of each block at weight 0 (with AND also bias 1), so that the block starts
+            as the identity. Plain blocks have no shortcut and stay unchanged. Default False.
+        residual: ``"sew"`` (default): g(SN(F(S)), S); ``"spiking"``: SN(F(S) + S); ``"plain"``: no shortcuts.
+        fused: batch norm, neuron and connection are one op (:func:`sewsnn.layers.bn_neuron`). Default True. False runs
+            the modules one after the other.
+        pack_spikes: convolutions keep the spikes they read as bits for backward, which takes less memory and a little
+            more time. Default False.
+        last_neuron: makes the last neuron of each block, in the same form as ``neuron``. Default None: ``neuron`` does.
+        return_seq: ``forward`` returns the logits of every time-step, ``[T, N, num_classes]``, unless its own argument
+            says otherwise. Default False.
 
     Raises:
-        TypeError, ValueError: an argument is wrong; the message names it. A call with images smaller than
-            ``2 ** len(widths)``.
+        TypeError, ValueError: an argument is wrong; the message names it. A call raises ValueError for images with
+            fewer than ``2 ** len(widths)`` pixels per side.
+
+    Example:
+        >>> net = sewsnn.models.create_model("sew_7b_net", T=16)  # a PooledNet for DVS Gesture
+        >>> logits = net(torch.rand(2, 1, 2, 128, 128))  # [T, N, C, H, W] -> [N, 11]
+
+    Source: main paper, sections 4.2 and 4.3; supplement, A.5 and Table S3.
     """
 
     def __init__(
@@ -98,7 +139,10 @@ class PooledNet(Network):
         check_stages(blocks, widths)
         check_kernel(stem_kernel)
         if in_channels == widths[0]:
-            raise ValueError(f"in_channels must differ from the first width, {widths[0]}: the image is no spikes yet")
+            raise ValueError(
+                f"in_channels must differ from the first width, {widths[0]}: only a stage that changes the number of "
+                "channels starts with a convolution and a neuron, which turn the image into spikes"
+            )
         style = make_style(residual, connect_f, neuron, last_neuron, fused, pack_spikes)
         self.stages = len(widths)
         channels = in_channels
@@ -111,6 +155,17 @@ class PooledNet(Network):
             zero_init(self)
 
     def features(self, x: Tensor) -> Tensor:
+        """The features that the classifier ``fc`` reads.
+
+        Args:
+            x: a still image ``[N, C, H, W]``, shown T times, or a sequence ``[T, N, C, H, W]``.
+
+        Returns:
+            ``[T, N, F]``, pooled over space.
+
+        Raises:
+            ValueError: the images have fewer than ``2 ** len(widths)`` pixels per side.
+        """
         least = 2**self.stages
         if min(x.shape[-2:]) < least:
             raise ValueError(f"x must be at least {least} x {least} pixels, got shape {list(x.shape)}")
@@ -125,7 +180,7 @@ def _register(name: str, residual: str, document: str, **structure):
         return PooledNet(residual=residual, **(structure | kwargs))
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{document}; arguments of :class:`PooledNet`."
+    build.__doc__ = f"{document}.\n\nKeyword arguments: those of :class:`PooledNet`, except residual.\n"
     return register_model(build)
 
 

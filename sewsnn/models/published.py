@@ -1,6 +1,6 @@
-"""What the paper's networks were made for, and the accuracies published for them, each with its source.
+"""The tasks of the paper's networks and the published accuracies, each with its source.
 
-Tables and whatever else shows them read them here.
+The tables in the documentation and the commands read them from here.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ class Task(NamedTuple):
     data: str
     input_shape: tuple[int, int, int]  #: C, H, W
     classes: int
-    steps: tuple[int, ...]  #: T of the published runs; empty: not stated
-    still: bool  #: images, shown T times; else sequences of T frames
+    steps: tuple[int, ...]  #: T of the published runs; empty: the paper does not state it
+    still: bool  #: True: images, shown T times; False: sequences of T frames
 
 
 class Result(NamedTuple):
@@ -23,10 +23,10 @@ class Result(NamedTuple):
     data: str
     accuracy: float  #: top-1, in percent
     source: str
-    T: int | None = None  #: None: not stated
+    T: int | None = None  #: None: the source does not state it
     connect_f: str | None = None
-    surrogate: str | None = None  #: class in :mod:`sewsnn.surrogate`, where it is not the paper's usual ATan
-    epoch: str = "best"  #: "best" or "last"; the papers report the best
+    surrogate: str | None = None  #: class in :mod:`sewsnn.surrogate`; None: the paper's usual ATan
+    epoch: str = "best"  #: "best" or "last" epoch; the papers report the best
 
 
 TASKS = {
@@ -85,11 +85,26 @@ RESULTS = (
 
 
 def task_of(name: str) -> Task | None:
-    """The task a network of the registry was published for; None: it has no size of its own, or is not the paper's."""
+    """The task for which a network was published.
+
+    Args:
+        name: name of a network in the registry.
+
+    Returns:
+        The task; None if the network has no fixed size or is not from the paper.
+    """
     return TASKS.get(_TASK_OF.get(name))
 
 
 def published(name: str, **settings) -> list[Result]:
-    """The results of a network, best first; ``settings`` (``T=4, connect_f="ADD", epoch="best"``) narrow them down."""
+    """The published results of a network, the best first.
+
+    Args:
+        name: name of a network in the registry.
+        settings: fields of :class:`Result` that must match, for example ``T=4, connect_f="ADD", epoch="best"``.
+
+    Returns:
+        A list of :class:`Result`, which may be empty.
+    """
     found = [r for r in RESULTS if r.network == name and all(getattr(r, k) == v for k, v in settings.items())]
     return sorted(found, key=lambda r: -r.accuracy)

@@ -1,7 +1,7 @@
-"""Files of the package safetensors, where it is there: tensors by name, nothing else.
+"""Reads and writes files of the package safetensors, if it is installed. Such a file holds only tensors by name.
 
-The format has no checksums. Ours carry one among their metadata, of names, dtypes, shapes and values; whoever does not
-know it reads them all the same.
+The format has no checksum. Files that sewsnn writes contain one in their metadata, over names, dtypes, shapes and
+values. Programs that do not know the checksum can still read the files.
 """
 
 import json
@@ -20,30 +20,30 @@ _CHECKSUM = "sewsnn.crc32"  # CRC-32 in hexadecimal digits
 
 
 def is_one(path: str | os.PathLike) -> bool:
-    """By its name."""
+    """Whether the name of the file ends in ``.safetensors``."""
     return str(path).endswith(_ENDING)
 
 
 def read(path: str | os.PathLike) -> Tensors:
-    """The tensors in the file by their names, on the CPU.
+    """The tensors of the file by their names, on the CPU.
 
     Raises:
         DamagedError: the file is damaged.
-        CheckpointError: the package or the file is missing, or it cannot be read now; names it.
+        CheckpointError: the package or the file is missing, or the file cannot be read now; the message names it.
     """
     load = _package(path, CheckpointError).load
     try:
         with open_regular(path) as file:
             data = file.read()
     except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
+        raise CheckpointError(f"the checkpoint {path} does not exist") from None
     except (OSError, ValueError) as error:
         raise cannot_read(f"the checkpoint {path}", error) from None
     try:
         state = load(data)
         length = int.from_bytes(data[:8], "little")
         written = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(_CHECKSUM)
-    except Exception as error:  # its own class, and KeyError for a dtype that torch does not have
+    except Exception as error:  # safetensors' own class, or KeyError for a dtype that torch does not have
         if out_of_memory(error):
             raise CheckpointError(f"too little memory to load the checkpoint {path}") from None
         reason = f"torch has no dtype {error}" if isinstance(error, KeyError) else error
@@ -52,14 +52,14 @@ def read(path: str | os.PathLike) -> Tensors:
         ) from None
     if written is not None and written != _checksum(state):
         raise DamagedError(
-            f"{path} is damaged, or was changed by a program that kept the old checksum: its tensors are not those "
-            f"that {_CHECKSUM} in its metadata is of"
+            f"{path} is damaged, or another program changed its tensors and kept the old checksum: the tensors do not "
+            f"match {_CHECKSUM} in its metadata"
         )
     return Tensors(state, f"{path} {UNCHECKED}" if written is None else "")
 
 
 def write(path: str | os.PathLike, state: Mapping[str, Tensor]) -> bytes:
-    """The content of a file of these tensors, with the CRC-32 of names, shapes and bytes among its metadata.
+    """The content of a file of these tensors, with the CRC-32 of names, dtypes, shapes and values in its metadata.
 
     Raises:
         UserError: the package is missing.

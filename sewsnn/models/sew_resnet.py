@@ -1,9 +1,11 @@
-"""Residual networks of spikes: SEW ResNet, whose blocks join spikes element-wise, g(A, S) with ADD, AND or IAND;
-Spiking ResNet, which adds the shortcut before the neuron; and the plain network, which has none.
+"""Residual spiking networks: SEW ResNet, Spiking ResNet and the plain network.
 
-Layout and names follow torchvision's ResNet v1.5 (stride on the 3x3 convolution). In SEW ResNet every conv-BN pair is
-followed by a spiking neuron; in Spiking ResNet all but those of the shortcuts. Source: main paper, section 3.2 and
-Table 1; supplement, Table S1.
+SEW ResNet joins the spikes of branch and shortcut element-wise, g(A, S) with ADD, AND or IAND. Spiking ResNet adds the
+shortcut before the neuron. The plain network has no shortcut.
+
+Layout and names follow torchvision's ResNet v1.5 (stride on the 3x3 convolution). In SEW ResNet a spiking neuron
+follows every pair of convolution and BN; in Spiking ResNet it follows all pairs except those in the shortcuts. Source:
+main paper, section 3.2 and Table 1; supplement, Table S1.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,31 +32,46 @@ _STEMS = {"imagenet": 7, "small": 3}
 
 
 class SEWResNet(Network):
-    """SEW ResNet, and with ``residual`` its two relatives.
+    """SEW ResNet and, with ``residual``, Spiking ResNet and the plain network.
+
+        out = g(SN(F(S)), S)      ``residual="sew"``: g is ADD, AND or IAND
+        out = SN(F(S) + S)        ``residual="spiking"``
+        out = SN(F(S))            ``residual="plain"``
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
-        blocks: number of blocks in each stage; each stage but the first halves height and width.
-        widths: channels of each stage (times ``block.expansion`` at its end).
-        num_classes: outputs.
-        T: time-steps a static image is shown for. A sequence brings its own.
-        connect_f: ``"ADD"``, ``"AND"`` or ``"IAND"`` (Table 1).
-        neuron: what makes a neuron layer, a class of :mod:`sewsnn.neuron` or any function, called once for each; or one
-            node, which is copied for each. None: IF with the paper's settings.
-        in_channels: 3 for colour images.
-        stem: ``"imagenet"``, 7x7 stride 2 and max-pooling; ``"small"``, 3x3 stride 1, for small images.
-        stem_kernel: another odd size of the stem's convolution.
-        zero_init_residual: the last BN of each block starts at weight 0 (with AND also bias 1), the block as identity;
-            plain blocks have no shortcut and stay as they are.
-        residual: ``"sew"``; ``"spiking"``: SN(F(S) + S), connect_f is not used; ``"plain"``: no shortcuts.
-        fused: BN, neuron and connection are one op (:func:`sewsnn.layers.bn_neuron`). False: the modules, one by one.
-        pack_spikes: convolutions keep the spikes they read as bits for backward: less memory, a little more time.
-        last_neuron: what makes the last neuron of each block, as ``neuron``; None: ``neuron`` does. The 0/1-gradient
-            experiment (supplement, A.5): ``lambda: IFNode(v_threshold=0.5, surrogate_function=UnitATan())``.
-        return_seq: ``forward`` returns the logits of every time-step, ``[T, N, num_classes]``, unless it is told.
+        blocks: number of blocks of each stage. Each stage except the first halves height and width.
+        widths: channels of each stage (at its end, times ``block.expansion``). Default ``(64, 128, 256, 512)``.
+        num_classes: number of logits. Default 1000.
+        T: number of time-steps for which a still image is shown. A sequence has its own T. Default 4.
+        connect_f: ``"ADD"`` (default), ``"AND"`` or ``"IAND"`` (main paper, Table 1). Only ``residual="sew"`` uses it.
+        neuron: a class of :mod:`sewsnn.neuron` or any function that makes a neuron layer, called once per layer; or one
+            node, which is copied for each layer. Default None: IF with the paper's settings.
+        in_channels: channels of the input. Default 3 (colour images).
+        stem: ``"imagenet"`` (default): 7x7 convolution with stride 2 and max pooling; ``"small"``: 3x3 convolution with
+            stride 1, for small images.
+        zero_init_residual: start the last BN of each block at weight 0 (with AND also bias 1), so that the block starts
+            as the identity. Plain blocks have no shortcut and stay unchanged. Default False.
+        residual: ``"sew"`` (default), ``"spiking"`` or ``"plain"``, see above.
+        fused: batch norm, neuron and connection are one op (:func:`sewsnn.layers.bn_neuron`). Default True. False runs
+            the modules one after the other.
+        pack_spikes: convolutions keep the spikes they read as bits for backward, which takes less memory and a little
+            more time. Default False.
+        last_neuron: makes the last neuron of each block, in the same form as ``neuron``. Default None: ``neuron`` does.
+            The 0/1-gradient experiment (supplement, A.5) uses
+            ``lambda: IFNode(v_threshold=0.5, surrogate_function=UnitATan())``.
+        stem_kernel: odd size of the stem's convolution. Default None: the size that ``stem`` implies.
+        return_seq: ``forward`` returns the logits of every time-step, ``[T, N, num_classes]``, unless its own argument
+            says otherwise. Default False.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
+
+    Example:
+        >>> net = SEWResNet(BasicBlock, (2, 2, 2, 2), num_classes=10)  # SEW ResNet-18
+        >>> logits = net(torch.randn(1, 3, 64, 64))  # [N, C, H, W] -> [N, 10]
+
+    Source: main paper, section 3.2 and Table 1; supplement, Table S1.
     """
 
     def __init__(
@@ -107,11 +124,11 @@ class SEWResNet(Network):
             zero_init(self)
 
     def conv_bn_pairs(self):
-        """The stem's convolution with its norm; blocks name their own."""
+        """Yields the stem's convolution with its norm; the blocks yield their own pairs."""
         yield self.conv1, self.bn1
 
     def _stem(self, x: Tensor) -> Output:
-        still = x.dim() == 4  # convolved and normalised once
+        still = x.dim() == 4  # a still image is convolved and normalised once
         z = self.conv1(x) if still else over_time(self.conv1, x)
         pooled = not isinstance(self.maxpool, nn.Identity)
         if still and _is_stem_pool(self.maxpool):
@@ -121,7 +138,7 @@ class SEWResNet(Network):
         return one_reader(over_time(self.maxpool, s.out)) if pooled else s
 
     def _blocks(self) -> list[nn.Module]:
-        """All blocks in a row; a stage stays one module where somebody watches it or has put another in its place."""
+        """All blocks in order. A stage stays one module if it has hooks or somebody replaced it."""
         modules = []
         for stage in range(self.stages):
             layer = getattr(self, f"layer{stage + 1}")
@@ -129,11 +146,19 @@ class SEWResNet(Network):
         return modules
 
     def features(self, x: Tensor) -> Tensor:
+        """The features that the classifier ``fc`` reads.
+
+        Args:
+            x: a still image ``[N, C, H, W]``, shown T times, or a sequence ``[T, N, C, H, W]``.
+
+        Returns:
+            ``[T, N, F]``, pooled over space.
+        """
         return flat_mean(self.avgpool, run_blocks(self._blocks(), self._stem(x)).out)
 
 
 def _is_stem_pool(pool: nn.Module) -> bool:
-    """Whether :func:`bn_neuron_pool` can stand for it: others may have been put in its place."""
+    """Whether :func:`bn_neuron_pool` can replace this pooling layer, which somebody may have exchanged."""
     if type(pool) is not nn.MaxPool2d or must_be_called(pool):
         return False
     settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
@@ -146,7 +171,8 @@ def _published(name: str, block, blocks, residual: str):
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = (
-        f"{_NAMES[residual]} with {block.__name__} x {blocks} (supplement, Table S1); arguments of :class:`SEWResNet`."
+        f"{_NAMES[residual]} with {block.__name__} x {blocks} (supplement, Table S1).\n\n"
+        "Keyword arguments: those of :class:`SEWResNet`, except block, blocks and residual.\n"
     )
     return register_model(build)
 
@@ -166,5 +192,19 @@ for _residual in _NAMES:
 
 @register_model
 def sew_resnet(blocks: Sequence[int], widths: Sequence[int], bottleneck: bool = False, **kwargs) -> SEWResNet:
-    """A SEW ResNet of any size: stages of ``blocks[i]`` blocks with ``widths[i]`` channels."""
+    """A SEW ResNet of any size.
+
+    Args:
+        blocks: number of blocks of each stage.
+        widths: channels of each stage.
+        bottleneck: blocks are :class:`Bottleneck` instead of :class:`BasicBlock`. Default False.
+        kwargs: the other arguments of :class:`SEWResNet`, for example ``num_classes``, ``T``, ``connect_f``,
+            ``neuron``.
+
+    Returns:
+        The network, with random weights.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+    """
     return SEWResNet(Bottleneck if bottleneck else BasicBlock, blocks, widths, **kwargs)

@@ -1,4 +1,4 @@
-"""The state dict in a checkpoint file of whatever program."""
+"""Finds the state dict in a checkpoint file of any program."""
 
 import argparse
 import os
@@ -15,44 +15,45 @@ from sewsnn.errors import CheckpointError, short
 from sewsnn.files import read_tensors
 from sewsnn.models import safetensors
 
-# Keys under which a file keeps its weights, beside optimizer, epoch and the like, in the order they are looked for. The
-# moving averages are last: they are read where there are no others, or where they are asked for.
+# Keys under which files keep their weights (beside the optimizer, the epoch and so on), in the order of the search. The
+# moving averages are last: they are read only if there are no other weights, or if container names them.
 _CONTAINERS = ("model", "net", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema")
-_WRAPPER = "module."  # what DistributedDataParallel and AveragedModel put before every name
-_COMPILED = "_orig_mod"  # what torch.compile puts into the names of the modules that are compiled
-_COUNTER = "n_averaged"  # what AveragedModel has besides
+_WRAPPER = "module."  # the prefix that DistributedDataParallel and AveragedModel put before every name
+_COMPILED = "_orig_mod"  # the part that torch.compile inserts into the names of compiled modules
+_COUNTER = "n_averaged"  # an additional entry of AveragedModel
 _CONSTANT = re.compile(r"(^|\.)surrogate_function\.\w+$")
-_SHOWN = 10  # names in a message
-_LONGEST = 200  # characters of one
+_SHOWN = 10  # most names in a message
+_LONGEST = 200  # most characters of a name in a message
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict as it was found, without prefixes."""
+    """A state dict with its origin, its names without prefixes."""
 
     source: str
     state: dict[str, Any]
     container: str | None = None
     ignored: tuple[str, ...] = ()
-    settings: Mapping[str, str] = field(default_factory=dict)  # the model's, where the file says so
-    config: Mapping[str, Any] | None = None  # of the run of sewsnn train that wrote it
-    data: Mapping[str, Any] | None = None  # what that run was trained on; older ones do not say
-    constants: tuple[str, ...] = ()  # entries of older SpikingJelly that are settings of surrogate functions
+    settings: Mapping[str, str] = field(default_factory=dict)  # settings of the model that the file states
+    config: Mapping[str, Any] | None = None  # configuration of the run of sewsnn train that wrote the file
+    data: Mapping[str, Any] | None = None  # data that this run was trained on; older files do not state it
+    constants: tuple[str, ...] = ()  # settings of surrogate functions, which older SpikingJelly stored as entries
     notes: tuple[str, ...] = ()
 
 
 def read_weights(
     source: str | os.PathLike | Mapping[str, Any], container: str | None = None, known: Collection[str] = ()
 ) -> Weights:
-    """The state dict in a file or in its content.
+    """The state dict in a file or in the content of one.
 
     Args:
-        container: the key it is under; None: it is looked for.
-        known: names that a model has in whatever dialect: what is one of them is no prefix.
+        source: the file or its content.
+        container: the key that holds it; None: search for it.
+        known: the names of a model in all dialects. They are not treated as prefixes.
 
     Raises:
-        TypeError: an argument is of another type.
-        CheckpointError: as :func:`load_checkpoint`.
+        TypeError: an argument has the wrong type.
+        CheckpointError: the file cannot be read, or it holds no state dict.
     """
     if container is not None and not isinstance(container, str):
         raise TypeError(f"container must be a str or None, got {type(container).__name__}")
@@ -82,21 +83,21 @@ def read_weights(
 
 
 def _is_of_training(content: Mapping[str, Any]) -> bool:
-    """Whether ``sewsnn train`` wrote it."""
+    """Whether ``sewsnn train`` wrote the file."""
     return isinstance(content.get("format"), str) and content["format"] == "sewsnn.train"
 
 
 def _is_constant(name: str, value: Any) -> bool:
-    """Whether it is a setting of a surrogate function, which SpikingJelly once kept as a tensor: ``alpha``."""
+    """Whether the entry is a setting of a surrogate (``alpha``), which older SpikingJelly stored as a tensor."""
     return bool(_CONSTANT.search(name)) and isinstance(value, Tensor) and is_dense(value) and value.numel() == 1
 
 
 def _container(content: Mapping[str, Any], source: str, wanted: str | None) -> str | None:
-    """The key under which the weights are; None: the content itself is."""
+    """The key that holds the weights; None: the content itself is the state dict."""
     holders = [key for key, value in content.items() if isinstance(key, str) and _is_state(value)]
     has = f"it has {some(content) or 'nothing'}"
     if wanted is None and _is_of_training(content):
-        wanted = "model"  # and never the moving average in its place
+        wanted = "model"  # never the moving average in its place
     if wanted:
         if wanted not in holders:
             raise CheckpointError(f"{source} has no tensors by name under {short(wanted)}: {has}")
@@ -109,7 +110,7 @@ def _container(content: Mapping[str, Any], source: str, wanted: str | None) -> s
         return None
     if wanted is None and len(holders) == 1:
         return holders[0]
-    choice = f"; which of {some(map(repr, holders))} is meant, container must say" if holders else ""
+    choice = f"; choose one of {some(map(repr, holders))} with container" if holders else ""
     raise CheckpointError(
         f"{source} is not a checkpoint: it must hold tensors by name, or a dictionary of them under one of "
         f"{', '.join(_CONTAINERS)} or one other key; {has}{choice}"
@@ -117,20 +118,23 @@ def _container(content: Mapping[str, Any], source: str, wanted: str | None) -> s
 
 
 def _is_state(content: Any) -> bool:
-    """Names and, among the values, a tensor; what else there is will be named."""
+    """Whether this is a dictionary of names with at least one tensor; the report lists entries that are no tensors."""
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return False
     return any(isinstance(value, Tensor) for value in content.values())
 
 
 def is_dense(value: Tensor) -> bool:
-    """Whether a tensor is an array of numbers: neither sparse, quantized or nested, nor without values."""
+    """Whether a tensor is a plain array of numbers: not sparse, quantized or nested, and not on the meta device."""
     return not (value.is_meta or value.is_nested or value.is_quantized) and value.layout is torch.strided
 
 
 def _plain_names(state: Mapping[str, Any], source: str, known: Collection[str]) -> dict[str, Any]:
-    """Without what wrappers put into names. ``module.`` may be a model's own: it goes as often as makes the most names
-    known ones, and where that does not tell, as often as all have it."""
+    """The state dict without the prefixes of wrappers.
+
+    ``module.`` may also be part of a model's own names. It is removed as often as makes most names known; if that
+    leaves a choice, as often as all names have it.
+    """
     plain: dict[str, Any] = {}
     for key, value in state.items():
         name = without_compiled(key)
@@ -145,7 +149,7 @@ def _plain_names(state: Mapping[str, Any], source: str, known: Collection[str]) 
 
 
 def _unwrapped(state: dict[str, Any]) -> dict[str, Any] | None:
-    """With one wrapper less; None: there is none."""
+    """The state dict with one wrapper prefix less; None: there is none."""
     inner = {key: value for key, value in state.items() if key != _COUNTER}
     if not inner or not all(key.startswith(_WRAPPER) for key in inner):
         return None
@@ -153,12 +157,12 @@ def _unwrapped(state: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def without_compiled(key: str) -> str:
-    """A name as it is where nothing is compiled."""
+    """A name without the part that torch.compile inserts."""
     return ".".join(part for part in key.split(".") if part != _COMPILED)
 
 
 def _settings(content: Mapping[str, Any]) -> dict[str, str]:
-    """``name`` and ``connect_f`` of the model: from the authors' ``args``, or our training's ``config``."""
+    """``name`` and ``connect_f`` of the model, from the authors' ``args`` or the ``config`` of ``sewsnn train``."""
     args, config = content.get("args"), content.get("config")
     if isinstance(args, argparse.Namespace):
         said = {"name": getattr(args, "model", None), "connect_f": getattr(args, "connect_f", None)}
@@ -170,12 +174,12 @@ def _settings(content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def some(names: Iterable[Any]) -> str:
-    """The first few, and how many more."""
+    """The first few names and the number of the others, for a message."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(map(shown, names[:_SHOWN])) + more
 
 
 def shown(name: Any) -> str:
-    """A name for a message: as it is, unless it would break the line or fill it."""
+    """A name for a message: unchanged, unless it is long or cannot be printed."""
     return name if isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST else short(name)

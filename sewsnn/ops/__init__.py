@@ -1,1 +1,1 @@
-"""The compiled ops: loading, fake kernels, autograd, and the readable reference beside them."""
+"""The compiled ops: loading, fake kernels and autograd formulas, with a readable reference implementation."""

@@ -1,11 +1,11 @@
-"""The native ops of batch norm + neuron + connection: fake kernels and autograd, around ``torch.ops.sewsnn``.
+"""The native ops of batch norm + neuron + connection: fake kernels and autograd around ``torch.ops.sewsnn``.
 
-Forward is two stages, so that the statistics can come from elsewhere (other processes, a convolution's epilogue):
-``bn_statistics`` and ``bn_neuron_forward``. So is backward: ``bn_neuron_reduce`` sums dL/dy and dL/dy xhat over each
-channel, ``bn_neuron_apply`` uses the sums. Both recompute the neuron from z: kept are z and the statistics, the
-shortcut where its values are needed, and for T > 16 the neuron's checkpoints.
+Forward has two stages, ``bn_statistics`` and ``bn_neuron_forward``, so that the statistics can come from elsewhere
+(other processes, or the epilogue of a convolution). Backward has two stages as well: ``bn_neuron_reduce`` sums dL/dy
+and dL/dy xhat over each channel, and ``bn_neuron_apply`` uses the sums. Both recompute the neuron from z. Autograd
+keeps z, the statistics, the shortcut where its values are needed, and the neuron's checkpoints for T > 16.
 
-Autograd is there twice, as in :mod:`sewsnn.ops.neuron`, and for the same reason.
+There are two autograd formulas, as in :mod:`sewsnn.ops.neuron` and for the same reason.
 """
 
 import math
@@ -18,19 +18,19 @@ from torch import Tensor
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
-from sewsnn.ops.shapes import check_operands, check_size
+from sewsnn.ops.shapes import check_kinds, check_operands, check_size
 
-NO_NEURON = 3  # the `kind` of none
+NO_NEURON = -1  # the `kind` of batch norm without a neuron
 NONE, ADD, AND, IAND, ADD_BEFORE = 0, 1, 2, 3, 4  # Connect in csrc/core/bn_params.h
 CONNECTIONS = {None: NONE, "ADD": ADD, "AND": AND, "IAND": IAND}
 
 
 class Options(NamedTuple):
-    """What the ops take besides tensors, in their order."""
+    """The arguments of the ops besides tensors, in the order of the ops."""
 
     eps: float
     connect: int
-    T: int  # 0: z has a time axis; else it is still, and shown T times
+    T: int  # 0: z has a time axis; else z is a still image that is shown T times
     kind: int
     tau: float
     decay_input: bool
@@ -42,8 +42,15 @@ class Options(NamedTuple):
 
 
 class Output(NamedTuple):
-    """``out`` and, where asked for: ``skip``, the same numbers for a second reader, whose gradient is then added inside
-    backward; ``v``, the final potential; ``bits``, the packed spikes ``[T, M / 8]`` in the order of out's memory."""
+    """The result of :func:`sewsnn.layers.bn_neuron`; a field that was not requested is None.
+
+    Attributes:
+        out: spikes or sums of spikes ``[T, N, C, ...]`` in the dtype of z_seq.
+        skip: a second handle to the values of ``out``, for the shortcut of the next block. Backward adds its gradient
+            to that of ``out`` inside the op.
+        v: membrane potential ``[N, C, ...]`` after the last time-step, in float32 (float64 for float64 input).
+        bits: packed spikes ``[T, M / 8]`` as uint8, M = N C H W, in the memory order of ``out``.
+    """
 
     out: Tensor
     skip: Tensor | None
@@ -52,12 +59,12 @@ class Output(NamedTuple):
 
 
 def moments(z: Tensor, T: int, group=None) -> tuple[Tensor, Tensor | float]:
-    """``[2, C]`` mean and biased variance in the state's dtype, and the number of values they are of.
+    """Mean and biased variance ``[2, C]`` in the state's dtype, and the number of values that they average.
 
-    With ``group`` they are of the values of all its processes, and the number is a tensor.
+    With ``group`` they average the values of all its processes, and the number is a tensor.
 
     Raises:
-        RuntimeError: on the CPU, if they are not finite (on a GPU that would cost a synchronisation).
+        RuntimeError: on the CPU, if they are not finite. (On a GPU this check would need a synchronisation.)
     """
     count = z.numel() / z.shape[1 if T else 2]
     statistics = torch.ops.sewsnn.bn_statistics(z.detach(), T, group is None)
@@ -77,8 +84,10 @@ def moments(z: Tensor, T: int, group=None) -> tuple[Tensor, Tensor | float]:
 def update_running(
     statistics: Tensor, count: Tensor | float, momentum: float | Tensor, mean: Tensor, var: Tensor
 ) -> None:
-    """``running += momentum (new - running)``, in place, with the unbiased variance; not at all if a statistic is not
-    finite. ``momentum`` and ``count`` may be numbers on the device."""
+    """Updates the running statistics in place: ``running += momentum (new - running)``, with the unbiased variance.
+
+    It changes nothing if a statistic is not finite. ``momentum`` and ``count`` may be tensors on the device.
+    """
     if mean.dtype != statistics.dtype or not (mean.is_contiguous() and var.is_contiguous()):
         wide = mean.to(statistics.dtype).contiguous(), var.to(statistics.dtype).contiguous()
         update_running(statistics, count, momentum, *wide)
@@ -109,11 +118,11 @@ def bn_neuron(
     pack: bool = False,
     two: bool = False,
 ) -> Output:
-    """Calls the compiled kernels; arguments as checked and completed by :mod:`sewsnn.layers`.
+    """Calls the compiled kernels. :mod:`sewsnn.layers` has checked the arguments and filled in the defaults.
 
     Args:
-        training: the statistics are those of z (and of ``count`` numbers), which matters to the gradient of z.
-        two: return ``skip``, too.
+        training: the statistics are those of z (over ``count`` values), which changes the gradient of z.
+        two: return ``skip`` as well.
     """
     tensors = (z, shortcut, statistics, weight, bias, leak)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -132,12 +141,12 @@ def bn_neuron(
 
 
 def unpack_spikes(bits: Tensor, sizes, strides, dtype: torch.dtype) -> Tensor:
-    """The spikes of ``Output.bits`` as numbers: a dense tensor of these sizes and strides."""
+    """The spikes of ``Output.bits`` as a dense tensor of these sizes, strides and dtype."""
     return torch.ops.sewsnn.unpack_spikes(bits, list(sizes), list(strides), dtype)
 
 
 class _Saved(NamedTuple):
-    """What backward needs, in the order it is saved."""
+    """The tensors that backward needs, in the order in which autograd saves them."""
 
     z: Tensor
     shortcut: Tensor | None
@@ -150,7 +159,7 @@ class _Saved(NamedTuple):
 
 def _remember(ctx, inputs, checkpoints, options, training, count, group):
     z, shortcut, *channels = inputs
-    if options.connect == ADD:  # its values do not matter to any gradient
+    if options.connect == ADD:  # no gradient depends on the values of the shortcut
         shortcut = None
     ctx.options, ctx.training, ctx.count, ctx.group = options, training, count, group
     ctx.set_materialize_grads(False)
@@ -158,14 +167,14 @@ def _remember(ctx, inputs, checkpoints, options, training, count, group):
 
 
 def _gradients(ctx, grad_out, grad_skip):
-    """Of z, shortcut, statistics (never), weight, bias, leak."""
+    """Gradients of z, shortcut, statistics (always None), weight, bias and leak."""
     if grad_out is None:
         grad_out, grad_skip = grad_skip, None
     if grad_out is None:
         return (None,) * 6
     need_z, need_shortcut, _, need_weight, need_bias, need_leak, *_ = ctx.needs_input_grad
     saved, options = _Saved(*ctx.saved_tensors), ctx.options
-    connect = NONE if options.connect == ADD else options.connect  # as far as backward is concerned
+    connect = NONE if options.connect == ADD else options.connect  # backward computes ADD like no connection
     arguments = (*saved, options.eps, connect, *options[2:])
     sums = grad_leak = None
     if need_weight or need_bias or need_leak or grad_skip is not None or (need_z and ctx.training):
@@ -192,16 +201,16 @@ def _gradients(ctx, grad_out, grad_skip):
 
 
 def below_autograd(name, *arguments):
-    """An op of backward."""
+    """Calls an op of backward below autograd."""
     op = getattr(torch.ops.sewsnn, name).default
-    if torch.is_grad_enabled():  # create_graph: the op's formula raises
+    if torch.is_grad_enabled():  # create_graph=True: the op's autograd formula raises an error
         return op(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
 
 def sums_of_all(ctx, sums: Tensor, count: float) -> Tensor:
-    """The sums of all processes that share statistics, as if they were of so many values as here."""
+    """The sums over all processes that share statistics, scaled to the number of values of this process."""
     if ctx.group is None:
         return sums
     sums = sums.clone()
@@ -221,7 +230,7 @@ class _BnNeuron(torch.autograd.Function):
             )
         _remember(ctx, inputs, checkpoints, options, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
-        # A view, and no detached alias: autograd then notices where either is changed in place.
+        # A view, not a detached alias: autograd then notices an in-place change of either.
         return out, out.view_as(out) if two else None, v, checkpoints, bits
 
     @staticmethod
@@ -244,7 +253,7 @@ def _backward(ctx, grad_out, *_):
 
 
 def _sequence(z: Tensor, T: int) -> tuple[list[int], list[int]]:
-    """Sizes and strides of what has the shape of z with its time axis."""
+    """Sizes and strides of a tensor like z with its time axis."""
     seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
     return list(seq.shape), dense_strides(seq)
 
@@ -257,8 +266,17 @@ def _update_fake(statistics, momentum, count, running_mean, running_var):
     check_operands(statistics, running_mean, running_var)
 
 
+def _check_options(*values) -> None:
+    options = Options(*values)
+    if options.connect not in range(5):
+        raise RuntimeError(f"unknown connection {options.connect}")
+    if options.kind != NO_NEURON:
+        check_kinds(options.kind, options.surrogate)
+
+
 def _forward_fake(z, shortcut, statistics, weight, bias, leak, eps, connect, T, kind, *rest):
     *_, v_mode, needs_grad, pack, _ = rest
+    _check_options(eps, connect, T, kind, *rest[:7])
     check_operands(z, shortcut, statistics, weight, bias, leak, T=T)
     sizes, strides = _sequence(z, T)
     state, M = state_dtype(z.dtype), math.prod(sizes[1:])
@@ -274,6 +292,7 @@ def _forward_fake(z, shortcut, statistics, weight, bias, leak, eps, connect, T, 
 
 
 def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, eps, connect, T, *rest):
+    _check_options(eps, connect, T, *rest[:8])
     check_operands(z, grad_out, grad_skip, shortcut, statistics, weight, bias, leak, checkpoints, T=T)
     sizes, strides = _sequence(z, T)
     state = state_dtype(z.dtype)
@@ -287,6 +306,7 @@ def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, lea
 def _apply_fake(
     grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count, eps, connect, T, *rest
 ):
+    _check_options(eps, connect, T, *rest[:8])
     check_operands(z, grad_out, shortcut, statistics, weight, bias, leak, checkpoints, sums, T=T)
     sizes, strides = _sequence(z, T)
     return (

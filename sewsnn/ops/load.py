@@ -1,4 +1,4 @@
-"""Loads the compiled library and answers which backend can run where."""
+"""Loads the compiled library and decides which backend can run on which device."""
 
 import ctypes
 import logging
@@ -13,23 +13,23 @@ from sewsnn.errors import SettingError
 logger = logging.getLogger("sewsnn")
 
 BACKENDS = ("auto", "native", "cupy", "torch")
-#: the compiled library; SEWSNN_LIBRARY names another one, built elsewhere for instance
+#: the compiled library; the environment variable SEWSNN_LIBRARY selects another file
 LIBRARY = Path(os.environ.get("SEWSNN_LIBRARY") or Path(__file__).parent.parent / "_native" / "libsewsnn.so")
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for by name and cannot run here; the message says why."""
+    """You asked for a backend by name, and it cannot run here; the message says why."""
 
 
 class BackendWarning(UserWarning):
-    """``auto`` fell back to a slower backend. Given once per reason."""
+    """``backend="auto"`` fell back to a slower backend. Each reason is reported once."""
 
 
 def _load() -> str | None:
-    """Loads the library; None, or why it could not be."""
+    """Loads the library. Returns None, or the reason why it cannot be loaded."""
     if not LIBRARY.is_file():
         if os.environ.get("SEWSNN_LIBRARY"):
-            return f"SEWSNN_LIBRARY names {LIBRARY}, which is not there"
+            return f"SEWSNN_LIBRARY names {LIBRARY}, but there is no such file"
         return f"the compiled library is missing ({LIBRARY.name} is not in {LIBRARY.parent}); reinstall sewsnn"
     if torch._C._dispatch_has_kernel("sewsnn::neuron_forward") and not _is_loaded():
         # torch ends a process that registers the same ops twice.
@@ -42,7 +42,7 @@ def _load() -> str | None:
 
 
 def _is_loaded() -> bool:
-    """Whether this process has the library already: sewsnn is imported for a second time."""
+    """Whether this process has already loaded the library, because sewsnn is imported a second time."""
     try:
         ctypes.CDLL(str(LIBRARY), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:
@@ -51,8 +51,10 @@ def _is_loaded() -> bool:
 
 
 def _ask(name: str, *arguments) -> tuple[int, str] | None:
-    """What a C function of the library answers: its number, and the text it writes. None where the library has no such
-    function: it is older, or for the CPU alone."""
+    """Calls a C function of the library and returns its number and the text it writes.
+
+    None: the library does not have this function, because it is older or was built without CUDA.
+    """
     function = getattr(ctypes.CDLL(str(LIBRARY)), name, None)
     if function is None:
         return None
@@ -61,10 +63,10 @@ def _ask(name: str, *arguments) -> tuple[int, str] | None:
 
 
 def _instruction_set() -> str | None:
-    """That of the CPU kernels, after the check of the variables that they read; None: the library does not say.
+    """The instruction set of the CPU kernels, after a check of the environment variables they read; None: unknown.
 
     Raises:
-        SettingError: SEWSNN_CPU or SEWSNN_CPU_KEEP_MB is wrong.
+        SettingError: SEWSNN_CPU or SEWSNN_CPU_KEEP_MB has an invalid value.
     """
     answer = None if NATIVE_ERROR else _ask("sewsnn_settings")
     if answer is None:
@@ -77,7 +79,7 @@ def _instruction_set() -> str | None:
 
 NATIVE_ERROR = _load()
 INSTRUCTION_SET = _instruction_set()
-#: device types the compiled library has kernels for
+#: device types for which the compiled library has kernels
 NATIVE_DEVICES = tuple(
     device
     for device, key in (("cpu", "CPU"), ("cuda", "CUDA"))
@@ -88,20 +90,23 @@ _cuda_problems: dict[int, str | None] = {}
 
 
 def library_hash() -> str | None:
-    """The hash of the sources the library was built from (cmake/csrc_hash.py); None without a library."""
+    """The hash of the sources from which the library was built (cmake/csrc_hash.py); None without a library."""
     if NATIVE_ERROR is not None:
         return None
     library = ctypes.CDLL(str(LIBRARY))
     try:
         text = (ctypes.c_char * 13).in_dll(library, "sewsnn_csrc")
     except ValueError:
-        return None  # older than this
+        return None  # the library was built before the hash existed
     return text.value.decode()
 
 
 def cuda_problem(index: int | None) -> str | None:
-    """Why the compiled CUDA kernels cannot run on this GPU: its driver is too old for them, or they were not compiled
-    for it. None if they can. Asked once for each GPU; ``None``: torch's current one."""
+    """Why the compiled CUDA kernels cannot run on this GPU; None if they can.
+
+    The driver may be too old for them, or they may not be compiled for this GPU. The library is asked once per GPU.
+    ``index`` None means torch's current GPU.
+    """
     if index is None:
         index = torch.cuda.current_device()
     if index not in _cuda_problems:
@@ -110,18 +115,20 @@ def cuda_problem(index: int | None) -> str | None:
     return _cuda_problems[index]
 
 
-# torch.compile calls it while it traces, and takes the answer for a constant. (What the decorator of torch.compiler
-# does, without its import of the compiler, which takes a second.)
+# torch.compile calls cuda_problem while it traces and treats the answer as a constant. (The decorator of torch.compiler
+# does the same, but it imports the compiler, which takes a second.)
 cuda_problem._dynamo_marked_constant = True
 
 
 def why_not_native(device: torch.device | str, surrogate) -> str | None:
-    """Why the compiled kernels cannot run on this device with this surrogate; None if they can. Of a device's type
-    alone ("cuda") it is answered whether there are kernels."""
+    """Why the compiled kernels cannot run on this device with this surrogate; None if they can.
+
+    For a device type alone (``"cuda"``) the answer says only whether the library has kernels for it.
+    """
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
     device_type = device if isinstance(device, str) else device.type
-    if device_type not in (*NATIVE_DEVICES, "meta"):  # shapes alone: the ops' fake kernels
+    if device_type not in (*NATIVE_DEVICES, "meta"):  # the meta device has shapes only: the fake kernels run
         hint = " (it was built without nvcc)" if device_type == "cuda" else ""
         return f"the compiled library has no kernels for {device_type}{hint}"
     if device_type == "cuda" and not isinstance(device, str):
@@ -133,21 +140,31 @@ def why_not_native(device: torch.device | str, surrogate) -> str | None:
     return None
 
 
-def resolve_backend(backend: str, device: torch.device | str, surrogate) -> str:
-    """The backend that will run on this device (or type of device): ``"native"`` or ``"torch"``.
+def check_backend(backend: str) -> str:
+    """Returns the name of a backend if this version has that backend.
 
     Raises:
         ValueError: ``backend`` is not one of ``BACKENDS``.
-        BackendError: the backend asked for cannot run here.
+        BackendError: ``backend`` is ``"cupy"``, which this version does not have.
     """
-    if backend == "torch":
-        return "torch"
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
     if backend == "cupy":
         raise BackendError(
             "backend='cupy' cannot run: this version of sewsnn does not compile its kernels at run time; use 'native'"
         )
+    return backend
+
+
+def resolve_backend(backend: str, device: torch.device | str, surrogate) -> str:
+    """The backend that will run on this device or device type: ``"native"`` or ``"torch"``.
+
+    Raises:
+        ValueError: ``backend`` is not one of ``BACKENDS``.
+        BackendError: you asked for a backend that cannot run here.
+    """
+    if check_backend(backend) == "torch":
+        return "torch"
     reason = why_not_native(device, surrogate)
     if reason is None:
         return "native"

@@ -1,11 +1,11 @@
-"""The native neuron op: fake kernels (shapes and strides without data) and autograd, around ``torch.ops.sewsnn``.
+"""The native neuron op: fake kernels (shapes and strides without data) and autograd around ``torch.ops.sewsnn``.
 
-``neuron_forward`` returns s, v and the checkpoints backward needs for T > 16; what is not asked for is an empty tensor.
-Backward keeps x and those checkpoints, nothing else, and recomputes h.
+``neuron_forward`` returns s, v and the checkpoints that backward needs for T > 16. An output that is not requested is
+an empty tensor. Backward keeps only x and those checkpoints, and recomputes h.
 
-Autograd is there twice. The op's registered formula serves whoever traces the op (torch.compile, torch.export) or calls
-it by itself. Called eagerly, a neuron goes through an autograd.Function that calls the op below autograd: the same
-formula at less than half the overhead (docs/kernels.md), and torch.func can differentiate it.
+There are two autograd formulas. The registered formula of the op serves code that traces the op (torch.compile,
+torch.export) or calls it directly. An eager call of a neuron goes through an autograd.Function, which calls the op
+below autograd: the same formula at less than half the overhead (docs/kernels.md), and torch.func can differentiate it.
 """
 
 import math
@@ -16,10 +16,10 @@ from torch.autograd import forward_ad
 
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.reference import state_dtype
-from sewsnn.ops.shapes import check_operands, check_size
+from sewsnn.ops.shapes import check_kinds, check_operands, check_size
 
 IF, LIF, PLIF = 0, 1, 2  # NeuronKind in csrc/core/params.h
-V_NONE, V_FINAL, V_SEQUENCE = 0, 1, 2  # which v is returned
+V_NONE, V_FINAL, V_SEQUENCE = 0, 1, 2  # which membrane potential the op returns: none, the last, all
 CHUNK = 16  # kChunk in csrc/core/params.h
 
 
@@ -37,7 +37,7 @@ def multistep(
     detach_reset: bool,
     v_mode: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Calls the compiled kernels; arguments as checked and completed by ``sewsnn.functional``."""
+    """Calls the compiled kernels. ``sewsnn.functional`` has checked the arguments and filled in the defaults."""
     options = (
         kind,
         tau,
@@ -67,7 +67,7 @@ def multistep(
 
 
 def _check_samples(x: Tensor) -> None:
-    """Raises ValueError where torch.func.vmap maps over 0 samples, for which torch's rule has no result."""
+    """Raises ValueError if torch.func.vmap maps over 0 samples: torch's vmap rule cannot return a result then."""
     inner = x
     while torch._C._functorch.is_functorch_wrapped_tensor(inner):
         inner = torch._C._functorch.get_unwrapped(inner)
@@ -76,9 +76,10 @@ def _check_samples(x: Tensor) -> None:
 
 
 def dense_strides(x: Tensor) -> list[int]:
-    """Strides of a dense result: T outermost, one time-step in the order it has in x, contiguous if that is not dense.
+    """Strides of a dense result: T outermost, one time-step in the order of x, or contiguous if that order is not
+    dense.
 
-    The twin of ``Layout`` in csrc/ops/layout.h.
+    ``Layout`` in csrc/ops/layout.h computes the same strides.
     """
     sizes, strides = list(x.shape[1:]), list(x.stride()[1:])
     expected, dense = 1, True
@@ -95,7 +96,7 @@ def dense_strides(x: Tensor) -> list[int]:
 
 
 def checkpoint_count(T: int) -> int:
-    """Potentials kept for backward: one before each chunk of CHUNK time-steps but the first."""
+    """Number of potentials kept for backward: one before each chunk of CHUNK time-steps, except the first chunk."""
     return (T - 1) // CHUNK if T > CHUNK else 0
 
 
@@ -112,6 +113,7 @@ def _fake_v(x, strides, v_mode):
 def _forward_fake(
     x, v, leak, kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach, v_mode, needs_grad
 ):
+    check_kinds(kind, surrogate)
     check_operands(x, v, leak)
     strides = dense_strides(x)
     kept = checkpoint_count(x.shape[0]) * math.prod(x.shape[1:]) if needs_grad else 0
@@ -123,7 +125,8 @@ def _forward_fake(
 
 
 def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *options):
-    *_, need_v, need_leak = options
+    kind, *_, surrogate, _alpha, _detach, _v_mode, need_v, need_leak = options
+    check_kinds(kind, surrogate)
     check_operands(x, grad_s, grad_v, v, leak, checkpoints)
     strides = dense_strides(x)
     return (
@@ -133,7 +136,7 @@ def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *options):
     )
 
 
-# Keeps the dispatcher from the op's registered autograd formula, which is Python and costs as much as the op.
+# Skips the op's registered autograd formula, which is Python code and takes as long as the op.
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
@@ -145,7 +148,7 @@ def _remember(ctx, x, v, leak, checkpoints, options):
 
 
 def _gradients(ctx, grad_s, grad_v):
-    """Of x, v and leak; None where there is none or none is wanted."""
+    """Gradients of x, v and leak; None where autograd needs none."""
     *options, v_mode = ctx.options
     if v_mode == V_NONE:
         grad_v = None
@@ -154,7 +157,7 @@ def _gradients(ctx, grad_s, grad_v):
     x, v, leak, checkpoints = ctx.saved_tensors
     _, need_v, need_leak, *_ = ctx.needs_input_grad
     arguments = (grad_s, grad_v, x, v, leak, checkpoints, *options, v_mode, need_v, need_leak)
-    if torch.is_grad_enabled():  # create_graph: whoever differentiates this once more gets an error
+    if torch.is_grad_enabled():  # create_graph=True: a second differentiation raises an error
         grad_x, grad_v0, grad_leak = _Gradients.apply(*arguments)
     else:
         grad_x, grad_v0, grad_leak = _gradients_below_autograd(*arguments)
@@ -172,10 +175,10 @@ def _gradients_below_autograd(*arguments):
 
 
 def no_forward_mode(ctx, *tangents):
-    """The forward-mode formula (jvp) of every op: there is none."""
+    """The forward-mode formula (jvp) of every op: it raises, because there is no forward-mode derivative."""
     raise NotImplementedError(
         "neurons have no forward-mode derivative (jvp, torch.autograd.forward_ad): the surrogate gradient is defined "
-        "for reverse mode alone; use backward, torch.func.grad or torch.func.vjp"
+        "only for reverse mode; use backward, torch.func.grad or torch.func.vjp"
     )
 
 
@@ -194,7 +197,7 @@ class _Neuron(torch.autograd.Function):
 
 
 class _FuncNeuron(torch.autograd.Function):
-    """The same in the form torch.func needs, which costs 20 us more."""
+    """:class:`_Neuron` in the form that torch.func needs, which costs 20 us more per call."""
 
     generate_vmap_rule = True
     forward = staticmethod(_forward_below_autograd)
@@ -208,7 +211,7 @@ class _FuncNeuron(torch.autograd.Function):
 
 
 def no_double_backward(ctx, *grads):
-    """The formula of every op that computes gradients."""
+    """The autograd formula of every op that computes gradients: it raises, because there is no second derivative."""
     raise RuntimeError(
         "sewsnn's compiled neurons have no second derivative (the spike's surrogate has none); "
         "use backend='torch' to differentiate twice"

@@ -1,8 +1,9 @@
-"""The native ops of the stem, batch norm + neuron over T of one still image + MaxPool 3x3 stride 2 padding 1: fake
-kernels and autograd, around ``torch.ops.sewsnn``.
+"""The native ops of the stem: fake kernels and autograd around ``torch.ops.sewsnn``.
 
-Only pooled spikes are written. Backward recomputes all from z, in two passes as in :mod:`sewsnn.ops.bn`: a window's
-gradient goes to the first position that holds its maximum, as in ``torch.nn.functional.max_pool2d``.
+The stem is batch norm of one still image, the neuron over T time-steps, and MaxPool 3x3 with stride 2 and padding 1.
+The op writes only pooled spikes. Backward recomputes everything from z, in two passes as in :mod:`sewsnn.ops.bn`. The
+gradient of a pooling window goes to the first position that holds its maximum, as in
+``torch.nn.functional.max_pool2d``.
 """
 
 import torch
@@ -12,9 +13,9 @@ from sewsnn.ops.bn import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import CHUNK, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
-from sewsnn.ops.shapes import check_operands
+from sewsnn.ops.shapes import check_kinds, check_operands
 
-MAX_T = CHUNK  # time-steps that one pass holds
+MAX_T = CHUNK  # most time-steps that one pass can hold
 
 
 def bn_neuron_pool(
@@ -29,8 +30,11 @@ def bn_neuron_pool(
     count: Tensor | float = 1.0,
     group=None,
 ) -> Tensor:
-    """``[T, N, C, H / 2, W / 2]`` pooled spikes of z ``[N, C, H, W]``; arguments as checked and completed by
-    :mod:`sewsnn.layers`. ``options``: eps, T, and the neuron's eight."""
+    """Pooled spikes ``[T, N, C, H / 2, W / 2]`` of z ``[N, C, H, W]``.
+
+    :mod:`sewsnn.layers` has checked the arguments and filled in the defaults. ``options`` holds eps, T and the eight
+    numbers of the neuron.
+    """
     tensors = (z, statistics, weight, bias, leak)
     if torch.compiler.is_compiling() and group is None:
         return torch.ops.sewsnn.bn_neuron_pool_forward(*tensors, *options, training)
@@ -47,7 +51,7 @@ def _remember(ctx, tensors, options, training, count, group):
 
 
 def _gradients(ctx, grad_out):
-    """Of z, statistics (never), weight, bias, leak."""
+    """Gradients of z, statistics (always None), weight, bias and leak."""
     if grad_out is None:
         return (None,) * 5
     need_z, _, need_weight, need_bias, need_leak, *_ = ctx.needs_input_grad
@@ -99,31 +103,35 @@ def _backward(ctx, grad_out):
 
 
 def _is_channels_last(z: Tensor) -> bool:
-    """The twin of ``lies`` in csrc/ops/pool.cpp: contiguous where both would do."""
+    """Whether z is channels_last; contiguous where both orders fit. ``lies`` in csrc/ops/pool.cpp decides the same."""
     return not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
 
 
 def _like(z: Tensor, sizes: list[int]) -> Tensor:
-    """A dense tensor ``[..., C, H, W]`` in the order of z."""
+    """An empty dense tensor ``[..., C, H, W]`` in the memory order of z."""
     if not _is_channels_last(z):
         return z.new_empty(sizes)
     *outer, c, h, w = sizes
     return z.new_empty([*outer, h, w, c]).movedim(-1, -3)
 
 
-def _forward_fake(z, statistics, weight, bias, leak, eps, T, *rest):
+def _forward_fake(z, statistics, weight, bias, leak, eps, T, kind, *rest):
+    check_kinds(kind, rest[4])
     check_operands(z, statistics, weight, bias, leak, T=T)
     n, c, h, w = z.shape
     return _like(z, [T, n, c, (h + 1) // 2, (w + 1) // 2])
 
 
-def _reduce_fake(grad_out, z, statistics, weight, bias, leak, *rest):
+def _reduce_fake(grad_out, z, statistics, weight, bias, leak, eps, T, kind, *rest):
+    check_kinds(kind, rest[4])
     check_operands(z, grad_out, statistics, weight, bias, leak)
     state = state_dtype(z.dtype)
     return z.new_empty(2, z.shape[1], dtype=state), leak.new_empty(()) if rest[-1] else z.new_empty(0, dtype=state)
 
 
 def _apply_fake(grad_out, z, *rest):
+    _, _, _, _, _, _, _, _, kind, _, _, _, _, surrogate, *_ = rest
+    check_kinds(kind, surrogate)
     check_operands(z, grad_out, *rest[:5])  # statistics, weight, bias, leak, sums
     return _like(z, list(z.shape))
 

@@ -1,6 +1,6 @@
 """The specification in code: multi-step IF, LIF and PLIF neurons in plain torch, differentiable by autograd, any dtype.
 
-The compiled kernels are tested against this. It is written to be read, one time-step after the other:
+The tests compare the compiled kernels with this file. It computes one time-step after the other:
 
     charge  IF    h = v + x
             LIF   h = v + (x - (v - v_rest)) / tau            decay_input
@@ -10,7 +10,8 @@ The compiled kernels are tested against this. It is written to be read, one time
     reset   v = (1 - s) h + s v_reset                         hard
             v = h - s v_threshold                             soft (v_reset is None)
 
-v_rest is v_reset, or 0 for soft reset, and the v a neuron starts from. (Main paper, section 3.1; supplement, A.1.)
+v_rest is v_reset, or 0 with soft reset; a neuron starts at v_rest unless a potential is given. (Main paper, section
+3.1; supplement, A.1.)
 """
 
 import math
@@ -21,12 +22,12 @@ from torch import Tensor
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What v is computed and returned in: float64 for float64, float32 for every other storage."""
+    """The dtype in which v is computed and returned: float64 for float64 input, float32 for every other input dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def charge(x: Tensor, v: Tensor, *, tau: float | None, leak: Tensor | None, decay_input: bool, v_rest: float) -> Tensor:
-    """h from the potential v and the input x. ``tau`` for LIF, ``leak`` for PLIF, neither for IF."""
+    """h from the potential v and the input x. Pass ``tau`` for LIF, ``leak`` for PLIF, neither for IF."""
     if tau is None and leak is None:
         return v + x
     above_rest = v - v_rest
@@ -37,10 +38,10 @@ def charge(x: Tensor, v: Tensor, *, tau: float | None, leak: Tensor | None, deca
 
 
 def reset(h: Tensor, s: Tensor, v_threshold: float, v_reset: float | None) -> Tensor:
-    """v after the spikes s."""
+    """The potential v after the spikes s."""
     if v_reset is None:
         return h - s * v_threshold
-    # The clamp changes nothing but an h that overflowed to infinity, for which 0 * inf would be NaN.
+    # The clamp changes only an h that overflowed to infinity: there 0 * inf would be NaN.
     return (1 - s) * h.clamp(max=torch.finfo(h.dtype).max) + s * v_reset
 
 
@@ -59,11 +60,16 @@ def multistep(
     """Runs the neuron over all T time-steps.
 
     Args:
-        x_seq: ``[T, ...]`` input current.
-        v: ``[...]`` initial potential; None: at rest.
-        fire: the spike as a function of h - v_threshold, a :class:`sewsnn.surrogate.Surrogate` for instance. Its
-            ``primitive`` in this place makes the whole neuron smooth, which is how the gradients are checked.
-        tau, leak: the membrane time constant of LIF, or 1 / tau of PLIF as a 0-dimensional tensor.
+        x_seq: input current ``[T, ...]``.
+        v: initial membrane potential ``[...]``. Default None: at rest.
+        fire: the spike as a function of h - v_threshold, for example a :class:`sewsnn.surrogate.Surrogate`. With
+            ``surrogate.primitive`` instead, the whole neuron is smooth; the tests check the gradients that way.
+        tau: membrane time constant of LIF in time-steps. Default None: not LIF.
+        leak: 1 / tau of PLIF as a 0-dimensional tensor. Default None: not PLIF.
+        decay_input: LIF and PLIF scale the input by 1 / tau as well. Default True.
+        v_threshold: firing threshold. Default 1.0.
+        v_reset: membrane potential after a spike. Default 0.0. None: soft reset.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
 
     Returns:
         ``s_seq [T, ...]`` in the dtype of x_seq and ``v_seq [T, ...]`` in :func:`state_dtype`.
@@ -81,7 +87,7 @@ def multistep(
     return torch.stack(s_seq), torch.stack(v_seq)
 
 
-#: g(A, S), the connection of a block's output A with its shortcut S (main paper, Table 1)
+#: the connection g(A, S) of a block's output A with its shortcut S (main paper, Table 1)
 CONNECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ADD": lambda a, s: a + s,
     "AND": lambda a, s: a * s,
@@ -90,13 +96,13 @@ CONNECT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def moments(z_seq: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over T, N and space: what batch norm normalises with in training."""
+    """Mean and biased variance of each channel over T, N and space, as batch norm uses them in training."""
     z = z_seq.to(state_dtype(z_seq.dtype)).movedim(2, 0).flatten(1)
     return z.mean(1), z.var(1, unbiased=False)
 
 
 def _root(x: Tensor) -> Tensor:
-    """The square root, correctly rounded as IEEE 754 has it; torch's own may be a unit in the last place off."""
+    """The square root, correctly rounded as in IEEE 754; torch's own root may differ by one unit in the last place."""
     root = x.sqrt()
     values = [math.sqrt(value) if value >= 0 else math.nan for value in x.detach().double().flatten().tolist()]
     return root + (x.new_tensor(values).view_as(x) - root).nan_to_num(0).detach()
@@ -127,15 +133,23 @@ def bn_neuron(
 ) -> tuple[Tensor, Tensor | None]:
     """Batch norm, the neuron over T, and the connection with the shortcut.
 
-        y = (z - mean) weight / sqrt(var + eps) + bias      statistics (mean, var); y = z if there are none
+        y = (z - mean) weight / sqrt(var + eps) + bias      statistics = (mean, var); y = z if statistics is None
         A = SN(y), out = g(A, S)                            or out = SN(y + S) with ``connect_before``
 
     Args:
         z_seq: ``[T, N, C, ...]``.
-        neuron: arguments of :func:`multistep`; None: no neuron, A = y.
+        shortcut: S, in the shape of z_seq. Default None.
+        statistics: ``(mean, var)``, each ``[C]``; None: no batch norm.
+        weight: scale ``[C]``. Default None: 1.
+        bias: offset ``[C]``. Default None: 0.
+        eps: added to the variance. Default 1e-5.
+        connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"``.
+        connect_before: add the shortcut before the neuron. Default False.
+        neuron: keyword arguments of :func:`multistep`. Default None: no neuron, A = y.
 
     Returns:
-        ``out [T, N, C, ...]`` in the dtype of z_seq, everything before it being in :func:`state_dtype`; and ``v_seq``.
+        ``out [T, N, C, ...]`` in the dtype of z_seq, and ``v_seq`` of the neuron or None. All steps before ``out`` are
+        computed in :func:`state_dtype`.
     """
     state = state_dtype(z_seq.dtype)
     y = z_seq.to(state) if statistics is None else normalise(z_seq, *statistics, weight, bias, eps)

@@ -1,26 +1,41 @@
-"""What the ops check of their tensors, for those who ask for shapes alone: the fake kernels."""
+"""Checks of tensors for the fake kernels, which compute shapes without data. The compiled ops check the same."""
 
 import torch
 from torch import Tensor
 
 _MOST_BYTES = 2**63 - 1
+_NEURONS, _SURROGATES = 3, 10  # of csrc/core/params.h
 
 
 def check_size(count: int, dtype: torch.dtype) -> None:
-    """So many numbers can be counted in bytes. (Symbolic sizes are not asked: that would fix them.)
+    """Checks that 64 bits can hold the number of bytes of ``count`` elements. It skips symbolic sizes, since a
+    comparison would make them constants.
 
     Raises:
-        RuntimeError: they cannot.
+        RuntimeError: there are too many elements.
     """
     if isinstance(count, int) and count * dtype.itemsize > _MOST_BYTES:
         raise RuntimeError(f"a tensor would be too large: 64 bits do not hold the bytes of {count} numbers ({dtype})")
 
 
-def check_operands(x: Tensor | None, *others: Tensor | None, T: int = 0) -> None:
-    """All tensors are where x is, and a result like x, or like T times x, can be counted.
+def check_kinds(kind: int, surrogate: int) -> None:
+    """Checks that the kernels have this neuron and this surrogate.
 
     Raises:
-        RuntimeError: an op was called with real tensors and one of the meta device, with too large ones, or without.
+        RuntimeError: they do not. The compiled kernels raise the same error.
+    """
+    if kind not in range(_NEURONS):
+        raise RuntimeError(f"unknown neuron kind {kind}")
+    if surrogate not in range(_SURROGATES):
+        raise RuntimeError(f"unknown surrogate kind {surrogate}")
+
+
+def check_operands(x: Tensor | None, *others: Tensor | None, T: int = 0) -> None:
+    """Checks that all tensors are on the device of x, and that 64 bits can hold the bytes of x, T times if T is given.
+
+    Raises:
+        RuntimeError: x is missing, a tensor is on another device (real tensors and meta tensors in one call, for
+            example), or a tensor is too large.
     """
     if x is None:
         raise RuntimeError("the op's own tensor is missing")

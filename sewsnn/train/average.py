@@ -1,4 +1,4 @@
-"""The moving average of the weights."""
+"""The exponential moving average of the weights."""
 
 import copy
 from itertools import chain
@@ -8,13 +8,14 @@ from torch import nn
 
 
 class Average(nn.Module):
-    """An exponential moving average of a model's parameters and batch-norm statistics: ``e <- d e + (1 - d) w`` after
-    each optimizer step; the first step sets ``e = w``. Counters are copied.
+    """An exponential moving average of a model's parameters and batch-norm statistics.
 
-    torch's ``AveragedModel`` copies a counter to the GPU on each update, for which the host would wait for it.
+    After each optimizer step, ``e <- d e + (1 - d) w``; the first step sets ``e = w``. Integer counters are copied.
+    torch's ``AveragedModel`` copies a counter to the GPU on each update, so the host would wait for the GPU; this class
+    does not.
 
     Args:
-        model: ``w``. The average is a copy of it, on its device.
+        model: the model with the weights ``w``. The average starts as a copy of it, on the same device.
         decay: ``d`` in [0, 1].
 
     Attributes:
@@ -24,12 +25,12 @@ class Average(nn.Module):
     def __init__(self, model: nn.Module, decay: float):
         super().__init__()
         self.module, self.decay = copy.deepcopy(model).requires_grad_(False), decay
-        # On the host: by this name torch's AveragedModel keeps it, and whoever reads such files knows it.
+        # Kept on the host. The name is that of torch's AveragedModel, which readers of such files know.
         self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes in the weights ``model`` has now."""
+        """Updates the average with the present weights of ``model``."""
         of_average, of_model = (list(chain(m.parameters(), m.buffers())) for m in (self.module, model))
         averaged = [(e, w) for e, w in zip(of_average, of_model, strict=True) if e.is_floating_point()]
         for e, w in zip(of_average, of_model, strict=True):

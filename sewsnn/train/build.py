@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run."""
+"""Builds the objects of a run from its configuration."""
 
 import dataclasses
 import os
@@ -15,11 +15,15 @@ from sewsnn.train.schema import Config, NeuronConfig
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU. ``local_rank``: which of this machine's GPUs ``cuda`` is; None:
-    the first. A GPU that is chosen becomes torch's current one: its random numbers and pinned memory are of that.
+    """Returns the device of this process. A chosen GPU becomes torch's current device, so that generators and pinned
+    memory belong to it.
+
+    Args:
+        name: ``auto`` (CUDA if available, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        local_rank: index of the GPU on this machine that ``cuda`` means; None (default): the first.
 
     Raises:
-        ConfigError: there is no such device, or it is of a kind that networks are not trained on.
+        ConfigError: the device does not exist, or networks cannot be trained on devices of this type.
     """
     check_device(name)
     if name == "auto":
@@ -38,7 +42,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def set_up_torch(config: Config) -> None:
-    """What holds for the whole process."""
+    """Applies the settings that hold for the whole process: threads, determinism, cuDNN autotuning."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if config.train.deterministic:
@@ -48,14 +52,23 @@ def set_up_torch(config: Config) -> None:
 
 
 def make_deterministic() -> None:
-    """The same bits in each run, on CUDA too: torch then refuses operations that cannot promise it."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    """Makes results reproducible bit for bit, also on CUDA. torch then raises an error for operations without a
+    deterministic implementation."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at start-up
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def neuron_factory(config: NeuronConfig, key: str = "model.neuron") -> Callable[[], nn.Module]:
-    """A function that makes one neuron layer; fails here, not later, if the settings make no sense."""
+    """Returns a function that creates one neuron layer. Invalid settings raise here and not at the first call.
+
+    Args:
+        config: the settings of the neuron.
+        key: the configuration key, for messages (default ``model.neuron``).
+
+    Raises:
+        ConfigError: a setting is invalid; the message names it.
+    """
     known = surrogate.__all__
     if config.surrogate not in known or config.surrogate == "Surrogate":
         names = ", ".join(by_nearness(config.surrogate, set(known) - {"Surrogate"}))
@@ -86,14 +99,24 @@ def neuron_factory(config: NeuronConfig, key: str = "model.neuron") -> Callable[
 
 
 def backend_of(config: Config, device: torch.device) -> str:
-    """The backend the neurons will run on, once; an impossible one is an error before training starts."""
+    """Returns the backend that the neurons will use. Raises an error before training if it is not available."""
     settings = config.model.neuron
     node = neuron_factory(settings)()
     return resolve_backend(settings.backend, device, node.surrogate_function)
 
 
 def build_data(config: Config, rank: int = 0, world: int = 1) -> data.DataSource:
-    """The data set, or this process's part of it."""
+    """Opens the data set of the configuration, or this process's share of it.
+
+    Args:
+        config: the configuration.
+        rank: index of this process (default 0).
+        world: number of processes (default 1).
+
+    Raises:
+        ConfigError: a setting does not fit the data set.
+        DataError: a file is missing or damaged.
+    """
     settings = dataclasses.asdict(config.data)
     name, T_train = settings.pop("name"), settings.pop("T_train")
     try:
@@ -101,17 +124,21 @@ def build_data(config: Config, rank: int = 0, world: int = 1) -> data.DataSource
     except ValueError as error:
         raise ConfigError(f"data.name: {error}") from None
     if T_train and not source.sequences:
-        raise ConfigError(f"data.T_train: {name} has still images, of which no time-steps can be left out")
+        raise ConfigError(
+            f"data.T_train: {name} has still images, which have no time-steps to delete; set data.T_train to 0"
+        )
     return source
 
 
 def build_model(config: Config, source: data.DataSource) -> nn.Module:
+    """Creates the network of the configuration for the classes and channels of ``source``. Raises ConfigError if the
+    settings are invalid."""
     settings = dataclasses.asdict(config.model)
     del settings["weights"]
-    for key in ("blocks", "widths"):  # of a size that its name tells
+    for key in ("blocks", "widths"):  # the name of the model defines its size
         if not settings[key]:
             del settings[key]
-    for key in ("stem", "stem_kernel", "last_neuron"):  # the model's own
+    for key in ("stem", "stem_kernel", "last_neuron"):  # null: keep the default of the model
         if settings[key] is None:
             del settings[key]
     settings["neuron"] = neuron_factory(config.model.neuron)
@@ -124,6 +151,8 @@ def build_model(config: Config, source: data.DataSource) -> nn.Module:
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """Creates the optimizer of the configuration for the parameters of ``model``. Raises ConfigError if the settings
+    are invalid."""
     settings = config.optimizer
     parameters = list(model.parameters())
     groups = [{"params": parameters}]

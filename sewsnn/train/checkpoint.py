@@ -1,11 +1,16 @@
 """Checkpoints of a training run: written atomically, loaded with ``weights_only=True``.
 
-A file is a dictionary: ``format``, ``version``, ``versions`` (of programs), ``config``, ``model``, ``average`` (the
-moving average of the weights, or None), ``optimizer``, ``scaler``, ``rng`` (of every process), ``epoch`` and ``step``
-(the next to run), ``samples`` (of the epoch, that are done), ``data`` (how many samples and which classes the
-run is trained on; older files have none), ``world``, ``running`` (sums of the epoch so far), ``history`` (a row per
-epoch), ``firing_rates`` (likewise) and ``seconds``. The order of the data and the learning rate need nothing more: they
-follow from the seed, the epoch and the step.
+A file is a dictionary with these keys:
+
+- ``format``, ``version``, ``versions`` (of sewsnn, torch and Python), ``config``
+- ``model``, ``average`` (the moving average of the weights, or None), ``optimizer``, ``scaler``
+- ``rng``: the state of the random number generators of every process
+- ``epoch`` and ``step``: the next to run; ``samples``: samples of the epoch that are done
+- ``data``: the number of samples and a checksum of the class names (files of older versions have none)
+- ``world``: number of processes; ``running``: sums of the epoch so far
+- ``history`` (metrics) and ``firing_rates``: one row per epoch; ``seconds``: training time so far
+
+The permutation of the data and the learning rate are not stored: they follow from the seed, the epoch and the step.
 """
 
 import contextlib
@@ -27,14 +32,18 @@ FORMAT = "sewsnn.train"
 VERSION = 2
 NAME = "checkpoint.pt"
 BEST = "best.pt"
-KEYS = CONTENTS.keys() - {"format", "version", "versions"}  #: what :func:`save` takes
+KEYS = CONTENTS.keys() - {"format", "version", "versions"}  #: the keys that :func:`save` expects
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint; on any failure the old one stays.
+    """Writes a checkpoint. If that fails, the old file stays.
+
+    Args:
+        path: the file.
+        content: a dictionary with :data:`KEYS`.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written; the message names it.
     """
     assert content.keys() == KEYS, content.keys() ^ KEYS
     versions = {"sewsnn": sewsnn.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
@@ -44,7 +53,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         and target.name in {p.name for p in others(path.parent)}
         and target.parent.samefile(path.parent)
     ):
-        _link(path, path)  # somebody went back to that one in this way: it is not written over
+        _link(path, path)  # a user linked to an older checkpoint to go back to it: do not overwrite that file
     head = {"format": FORMAT, "version": VERSION, "versions": versions}
     save_tensors(path, head | content)
 
@@ -52,34 +61,40 @@ def save(path: Path, content: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint.
 
+    Args:
+        path: the file.
+
+    Returns:
+        Its content; the module's docstring lists the keys.
+
     Raises:
-        DamagedError: its bytes are not those that were written.
-        CheckpointError: the file is missing, cannot be read now, is not a checkpoint of this program, or does not hold
-            what one must (:data:`~sewsnn.train.contents.CONTENTS`); names it.
+        DamagedError: the bytes differ from those that were written.
+        CheckpointError: the file is missing, cannot be read now, was not written by ``sewsnn train``, or has missing or
+            invalid entries (:data:`~sewsnn.train.contents.CONTENTS`); the message names it.
     """
     return read(path)[0]
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
-    """:func:`load`, and what should be known of the file; mostly nothing."""
+    """Returns the content as :func:`load`, and a remark about the file for the user, which is usually empty."""
     content, note = read_tensors(path)
     if not isinstance(content, dict) or _plain(content.get("format")) != FORMAT:
-        raise CheckpointError(f"{path} was not written by sewsnn train: it has no format {FORMAT!r}")
+        raise CheckpointError(f"{path} was not written by sewsnn train: its format is not {FORMAT!r}")
     if _plain(content.get("version")) != VERSION:
         raise CheckpointError(
-            f"{path} has version {short(content.get('version'))} of the format, this program reads {VERSION}"
+            f"{path} has version {short(content.get('version'))} of the format; this sewsnn reads version {VERSION}"
         )
     check_contents(content, path)
     return content, note
 
 
 def _plain(value: Any) -> Any:
-    """What can be compared: a tensor would compare each of its values."""
+    """Returns the value if it is text or an integer, else None: comparing a tensor would compare each of its values."""
     return value if type(value) in (str, int) else None
 
 
 def kept(folder: Path) -> list[Path]:
-    """The checkpoints of single epochs in a folder, the newest first.
+    """Returns the checkpoints of single epochs in a folder, the newest first.
 
     Raises:
         UserError: the folder cannot be read now.
@@ -88,7 +103,7 @@ def kept(folder: Path) -> list[Path]:
 
 
 def others(folder: Path) -> list[Path]:
-    """What a run can go on from if :data:`NAME` cannot be had, the newest first.
+    """Returns the checkpoints from which a run can continue if :data:`NAME` is missing or damaged, the newest first.
 
     Raises:
         UserError: the folder cannot be read now.
@@ -101,18 +116,26 @@ def _of_epoch(epoch: int) -> str:
 
 
 def _epochs(folder: Path) -> set[int]:
-    """Of which there are checkpoints; what has another form of name was put there by somebody."""
+    """Returns the epochs that have a checkpoint. Files with other forms of the name are ignored: sewsnn did not write
+    them."""
     found = (re.fullmatch(r"checkpoint-(\d{4,18})\.pt", name, re.ASCII) for name in names_in(folder))
     return {int(match[1]) for match in found if match and match[0] == _of_epoch(int(match[1]))}
 
 
 def keep(folder: Path, epoch: int, most: int, best: bool) -> None:
-    """Keeps the folder's checkpoint as that of ``epoch`` besides, at most ``most`` of them, and as the best so far. The
-    same file under another name costs no space. Those of later epochs, which a run has that went on from an older
-    checkpoint, stay until it is there.
+    """Keeps a second name (a hard link, which takes no space) for the checkpoint of the folder.
+
+    Checkpoints of later epochs exist if the run continued from an older one. They stay until the run reaches their
+    epoch.
+
+    Args:
+        folder: the folder of the run.
+        epoch: number of epochs done; the name is ``checkpoint-EPOCH.pt``.
+        most: how many such checkpoints to keep; 0: none.
+        best: also keep it as ``best.pt``.
 
     Raises:
-        UserError: it cannot.
+        UserError: the file cannot be written.
     """
     if most:
         _link(folder / NAME, folder / _of_epoch(epoch))
@@ -125,16 +148,16 @@ def keep(folder: Path, epoch: int, most: int, best: bool) -> None:
 
 def _link(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.link")
-    with contextlib.suppress(OSError):  # it is not there
-        # Renaming a link to another link of the same file does nothing at all.
+    with contextlib.suppress(OSError):  # the target does not exist
+        # Renaming one hard link of a file to another one of the same file does nothing.
         if not target.is_symlink() and os.path.samefile(source, target):
             temporary.unlink(missing_ok=True)
             return
     try:
         temporary.unlink(missing_ok=True)
-        os.link(os.path.realpath(source), temporary)  # of a link, the file that it leads to
+        os.link(os.path.realpath(source), temporary)  # if the source is a link, its target
         os.replace(temporary, target)
-    except OSError:  # a file system without links, or none at all any more
+    except OSError:  # the file system has no hard links, or is gone
         try:
             with open(source, "rb") as file:
                 write_atomic(target, lambda out: shutil.copyfileobj(file, out))
@@ -146,16 +169,19 @@ def _link(source: Path, target: Path) -> None:
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The newest whole checkpoint of a folder; the best one if all others are gone or damaged.
+    """Reads the newest undamaged checkpoint of a folder; the best one if all others are missing or damaged.
+
+    Args:
+        folder: the folder of the run.
 
     Returns:
-        ``(content, "")``; with a sentence where it is an older one, since newer ones are damaged, or where there is
-        something else to know; ``(None, "")`` if there is none at all.
+        ``(content, note)``. The note is empty, or says that newer checkpoints are damaged or missing, or is a remark
+        about the file. ``(None, "")`` if there is no checkpoint.
 
     Raises:
-        UserError: one cannot be read now, or holds something else than a run's state: it may be worth more than the
-            older ones, and a run that went on from those would write over it. Or there are checkpoints, and all are
-            damaged: nothing is begun anew over them.
+        UserError: a checkpoint cannot be read now or holds something else; it may be newer than the others, and a run
+            that continued from an older one would overwrite it. Or all checkpoints are damaged; a new run would
+            overwrite them.
     """
     there = set(names_in(folder))
     paths = [folder / NAME] * (NAME in there) + others(folder)
@@ -168,7 +194,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
             continue
         if path.name != NAME and not problems:
             problems.append(f"{folder / NAME} is missing")
-        words = [f"{'; '.join(problems)}: going on from {path.name} instead"] if problems else []
+        words = [f"{'; '.join(problems)}; continuing from {path.name} instead"] if problems else []
         return content, "\n".join(words + [note] * bool(note))
     if problems:
         raise CheckpointError(f"no checkpoint in {folder} can be read: {'; '.join(problems)}")
@@ -176,7 +202,7 @@ def newest(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is anything of a run in the folder that another one would write over.
+    """Returns whether the folder holds files of a run that another run would overwrite.
 
     Raises:
         UserError: the folder cannot be read now.
@@ -185,7 +211,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes left half-written; of a checkpoint it takes as much space as the whole."""
+    """Removes half-written files of killed processes; one of a checkpoint takes as much space as the checkpoint."""
     pattern = re.compile(r"\.[\w-]+\.(pt|yaml|csv|json|png|txt)\.([0-9a-f]{8}|link)")
     for name in names_in(folder):
         if pattern.fullmatch(name):
@@ -194,13 +220,13 @@ def sweep(folder: Path) -> None:
 
 
 def get_rng() -> dict[str, Any]:
-    """The state of torch's random number generators in this process."""
+    """Returns the states of torch's random number generators in this process."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng(state: dict[str, Any]) -> None:
-    """Puts back what :func:`get_rng` returned."""
+    """Restores the states that :func:`get_rng` returned."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])

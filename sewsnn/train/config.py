@@ -1,7 +1,7 @@
-"""Reading a configuration: dataclass defaults < YAML file < command line.
+"""Reads a configuration. The command line overrides the YAML file, and the file overrides the defaults.
 
-A key is a path through the dataclasses of :mod:`sewsnn.train.schema` (``optimizer.lr``); on the command line the last
-part alone is enough where only one key ends so (``--lr 0.05``).
+A key is a path through the dataclasses of :mod:`sewsnn.train.schema`, such as ``optimizer.lr``. On the command line its
+last part is enough if no other key ends in it (``--lr 0.05``).
 """
 
 import typing
@@ -27,19 +27,26 @@ from sewsnn.train.yaml_text import parse_yaml, read_yaml
 
 __all__ = ["Config", "check", "differences", "from_dict", "keys", "load_config"]
 
-_REQUIRED = ("data.name", "model.name")  # what a run is of; there is no usual one
+_REQUIRED = ("data.name", "model.name")  # a run has no default for these
 
 
 def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
-    """Reads a YAML file and puts ``overrides`` (key -> YAML text, as from the command line) over it.
+    """Reads a YAML file and applies overrides.
 
-    An override may be a whole section: ``{"model.last_neuron": "null"}``, or ``{"model.neuron": "{type: LIF}"}``, which
-    sets the keys it has. Where they make another experiment of it, what was published for the file's is no aim any
-    more.
+    Args:
+        path: the YAML file.
+        overrides: maps keys to YAML text, as on the command line: ``{"optimizer.lr": "0.05"}``, or ``{"lr": "0.05"}``
+            if no other key ends in ``lr``. A whole section is possible: ``{"model.last_neuron": "null"}``, or
+            ``{"model.neuron": "{type: LIF}"}``, which sets the keys it contains and keeps the others. None (default):
+            no overrides.
+
+    Returns:
+        A :class:`~sewsnn.train.schema.Config`. If the overrides change the experiment, its ``published`` section is
+        empty, because the published result belongs to the file's experiment.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown (the nearest is named) or stands twice, a value has the
-            wrong type or cannot work, or neither the file nor an override names the data set and the model.
+        ConfigError: the file cannot be read, a key is unknown (the message names the nearest) or given twice, a value
+            has the wrong type or is out of range, or neither the file nor an override names the data set and the model.
     """
     content = read_yaml(path)
     content = {} if content is None else content
@@ -55,14 +62,15 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
     check(config)
     if missing := [key for key in _REQUIRED if key not in found]:
         raise ConfigError(
-            f"{path} does not say {' and '.join(missing)}: a configuration must name its data set "
-            f"({', '.join(list_data())}) and its model (sewsnn models lists them), or the command line must"
+            f"{path} does not set {' and '.join(missing)}: the configuration or the command line must name the data "
+            f"set ({', '.join(list_data())}) and the model (sewsnn models lists them)"
         )
     return config
 
 
 def _is_of_the_experiment(key: str) -> bool:
-    """Whether a result would be another one's with another value of the key."""
+    """Returns whether another value of the key makes another experiment, so that the published result no longer
+    applies."""
     section = key.partition(".")[0]
     chosen = section in ("data", "model", "optimizer", "schedule", "loss")
     of_training = key in ("train.epochs", "train.accumulate", "train.ema", "train.sync_bn")
@@ -70,7 +78,15 @@ def _is_of_the_experiment(key: str) -> bool:
 
 
 def from_dict(content: Any, where: str = "config") -> Config:
-    """A configuration from nested dictionaries; what is missing keeps its default."""
+    """Makes a configuration from nested dictionaries. Missing keys keep their defaults.
+
+    Args:
+        content: the dictionaries.
+        where: the name of their source, for messages (default ``config``).
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type.
+    """
     return fill(Config(), content, "", where)
 
 
@@ -78,20 +94,20 @@ def from_dict(content: Any, where: str = "config") -> Config:
 
 
 def _resolve(config: Config, key: str) -> str:
-    """The whole key, or the section, that a word of the command line means."""
+    """Returns the full key that a word of the command line means."""
     known = keys() + sections()
     if key in known:
         return key
     endings = [k for k in known if k.endswith(f".{key}") and _is_there(config, k)]
     if len(endings) > 1:
-        raise ConfigError(f"--{key} could be any of {', '.join(endings)}: write the whole key")
+        raise ConfigError(f"--{key} is ambiguous: it matches {', '.join(endings)}; write the whole key")
     if not endings:
         raise unknown_key(key, "command line", known + [k.split(".")[-1] for k in known])
     return endings[0]
 
 
 def _is_there(config: Config, key: str) -> bool:
-    """Whether no section on the way to the key is null: one that is must be asked for by its name."""
+    """Returns whether no section on the path to the key is null. A key in a null section needs its full name."""
     target = config
     for section in key.split(".")[:-1]:
         target = getattr(target, section)
@@ -101,15 +117,15 @@ def _is_there(config: Config, key: str) -> bool:
 
 
 def _note(words: dict[str, str], full: str, key: str) -> None:
-    """Notes which word stands for a key; two for the same one, or for a section and a part of it, are an error."""
+    """Records which word sets a key. Raises ConfigError if two words set the same key, or a section and a key in it."""
     for other, word in words.items():
         if full == other or full.startswith(f"{other}.") or other.startswith(f"{full}."):
-            raise ConfigError(f"command line: --{word} and --{key} both set {max(full, other, key=len)}: give one")
+            raise ConfigError(f"command line: --{word} and --{key} both set {max(full, other, key=len)}; give only one")
     words[full] = key
 
 
 def _override(config: Config, full: str, text: str) -> set[str]:
-    """Sets a key, or what a mapping says of a section; returns the keys that were set."""
+    """Sets a key, or the keys of a section that a mapping contains. Returns the keys that were set."""
     *path, name = full.split(".")
     target = config
     for section in path:
@@ -119,7 +135,7 @@ def _override(config: Config, full: str, text: str) -> set[str]:
     hint = typing.get_type_hints(type(target))[name]
     section = section_of(hint)
     if not text.strip():
-        raise ConfigError(f"command line: --{full} is given nothing (null says: none)")
+        raise ConfigError(f"command line: --{full} has an empty value; write null for no value")
     if section is None:
         setattr(target, name, convert(_value(text, hint), hint, full, "command line"))
         return {full}
@@ -132,7 +148,8 @@ def _override(config: Config, full: str, text: str) -> set[str]:
 
 
 def _value(text: str, hint: Any) -> Any:
-    """What a word means: for a key that is text itself, in which YAML would find comments, dates and numbers."""
+    """Converts a word to a value. A key of type text takes the word as it is, because YAML would find comments, dates
+    and numbers in it."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if hint is str or (str in typing.get_args(hint) and is_optional(hint)):
         if is_optional(hint) and text in ("null", "~"):

@@ -1,7 +1,6 @@
-"""What a checkpoint of training must hold: each key, and what its value must be.
+"""The required content of a training checkpoint: each key and the form of its value.
 
-A file whose bytes are as they were written may still hold what no run wrote: nothing of it is used before all of it has
-been looked at.
+A file with correct checksums may still hold content that no run wrote. All of it is checked before any of it is used.
 """
 
 import math
@@ -17,24 +16,24 @@ from sewsnn.models.weights import is_dense
 from sewsnn.train.config import check, from_dict
 from sewsnn.train.metrics import COLUMNS
 
-_LARGEST = 2**62  # of a counter
+_LARGEST = 2**62  # limit of a counter
 
 
 class Rule(NamedTuple):
-    """A value of which ``test`` is true; ``text`` says what that is."""
+    """Requires a value for which ``test`` returns True; ``text`` describes it for messages."""
 
     text: str
     test: Callable[[Any], bool]
 
 
 class Named(NamedTuple):
-    """A dictionary of any texts to values that are as ``rule`` says."""
+    """Requires a dictionary from any text to values that satisfy ``rule``."""
 
     rule: Any
 
 
 class OrNone(NamedTuple):
-    """None, or as ``rule`` says."""
+    """Requires None, or a value that satisfies ``rule``."""
 
     rule: Any
 
@@ -44,7 +43,7 @@ def _is_whole(value: Any, least: int = 0) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Any that a float can be, also not finite."""
+    """Returns whether the value is a number that a float can hold; infinities and NaN are allowed."""
     return type(value) is float or (type(value) is int and abs(value) <= _LARGEST)
 
 
@@ -61,7 +60,7 @@ def _is_config(value: Any) -> bool:
 
 
 def _is_plain(value: Any, levels: int = 4) -> bool:
-    """Text, numbers and so on, and collections of them, as YAML has them."""
+    """Returns whether the value consists of text, numbers, booleans, None and collections of them, as in YAML."""
     if isinstance(value, dict):
         return levels > 0 and all(type(k) is str and _is_plain(v, levels - 1) for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -70,7 +69,7 @@ def _is_plain(value: Any, levels: int = 4) -> bool:
 
 
 def _is_cpu_state(value: Any) -> bool:
-    """Whether torch takes it as the state of a generator."""
+    """Returns whether torch accepts the value as the state of a CPU generator."""
     own = torch.get_rng_state()
     if not (isinstance(value, Tensor) and is_dense(value) and value.dtype == own.dtype and value.shape == own.shape):
         return False
@@ -87,11 +86,11 @@ def _is_cuda_state(value: Any) -> bool:
 
 
 TEXT = Rule("text", lambda value: type(value) is str)
-WHOLE = Rule("a whole number from 0 on", _is_whole)
-COUNT = Rule("a whole number from 1 on", lambda value: _is_whole(value, 1))
+WHOLE = Rule("a whole number >= 0", _is_whole)
+COUNT = Rule("a whole number >= 1", lambda value: _is_whole(value, 1))
 NUMBER = Rule("a number", _is_number)
 FINITE = Rule("a finite number", _is_finite)
-AMOUNT = Rule("a finite number from 0 on", lambda value: _is_finite(value, 0))
+AMOUNT = Rule("a finite number >= 0", lambda value: _is_finite(value, 0))
 SHARE = Rule("a number from 0 to 1", lambda value: _is_finite(value, 0, 1))
 TENSOR = Rule("a dense tensor", lambda value: isinstance(value, Tensor) and is_dense(value))
 PLAIN = Rule("numbers, text, true, false or null", _is_plain)
@@ -125,14 +124,16 @@ CONTENTS = {
     "model": Named(TENSOR),
     "average": OrNone(Named(TENSOR)),
     "optimizer": {
-        "state": Rule("a dictionary by whole numbers", lambda v: isinstance(v, dict) and all(map(_is_whole, v))),
+        "state": Rule(
+            "a dictionary with whole numbers as keys", lambda v: isinstance(v, dict) and all(map(_is_whole, v))
+        ),
         "param_groups": [Named(PLAIN)],
     },
     "scaler": _SCALER,
     "rng": [
         {
-            "cpu": Rule("a state of torch's generator", _is_cpu_state),
-            "cuda": OrNone(Rule("a state of CUDA's generator", _is_cuda_state)),
+            "cpu": Rule("the state of a generator of torch", _is_cpu_state),
+            "cuda": OrNone(Rule("the state of a CUDA generator", _is_cuda_state)),
         }
     ],
     "epoch": WHOLE,
@@ -155,26 +156,30 @@ CONTENTS = {
 
 
 def check_contents(content: dict[str, Any], path: Path) -> None:
-    """Compares what a file holds with :data:`CONTENTS`, and its numbers with each other. Files of before there was
-    ``data`` get one that says nothing.
+    """Checks the content of a file against :data:`CONTENTS`, and its numbers against each other. Files of older
+    versions without ``data`` get ``data = None``.
+
+    Args:
+        content: the content of the file.
+        path: its name, for messages.
 
     Raises:
-        CheckpointError: one key is missing, unknown, or has another value than a run writes; names file and key, and
-            says what was expected.
+        CheckpointError: a key is missing or unknown, or a value is invalid; the message names the file, the key and
+            what was expected.
     """
     content.setdefault("data", None)
     for where, expected, value in _differences(CONTENTS, content, ""):
-        raise CheckpointError(f"{path} is no whole checkpoint: {where} must be {expected}, got {short(value)}")
+        raise CheckpointError(f"{path} is not a valid checkpoint: {where} must be {expected}, got {short(value)}")
     for where, expected, value in _contradictions(content):
         if value != expected:
             raise CheckpointError(
-                f"{path} is no whole checkpoint: {where} must be {short(expected)} by its other values, got "
-                f"{short(value)}"
+                f"{path} is not a valid checkpoint: {where} must be {short(expected)} according to its other values, "
+                f"got {short(value)}"
             )
 
 
 def _differences(rule: Any, value: Any, where: str) -> Iterator[tuple[str, str, Any]]:
-    """Where it is not as the rule says: the place, what was expected, the value."""
+    """Yields where the value violates the rule: the place, what was expected, the value."""
     inside = f"{where}." if where else ""
     if isinstance(rule, Rule):
         if not rule.test(value):
@@ -189,13 +194,13 @@ def _differences(rule: Any, value: Any, where: str) -> Iterator[tuple[str, str, 
         for i, item in enumerate(value):
             yield from _differences(rule[0], item, f"{where}[{i}]")
     elif not isinstance(value, dict) or not all(type(key) is str for key in value):
-        yield where, "a dictionary by names", value
+        yield where, "a dictionary with text as keys", value
     elif isinstance(rule, Named):
         for key, item in value.items():
             yield from _differences(rule.rule, item, f"{inside}{short(key)[1:-1]}")
     else:
         for key in rule.keys() - value.keys():
-            yield f"{inside}{key}", "there", "nothing"
+            yield f"{inside}{key}", "present", "nothing"
         for key in value.keys() - rule.keys():
             yield f"{inside}{short(key)[1:-1]}", "absent", value[key]
         for key in rule:
@@ -203,7 +208,7 @@ def _differences(rule: Any, value: Any, where: str) -> Iterator[tuple[str, str, 
 
 
 def _contradictions(content: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What follows from other values: the place, what it must be, and what it is."""
+    """Yields values that follow from other values: the place, the required value, the value."""
     config, epoch, running = from_dict(content["config"]), content["epoch"], content["running"]
     yield "epoch", min(epoch, config.train.epochs), epoch
     yield "the length of history", epoch, len(content["history"])
@@ -219,30 +224,39 @@ def _contradictions(content: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def check_fit(saved: dict[str, Any], model: nn.Module, average: nn.Module | None, optimizer) -> None:
-    """Compares the tensors with those they will replace, and the optimizer's settings with its own.
+    """Compares the tensors of a checkpoint with those they will replace, and the settings of the optimizer with its
+    own.
+
+    Args:
+        saved: the content of the checkpoint.
+        model: the network of the run.
+        average: the moving average of its weights, or None.
+        optimizer: the optimizer of the run.
 
     Raises:
-        ValueError: one does not fit; says which and why.
+        ValueError: a value does not fit; the message names it and the cause.
     """
     _check_tensors("model", saved["model"], model.state_dict())
     if average is not None:
         _check_tensors("average", saved["average"], average.state_dict())
     own, found = optimizer.state_dict()["param_groups"], saved["optimizer"]["param_groups"]
     if len(own) != len(found):
-        raise ValueError(f"optimizer.param_groups: {len(found)} in the file, {len(own)} here")
+        raise ValueError(f"optimizer.param_groups: the file has {len(found)}, this run has {len(own)}")
     for i, (group, of_file) in enumerate(zip(own, found, strict=True)):
         for key in sorted(_OF_TRAINING & group.keys() | of_file.keys()):
             at = f"optimizer.param_groups[{i}].{short(key)[1:-1]}"
             if key == "lr":
                 if not _is_finite(of_file.get(key), 0):
-                    raise ValueError(f"{at}: must be a finite number from 0 on, got {short(of_file.get(key))}")
+                    raise ValueError(f"{at} must be a finite number >= 0, got {short(of_file.get(key))}")
             elif key not in of_file or (key in _OF_TRAINING and not _same(group.get(key), of_file[key])):
-                raise ValueError(f"{at}: {short(of_file.get(key))} in the file, {short(group.get(key))} here")
+                raise ValueError(
+                    f"{at} is {short(of_file.get(key))} in the file and {short(group.get(key))} in this run"
+                )
     _check_state(saved["optimizer"]["state"], optimizer)
 
 
-# Settings of an optimizer that its result depends on; the others are torch's, and differ between its versions and
-# between devices.
+# The optimizer settings that affect the result. The other settings are implementation details of torch, which differ
+# between its versions and between devices.
 _OF_TRAINING = {"params", "lr", "initial_lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"}
 _OF_TRAINING |= {"betas", "eps", "amsgrad"}
 
@@ -255,7 +269,7 @@ def _same(own: Any, found: Any) -> bool:
 
 def _check_tensors(part: str, found: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     for key in sorted(own.keys() ^ found.keys()):
-        raise ValueError(f"{part}: {short(key)[1:-1]} is {'missing' if key in own else 'not of this network'}")
+        raise ValueError(f"{part}: {short(key)[1:-1]} is {'missing' if key in own else 'not part of this network'}")
     for key, value in own.items():
         _check_tensor(f"{part}.{key}", found[key], value.dtype, value.shape)
 
@@ -264,16 +278,18 @@ def _check_tensor(where: str, found: Any, dtype: torch.dtype, shape: torch.Size)
     if not isinstance(found, Tensor) or not is_dense(found):
         raise ValueError(f"{where} must be a dense tensor, got {short(found)}")
     if (found.dtype, found.shape) != (dtype, shape):
-        raise ValueError(f"{where}: {found.dtype} {list(found.shape)} in the file, {dtype} {list(shape)} here")
+        raise ValueError(
+            f"{where} is {found.dtype} {list(found.shape)} in the file and {dtype} {list(shape)} in this run"
+        )
 
 
 def _check_state(state: dict[int, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Nothing, or of every parameter all that the optimizer keeps."""
+    """Checks the optimizer's state: it must be empty, or complete for every parameter."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     adam = isinstance(optimizer, torch.optim.AdamW)
     names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     if state and sorted(state) != list(range(len(parameters))):
-        raise ValueError(f"optimizer.state has {len(state)} parameters, there are {len(parameters)} here")
+        raise ValueError(f"optimizer.state has {len(state)} parameters, but this run has {len(parameters)}")
     for i, entries in state.items():
         if not isinstance(entries, dict) or entries.keys() != names:
             raise ValueError(f"optimizer.state[{i}] must have {', '.join(sorted(names))}, got {short(entries)}")
@@ -282,6 +298,6 @@ def _check_state(state: dict[int, Any], optimizer: torch.optim.Optimizer) -> Non
             if name == "step":
                 _check_tensor(where, value, torch.float32, torch.Size([]))
                 if not (value.isfinite() and value >= 0):
-                    raise ValueError(f"{where} must be a finite number from 0 on, got {float(value)}")
+                    raise ValueError(f"{where} must be a finite number >= 0, got {float(value)}")
             else:
                 _check_tensor(where, value, parameters[i].dtype, parameters[i].shape)

@@ -1,4 +1,4 @@
-"""Several processes that train one network: started by torchrun, joined here."""
+"""Training with several processes that torchrun starts: they join a process group here."""
 
 import os
 from datetime import timedelta
@@ -13,15 +13,24 @@ from sewsnn.train.meeting import meet
 
 
 class Processes:
-    """The processes of a run. Alone, every method does what it says of one process, and costs nothing.
+    """The process group of a run. With a single process every method is a no-op.
 
-    ``torchrun`` tells each its place by ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``. On CUDA gradients travel by NCCL,
-    what the host says to the others by gloo; on the CPU all by gloo.
+    ``torchrun`` gives each process its place in ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``. On CUDA, NCCL transfers
+    gradients and gloo transfers messages between hosts. On the CPU, gloo transfers both.
+
+    Args:
+        device: ``train.device`` of the configuration.
+        timeout_minutes: minutes to wait for the other processes (default 30).
 
     Attributes:
-        rank, world: this process, and how many there are.
-        local_rank: this process among those of its machine: the GPU it takes.
-        is_first: whether it is the one that writes files and speaks.
+        rank: index of this process, 0 to ``world - 1``.
+        world: number of processes.
+        local_rank: index of this process on its machine, and of the GPU that it uses.
+        is_first: whether this is rank 0, which writes files and prints.
+
+    Raises:
+        ConfigError: the environment variables are invalid, the machine has too few GPUs, or the other processes cannot
+            be reached.
     """
 
     def __init__(self, device: str, timeout_minutes: float = 30):
@@ -40,20 +49,20 @@ class Processes:
             given = ", ".join(f"{name}={value and value[:40]}" for name, value in numbers.items())
             raise ConfigError(
                 "RANK, WORLD_SIZE and LOCAL_RANK must be numbers, as torchrun sets them (RANK from 0 to "
-                f"WORLD_SIZE - 1), or all be missing; got {given}"
+                f"WORLD_SIZE - 1), or all be unset; got {given}"
             ) from None
         if self.world == 1:
             return
         if device.startswith("cuda:"):
             raise ConfigError(
-                f"train.device must be cuda with {self.world} processes, each takes its own: got {device}"
+                f"train.device must be cuda with {self.world} processes, so that each takes its own GPU; got {device}"
             )
         cuda = device != "cpu" and torch.cuda.is_available()
         if cuda:
             if self.local_rank >= torch.cuda.device_count():
                 raise ConfigError(
                     f"process {self.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}; "
-                    "torchrun --nproc-per-node must be at most that"
+                    "torchrun --nproc-per-node must not exceed that number"
                 )
             torch.cuda.set_device(self.local_rank)
         if not dist.is_initialized():
@@ -66,7 +75,7 @@ class Processes:
                     world_size=self.world,
                     timeout=timeout,
                 )
-            except (ValueError, RuntimeError) as error:  # no MASTER_ADDR, nobody there
+            except (ValueError, RuntimeError) as error:  # MASTER_ADDR is missing, or nothing answers
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"cannot join the other {self.world - 1} process(es): {reason}") from None
             self._joined = True
@@ -77,8 +86,8 @@ class Processes:
         return self.rank == 0
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """``model``, its gradients averaged over the processes during backward. Batch-norm statistics stay each
-        process's own until :meth:`share_buffers`."""
+        """Wraps ``model`` so that backward averages its gradients over the processes. The batch-norm statistics stay
+        local to each process until :meth:`share_buffers`."""
         if self.world == 1:
             return model
         return nn.parallel.DistributedDataParallel(
@@ -89,22 +98,22 @@ class Processes:
         )
 
     def share_buffers(self, *models: nn.Module) -> None:
-        """The first process's buffers (running statistics of BN) become everybody's, as DistributedDataParallel does
-        before each step; here only when they are read."""
+        """Copies the buffers of rank 0 (running statistics of batch norm) to all processes. DistributedDataParallel
+        does this before each step; here it happens only before the buffers are read."""
         if self.world > 1:
             for model in models:
                 for buffer in model.buffers():
                     dist.broadcast(buffer, 0)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over processes."""
+        """Returns the sum over all processes, on all of them."""
         if self.world > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def least(self, value: int) -> int:
-        """The least of all: said from host to host, the GPU's queue is not waited for."""
+        """Returns the minimum over all processes. The hosts exchange it, without waiting for the queue of the GPU."""
         if self.world == 1:
             return value
         box = torch.tensor([value])
@@ -112,11 +121,11 @@ class Processes:
         return int(box)
 
     def any(self, value: bool) -> bool:
-        """Whether it is true on one of them; likewise."""
+        """Returns whether the value is true on any process, likewise without waiting for the GPU."""
         return not self.least(int(not value))
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's, in the order of ranks, on all."""
+        """Returns the values of all processes in the order of ranks, on all of them."""
         if self.world == 1:
             return [value]
         values = [None] * self.world
@@ -124,7 +133,7 @@ class Processes:
         return values
 
     def from_first(self, value: Any) -> Any:
-        """The first process's, on all."""
+        """Returns the value of rank 0 on all processes."""
         if self.world == 1:
             return value
         box = [value]
@@ -132,8 +141,9 @@ class Processes:
         return box[0]
 
     def leave(self, failed: bool = False) -> None:
-        """Ends the group this object made. NCCL's end is one that all wait for: after a failure of this process alone
-        the others would be waited for in vain, and its error not be seen."""
+        """Ends the process group that this object created. NCCL ends a group collectively: if only this process failed
+        (``failed=True``), it would wait for the others forever and its error would not be seen, so the group is not
+        ended."""
         if self._joined and not (failed and self._host is not None):
             dist.destroy_process_group()
         self._joined = False

@@ -1,4 +1,4 @@
-"""Evaluation on the test set, every sample once."""
+"""Evaluation on the test set; every sample counts once."""
 
 from collections.abc import Callable
 
@@ -25,15 +25,25 @@ def evaluate(
     after_batch: Callable[[], None] = lambda: None,
     title: str = "evaluation",
 ) -> dict[str, float]:
-    """Cross entropy of the mean logits, top-1 and top-5 accuracy in [0, 1] over the whole test set: each process takes
-    its own part of it, and no sample is padded or taken twice. ``after_batch`` is called after each. The first process
-    shows a bar with the ``title``.
+    """Computes loss and accuracy over the whole test set. Each process takes its own share; no sample is padded or
+    counted twice. Rank 0 shows a progress bar.
+
+    Args:
+        model: the network; it is left in evaluation mode.
+        source: the data set.
+        device: the device of the model.
+        processes: the process group.
+        amp: autocast: ``off`` (default), ``bf16`` or ``fp16``.
+        channels_last: use the channels_last memory format for the input (default False).
+        after_batch: called after each batch.
+        title: text of the progress bar.
 
     Returns:
-        ``loss``, ``accuracy``, ``accuracy5``, ``samples``. The model is left in evaluation mode.
+        A dictionary: ``loss`` (cross entropy of the logits' mean over time), ``accuracy`` and ``accuracy5`` (top-1 and
+            top-5, in [0, 1]), ``samples``.
 
     Raises:
-        DataError: there is not one test sample.
+        DataError: no test sample could be read.
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -48,5 +58,5 @@ def evaluate(
         after_batch()
     loss, top1, top5, samples = processes.sum(sums).tolist()
     if not samples:
-        raise DataError("data: not one test sample could be read, so there is no accuracy")
+        raise DataError("data: no test sample could be read, so the accuracy is undefined")
     return {"loss": loss / samples, "accuracy": top1 / samples, "accuracy5": top5 / samples, "samples": int(samples)}

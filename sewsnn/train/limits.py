@@ -1,4 +1,4 @@
-"""Which values of a configuration can work: :func:`check`."""
+"""Checks that the values of a configuration are valid: :func:`check`."""
 
 import dataclasses
 import math
@@ -22,39 +22,45 @@ from sewsnn.train.schema import (
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _PATHS = ("output", "data.root", "model.weights")
-_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; Linux ends at 255 and 4,095, and a file of the folder needs some
+_LONGEST_NAME, _LONGEST_PATH = (
+    255,
+    4000,
+)  # bytes; the limits of Linux are 255 and 4,095, and the names of files in the folder need some
 
 
 def check_device(name: str) -> None:
-    """Raises ConfigError unless ``name`` is of a kind of device that networks can be trained on."""
+    """Raises ConfigError unless ``name`` is a type of device on which networks can be trained."""
     if not _DEVICE.fullmatch(name):
-        raise ConfigError(f"train.device must be auto, cpu, cuda or cuda:N (the N-th GPU, from 0), got {short(name)}")
+        raise ConfigError(f"train.device must be auto, cpu, cuda or cuda:N (GPU number N, from 0), got {short(name)}")
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError where a value is of the right type and still makes no sense, or cannot work; names the key."""
+    """Raises ConfigError if a value has the right type but is out of range or contradicts another key; the message
+    names the key."""
     values = dict(_values(config))
     _check_numbers(values)
     _check_texts(values)
     check_device(config.train.device)
     _check_model(config)
     if config.data.T_train > config.model.T:
-        raise ConfigError(f"data.T_train must be at most model.T, {config.model.T}, got {config.data.T_train}")
+        raise ConfigError(f"data.T_train must be at most model.T ({config.model.T}), got {config.data.T_train}")
     test_size = config.data.test_size or config.data.image_size
     if test_size > config.data.resize:
-        raise ConfigError(f"data.resize must be at least the test images' size, {test_size}, got {config.data.resize}")
+        raise ConfigError(
+            f"data.resize must be at least the size of the test images ({test_size}), got {config.data.resize}"
+        )
     if config.data.split_by == "duration" and not config.data.frame_us:
-        raise ConfigError("data.split_by: duration needs data.frame_us, the microseconds of a frame")
+        raise ConfigError("data.split_by: duration needs data.frame_us, the microseconds per frame")
     if config.schedule.warmup_epochs >= config.train.epochs:
         raise ConfigError(
-            f"schedule.warmup_epochs must be less than train.epochs, {config.train.epochs}, got "
+            f"schedule.warmup_epochs must be less than train.epochs ({config.train.epochs}), got "
             f"{config.schedule.warmup_epochs}"
         )
     _check_lr(config)
 
 
 def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each key and its value; those of a section that is null are not there."""
+    """Yields each key and its value; keys of a section that is null are left out."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
@@ -91,17 +97,17 @@ def _check_texts(values: dict[str, Any]) -> None:
 
 def _check_path(key: str, path: str) -> None:
     if not path:
-        raise ConfigError(f"{key} must be a path or null, got an empty text")
+        raise ConfigError(f"{key} must be a path or null, got an empty value")
     try:
-        encoded = path.encode() if key == "output" else os.fsencode(path)  # TensorBoard writes to UTF-8 names alone
+        encoded = path.encode() if key == "output" else os.fsencode(path)  # TensorBoard writes only to UTF-8 names
     except UnicodeEncodeError:
         kind = "UTF-8" if key == "output" else "the file system's encoding"
         raise ConfigError(f"{key} must be a path in {kind}, got {short(path)}") from None
     longest = max(map(len, encoded.split(os.fsencode(os.sep))))
     if longest > _LONGEST_NAME or len(encoded) > _LONGEST_PATH:
         raise ConfigError(
-            f"{key} must be a path of at most {_LONGEST_PATH:,} bytes, {_LONGEST_NAME} in each name, got {short(path)} "
-            f"({len(encoded):,} bytes, {longest:,} in its longest name)"
+            f"{key} must be a path of at most {_LONGEST_PATH:,} bytes with names of at most {_LONGEST_NAME}, got "
+            f"{short(path)} ({len(encoded):,} bytes, {longest:,} in its longest name)"
         )
 
 
@@ -117,8 +123,8 @@ def _check_model(config: Config) -> None:
                 raise ConfigError(f"model.{key}[{i}] must be from 1 to {most}, got {short(value)}")
     if (model.name == "sew_resnet") != bool(model.blocks or model.widths):
         raise ConfigError(
-            "model.blocks and model.widths are needed by model.name: sew_resnet, and by no other model; model.name is "
-            f"{model.name}"
+            "model.blocks and model.widths must be set for model.name: sew_resnet and for no other model; model.name "
+            f"is {model.name}"
         )
     if len(model.blocks) != len(model.widths):
         raise ConfigError(
@@ -129,7 +135,8 @@ def _check_model(config: Config) -> None:
 
 
 def _check_lr(config: Config) -> None:
-    """The largest learning rate there will be, and what AdamW multiplies it with, must be numbers of float32."""
+    """Checks that the largest learning rate of the schedule, and its product with AdamW's weight decay, fit into
+    float32."""
     optimizer, schedule, epochs = config.optimizer, config.schedule, config.train.epochs
     factors = {"schedule.warmup_start": schedule.warmup_start if schedule.warmup_epochs else 0.0}
     if schedule.name == "cosine":
@@ -142,12 +149,12 @@ def _check_lr(config: Config) -> None:
     for key, most in factors.items():
         if not optimizer.lr * most <= LARGEST:
             raise ConfigError(
-                f"{key} makes the learning rate, optimizer.lr {optimizer.lr:g}, {most:.3g} times as large: more than "
-                f"{LARGEST:g}"
+                f"{key} multiplies the learning rate (optimizer.lr {optimizer.lr:g}) by {most:.3g}; the result must "
+                f"be at most {LARGEST:g}"
             )
     largest = optimizer.lr * max(1.0, *factors.values())
     if optimizer.name == "adamw" and not largest * optimizer.weight_decay <= LARGEST:
         raise ConfigError(
-            f"optimizer.weight_decay {optimizer.weight_decay:g} times the learning rate, {largest:g}, must be at most "
-            f"{LARGEST:g}"
+            f"optimizer.weight_decay ({optimizer.weight_decay:g}) times the learning rate ({largest:g}) must be at "
+            f"most {LARGEST:g}"
         )

@@ -30,23 +30,30 @@ from sewsnn.train.sums import Sums
 
 __all__ = ["Interrupted", "Trainer", "train"]
 
-_ASK_STEPS = 8  # steps between two questions to the other processes whether one was told to stop
-_RATE_BATCHES = 10  # test batches the firing rates are counted over
+_ASK_STEPS = 8  # steps between two exchanges of whether any process received a signal
+_RATE_BATCHES = 10  # test batches over which firing rates are counted
 
 
 class Trainer:
-    """One run in one folder, in one process or, under torchrun, in several.
+    """One run in one folder, in one process or, under torchrun, in several. No other process can train in the folder
+    until :meth:`run` ends or :meth:`close` is called.
 
     Args:
-        config: see :mod:`sewsnn.train.schema`.
-        resume: True: go on from the folder's checkpoint. ``"auto"``: if there is one. Otherwise the folder must not
-            hold a run already.
-        processes: who trains; None: as torchrun says.
+        config: the configuration; see :mod:`sewsnn.train.schema`.
+        resume: False (default): the folder must not hold a run. True: continue from the checkpoint in the folder.
+            ``"auto"``: continue if there is a checkpoint, else start a new run.
+        processes: the process group; None (default): joined from the environment variables of torchrun.
 
-    No other process trains in the folder until :meth:`run` ends or fails, or :meth:`close`.
+    Attributes:
+        model: the network.
+        source: the data set.
+        history: one dictionary of metrics per epoch.
+        rates: the firing rates of the layers, one dictionary per epoch.
+        epoch: the next epoch to run, from 0.
+        step: the next step of that epoch, from 0.
 
     Raises:
-        UserError: a setting, the folder or the checkpoint is not as it must be, or another process has the folder.
+        UserError: a setting, the folder or the checkpoint is invalid, or another process trains in the folder.
     """
 
     def __init__(self, config: Config, resume: bool | str = False, processes: Processes | None = None):
@@ -55,7 +62,7 @@ class Trainer:
         self.device = build.choose_device(config.train.device, self.processes.local_rank)
         self.backend = build.backend_of(config, self.device)
         build.set_up_torch(config)
-        self.message = ""  #: what a resume has to say
+        self.message = ""  #: what to print about a resume
         self._lock = FolderLock(self.folder, "trained in")
         try:
             self._set_up(self._saved(resume))
@@ -91,21 +98,22 @@ class Trainer:
             make_folder(self.folder)
             checkpoint.sweep(self.folder)
             write_text(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-            if self.epoch < config.train.epochs:  # of fewer epochs, perhaps
+            if self.epoch < config.train.epochs:  # a result of fewer epochs may exist
                 (self.folder / RESULT).unlink(missing_ok=True)
-            if newest and self.epoch and not self.step:  # it may have been killed after saving, before this
+            if newest and self.epoch and not self.step:  # the run may have been killed between saving and this call
                 self._keep()
 
     def run(self) -> dict | None:
-        """Trains to the last epoch and writes ``metrics.csv``, TensorBoard files, ``result.json`` and the figures.
+        """Trains to the last epoch. Writes ``metrics.csv``, TensorBoard files, ``result.json`` and the figures into the
+        folder.
 
         Returns:
-            What ``result.json`` holds; None but in the first process.
+            The content of ``result.json`` in rank 0, None in the other processes.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM came; everything up to the last step is saved.
-            NonFinite: the loss is not a number any more.
-            UserError: it was closed, and another process has the folder now.
+            Interrupted: SIGINT or SIGTERM arrived; everything up to the last step is saved.
+            NonFinite: the loss or a gradient became infinite or NaN.
+            UserError: the trainer was closed and another process now has the folder, or a file cannot be written.
         """
         self._first(self._lock.acquire, share=False)
         try:
@@ -145,7 +153,7 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Lets other processes train in the folder."""
+        """Releases the lock on the folder, so that other processes can train in it."""
         self._lock.release()
 
     # ---- the epoch
@@ -176,22 +184,22 @@ class Trainer:
                 if last:
                     self._save_if_asked()
         if self.step != steps:
-            raise UserError(f"epoch {self.epoch + 1} has {steps} steps, but the data ended after {self.step}")
+            raise UserError(f"epoch {self.epoch + 1} needs {steps} steps, but the data ended after step {self.step}")
         self.stepper.check(sums, self.epoch, self._batch)
         self.stepper.check_weights(self.epoch, self.step)
-        sums.seconds = before + time.perf_counter()  # the GPU has done all of them now
+        sums.seconds = before + time.perf_counter()  # the GPU has finished all steps now
 
     def _set_lr(self, step: int) -> float:
         position = self.epoch + step / self.source.steps_per_epoch
         return set_lr(self.optimizer, factor(self.config.schedule, self.config.train.epochs, position))
 
     def _batch(self, step: int):
-        """A batch of this epoch once more."""
+        """Loads a batch of this epoch again."""
         batches = self.source.train_batches(self.epoch, step)
         return next(iter(Prefetch(islice(batches, 1), self.device, self.source.to_float)), None)
 
     def _save_if_asked(self) -> None:
-        """In mid-epoch: by a signal, or because it is time."""
+        """Saves in the middle of an epoch, after a signal or every ``train.checkpoint_steps`` steps."""
         settings, steps = self.config.train, self.source.steps_per_epoch
         asks = self.processes.world == 1 or self.step == steps or self._is_time(_ASK_STEPS)
         stops = asks and self.processes.any(bool(self.signals.received))
@@ -203,8 +211,8 @@ class Trainer:
             self._stop()
 
     def _stop_if_alone(self) -> None:
-        """In evaluation, which comes again after a resume. Several processes finish it: they have not equally many
-        batches, at which they could ask each other."""
+        """Stops during evaluation after a signal; a resume repeats the evaluation. Several processes finish the
+        evaluation first: they have different numbers of batches, so they cannot exchange a message after each."""
         if self.processes.world == 1 and self.signals.received:
             self.save()
             self._stop()
@@ -213,7 +221,7 @@ class Trainer:
         raise Interrupted(f"stopped by {self.signals.name}; saved in {self.folder}")
 
     def _is_time(self, every: int) -> bool:
-        """Whether a multiple of ``every`` steps was reached in the optimizer step that has just been done."""
+        """Returns whether the optimizer step that just ended reached a multiple of ``every`` steps."""
         return self.step // every > (self.step - self.config.train.accumulate) // every
 
     def _log(self, board: metrics.TensorBoard | None, bar: Progress, lr: float) -> None:
@@ -279,7 +287,7 @@ class Trainer:
         )
 
     def _firing_rates(self) -> dict[str, float]:
-        """Over a part of the test set; the first process's are those of the run."""
+        """Returns the firing rates over a part of the test set of rank 0; they stand for the run."""
         batches = islice(self.source.test_batches(), _RATE_BATCHES)
         batches = Prefetch(batches, self.device, self.source.to_float)
         steps = min(_RATE_BATCHES, self.source.test_steps)
@@ -288,32 +296,32 @@ class Trainer:
     # ---- state
 
     def save(self) -> None:
-        """The checkpoint; to be called by all processes."""
+        """Writes the checkpoint. All processes must call this."""
         content = state.collect(self)
         if self.processes.is_first:
             checkpoint.save(self.folder / checkpoint.NAME, content)
 
     def _keep(self) -> None:
-        """The checkpoint of the epoch that has just ended, besides."""
+        """Keeps a second name for the checkpoint of the epoch that just ended."""
         best = max(range(self.epoch), key=lambda e: self.history[e]["test_accuracy"]) == self.epoch - 1
         checkpoint.keep(self.folder, self.epoch, self.config.train.keep, best)
 
     def elapsed(self) -> float:
-        """Seconds of training so far, those before a resume included."""
+        """Returns the seconds of training so far, including those before a resume."""
         return self.seconds + time.perf_counter() - self._since
 
     def _left(self, first: float) -> float:
-        """Seconds that the epochs to come will take, as those since this process began at position ``first``; where
-        that was next to nothing, as those of the whole run."""
+        """Estimates the seconds until the end of the run from the epochs since this process began at ``first``; from
+        the whole run if those are less than half an epoch."""
         since, done = time.perf_counter() - self._since, self.epoch - first
         per_epoch = since / done if done >= 0.5 else self.elapsed() / self.epoch
         return per_epoch * (self.config.train.epochs - self.epoch)
 
     def _saved(self, resume: bool | str) -> dict | None:
-        """The checkpoint to go on from, as the first process reads it."""
+        """Returns the checkpoint to continue from, as rank 0 reads it."""
 
         def find():
-            self._lock.acquire()  # nothing of the folder is looked at before
+            self._lock.acquire()  # take the lock before reading the folder
             found, self.message = state.find(self.folder, resume)
             if found:
                 state.check_same(found, self.config, self.processes.world, self.folder)
@@ -322,7 +330,8 @@ class Trainer:
         return self._first(find)
 
     def _first(self, work: Callable[[], Any], share: bool = True) -> Any:
-        """What ``work`` returns in the first process, or None without ``share``; a UserError reaches all."""
+        """Returns on all processes what ``work`` returns in rank 0 (None if not ``share``). A UserError in rank 0 is
+        raised on all."""
         found = error = None
         if self.processes.is_first:
             try:
@@ -351,8 +360,23 @@ class Trainer:
 
 
 def train(config: Config, resume: bool | str = False) -> dict | None:
-    """Trains ``config`` in its folder, prints what a reader wants to know, returns the result (in the first process).
-    See :class:`Trainer`."""
+    """Trains a network as the configuration describes, prints the progress and the result, and writes all files of the
+    run into ``config.folder``.
+
+    Args:
+        config: the configuration, for example from :func:`sewsnn.train.config.load_config`.
+        resume: False (default): the folder must not hold a run. True: continue from the checkpoint in the folder.
+            ``"auto"``: continue if there is a checkpoint, else start a new run.
+
+    Returns:
+        The content of ``result.json`` (accuracies in [0, 1], ``seconds``, ``firing_rates``, ...) in rank 0, None in the
+        other processes of torchrun.
+
+    Raises:
+        UserError: a setting, a file or the folder is invalid; the message names it.
+        Interrupted: SIGINT or SIGTERM arrived; the run was saved and can be resumed.
+        NonFinite: the loss or a gradient became infinite or NaN; the last checkpoint is unchanged.
+    """
     processes, failed, trainer = Processes(config.train.device), True, None
     try:
         trainer = Trainer(config, resume, processes)
@@ -365,17 +389,17 @@ def train(config: Config, resume: bool | str = False) -> dict | None:
         if trainer.message:
             trainer._say(trainer.message)
         result, failed = trainer.run(), False
-    except Interrupted:  # all have agreed on it
+    except Interrupted:  # raised on all processes together
         failed = False
         raise
     finally:
         if trainer is not None:
             trainer.close()
             trainer.stepper.release()
-            gc.collect()  # DistributedDataParallel is in reference cycles
+            gc.collect()  # DistributedDataParallel is part of reference cycles
         processes.leave(failed)
     if result is not None:
         say("\n".join(result_lines(result, config)))
         files = ("metrics.csv", "curves.png", "firing_rates.png", checkpoint.NAME)
-        say("see " + ", ".join(str(Path(trainer.folder) / name) for name in files))
+        say("wrote " + ", ".join(str(Path(trainer.folder) / name) for name in files))
     return result

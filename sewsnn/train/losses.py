@@ -1,4 +1,4 @@
-"""Losses of a training batch, and mixing its samples."""
+"""The training losses, and mixup and cutmix."""
 
 import numpy as np
 import torch
@@ -9,22 +9,36 @@ from sewsnn.train.schema import LossConfig
 
 
 class Loss(nn.Module):
-    """The training loss of logits and targets.
+    """The training loss of logits and targets, with label smoothing.
 
-    - ``ce``: cross entropy of the logits' mean over time (the paper's loss).
-    - ``tet``, temporal efficient training, of ``logits [T, N, classes]``:
-      ``(1 - lambda) mean_t CE(logits[t], y) + lambda MSE(logits, target)``.
-      Source: Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", ICLR 2022.
+    - ``ce``: cross entropy of the logits' mean over time, the loss of the SEW ResNet paper.
+    - ``tet``, temporal efficient training: ``(1 - lambda) mean_t CE(logits[t], y) + lambda MSE(logits, target)`` with
+      ``lambda = tet_lambda`` and ``target = tet_target``.
 
-    Both with label smoothing. Targets are classes ``[N]`` or probabilities ``[N, classes]``.
+    Args:
+        settings: see :class:`~sewsnn.train.schema.LossConfig`.
+
+    Attributes:
+        needs_seq: whether ``forward`` expects the logits of each time-step (``tet``).
+
+    Source: Deng et al., "Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting", ICLR 2022.
     """
 
     def __init__(self, settings: LossConfig):
         super().__init__()
         self.settings = settings
-        self.needs_seq = settings.name == "tet"  #: logits per time-step are wanted
+        self.needs_seq = settings.name == "tet"
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Computes the loss.
+
+        Args:
+            logits: ``[N, classes]`` (mean over time) for ``ce``, ``[T, N, classes]`` for ``tet``.
+            target: class indices ``[N]``, or probabilities ``[N, classes]``.
+
+        Returns:
+            A scalar tensor: the mean over the samples.
+        """
         settings = self.settings
         if not self.needs_seq:
             return cross_entropy(logits, target, label_smoothing=settings.label_smoothing)
@@ -37,20 +51,24 @@ class Loss(nn.Module):
 
 
 def mix(x: Tensor, y: Tensor, classes: int, settings: LossConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """Mixes each sample with the one before it in the batch.
+    """Mixes each sample of a batch with the sample before it, by mixup or cutmix.
 
-    ``lam ~ Beta(a, a)``. mixup: ``lam x + (1 - lam) x'`` (Zhang et al., ICLR 2018). cutmix: a rectangle of
-    ``1 - lam`` of the area comes from x' (Yun et al., ICCV 2019); lam is then what is left after clipping it.
+    With ``lam ~ Beta(a, a)`` and the other sample x': mixup gives ``lam x + (1 - lam) x'``. cutmix replaces a rectangle
+    of a fraction ``1 - lam`` of the area by that of x'; the rectangle is clipped at the border, and lam becomes the
+    remaining fraction.
 
     Args:
         x: ``[N, C, H, W]`` or ``[T, N, C, H, W]``.
-        y: classes ``[N]``.
-        classes: how many there are.
-        settings: ``mixup``, ``cutmix``: a of each, 0: not used.
-        seed: everything drawn here comes from it.
+        y: class indices ``[N]``.
+        classes: number of classes.
+        settings: ``mixup`` and ``cutmix`` hold the a of each; 0: not used. If both are set, each batch uses one of them
+            with equal probability.
+        seed: the source of all random numbers.
 
     Returns:
-        Mixed samples, and probabilities ``[N, classes]`` in float32.
+        The mixed samples, and probabilities ``[N, classes]`` in float32.
+
+    Source: Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019.
     """
     random = np.random.default_rng(seed)
     cut = settings.cutmix > 0 and (settings.mixup == 0 or random.random() < 0.5)

@@ -1,4 +1,4 @@
-"""Processes that find each other, and not those of an earlier start."""
+"""How the processes of one start find each other, and not those of an earlier start."""
 
 import secrets
 import time
@@ -9,22 +9,23 @@ from torch.distributed.rendezvous import rendezvous
 
 
 def meet(timeout: timedelta) -> Store:
-    """The store of this start's processes, as torchrun's environment names it.
+    """Returns the store of the processes of this start, at the address in torchrun's environment variables.
 
-    torchrun keeps its store when it starts all processes again, with the addresses of those that are dead: who reads
-    one of them before it is written anew waits for nobody (pytorch/pytorch#135712).
+    torchrun keeps its store when it restarts all processes, with the addresses of the dead ones in it. A process that
+    reads such an address before it is overwritten would wait for a process that no longer exists
+    (pytorch/pytorch#135712).
     """
     store, rank, world = next(rendezvous("env://", timeout=timeout))
     return PrefixStore(agree(store, rank, world, timeout), store)
 
 
 def agree(store: Store, rank: int, world: int, timeout: timedelta) -> str:
-    """A name that the living processes have in common, and none that came before.
+    """Returns a name that only the living processes share.
 
-    The first makes it up and answers whoever calls it by it. An old name gets no answer to a call made now.
+    Rank 0 invents it, and answers every process that calls it by this name. A call to an old name gets no answer.
 
     Raises:
-        RuntimeError: not all are there in time.
+        RuntimeError: not all processes arrive in time.
     """
     end, mine = time.monotonic() + timeout.total_seconds(), secrets.token_hex(8)
     if rank == 0:
@@ -41,12 +42,12 @@ def agree(store: Store, rank: int, world: int, timeout: timedelta) -> str:
                 return name
             time.sleep(0.05)
         if time.monotonic() > end:
-            raise RuntimeError("the first process does not answer")
+            raise RuntimeError("rank 0 does not answer")
 
 
 def _wait(store: Store, key: str, end: float) -> bytes:
     while not store.check([key]):
         if time.monotonic() > end:
-            raise RuntimeError("not all of them came in time")
+            raise RuntimeError("not all processes arrived before the timeout")
         time.sleep(0.02)
     return store.get(key)

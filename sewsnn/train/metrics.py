@@ -1,4 +1,4 @@
-"""Metrics of a run: ``metrics.csv``, ``firing_rates.csv`` and TensorBoard event files."""
+"""The metrics of a run: ``metrics.csv``, ``firing_rates.csv`` and TensorBoard event files."""
 
 import contextlib
 import csv
@@ -33,8 +33,8 @@ COLUMNS = (
 
 
 def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...] = COLUMNS) -> None:
-    """One row per epoch, nothing where there is no value. Written whole: after a resume it holds no row of the part
-    that was lost."""
+    """Writes one row per epoch; a missing value gives an empty field. The file is rewritten as a whole, so after a
+    resume it has no rows of the lost part."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -43,7 +43,7 @@ def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...] = COLUMNS) 
 
 
 def rows_in(path: Path) -> int:
-    """How many epochs' rows a CSV file has; 0 if there is none.
+    """Returns the number of rows (epochs) in a CSV file; 0 if the file does not exist.
 
     Raises:
         UserError: the file cannot be read now.
@@ -57,20 +57,20 @@ def rows_in(path: Path) -> int:
 
 
 def write_firing_rates(path: Path, history: list[dict], rates: list[dict[str, float]]) -> None:
-    """``firing_rates.csv``: a row per epoch, a column per neuron layer."""
+    """Writes ``firing_rates.csv``: one row per epoch, one column per neuron layer."""
     rows = [{"epoch": row["epoch"], **of_layers} for row, of_layers in zip(history, rates, strict=True)]
     if rows:
         write_csv(path, rows, tuple(rows[0]))
 
 
 def write_corrupt(path: Path, found: set[str]) -> set[str]:
-    """``corrupt.txt``: a line for each sample that was left out; those of before a resume stay.
+    """Writes ``corrupt.txt``: one line for each sample that was left out. Lines from before a resume stay.
 
     Returns:
-        All of them.
+        All lines.
 
     Raises:
-        UserError: the file cannot be read now, or not be written.
+        UserError: the file cannot be read now, or cannot be written.
     """
     found, before = {text.replace("\n", " ") for text in found}, set()
     try:
@@ -85,7 +85,8 @@ def write_corrupt(path: Path, found: set[str]) -> set[str]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has had so far, in MiB: of the GPU, or on the CPU of the whole process."""
+    """Returns the peak memory of this process so far, in MiB: on CUDA the memory allocated on the GPU, on the CPU the
+    resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
@@ -93,8 +94,8 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 class TensorBoard:
-    """Scalars under ``<folder>/tensorboard``: per epoch, and under ``steps`` per so many steps. Points a killed run
-    left from ``first_epoch`` and ``first_step`` on are hidden.
+    """Writes scalars to ``<folder>/tensorboard`` per epoch, and to its folder ``steps`` every ``train.log_steps``
+    steps. Points that a killed run left at or after ``first_epoch`` and ``first_step`` are hidden.
 
     Raises:
         UserError: TensorBoard is not installed, or its files cannot be written.
@@ -104,7 +105,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("training writes TensorBoard files: pip install 'sewsnn[train]'") from None
+            raise UserError(
+                "training writes TensorBoard files and needs tensorboard. Run pip install 'sewsnn[train]'"
+            ) from None
         self._folder = folder / "tensorboard"
         with self._writing():
             self._writer = SummaryWriter(str(self._folder), purge_step=first_epoch)
@@ -118,7 +121,7 @@ class TensorBoard:
             raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
     def add(self, row: dict, rates: dict[str, float]) -> None:
-        """An epoch."""
+        """Adds the metrics of an epoch."""
         with self._writing():
             for name in COLUMNS[1:]:
                 if row[name] is not None:
@@ -130,7 +133,7 @@ class TensorBoard:
             self._writer.flush()
 
     def add_step(self, values: dict[str, float], step: int) -> None:
-        """A step, counted from the beginning of the run."""
+        """Adds the values of a step, counted from the beginning of the run."""
         with self._writing():
             for name, value in values.items():
                 self._steps.add_scalar(f"step/{name}", value, step)

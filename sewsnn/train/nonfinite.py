@@ -1,4 +1,4 @@
-"""Where a loss stopped being a number."""
+"""Locates the layer where a loss or a gradient becomes infinite or NaN."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,28 +9,30 @@ from sewsnn.errors import UserError
 
 
 class NonFinite(UserError):
-    """The loss or a gradient is infinite or not a number: the run has stopped, its checkpoints are as they were."""
+    """The loss or a gradient is infinite or NaN. The run has stopped; its checkpoints are unchanged."""
 
 
 def bad_entries(model: nn.Module) -> Iterator[str]:
-    """Parameters and statistics with a value that is not finite."""
+    """Yields the names of parameters and statistics that hold an infinite or NaN value."""
     return (name for name, tensor in model.state_dict().items() if not _is_finite(tensor))
 
 
 def find(
     model: nn.Module, x: Tensor, y: Tensor, run: Callable[[Tensor, Tensor], Tensor], largest: float = math.inf
 ) -> str | None:
-    """The first place, in the order of computation, with a value that is not finite.
+    """Finds the first place, in the order of computation, with an infinite or NaN value.
 
     Args:
-        model: as it was trained; its running statistics are of no use afterwards. Batch statistics are those of this
-            process alone: not all may come here.
-        x, y: the batch.
-        run: the loss of a batch, computed by calling ``model``.
-        largest: of a layer's output; a larger one counts as not finite, since its square is not.
+        model: the network as trained. Its running statistics are not usable afterwards. Batch statistics are those of
+            this process alone, because not all processes may call this function.
+        x: the batch.
+        y: its labels.
+        run: computes the loss of a batch by calling ``model``.
+        largest: limit of the absolute output of a layer (default: infinity). A larger output counts as not finite,
+            because its square overflows.
 
     Returns:
-        In words; None: all is finite.
+        A description of the place; None if all values are finite.
     """
     for name in bad_entries(model):
         return f"in the parameter or statistic {name}"
@@ -57,7 +59,7 @@ def find(
         if found or not _is_finite(loss):
             return found[0] if found else "in the loss itself"
         loss.backward()
-    except RuntimeError as error:  # batch norm on the CPU refuses such statistics
+    except RuntimeError as error:  # batch norm on the CPU raises for such statistics
         if not found:
             return str(error).splitlines()[0] if "finite" in str(error) else None
         return found[0]
@@ -66,7 +68,7 @@ def find(
             hook.remove()
         for module, group in shares:
             module.process_group = group
-    # The last layer's gradient is computed first: that is where it begins.
+    # Backward computes the gradient of the last layer first, so search from there.
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not _is_finite(parameter.grad):
             return f"in the gradient of {name}"
@@ -76,5 +78,5 @@ def find(
 def _is_finite(tensor: Tensor, largest: float = math.inf) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    most = float(tensor.detach().abs().max())  # nan if there is one
+    most = float(tensor.detach().abs().max())  # NaN if any value is NaN
     return most <= largest and most < math.inf

@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Copies batches to the device ahead of their use."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -8,15 +8,17 @@ from torch import Tensor
 
 
 class Prefetch:
-    """The batches of ``batches``, on ``device`` as the network takes them. On CUDA the next one is copied, on a stream
-    of its own, while the present one is computed with.
+    """Iterates over ``batches`` on ``device``, in the form that the network takes. On CUDA the next batch is copied on
+    a separate stream while the network computes with the present one.
 
     Args:
-        to_float: what the network is given of a batch, computed on the device.
-        channels_last: the memory format of the images (of the frames, for sequences).
+        batches: ``(samples, labels)`` on the CPU.
+        device: the device of the network.
+        to_float: converts samples on the device to the input of the network.
+        channels_last: convert images, or the frames of sequences, to the channels_last memory format (default False).
 
     Attributes:
-        waited: seconds the caller has waited for data so far.
+        waited: seconds that the caller has waited for data so far.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Prefetch:
 
 
 def to_channels_last(x: Tensor) -> Tensor:
-    """Images ``[N, C, H, W]`` or the frames of sequences ``[T, N, C, H, W]`` in channels_last order."""
+    """Converts images ``[N, C, H, W]`` or the frames of sequences ``[T, N, C, H, W]`` to channels_last."""
     if x.dim() == 4:
         return x.contiguous(memory_format=torch.channels_last)
     return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])

@@ -1,4 +1,4 @@
-"""What a finished run leaves: ``result.json`` and the figures; and lines to print."""
+"""The result of a finished run: ``result.json``, the figures and the printed lines."""
 
 import json
 import platform
@@ -18,8 +18,12 @@ RESULT = "result.json"
 def write_result(
     folder: Path, config: Config, history: list[dict], rates: dict[str, float], seconds: float, backend: str, world: int
 ) -> dict:
-    """Writes ``result.json`` (returned), ``curves.png`` and ``firing_rates.png``. Accuracies of the last epoch, and of
-    the one with the best test accuracy; of the moving average, too, where there is one."""
+    """Writes ``result.json``, ``curves.png`` and ``firing_rates.png`` into ``folder``.
+
+    Returns:
+        The content of ``result.json``: accuracies of the last epoch and of the epoch with the best test accuracy, those
+            of the moving average if there is one, and the settings and the machine of the run.
+    """
     last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
     cuda = config.train.device != "cpu" and torch.cuda.is_available()
     result = {
@@ -51,33 +55,34 @@ def write_result(
 
 
 def epoch_line(row: dict, epochs: int, left: float = 0.0) -> str:
-    """An epoch, in a line; ``left``: seconds that the rest of the run will take, 0 at its end."""
+    """Formats the metrics of an epoch as one line. ``left``: seconds until the end of the run; 0 (default) leaves that
+    out."""
     average = "" if row["average_accuracy"] is None else f" (average {100 * row['average_accuracy']:.2f} %)"
     return (
         f"epoch {row['epoch'] + 1:>{len(str(epochs))}}/{epochs}  lr {row['lr']:.4g}  "
         f"train loss {row['train_loss']:.4f}  accuracy {100 * row['train_accuracy']:.2f} %  "
         f"test loss {row['test_loss']:.4f}  accuracy {100 * row['test_accuracy']:.2f} %{average}  "
-        f"{row['train_images_per_second']:.0f} images/s, {100 * row['data_wait']:.0f} % waiting for data"
+        f"{row['train_images_per_second']:.0f} images/s, {100 * row['data_wait']:.0f} % of the time waiting for data"
         + (f", {time_left(left)} left" if left else "")
     )
 
 
 def result_lines(result: dict, config: Config) -> list[str]:
-    """A result, and what it is to be compared with."""
+    """Formats a result, and the published result to compare it with."""
     line = (
         f"test accuracy {100 * result['test_accuracy']:.2f} % (best {100 * result['best_test_accuracy']:.2f} %) after "
         f"{result['epochs']} epochs in {result['seconds']:.1f} s"
     )
     if "average_accuracy" in result:
         line += (
-            f"; of the moving average {100 * result['average_accuracy']:.2f} % "
+            f"; moving average {100 * result['average_accuracy']:.2f} % "
             f"(best {100 * result['best_average_accuracy']:.2f} %)"
         )
     lines = [line]
     if result["corrupt_samples"]:
-        lines.append(f"{result['corrupt_samples']} samples could not be read and were left out: see corrupt.txt")
+        lines.append(f"{result['corrupt_samples']} samples could not be read and were left out; corrupt.txt lists them")
     if config.data.generated:
-        return [*lines, "generated data: this result says nothing"]
+        return [*lines, "the data was generated, so this accuracy has no meaning"]
     best, last, source = config.published.test_accuracy, config.published.last_test_accuracy, config.published.source
     values = [f"{best:.2f} %"] if best is not None else []
     values += [f"last epoch {last:.2f} %"] if last is not None else []

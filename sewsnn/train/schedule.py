@@ -1,4 +1,4 @@
-"""The learning rate as a function of the place in the run: nothing to store, nothing to lose."""
+"""The learning rate schedule: a function of the position in the run, so checkpoints need not store it."""
 
 import math
 
@@ -8,18 +8,21 @@ from sewsnn.train.schema import ScheduleConfig
 
 
 def factor(settings: ScheduleConfig, epochs: int, position: float) -> float:
-    """What the base learning rate is multiplied with.
+    """Returns the factor that multiplies the base learning rate.
+
+    While ``p < W``, the factor is ``warmup_start + (1 - warmup_start) p / W``. After that it is
+
+    - ``cosine``: ``final + (1 - final) (1 + cos(pi (p - W) / (E - W))) / 2``,
+    - ``step``: ``gamma ** floor(p / step_size)``,
+    - ``constant``: 1.
 
     Args:
-        settings: ``every="epoch"``: ``position`` is rounded down first, as in the paper's runs.
-        epochs: of the whole run, E.
-        position: epochs done so far, p (2.5: in the middle of the third).
+        settings: see :class:`~sewsnn.train.schema.ScheduleConfig`; W is ``warmup_epochs``. With ``every="epoch"``,
+            ``position`` is first rounded down, as in the runs of the SEW ResNet paper.
+        epochs: E, the number of epochs of the whole run.
+        position: p, the number of epochs done so far; 2.5 is the middle of the third epoch.
 
-    Returns:
-        While ``p < W`` (``warmup_epochs``): ``warmup_start + (1 - warmup_start) p / W``; then
-
-        - ``cosine``: ``final + (1 - final) (1 + cos(pi (p - W) / (E - W))) / 2`` (Table S1: W = 0, final = 0),
-        - ``step``: ``gamma ** floor(p / step_size)``, - ``constant``: 1.
+    Source: Table S1 of the SEW ResNet paper for ``cosine`` (W = 0, final = 0).
     """
     if settings.every == "epoch":
         position = math.floor(position)
@@ -33,10 +36,10 @@ def factor(settings: ScheduleConfig, epochs: int, position: float) -> float:
 
 
 def set_lr(optimizer: Optimizer, value: float) -> float:
-    """Sets the base learning rate times ``value`` in every group.
+    """Sets the learning rate of every parameter group to its base learning rate times ``value``.
 
     Returns:
-        That of the first group.
+        The learning rate of the first group.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * value

@@ -1,4 +1,4 @@
-"""The keys of a configuration, their types, defaults and limits."""
+"""The keys of a configuration with their types, defaults and limits."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 @dataclass
 class DataConfig:
-    """``name``: a data set of :mod:`sewsnn.data`, ``root``: the folder of its files; the rest is explained at
-    :class:`sewsnn.data.source.Options`.
+    """The data set.
 
-    Of each batch of training sequences ``T_train`` time-steps are left (random temporal delete); 0: all.
+    ``name`` is a data set of :mod:`sewsnn.data`, and ``root`` is the folder of its files. ``T_train``: random temporal
+    delete keeps this many of the T time-steps of each training batch; 0: all. :class:`sewsnn.data.source.Options`
+    describes the other keys.
     """
 
     name: str = "digits"
@@ -38,8 +39,17 @@ class DataConfig:
 
 @dataclass
 class NeuronConfig:
-    """The neuron of every layer, names as in :mod:`sewsnn.neuron`. ``v_reset: null`` is soft reset,
-    ``surrogate_parameter: null`` the surrogate's own default."""
+    """The neuron of every layer; the names are those of :mod:`sewsnn.neuron`.
+
+    - ``type``: ``IF``, ``LIF`` or ``PLIF``. ``tau``: time constant in time-steps (LIF, initial value for PLIF).
+      ``decay_input``: divide the input by tau as well (LIF and PLIF).
+    - ``v_threshold``: firing threshold. ``v_reset``: reset value of the membrane potential; null: soft reset.
+      ``detach_reset``: no gradient through the reset.
+    - ``surrogate``: surrogate gradient, a class of :mod:`sewsnn.surrogate`. ``surrogate_parameter``: its parameter;
+      null: its default.
+    - ``tau_grad``: the gradient of PLIF's time constant, ``full`` or ``frozen``.
+    - ``backend``: ``native`` (compiled kernels), ``torch`` (reference), or ``auto``.
+    """
 
     type: Literal["IF", "LIF", "PLIF"] = "IF"
     tau: float = 2.0
@@ -55,10 +65,15 @@ class NeuronConfig:
 
 @dataclass
 class ModelConfig:
-    """A model of :mod:`sewsnn.models`; ``blocks`` and ``widths`` are for ``sew_resnet`` only, ``stem`` for ResNets.
+    """The network, a model of :mod:`sewsnn.models`.
 
-    ``stem``, ``stem_kernel``: null is the model's own. ``last_neuron``: of each block; null: ``neuron``. ``weights``: a
-    checkpoint of any dialect to begin with (:func:`sewsnn.models.load_checkpoint`).
+    - ``T``: number of time-steps. ``connect_f``: how a block combines spikes with its shortcut.
+    - ``blocks``, ``widths``: blocks and channels of each stage, for ``sew_resnet`` only.
+    - ``stem``, ``stem_kernel``: the first layers, for ResNets; null: the default of the model.
+    - ``zero_init_residual``, ``pack_spikes``: see :mod:`sewsnn.models`.
+    - ``neuron``: the neurons. ``last_neuron``: the last neuron of each block; null: as ``neuron``.
+    - ``weights``: a checkpoint in any dialect with the initial weights (:func:`sewsnn.models.load_checkpoint`); null:
+      random.
     """
 
     name: str = "sew_resnet18"
@@ -77,9 +92,12 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """SGD with momentum (the paper's) or AdamW, both fused on CUDA. ``decay_norms: false``: no weight decay on
-    parameters of one dimension or none (BN, biases, PLIF's w). ``clip_norm``: gradients are scaled down to this L2 norm
-    of all of them together; 0: never. ``lr`` is that of all processes together, whatever their number."""
+    """SGD with momentum (as in the SEW ResNet paper) or AdamW, both fused on CUDA.
+
+    - ``lr``: the base learning rate. It is not scaled with the number of processes.
+    - ``decay_norms: false``: no weight decay on parameters with at most one dimension (batch norm, biases, PLIF's w).
+    - ``clip_norm``: limit of the L2 norm of all gradients together; 0: no limit.
+    """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
@@ -92,7 +110,7 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate over epochs: see :func:`sewsnn.train.schedule.factor`."""
+    """The learning rate schedule; :func:`sewsnn.train.schedule.factor` defines it."""
 
     name: Literal["cosine", "step", "constant"] = "cosine"
     every: Literal["epoch", "step"] = "epoch"
@@ -105,8 +123,14 @@ class ScheduleConfig:
 
 @dataclass
 class LossConfig:
-    """``ce``: cross entropy of the logits' mean over time (the paper's); ``tet``: :class:`sewsnn.train.losses.Loss`.
-    ``mixup``, ``cutmix``: parameter of their Beta distribution; 0: not used; both: one of them for each batch."""
+    """The loss.
+
+    - ``name``: ``ce`` is the cross entropy of the logits' mean over time (as in the SEW ResNet paper); ``tet`` is
+      described at :class:`sewsnn.train.losses.Loss`, with ``tet_lambda`` and ``tet_target``.
+    - ``label_smoothing``: in [0, 1].
+    - ``mixup``, ``cutmix``: parameter of the Beta distribution; 0: not used. If both are set, each batch uses one of
+      them.
+    """
 
     name: Literal["ce", "tet"] = "ce"
     label_smoothing: float = 0.0
@@ -118,14 +142,17 @@ class LossConfig:
 
 @dataclass
 class TrainConfig:
-    """How it is trained.
+    """The training.
 
-    ``amp``: autocast in training, ``test_amp`` in evaluation. ``accumulate``: batches per optimizer step. ``ema``:
-    decay of an exponential moving average of the weights, evaluated besides; 0: none. ``sync_bn``: batch statistics
-    over all processes. ``compile``: torch.compile's mode; ``reduce-overhead`` uses CUDA graphs. ``deterministic``: the
-    same bits in each run, on CUDA too; slower. ``checkpoint_steps``: a checkpoint every so many steps, besides the one
-    after each epoch; 0: none. ``keep``: checkpoints of the last so many epochs are kept besides. ``log_steps``: steps
-    between points in TensorBoard. ``threads``: of the CPU; 0: as many as torch takes.
+    - ``epochs``; ``device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``threads``: CPU threads, 0: torch's default.
+    - ``amp``, ``test_amp``: autocast in training and in evaluation. ``channels_last``: memory format.
+    - ``compile``: mode of torch.compile; ``reduce-overhead`` uses CUDA graphs.
+    - ``accumulate``: batches per optimizer step. ``sync_bn``: batch statistics over all processes.
+    - ``ema``: decay of a moving average of the weights, which is evaluated as well; 0: none.
+    - ``deterministic``: reproducible bit for bit, also on CUDA; slower.
+    - ``checkpoint_steps``: number of steps between two checkpoints within an epoch; 0: save only after each epoch.
+    - ``keep``: number of the last epochs of which to keep the checkpoint as a separate file; 0: none.
+    - ``log_steps``: number of steps between two points in TensorBoard.
     """
 
     epochs: int = 10
@@ -146,7 +173,13 @@ class TrainConfig:
 
 @dataclass
 class PublishedConfig:
-    """The result a configuration aims at, in percent: best epoch and last; null: not published. ``source``: where."""
+    """The published result to compare with.
+
+    Attributes:
+        test_accuracy: accuracy of the best epoch in percent; None (default): not published.
+        last_test_accuracy: accuracy of the last epoch in percent; None (default): not published.
+        source: where it was published.
+    """
 
     test_accuracy: float | None = None
     last_test_accuracy: float | None = None
@@ -155,7 +188,20 @@ class PublishedConfig:
 
 @dataclass
 class Config:
-    """A whole run. ``output``: its folder; null: ``runs/<name>``."""
+    """The configuration of a run.
+
+    Attributes:
+        name: the name of the run (default ``"run"``).
+        seed: seed of all random numbers, at least 0 (default 2020).
+        output: the folder of the run; None (default): ``runs/<name>``.
+        data: the data set.
+        model: the network.
+        optimizer: the optimizer.
+        schedule: the learning rate schedule.
+        loss: the loss.
+        train: epochs, device, precision, checkpoints and logs.
+        published: the published result to compare with.
+    """
 
     name: str = "run"
     seed: int = 2020
@@ -169,10 +215,12 @@ class Config:
     published: PublishedConfig = field(default_factory=PublishedConfig)
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration as nested dictionaries."""
         return dataclasses.asdict(self)
 
     @property
     def folder(self) -> Path:
+        """The folder of the run."""
         return Path(self.output or f"runs/{self.name}")
 
 
@@ -211,9 +259,9 @@ AT_LEAST = {
     "train.threads": 0,
     "seed": 0,
 }
-# Beyond these nothing can work: no memory holds it, no number of the program or of float32 has it.
+# Larger values cannot work: they exceed any memory, or the range of the integers or of float32.
 AT_MOST = {
-    "seed": 2**63 - 1,  # that torch takes
+    "seed": 2**63 - 1,  # the limit of torch
     "data.batch_size": 2**20,
     "data.workers": 1024,
     "data.shift": 2**14,
@@ -223,7 +271,7 @@ AT_MOST = {
     "data.resize": 2**14,
     "data.scale_min": 1,
     "data.erase": 1,
-    "data.frame_us": 2**32,  # as many microseconds as a prepared recording can have
+    "data.frame_us": 2**32,  # the longest prepared recording in microseconds
     "model.T": 2**16,
     "optimizer.momentum": 1,
     "schedule.step_size": 2**31 - 1,
@@ -241,8 +289,8 @@ AT_MOST = {
     "train.threads": 1024,
 }
 MOST_STAGES, MOST_BLOCKS, MOST_WIDTH = 16, 1024, 2**16  # model.blocks, model.widths and their entries
-LARGEST = 1e30  # of any other number: float32 ends at 3e38, and it is multiplied with others
-# Keys that do not touch the mathematics: a resumed run may change them, and the published result stays the aim.
+LARGEST = 1e30  # limit of any other number: float32 ends at 3e38, and products must fit
+# Keys that do not affect the mathematics. A resumed run may change them, and the published result still applies.
 FREE = {
     "output",
     "name",

@@ -1,23 +1,23 @@
-"""Stopping a run from outside."""
+"""Stops a run on SIGINT or SIGTERM."""
 
 import os
 import signal
 import threading
 import time
 
-_SAME = 2.0  # seconds: a batch system tells torchrun and its processes, and torchrun tells them again
+_SAME = 2.0  # seconds; a batch system signals torchrun and its processes, and torchrun signals them again
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM: the run was saved and can be resumed."""
+    """Raised after SIGINT or SIGTERM: the run was saved and can be resumed."""
 
 
 class Signals:
-    """While active, SIGINT and SIGTERM are remembered for the loop, which saves and stops; another one, more than two
-    seconds after the first, stops at once.
+    """While this context is active, SIGINT and SIGTERM are recorded for the training loop, which saves and stops. A
+    further signal more than two seconds after the first stops the process at once.
 
     Attributes:
-        received: its number, or None.
+        received: number of the signal, or None.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Signals:
 
     @property
     def name(self) -> str:
-        """What was received."""
+        """The name of the signal that was received."""
         return signal.Signals(self.received).name if self.received else "a signal to another process"
 
     def _handle(self, number, frame):

@@ -1,4 +1,4 @@
-"""The whole state of a run: into a checkpoint, and out of one."""
+"""Collects the whole state of a run for a checkpoint, and restores it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,41 +18,55 @@ if TYPE_CHECKING:
 
 
 def find(folder: Path, resume: bool | str) -> tuple[dict[str, Any] | None, str]:
-    """The checkpoint to go on from, and what there is to say about it.
+    """Reads the checkpoint from which a run continues.
+
+    Args:
+        folder: the folder of the run.
+        resume: False, True or ``"auto"``, as for :class:`~sewsnn.train.loop.Trainer`.
+
+    Returns:
+        ``(content, note)``: the checkpoint, or None for a new run, and what to print about it.
 
     Raises:
-        UserError: the folder holds a run and none is to be resumed, or none and one is.
+        UserError: the folder holds a run and ``resume`` is False, or it holds none and ``resume`` is True.
     """
     if resume == "auto":
         found = checkpoint.newest(folder)
-        # The first row may be there before the first checkpoint.
+        # The first row may be written before the first checkpoint.
         if found[0] is None and (exists(folder / RESULT) or metrics.rows_in(folder / "metrics.csv") > 1):
             raise CheckpointError(
-                f"{folder} has the results of a run, and no checkpoint any more: nothing is begun anew over them; "
-                "remove the folder, or name another --output"
+                f"{folder} holds the results of a run but no checkpoint, and a new run would overwrite them; remove "
+                "the folder or choose another --output"
             )
         return found
     if resume and not exists(folder / checkpoint.NAME) and exists(folder / "config.yaml"):
         older = ", ".join(path.name for path in checkpoint.others(folder))
-        how = f" (it has {older})" if older else " (the run was stopped before its first one)"
+        how = f" (the folder has {older})" if older else " (the run stopped before its first one)"
         raise CheckpointError(
-            f"there is no checkpoint {folder / checkpoint.NAME}{how}: --resume auto goes on with what is there"
+            f"the checkpoint {folder / checkpoint.NAME} does not exist{how}; --resume auto continues with what exists"
         )
     if resume:
         return checkpoint.read(folder / checkpoint.NAME)
     if checkpoint.holds_run(folder):
         raise UserError(
-            f"{folder} already holds a run: --resume goes on with it (--resume auto: also where it was stopped before "
-            "its first checkpoint), --output names another folder"
+            f"{folder} already holds a run. Continue it with --resume (--resume auto also works if the run stopped "
+            "before its first checkpoint), or choose another folder with --output"
         )
     return None, ""
 
 
 def check_same(saved: dict[str, Any], config: Config, world: int, folder: Path) -> None:
-    """Raises CheckpointError if the run was made with other settings. Batches may be spread over other processes, as
-    long as all of them together train on as many samples per optimizer step; a group of processes that has shrunk or
-    grown (elastic torchrun) goes on with the batches it has now. More epochs may follow, unless the learning rate so
-    far was one of fewer (cosine)."""
+    """Checks that the checkpoint was made with the same settings. Allowed differences:
+
+    - Keys that do not affect the mathematics (:data:`sewsnn.train.schema.FREE`).
+    - ``data.batch_size``, ``train.accumulate`` and the number of processes, if all processes together train on the same
+      number of samples per optimizer step. A process group that has shrunk or grown (elastic torchrun) continues with
+      its new batches.
+    - ``train.epochs``, unless the learning rate so far depended on it (cosine).
+
+    Raises:
+        CheckpointError: another setting differs; the message names the keys.
+    """
     before = from_dict(saved["config"])
     free = set(FREE)
     if _global_batch(before, saved["world"]) == _global_batch(config, world):
@@ -62,8 +76,8 @@ def check_same(saved: dict[str, Any], config: Config, world: int, folder: Path) 
     changed = [key for key in differences(before.to_dict(), config.to_dict()) if key not in free]
     if changed:
         raise CheckpointError(
-            f"{folder / checkpoint.NAME} was made with other settings ({', '.join(changed)}): resume with the same, or "
-            "start a new run with --output"
+            f"{folder / checkpoint.NAME} was made with other settings ({', '.join(changed)}); resume with the same "
+            "settings, or start a new run with --output"
         )
 
 
@@ -73,12 +87,12 @@ def _same_batches(trainer: "Trainer", saved: dict[str, Any]) -> bool:
 
 
 def _global_batch(config: Config, world: int) -> int:
-    """Samples per optimizer step."""
+    """Returns the number of samples per optimizer step."""
     return config.data.batch_size * config.train.accumulate * world
 
 
 def collect(trainer: "Trainer") -> dict[str, Any]:
-    """What :func:`sewsnn.train.checkpoint.save` takes; to be called by all processes."""
+    """Returns the state of the run, as :func:`sewsnn.train.checkpoint.save` takes it. All processes must call this."""
     stepper, processes = trainer.stepper, trainer.processes
     running = trainer.sums.values(processes)
     return {
@@ -101,18 +115,20 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
 
 
 def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
-    """Puts back what :func:`collect` collected, and says where the run goes on.
+    """Restores the state that :func:`collect` returned, and sets the message that says where the run continues.
 
     Raises:
-        CheckpointError: it does not fit the configuration.
+        CheckpointError: the state does not fit the configuration or the data.
     """
     stepper, processes, path = trainer.stepper, trainer.processes, trainer.folder / checkpoint.NAME
     steps = trainer.source.steps_per_epoch
     if _same_batches(trainer, saved) and saved["step"] > steps:
-        raise CheckpointError(f"{path} does not fit its data: step {saved['step']:,} of an epoch of {steps:,}")
+        raise CheckpointError(
+            f"{path} does not fit the data: it is at step {saved['step']:,} of an epoch with {steps:,} steps"
+        )
     if words := other_data(saved["data"], identity(trainer.source)):
         raise CheckpointError(
-            f"{path} was trained on other data ({words}): data.root must hold the same, wherever it is"
+            f"{path} was trained on other data ({words}); data.root must hold the same data, in any location"
         )
     fused = [group["fused"] for group in trainer.optimizer.param_groups]
     try:
@@ -120,23 +136,23 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         trainer.model.load_state_dict(saved["model"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
         for group, of_device in zip(trainer.optimizer.param_groups, fused, strict=True):
-            group["fused"] = of_device  # not of the one the checkpoint was made on
+            group["fused"] = of_device  # the present device decides this, not that of the checkpoint
         stepper.scaler.load_state_dict(saved["scaler"])
         if stepper.average is not None:
             stepper.average.load_state_dict(saved["average"])
         same_world = saved["world"] == processes.world
         if same_world:
             checkpoint.set_rng(saved["rng"][processes.rank])
-    except Exception as error:  # torch raises many kinds for what it does not expect
+    except Exception as error:  # torch raises many types of errors for unexpected content
         if out_of_memory(error):
-            raise CheckpointError(f"too little memory to go on from {path}") from None
+            raise CheckpointError(f"not enough memory to resume from {path}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path} does not fit its configuration: {reason}") from None
+        raise CheckpointError(f"{path} does not fit the configuration: {reason}") from None
     batch = trainer.config.data.batch_size * processes.world
     trainer.epoch, trainer.step = saved["epoch"], min(saved["samples"] // batch, steps)
-    if trainer.step < steps:  # at the end it stays: the last optimizer step may take fewer
+    if trainer.step < steps:  # not at the end of the epoch: its last optimizer step may take fewer batches
         trainer.step -= trainer.step % trainer.config.train.accumulate
-    # The sums are those of all processes: one of them goes on with them.
+    # These are the sums over all processes, so only rank 0 continues with them.
     trainer.sums = Sums(trainer.device, saved["running"] if processes.is_first else None)
     trainer.sums.seconds, trainer.sums.waited = saved["running"]["seconds"], saved["running"]["waited"]
     trainer.history, trainer.rates, trainer.seconds = saved["history"], saved["firing_rates"], saved["seconds"]
@@ -149,8 +165,9 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         )
         again = max(0, saved["samples"] - trainer.step * batch)
         words.append(
-            f"with {processes.world} processes, before {saved['world']}; a step takes {now} samples, before {before}"
+            f"with {processes.world} processes instead of {saved['world']}, and {now} samples per optimizer step "
+            f"instead of {before}"
             + ("" if now == before else " (the learning rate is not changed)")
-            + (f"; {again} samples of this epoch come again" if again else "")
+            + (f"; {again} samples of this epoch are repeated" if again else "")
         )
     trainer.message = "\n".join(words)

@@ -1,4 +1,4 @@
-"""One training step."""
+"""One training step: forward, loss, backward and optimizer."""
 
 import contextlib
 import math
@@ -17,28 +17,28 @@ from sewsnn.train.nonfinite import NonFinite, bad_entries, find
 from sewsnn.train.schema import Config
 from sewsnn.train.sums import NEVER, Sums
 
-_RTD, _MIX = -1, -2  # places of random numbers, beside the epochs'
+_RTD, _MIX = -1, -2  # places for random numbers that no epoch uses
 _LEAST_SCALE = 2.0**-24
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """The context of ``off``, ``bf16`` or ``fp16``."""
+    """Returns the autocast context for ``off``, ``bf16`` or ``fp16``."""
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")
 
 
 class Step:
-    """Forward, loss, backward, and every ``train.accumulate`` batches the optimizer.
+    """Forward, loss and backward of a batch, and the optimizer step after every ``train.accumulate`` batches.
 
-    Nothing here waits for the GPU but :meth:`check`. A step whose loss or gradient is not finite does not touch the
-    weights: that is the GradScaler's doing, whose scale is 1 unless in fp16.
+    Only :meth:`check` and :meth:`check_weights` wait for the GPU. A step with an infinite or NaN loss or gradient does
+    not change the weights: the GradScaler skips it; its scale is 1 except in fp16.
 
     Args:
-        config: of the run.
-        model: it is wrapped and compiled here; its parameters stay its own.
-        optimizer: of its parameters.
-        processes: gradients are averaged over them.
-        classes: of the logits.
+        config: the configuration of the run.
+        model: the network. It is wrapped and compiled here and keeps its parameters.
+        optimizer: the optimizer of its parameters.
+        processes: the process group, over which gradients are averaged.
+        classes: the number of classes.
 
     Attributes:
         scaler: scales the loss in fp16 (Micikevicius et al., ICLR 2018).
@@ -61,27 +61,34 @@ class Step:
         if settings.compile != "off":
             self._network = torch.compile(self._wrapped, mode=settings.compile)
         self._graphs = settings.compile in ("reduce-overhead", "max-autotune")
-        # Autograd takes a first gradient as it is; a CUDA graph's would be overwritten by the next batch's replay. What
-        # is there already is added to.
+        # Autograd stores a first gradient without a copy, and the replay of a CUDA graph for the next batch would
+        # overwrite that memory. Autograd adds to a gradient that already exists.
         self._keeps_gradients = self._graphs and settings.accumulate > 1
         if self._keeps_gradients:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
 
     def run(self, x: Tensor, y: Tensor, epoch: int, step: int, group: int, last: bool, sums: Sums) -> None:
-        """A batch, added to ``sums``.
+        """Trains on one batch and adds its results to ``sums``.
 
         Args:
-            x, y: the batch.
-            epoch, step: the place in the run; random temporal delete and mixing depend on it alone.
-            group: batches that share an optimizer step with this one.
-            last: whether this is the last of them.
+            x: the samples.
+            y: their labels.
+            epoch: index of the epoch.
+            step: index of the step in the epoch. Random temporal delete and mixing depend only on the seed, ``epoch``,
+                ``step`` and (mixing) the rank.
+            group: number of batches that share an optimizer step with this one.
+            last: whether this batch is the last of them.
+            sums: the sums of the epoch.
+
+        Raises:
+            UserError: memory ran out; the message suggests settings that need less.
         """
         if self.config.data.T_train:
             generator = torch.Generator().manual_seed(seed_of(self.config.seed, _RTD, epoch, step))
             x = random_temporal_delete(x, self.config.data.T_train, generator=generator)
         if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last replay returned may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # the next replay may overwrite the outputs of the last one
         target = y
         if self.config.loss.mixup or self.config.loss.cutmix:
             seed = seed_of(self.config.seed, _MIX, epoch, step, self.processes.rank)
@@ -94,10 +101,10 @@ class Step:
         except (RuntimeError, MemoryError) as error:
             if reason := out_of_memory(error):
                 raise UserError(
-                    f"epoch {epoch + 1}, step {step + 1}: too little memory on {self.device} ({reason}); a smaller "
-                    "data.batch_size with train.accumulate, train.amp or model.pack_spikes need less"
+                    f"epoch {epoch + 1}, step {step + 1}: out of memory on {self.device} ({reason}). To use less, set "
+                    "a smaller data.batch_size with a larger train.accumulate, train.amp or model.pack_spikes"
                 ) from None
-            # Batch norm on the CPU refuses statistics that are not finite.
+            # Batch norm on the CPU raises for statistics that are not finite.
             if "finite" in str(error):
                 self.explain(epoch, step, "a batch statistic", lambda _: (x, target), largest=2.0**63)
             raise
@@ -124,12 +131,12 @@ class Step:
             self.average.update(self.model)
 
     def check(self, sums: Sums, epoch: int, batch: Callable[[int], tuple[Tensor, Tensor] | None]) -> None:
-        """Stops a run whose loss or gradients are not finite, on all processes. Waits for the GPU.
+        """Stops the run on all processes if its loss or gradients are infinite or NaN. Waits for the GPU.
 
         Args:
-            sums: of the epoch.
-            epoch: which it is.
-            batch: gives the batch of a step of this epoch again, None if it cannot.
+            sums: the sums of the epoch.
+            epoch: index of the epoch.
+            batch: returns the batch of a step of this epoch again, or None if it cannot.
 
         Raises:
             NonFinite: names the step and the layer.
@@ -138,18 +145,20 @@ class Step:
         step = self.processes.least(mine)
         if step < NEVER:
             self.explain(epoch, step, "the loss" if step == mine else "the loss of another process", batch)
-        if self.config.train.amp == "fp16":  # where infinite gradients are no news, unless they stay
+        if self.config.train.amp == "fp16":  # infinite gradients are normal in fp16, unless they persist
             if scale < _LEAST_SCALE:
-                raise NonFinite(f"epoch {epoch + 1}: gradients stay infinite in fp16, whatever the scale of the loss")
+                raise NonFinite(
+                    f"epoch {epoch + 1}: gradients in fp16 are infinite at every loss scale; try train.amp: bf16"
+                )
         elif scale != 1.0:
             self.explain(epoch, sums.steps - 1, "a gradient", batch)
 
     def release(self) -> None:
-        """Lets go of what holds the group of processes: its threads must have ended before Python does."""
+        """Drops the references to the process group: its threads must end before Python exits."""
         self._wrapped = self._network = self.model
 
     def check_weights(self, epoch: int, step: int) -> None:
-        """Stops a run before weights that are not finite are written over sound ones. Waits for the GPU.
+        """Stops the run before weights with infinite or NaN values overwrite a good checkpoint. Waits for the GPU.
 
         Raises:
             NonFinite: names the parameter or statistic.
@@ -157,8 +166,8 @@ class Step:
         models = [self.model] if self.average is None else [self.model, self.average.module]
         if name := next((name for model in models for name in bad_entries(model)), None):
             raise NonFinite(
-                f"epoch {epoch + 1}, step {step}: the parameter or statistic {name} is not finite after the step; a "
-                "smaller optimizer.lr or optimizer.weight_decay may help. The last checkpoint is as it was"
+                f"epoch {epoch + 1}, step {step}: the parameter or statistic {name} is not finite after the step. Try "
+                "a smaller optimizer.lr or optimizer.weight_decay. The last checkpoint is unchanged"
             )
 
     def explain(
@@ -169,10 +178,10 @@ class Step:
         batch: Callable[[int], tuple[Tensor, Tensor] | None],
         largest: float = math.inf,
     ) -> None:
-        """Raises :class:`NonFinite`, with the layer where it begins."""
+        """Raises :class:`NonFinite` with the layer where the first infinite or NaN value appears."""
         again = batch(step)
         place = again and find(self.model, *again, lambda x, y: self._forward(self.model, x, y)[1], largest)
-        where = f"it begins {place}" if place else "the batch, computed again, is finite everywhere"
+        where = f"the first such value is {place}" if place else "a repeat of the batch is finite everywhere"
         raise NonFinite(
-            f"epoch {epoch + 1}, step {step + 1}: {what} is not finite; {where}. The last checkpoint is as it was"
+            f"epoch {epoch + 1}, step {step + 1}: {what} is not finite; {where}. The last checkpoint is unchanged"
         )

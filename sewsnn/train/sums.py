@@ -1,20 +1,27 @@
-"""Sums over an epoch, kept on the device: a step does not wait for them."""
+"""Sums over an epoch, kept on the device, so that a training step does not wait for them."""
 
 import torch
 from torch import Tensor
 
 from sewsnn.train.distributed import Processes
 
-NEVER = 2**62  #: a step after all others
-START = {"samples": 0, "loss": 0.0, "top1": 0, "top5": 0, "seconds": 0.0, "waited": 0.0}  #: of an epoch
+NEVER = 2**62  #: a step number larger than any other
+START = {
+    "samples": 0,
+    "loss": 0.0,
+    "top1": 0,
+    "top5": 0,
+    "seconds": 0.0,
+    "waited": 0.0,
+}  #: the sums at the start of an epoch
 
 
 class Sums:
-    """Loss, correct answers and samples so far.
+    """The sums of loss, correct predictions and samples of an epoch so far.
 
     Args:
-        device: of the logits.
-        values: those of a run that goes on, as :meth:`values` gave them.
+        device: the device of the logits.
+        values: the sums of a resumed run, as :meth:`values` returned them; None (default): zeros.
     """
 
     def __init__(self, device: torch.device, values: dict | None = None):
@@ -26,7 +33,7 @@ class Sums:
         self.steps = 0
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor, step: int) -> None:
-        """A batch: mean loss ``[]``, ``logits [N, classes]``, classes ``y [N]``."""
+        """Adds a batch: mean loss ``[]``, ``logits [N, classes]`` and class indices ``y [N]``."""
         top = logits.topk(min(5, logits.shape[1])).indices == y[:, None]  # [N, 5]
         batch = torch.stack([loss.double() * len(y), top[:, 0].sum().double(), top.any(1).sum().double()])
         self._sums[0] += len(y)
@@ -35,11 +42,11 @@ class Sums:
         self.steps = step + 1
 
     def first_bad(self) -> int:
-        """The first step whose loss was not finite, or :data:`NEVER`."""
+        """Returns the first step with an infinite or NaN loss, or :data:`NEVER`."""
         return int(self._bad)
 
     def values(self, processes: Processes) -> dict:
-        """The sums over all processes, on all of them; seconds are this one's."""
+        """Returns the sums over all processes, on all of them; the seconds are those of this process."""
         samples, loss, top1, top5 = processes.sum(self._sums).tolist()
         return {
             "samples": int(samples),

@@ -1,4 +1,5 @@
-"""Nested dictionaries as the dataclasses of a configuration: every key is known, every value of its key's type."""
+"""Converts nested dictionaries to the dataclasses of a configuration. Unknown keys and values of the wrong type are
+errors."""
 
 import dataclasses
 import difflib
@@ -12,7 +13,7 @@ from sewsnn.train.schema import Config
 
 
 def keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """All keys, as dotted paths."""
+    """Returns all keys as dotted paths."""
     out = []
     for name, hint in typing.get_type_hints(cls).items():
         section = section_of(hint)
@@ -21,7 +22,7 @@ def keys(cls: type = Config, prefix: str = "") -> list[str]:
 
 
 def sections(cls: type = Config, prefix: str = "") -> list[str]:
-    """All sections of keys, as dotted paths."""
+    """Returns all sections as dotted paths."""
     out = []
     for name, hint in typing.get_type_hints(cls).items():
         if section := section_of(hint):
@@ -30,7 +31,7 @@ def sections(cls: type = Config, prefix: str = "") -> list[str]:
 
 
 def said(content: Any, prefix: str = "") -> Iterator[str]:
-    """The keys that nested dictionaries give a value, as dotted paths."""
+    """Yields the keys to which nested dictionaries give a value, as dotted paths."""
     for name, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict):
             yield from said(value, f"{prefix}{name}.")
@@ -39,7 +40,7 @@ def said(content: Any, prefix: str = "") -> Iterator[str]:
 
 
 def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
-    """Keys in which two configurations, as dictionaries, differ."""
+    """Returns the keys in which two configurations, given as dictionaries, differ."""
     out = []
     for key in sorted(a.keys() | b.keys()):
         x, y = a.get(key), b.get(key)
@@ -51,7 +52,7 @@ def differences(a: dict, b: dict, prefix: str = "") -> list[str]:
 
 
 def section_of(hint: Any) -> type | None:
-    """The dataclass of a section of keys, which may be null; None for a value."""
+    """Returns the dataclass of a section, which may be optional; None if the type is that of a value."""
     for choice in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(choice):
             return choice
@@ -59,26 +60,32 @@ def section_of(hint: Any) -> type | None:
 
 
 def unknown_key(key: str, where: str, known: list[str]) -> ConfigError:
-    """The error that names the nearest of the known keys."""
-    if key in keys():  # as on the command line
+    """Returns the error for an unknown key, which names the nearest known keys."""
+    if key in keys():  # a dotted key, as on the command line
         section, _, name = key.rpartition(".")
-        return ConfigError(f"{where}: unknown key {key!r}; in a file {name} stands below {section.replace('.', ': ')}:")
+        return ConfigError(f"{where}: unknown key {key!r}; in a file, write {name} below {section.replace('.', ': ')}:")
     near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.4)
-    if not near:  # a right leaf under a wrong section
+    if not near:  # a known name in the wrong section
         near = [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
     hint = f"the nearest is {near[0]!r}" if near else f"the nearest are {', '.join(by_nearness(key, set(known))[:8])}"
     return ConfigError(f"{where}: unknown key {short(key)}; {hint}")
 
 
 def fill(target: Any, content: Any, prefix: str, where: str) -> Any:
-    """Sets the fields of a dataclass, and of those in it, that a dictionary has; the others stay. Returns it.
+    """Sets the fields of a dataclass, and of its sections, to the values in a dictionary. Other fields keep their
+    values.
 
     Args:
-        prefix: the section's path with a dot at its end, for messages.
-        where: the file or what else the content is from, for messages.
+        target: the dataclass.
+        content: the dictionary.
+        prefix: the path of the section with a trailing dot, for messages.
+        where: the file or other source of the content, for messages.
+
+    Returns:
+        ``target``.
 
     Raises:
-        ConfigError: a key is unknown, or a value is not of its type.
+        ConfigError: a key is unknown, or a value has the wrong type.
     """
     if not isinstance(content, dict):
         name = prefix.rstrip(".") or "the file"
@@ -100,12 +107,12 @@ def fill(target: Any, content: Any, prefix: str, where: str) -> Any:
 
 
 def is_optional(hint: Any) -> bool:
-    """Whether None is one of its values."""
+    """Returns whether the type allows None."""
     return type(None) in typing.get_args(hint) and typing.get_origin(hint) in (types.UnionType, typing.Union)
 
 
 def convert(value: Any, hint: Any, key: str, where: str) -> Any:
-    """The value as its key's type has it; ConfigError where it is of another."""
+    """Converts a value to the type of its key. Raises ConfigError if the type does not match."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if is_optional(hint):
         if value is None:

@@ -1,7 +1,8 @@
-"""Reading YAML that people write: what would be dropped or misread in silence is an error, and no file is expensive.
+"""Reads YAML files written by people. Content that YAML would drop or misread silently is an error, and reading any
+file is cheap.
 
-A subset of YAML 1.1: mappings with text as keys, lists, text, numbers, true, false and null. Anchors, aliases and merge
-keys (``<<``) may be used.
+The subset of YAML 1.1 is: mappings with text keys, lists, text, numbers, true, false and null. Anchors, aliases and
+merge keys (``<<``) are allowed.
 """
 
 import re
@@ -16,20 +17,21 @@ from sewsnn.errors import ConfigError, one_line, short
 from sewsnn.files import open_regular
 
 _MOST_BYTES = 2**20
-_MOST_VALUES = 10_000  # with every alias written out
-_MOST_LEVELS = 32  # of nesting; a configuration has four
+_MOST_VALUES = 10_000  # limit with every alias expanded
+_MOST_LEVELS = 32  # limit of nesting; a configuration has four levels
 
 _TAG = "tag:yaml.org,2002:"
 _KINDS = ("null", "bool", "int", "float", "str", "seq", "map")
-# 010 is eight and 1:30 is ninety in YAML 1.1: neither is what its writer means.
+# YAML 1.1 reads 010 as eight and 1:30 as ninety, which is not what people mean.
 _PLAIN_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)")
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file in UTF-8; None where it is empty.
+    """Returns the content of a UTF-8 YAML file; None if it is empty.
 
     Raises:
-        ConfigError: it cannot be read, is no regular file, is too long, is not UTF-8, or :func:`parse_yaml` raises.
+        ConfigError: the file cannot be read, is not a regular file, is too long, is not UTF-8, or :func:`parse_yaml`
+            raises.
     """
     try:
         with open_regular(path) as file:
@@ -37,25 +39,27 @@ def read_yaml(path: str | Path) -> Any:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     if len(content) > _MOST_BYTES:
-        raise ConfigError(f"{path} is no configuration: it is longer than {_MOST_BYTES:,} bytes")
+        raise ConfigError(f"{path} is not a configuration: it is longer than {_MOST_BYTES:,} bytes")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        kind = "UTF-16 text" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "no UTF-8 text"
+        kind = "it is UTF-16 text" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "it is not UTF-8 text"
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path} is not a YAML file: {kind} (line {line}); save it as UTF-8") from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The content of YAML text; None where it is empty.
+    """Returns the content of YAML text; None if it is empty.
 
     Args:
-        where: the text's name, for messages.
+        text: the text.
+        where: its name, for messages.
 
     Raises:
-        ConfigError: it is not YAML; a key stands twice or is not text; a value is of a kind that configurations do not
-            have, such as ``!!set``; or it is too long or nested too deeply, aliases written out. Names the line.
+        ConfigError: the text is not YAML, a key occurs twice or is not text, a value has a type that configurations do
+            not use (such as ``!!set``), or the content is too long or too deeply nested with aliases expanded. The
+            message names the line.
     """
     try:
         return yaml.load(text, _Loader)
@@ -75,7 +79,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 class _RefusedError(Exception):
-    """YAML, but not for us."""
+    """Valid YAML outside the supported subset."""
 
     def __init__(self, mark, reason: str):
         super().__init__(reason)
@@ -83,11 +87,12 @@ class _RefusedError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts while it composes, so that it stops at what would take long or overflow the stack."""
+    """A loader that counts values and levels while it composes, so that it stops before it takes long or overflows the
+    stack."""
 
     def __init__(self, text: str):
         self._level = self._composed = 0
-        self._extents: dict[int, tuple[int, int]] = {}  # id of a node -> values and levels in it, aliases written out
+        self._extents: dict[int, tuple[int, int]] = {}  # id of a node -> values and levels in it, aliases expanded
         super().__init__(text)
 
     def compose_node(self, parent, index):
@@ -97,7 +102,7 @@ class _Loader(yaml.SafeLoader):
         self._check_extent(mark, self._composed, self._level)
         node = super().compose_node(parent, index)
         if is_alias and id(node) not in self._extents:
-            raise _RefusedError(mark, "an alias stands inside of what it refers to")
+            raise _RefusedError(mark, "an alias is inside the value that it refers to")
         if not is_alias:
             self._check_keys(node)
             self._extents[id(node)] = self._extent(node)
@@ -116,7 +121,7 @@ class _Loader(yaml.SafeLoader):
     @staticmethod
     def _check_extent(mark, values: int, levels: int) -> None:
         if values > _MOST_VALUES:
-            raise _RefusedError(mark, f"more than {_MOST_VALUES:,} values, aliases written out")
+            raise _RefusedError(mark, f"more than {_MOST_VALUES:,} values, with aliases expanded")
         if levels > _MOST_LEVELS:
             raise _RefusedError(mark, f"more than {_MOST_LEVELS} levels of nesting")
 
@@ -133,16 +138,16 @@ class _Loader(yaml.SafeLoader):
             if key.value in lines:
                 both = f"line {line}" if line == lines[key.value] else f"lines {lines[key.value]} and {line}"
                 raise _RefusedError(
-                    key.start_mark, f"the key {short(key.value)} stands twice, in {both}: remove one of them"
+                    key.start_mark, f"the key {short(key.value)} occurs twice, in {both}; remove one of them"
                 )
             lines[key.value] = line
 
     def construct_object(self, node, deep=False):
         if node.tag not in self.yaml_constructors:
-            raise _RefusedError(node.start_mark, f"a value of the kind {_kind(node)} has no place here")
+            raise _RefusedError(node.start_mark, f"a value of type {_kind(node)} is not supported here")
         try:
             return super().construct_object(node, deep)
-        except ConstructorError as error:  # a tag on another kind of node
+        except ConstructorError as error:  # a tag on another type of node
             raise _RefusedError(node.start_mark, one_line(error.problem)) from None
         except (ValueError, KeyError, IndexError, AttributeError, OverflowError):
             raise _RefusedError(node.start_mark, f"{short(node.value)} cannot be read as {_kind(node)}") from None
@@ -151,14 +156,15 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         if not _PLAIN_INT.fullmatch(text):
             raise _RefusedError(
-                node.start_mark, f"{short(text)} is no plain whole number (010 is octal in YAML, 1:30 is to base 60)"
+                node.start_mark,
+                f"{short(text)} is not a plain whole number (in YAML, 010 is octal and 1:30 has base 60)",
             )
         return self.construct_yaml_int(node)
 
     def construct_plain_float(self, node):
         text = self.construct_scalar(node)
         if ":" in text:
-            raise _RefusedError(node.start_mark, f"{short(text)} is to base 60 in YAML: write a plain number")
+            raise _RefusedError(node.start_mark, f"{short(text)} has base 60 in YAML; write a plain number")
         return self.construct_yaml_float(node)
 
 
@@ -169,7 +175,7 @@ def _kind(node) -> str:
 _Loader.yaml_constructors = {
     tag: SafeConstructor.yaml_constructors[tag] for kind in _KINDS if (tag := f"{_TAG}{kind}")
 } | {f"{_TAG}int": _Loader.construct_plain_int, f"{_TAG}float": _Loader.construct_plain_float}
-# A date is text, and so is "=".
+# Dates and "=" are read as text.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in pairs if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
     for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()

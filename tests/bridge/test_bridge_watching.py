@@ -212,8 +212,8 @@ def test_the_report_says_why_a_neuron_runs_alone():
     reasons = {entry.name: entry.reason for entry in report.replaced}
     for name, words in {
         "0.2": "",
-        "1.sn": "Own is known to that class alone",
-        "2.1": "the module before it is no batch norm, but Conv2d",
+        "1.sn": "only the class Own knows how its modules are connected",
+        "2.1": "the module before it is not a batch norm, but Conv2d",
         "3.0": "the first module of its nn.Sequential",
         "4.1": "torch.nn.modules.batchnorm.BatchNorm3d",
         "5.1": "stands in more than one place",

@@ -6,8 +6,9 @@ import re
 import host
 import pytest
 import torch
-from cases import EPS, by_reference, compare, current, run
-from devices import cuda_param
+from cases import EPS, by_reference, compare, current, pairwise, run
+from devices import CUDA_PARAMS
+from thorough import THOROUGH
 
 from sewsnn import surrogate
 from sewsnn.ops.neuron import checkpoint_count
@@ -55,7 +56,7 @@ class OnGpu:
         return memory.as_strided(x.shape, strides, offset).copy_(x)
 
 
-@pytest.fixture(params=["host", cuda_param])
+@pytest.fixture(params=["host", *CUDA_PARAMS])
 def kernels(request):
     return OnHost() if request.param == "host" else OnGpu()
 
@@ -88,9 +89,10 @@ def test_sizes(kernels, dtype, neuron, T):
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_options(kernels, dtype, neuron, T):
-    """Every combination of them."""
+    """Every combination of them; in half precision, but for a thorough run, every two of them together."""
     resets, two = (0.0, None, -0.25), (False, True)
-    combinations = itertools.product(resets, two, two, two, two, ("s", "v", "sv"), (24, 21))
+    combine = pairwise if dtype.itemsize == 2 and not THOROUGH else itertools.product
+    combinations = combine(resets, two, two, two, two, ("s", "v", "sv"), (24, 21))
     for v_reset, detach_reset, decay_input, with_v, store_v_seq, loss, M in combinations:
         if neuron == "if" and decay_input:
             continue
