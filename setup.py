@@ -1,11 +1,13 @@
-"""Builds the compiled library with CMake and Ninja; everything declarative is in pyproject.toml.
+"""Builds the compiled library with CMake and Ninja. pyproject.toml has all other settings of the package.
 
-Environment:
-    SEWSNN_CUDA=auto|0|1     compile the CUDA kernels (auto: if nvcc is found; no GPU and no CUDA build of torch needed)
-    TORCH_CUDA_ARCH_LIST     e.g. "9.0" or "8.0;9.0+PTX"; unset: those of this machine's GPUs, else all common ones
-    MAX_JOBS                 parallel compilations
-    SEWSNN_WERROR=1          compiler warnings are errors
-    CUDA_HOME, CXX           where nvcc is, which C++ compiler
+Environment variables:
+    SEWSNN_CUDA=auto|0|1     compile the CUDA kernels: if nvcc is found (auto), never (0), always (1). You need no GPU
+                             and no CUDA build of torch.
+    TORCH_CUDA_ARCH_LIST     GPU architectures, e.g. "9.0" or "8.0;9.0+PTX". Unset: those of the GPUs in this machine;
+                             without a GPU all common ones.
+    MAX_JOBS                 number of parallel compilations
+    SEWSNN_WERROR=1          treat compiler warnings as errors
+    CUDA_HOME, CXX           folder of the CUDA toolkit; the C++ compiler
 """
 
 import os
@@ -22,17 +24,17 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 LIBRARY = "libsewsnn.so"
-# By nvcc's major version. PTX of the newest serves the GPUs to come.
+# Default architectures for each major version of nvcc. PTX of the newest one serves future GPUs.
 DEFAULT_ARCHS = {12: "7.5;8.0;8.6;9.0+PTX", 13: "7.5;8.0;8.6;9.0;10.0;12.0+PTX"}
 
 
 def say(message):
-    # pip shows a build's stderr only with -v; a log file beside the library keeps the message findable.
+    # pip shows this only with -v.
     print(f"sewsnn: {message}", file=sys.stderr, flush=True)
 
 
 def choice(name, *allowed):
-    """An environment variable's value; unset or empty: the first of those allowed."""
+    """Returns the value of an environment variable; the first allowed value if the variable is unset or empty."""
     value = os.environ.get(name) or allowed[0]
     if value not in allowed:
         raise SystemExit(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}")
@@ -40,7 +42,7 @@ def choice(name, *allowed):
 
 
 def parallel_jobs():
-    """MAX_JOBS as an argument of cmake; unset or empty: as many as it likes."""
+    """Returns MAX_JOBS as arguments of cmake. Unset or empty: no argument, so that cmake chooses the number."""
     jobs = os.environ.get("MAX_JOBS")
     if jobs and not re.fullmatch("[1-9][0-9]*", jobs):
         raise SystemExit(f"MAX_JOBS must be a number of parallel compilations, 1 or more, got {jobs!r}")
@@ -57,7 +59,8 @@ def find_nvcc():
 
 
 def cuda_choice():
-    """(nvcc or None, why), from SEWSNN_CUDA and what is installed."""
+    """Decides from SEWSNN_CUDA and the installed programs whether to compile the CUDA kernels. Returns (nvcc or None,
+    reason)."""
     wanted = choice("SEWSNN_CUDA", "auto", "0", "1")
     if wanted == "0":
         return None, "SEWSNN_CUDA=0"
@@ -76,7 +79,7 @@ def nvcc_major(nvcc):
 
 
 def present_archs():
-    """Architectures of this machine's GPUs, "9.0;12.0"; empty without one."""
+    """Returns the architectures of the GPUs in this machine, such as "9.0;12.0"; empty without a GPU."""
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return ""
@@ -86,7 +89,7 @@ def present_archs():
 
 
 def cmake_architectures(arch_list):
-    """TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") as CMAKE_CUDA_ARCHITECTURES ("80-real;90a")."""
+    """Converts TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") to CMAKE_CUDA_ARCHITECTURES ("80-real;90a")."""
     out = []
     for arch in arch_list.replace(" ", ";").replace(",", ";").split(";"):
         if not arch:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: where results go, and what every row says about the machine it comes from."""
+"""Code that all benchmarks use: it reads and writes rows of results, and describes the machine in every row."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-#: twelve hexadecimal digits that change with the code of csrc; comments and white space are no code
+#: a hash of the code of csrc: twelve hexadecimal digits; comments and white space do not change it
 csrc_hash = runpy.run_path(str(ROOT / "cmake" / "csrc_hash.py"))["csrc_hash"]
 
 
 def read_rows(path: Path | str) -> list[dict]:
-    """The rows of a JSON-lines file; none if there is no file. A last line that was cut off is left out."""
+    """Returns the rows of a JSON-lines file; none if the file does not exist. An incomplete last line is left out."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -28,7 +28,7 @@ def read_rows(path: Path | str) -> list[dict]:
 
 
 def append_rows(path: Path | str, rows: list[dict]) -> None:
-    """Adds the rows to a JSON-lines file, at once on the disk."""
+    """Appends the rows to a JSON-lines file and flushes it to the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
@@ -39,7 +39,7 @@ def append_rows(path: Path | str, rows: list[dict]) -> None:
 
 
 def _end_line(file) -> None:
-    """Cuts off what an interrupted write left of a line."""
+    """Removes an incomplete last line, which an interrupted write left."""
     file.seek(0)
     whole = file.read().rfind("\n") + 1
     file.seek(0)
@@ -48,20 +48,20 @@ def _end_line(file) -> None:
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    """p20, p50 and p80."""
+    """Returns the 20th, 50th and 80th percentile as ``p20``, ``p50`` and ``p80``."""
     p20, p50, p80 = (statistics.quantiles(values, n=10, method="inclusive")[i] for i in (1, 4, 7))
     return {"p20": p20, "p50": p50, "p80": p80}
 
 
 def environment(device: str = "cpu", op: str = "step") -> dict:
-    """What every row carries: machine, versions, date, commit, and the code that was measured.
+    """Returns the entries of every row: machine, versions, date, commit, and the hash of the measured code.
 
     Args:
         device: ``"cpu"`` or ``"cuda"``.
-        op: what is measured, one of :data:`benchmarks.dating.OPS`; the row keeps the hash of that op's code.
+        op: the measured op, one of :data:`benchmarks.dating.OPS`. The row gets the hash of its code.
 
     Raises:
-        SystemExit: the library was built from other sources than those here.
+        SystemExit: the library cannot be loaded, or it was built from other sources than those of this checkout.
     """
     import torch
 
@@ -96,7 +96,7 @@ def environment(device: str = "cpu", op: str = "step") -> dict:
 
 
 def _commit() -> str:
-    """Of the checkout; SEWSNN_COMMIT names it where there is no git."""
+    """Returns the commit of the checkout. Without git, the environment variable SEWSNN_COMMIT names it."""
     try:
         git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     except OSError:

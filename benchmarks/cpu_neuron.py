@@ -1,22 +1,22 @@
-"""CPU: LIF forward + backward over all time-steps, sewsnn's kernels beside what else there is.
+"""Times forward + backward of LIF neurons over all time-steps on a CPU: sewsnn's kernels beside other implementations.
 
     python -m benchmarks.cpu_neuron [--neurons 1000000] [--T 4 16] [--memory fresh|recycled] [--json FILE]
 
-The rivals, in one run on the same data:
+These rivals run in one process on the same data:
 
-    loop           the per-time-step torch loop everyone writes (surrogate as an autograd.Function)
-    compile        torch.compile (inductor) of that loop
-    spikingjelly   its LIFNode in multi-step mode, where spikingjelly is installed
+    loop           the usual loop over time-steps in plain torch, with the surrogate as an autograd.Function
+    compile        torch.compile (inductor) of this loop
+    spikingjelly   SpikingJelly's LIFNode in multi-step mode, if spikingjelly is installed
     native         sewsnn.functional.lif_multistep
 
-All must give the same spikes, and gradients within fp32 rounding of the fp64 reference's. Times are quantiles over
-repeats that alternate between the rivals. Per neuron and time-step native moves 20 bytes: forward reads x and writes s,
-backward reads x and the gradient of s and writes the gradient of x; GB/s is those bytes over its median time, beside
-what copying x into an existing tensor reaches (8 bytes) in the same run.
+All must give the same spikes as the loop, and gradients within float32 rounding of the float64 reference. The rivals
+take turns, and the times are quantiles over the rounds. Per neuron and time-step, native moves 20 bytes: forward reads
+x and writes s; backward reads x and the gradient of s, and writes the gradient of x. GB/s is the number of these bytes
+divided by the median time. For comparison, the program also copies x into an existing tensor (8 bytes).
 
-Results of 32 MB and more are fresh memory at every call, and the page faults of that cost more than the arithmetic.
-That is how torch's CPU allocator works, and what --memory fresh (the default) measures. --memory recycled tells glibc
-to keep what is freed, as jemalloc or tcmalloc would.
+torch's CPU allocator returns fresh memory for every result of 32 MB and more, and its page faults take longer than the
+arithmetic. --memory fresh (the default) measures this. --memory recycled tells glibc to keep freed memory, as jemalloc
+or tcmalloc do.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _ATAN = surrogate.ATan(2.0)
 
 
 def loop(x_seq: torch.Tensor, atan=_ATAN) -> torch.Tensor:
-    """LIF, hard reset, detached, one time-step after the other."""
+    """LIF with detached hard reset, one time-step after the other."""
     v = torch.zeros_like(x_seq[0])
     s_seq = []
     for x in x_seq:
@@ -49,7 +49,7 @@ def loop(x_seq: torch.Tensor, atan=_ATAN) -> torch.Tensor:
 
 
 class Spike(torch.autograd.Function):
-    """ATan, alpha = 2, in a form torch.compile traces."""
+    """The spike with the surrogate gradient ATan, alpha = 2, in a form that torch.compile can trace."""
 
     @staticmethod
     def forward(ctx, x):
@@ -63,12 +63,12 @@ class Spike(torch.autograd.Function):
 
 
 def compiled_loop():
-    """torch.compile of the loop."""
+    """Returns torch.compile of the loop."""
     return torch.compile(lambda x_seq: loop(x_seq, Spike.apply), fullgraph=True)
 
 
 def spikingjelly_node(backend: str | None = None):
-    """Its LIFNode with the same settings; None where it is not installed."""
+    """Returns SpikingJelly's LIFNode with the same settings, or None if SpikingJelly is not installed."""
     try:
         from spikingjelly.activation_based import neuron
         from spikingjelly.activation_based import surrogate as theirs
@@ -90,7 +90,7 @@ def native(x_seq: torch.Tensor) -> torch.Tensor:
 
 
 def seconds(function, x_seq, grad) -> float:
-    """One forward + backward."""
+    """Returns the seconds of one forward + backward."""
     x_seq.grad = None
     start = time.perf_counter()
     function(x_seq).backward(grad)
@@ -106,10 +106,10 @@ def copy_seconds(x_seq) -> float:
 
 
 def check(rivals: dict, x_seq, grad) -> dict[str, float]:
-    """The largest error of each rival's gradient against the fp64 reference; wrong spikes end the program.
+    """Returns the largest error of each rival's gradient against the float64 reference. Wrong spikes end the program.
 
-    A potential within rounding of the threshold may fire in one precision and not in the other: neurons whose spikes
-    differ from fp64's are left out of the comparison.
+    A potential within rounding of the threshold may fire in one precision and not in the other. The comparison
+    therefore leaves out neurons with other spikes than in float64.
     """
     exact = x_seq.detach().double().requires_grad_()
     s_exact, _ = functional.lif_multistep(exact, tau=TAU, backend="torch")
@@ -130,7 +130,7 @@ def check(rivals: dict, x_seq, grad) -> dict[str, float]:
 
 
 def measure(T: int, neurons: int, repeats: int, rivals: dict) -> list[dict]:
-    """A row for each rival."""
+    """Returns a row for each rival."""
     generator = torch.Generator().manual_seed(0)
     x_seq = torch.randn(T, neurons, generator=generator).mul_(1.5).requires_grad_()
     grad = torch.randn(T, neurons, generator=generator)
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--json", help="append the rows to this file, one JSON object per line")
     arguments = parser.parse_args()
     if arguments.memory == "recycled" and not RECYCLE.items() <= os.environ.items():
-        # glibc reads these when a process starts.
+        # glibc reads these variables when a process starts.
         os.execve(
             sys.executable, [sys.executable, "-m", "benchmarks.cpu_neuron", *sys.argv[1:]], {**os.environ, **RECYCLE}
         )

@@ -1,8 +1,8 @@
-"""Which code a result was measured with: a hash of what the measured op compiles, not of all the sources.
+"""Tells whether a result is still current, by a hash of the code that the measured op compiles.
 
-A row of results carries ``op``, a name of :data:`OPS`, and ``sources``, the hash of that op's code when it was
-measured. The tables call a number old where the two no longer agree. A changed comment changes no hash, and a changed
-stem does not date a neuron.
+A row of results has the entries ``op``, a name in :data:`OPS`, and ``sources``, the hash of this op's code at the time
+of the measurement. If the hash of the present code differs, the tables mark the number as old. Comments do not change
+a hash. The hash covers only the op's own code: a change of the stem does not make results of a neuron old.
 """
 
 import runpy
@@ -18,7 +18,7 @@ _BLOCK = ["ops/bn.cpp", "ops/spikes.cpp"]
 _STEM = ["ops/pool.cpp"]
 _CALL = ["sewsnn/functional.py", "sewsnn/neuron.py", "sewsnn/checks.py", "sewsnn/ops/neuron.py", "sewsnn/ops/load.py"]
 
-#: what is measured -> the files whose code it runs, for a CPU and for CUDA
+#: measured op -> the files with its code, for a CPU and for CUDA
 OPS = {
     "neuron": (_NEURON_CPU, _NEURON_CUDA),
     "call": ([*_NEURON_CPU, *_CALL], [*_NEURON_CUDA, *_CALL]),
@@ -39,21 +39,21 @@ def _hash(files: tuple[str, ...]) -> str:
 
 
 def files_hash(files: list[str]) -> str:
-    """The hash of what these files compile: see ``sources_hash`` in cmake/csrc_hash.py."""
+    """Returns the hash of all code that these files compile; see ``sources_hash`` in cmake/csrc_hash.py."""
     return _hash(tuple(files))
 
 
 def sources_hash(op: str, device: str = "cpu") -> str:
-    """The hash of what the op compiles on a device, ``"cpu"`` or ``"cuda"``."""
+    """Returns the hash of the code of an op on a device, ``"cpu"`` or ``"cuda"``."""
     return files_hash(OPS[op][device != "cpu"])
 
 
 def dated(op: str, device: str = "cpu") -> dict[str, str]:
-    """What a row says about its code."""
+    """Returns the entries of a row that identify the measured code."""
     return {"op": op, "sources": sources_hash(op, device)}
 
 
 def is_current(row: dict) -> bool:
-    """The op's code has not changed since this row was measured."""
+    """Returns whether the op's code is unchanged since this row was measured."""
     device = "cuda" if "driver" in row else "cpu"
     return row.get("op") in OPS and row.get("sources") == sources_hash(row["op"], device)

@@ -1,17 +1,23 @@
-"""What nvcc makes of the CUDA kernels: registers, stack, and every access to memory in the machine code. Needs no GPU.
+"""Reports the machine code of the CUDA kernels: registers, stack, and every memory access. Needs no GPU.
 
-    python -m benchmarks.machine_code                            the kernels of the compiled library
+    python -m benchmarks.machine_code                            reads the kernels of the compiled library
     python -m benchmarks.machine_code --arch 80 90 121           compiles csrc/inst/*.cu for these architectures
-    python -m benchmarks.machine_code --arch default --json FILE the same for sm_80, sm_90 and the newest nvcc knows
+    python -m benchmarks.machine_code --arch default --json FILE does so for sm_80, sm_90 and the newest that nvcc knows
 
-The compiler's options are those of cmake/cuda.cmake. `cuobjdump` tells registers, stack and shared memory, `nvdisasm`
-the instructions; both come with the CUDA toolkit, or from PyPI. Compiled files are kept in build/machine_code.
+The compiler options are those of cmake/cuda.cmake. `cuobjdump` reports registers, stack and shared memory; `nvdisasm`
+lists the instructions. Both programs come with the CUDA toolkit, or from PyPI. The program keeps compiled files in
+build/machine_code.
 
-Columns: `blocks` is how many blocks of 128 threads fit on a multiprocessor with these registers; `stack` is bytes a
-thread; `local` counts LDL and STL (accesses to local memory: spilled registers), `generic` counts LD and ST (accesses
-that do not say which memory they mean). Loads and stores are those of global memory, as count x bits; `ahead` is how
-many loads at most are under way before the kernel waits for one of them. Fused multiply-adds (`fma`, `dfma`) are
-forbidden by --fmad=false except inside the division, the square root and the exponential.
+Columns:
+
+- `blocks`: number of blocks of 128 threads that fit on a multiprocessor with these registers.
+- `stack`: bytes per thread.
+- `local`: number of LDL and STL instructions, which access local memory (spilled registers).
+- `generic`: number of LD and ST instructions, which do not name the kind of memory that they access.
+- loads and stores: those of global memory, as count x bits.
+- `ahead`: the largest number of loads that are in flight before the kernel waits for one of them.
+- `fma`, `dfma`: fused multiply-adds. --fmad=false forbids them except inside the division, the square root and the
+  exponential.
 """
 
 import argparse
@@ -35,7 +41,7 @@ from benchmarks.common import ROOT
 BUILD = ROOT / "build" / "machine_code"
 RESULTS = ROOT / "benchmarks" / "results" / "machine_code.jsonl"
 COMMAND = "python -m benchmarks.machine_code --arch default --json benchmarks/results/machine_code.jsonl"
-# Of each kernel, its template parameters.
+# The template parameters of each kernel.
 PARAMETERS = {
     "forward_kernel": ("Neuron", "Storage", "N"),
     "backward_kernel": ("Neuron", "Storage", "K", "N", "Leak"),
@@ -55,19 +61,19 @@ PARAMETERS = {
     "pool_sums_kernel": ("Storage",),
 }
 FLAGS = ("Leak", "Shortcut")
-#: the files of csrc that a family of kernels is compiled from
+#: family of kernels -> the files of csrc with its instances
 FAMILIES = {
     "neuron": ["inst/multistep_cuda.cu", "inst/backward_*.cu"],
     "bn": ["inst/bn_*.cu"],
     "pool": ["inst/pool_*.cu"],
 }
 THREADS, REGISTERS_PER_SM = 128, 1 << 16  # kThreads of multistep.cuh
-RESERVED_SHARED = 1024  # bytes, in each kernel that has shared memory, from sm_90 on
+RESERVED_SHARED = 1024  # bytes that the system reserves in each kernel with shared memory, since sm_90
 COUNTED = ("LDL", "STL", "LDS", "STS", "BAR", "SHFL", "MUFU", "FFMA", "DFMA", "CALL")
 
 
 def find_nvcc() -> Path | None:
-    """Where setup.py looks."""
+    """Returns the path of nvcc, found as in setup.py; None if there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [Path(home) / "bin" / "nvcc"] if home else []
     found = shutil.which("nvcc")
@@ -77,10 +83,10 @@ def find_nvcc() -> Path | None:
 
 
 def find_tool(name: str) -> Path:
-    """``nvdisasm`` or ``cuobjdump``: the toolkit's, else the one that pip installed.
+    """Returns the path of ``nvdisasm`` or ``cuobjdump``: that of the CUDA toolkit, else the one that pip installed.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: the program was not found.
     """
     nvcc = find_nvcc()
     candidates = [nvcc.with_name(name)] if nvcc else []
@@ -100,7 +106,7 @@ def find_tool(name: str) -> Path:
 
 
 def run(*command, text: str | None = None) -> subprocess.CompletedProcess:
-    """Its output; a failure ends the program with what it said."""
+    """Runs a command and returns its output. If it fails, the program ends with the command's messages."""
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
@@ -116,7 +122,7 @@ def nvcc_version(nvcc: Path) -> str:
 
 
 def known_archs(nvcc: Path) -> list[int]:
-    """80 for sm_80; without the likes of sm_90a."""
+    """Returns the architectures that nvcc knows as numbers (80 for sm_80), without variants such as sm_90a."""
     return sorted(int(a) for a in re.findall(r"^sm_(\d+)$", run(nvcc, "--list-gpu-code").stdout, re.MULTILINE))
 
 
@@ -125,7 +131,7 @@ def default_archs(nvcc: Path) -> list[int]:
 
 
 def options() -> list[str]:
-    """Those of CMake's Release build that concern the device; cmake/cuda.cmake is the place to change them."""
+    """Returns the options of CMake's Release build that affect device code. To change them, edit cmake/cuda.cmake."""
     text = (ROOT / "cmake" / "cuda.cmake").read_text(encoding="utf-8")
     standard = re.search(r"set\(CMAKE_CUDA_STANDARD (\d+)\)", text)
     extra = re.search(r"set\(cuda_options ([^)]*)\)", text)
@@ -135,7 +141,7 @@ def options() -> list[str]:
 
 
 def digest(*parts: str | bytes) -> str:
-    """A name for what was made from these."""
+    """Returns a hash of these parts, as a name for files that are made from them."""
     state = hashlib.sha256()
     for part in parts:
         part = part.encode() if isinstance(part, str) else part
@@ -145,7 +151,7 @@ def digest(*parts: str | bytes) -> str:
 
 @contextmanager
 def locked(folder: Path):
-    """One process at a time compiles into the folder; those that waited find the work done."""
+    """Lets only one process at a time compile into the folder. Processes that waited find the compiled files."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -153,7 +159,7 @@ def locked(folder: Path):
 
 
 def compiled(nvcc: Path, source: Path, arch: int, key: str) -> Path:
-    """The cubin of a source, compiled unless it is there already."""
+    """Returns the cubin of a source, and compiles it first if it does not exist yet."""
     start = f"{source.stem}.sm_{arch}."
     cubin = BUILD / f"{start}{key}.cubin"
     if not cubin.exists():
@@ -166,7 +172,8 @@ def compiled(nvcc: Path, source: Path, arch: int, key: str) -> Path:
 
 
 def resources(usage: str, arch: int) -> dict[str, dict]:
-    """By mangled name, what `cuobjdump -res-usage` says, without the shared memory that the system reserves."""
+    """Reads the output of `cuobjdump -res-usage`: mangled name -> resources, without the shared memory that the system
+    reserves."""
     found = {}
     for name, line in re.findall(r"^ Function (\S+):\n(.*)$", usage, re.MULTILINE):
         used = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED):(\d+)", line)}
@@ -180,16 +187,17 @@ def resources(usage: str, arch: int) -> dict[str, dict]:
 
 
 def bits(opcode: str) -> int:
-    """How much one LDG, STG, LD or ST moves."""
+    """Returns the number of bits that one LDG, STG, LD or ST moves."""
     match = re.search(r"\.[US]?(8|16|64|128|256)(?:\.|$)", opcode)
     return int(match.group(1)) if match else 32
 
 
 def loads_ahead(body: str) -> int:
-    """The most loads from global memory that are under way when one of them is waited for, read from top to bottom.
+    """Returns the largest number of loads from global memory that are in flight when the kernel waits for one of them.
 
-    An instruction's control bits, the upper ones of its 128, name the scoreboard it will clear (bits 110 to 112) and
-    those it waits for (a mask, bits 116 to 121).
+    The function reads the instructions from top to bottom. The control bits of an instruction are the upper ones of its
+    128 bits: bits 110 to 112 name the scoreboard that it will clear, and bits 116 to 121 are a mask of the scoreboards
+    that it waits for.
     """
     most, under_way = 0, [0] * 8
     encoded = r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z]\w*).*\n\s*/\* 0x([0-9a-f]{16}) \*/"
@@ -206,7 +214,7 @@ def loads_ahead(body: str) -> int:
 
 
 def instructions(disassembly: str) -> dict[str, dict]:
-    """By mangled name, what `nvdisasm` shows."""
+    """Reads the output of `nvdisasm`: mangled name -> counts of instructions."""
     found = {}
     for part in disassembly.split("\t.section\t.text.")[1:]:
         name, _, body = part.partition(",")
@@ -227,7 +235,7 @@ def instructions(disassembly: str) -> dict[str, dict]:
 
 
 def described(names: list[str]) -> list[dict]:
-    """Kernel and template arguments of mangled names."""
+    """Returns the kernel and the template arguments of each mangled name."""
     filt = shutil.which("c++filt")
     if filt is None:
         raise SystemExit("c++filt was not found: install binutils")
@@ -247,7 +255,7 @@ def described(names: list[str]) -> list[dict]:
 
 
 def title(row: dict) -> str:
-    """backward_kernel<LeakyMultiply, bfloat16, K=16, N=4, Leak>"""
+    """Returns a readable name such as ``backward_kernel<LeakyMultiply, bfloat16, K=16, N=4, Leak>``."""
     parts = [row[name] for name in ("Neuron", "Storage") if name in row]
     parts += [f"{name}={row[name]}" for name in ("K", "N") if name in row]
     parts += [name for name in FLAGS if row.get(name)]
@@ -255,7 +263,7 @@ def title(row: dict) -> str:
 
 
 def cubin_rows(cubin: Path) -> list[dict]:
-    """A row for each kernel of a cubin."""
+    """Returns a row for each kernel of a cubin."""
     arch = int(re.search(r"\.sm_(\d+)", cubin.name).group(1))
     data = cubin.read_bytes()
     version = re.search(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", data)
@@ -269,7 +277,8 @@ def cubin_rows(cubin: Path) -> list[dict]:
 
 
 def library_cubins(library: Path, folder: Path) -> list[Path]:
-    """The machine code in a compiled library, a file for each source and architecture; none if it is for the CPU."""
+    """Extracts the machine code of a compiled library. Returns one file per source and architecture, or none if the
+    library has only CPU kernels."""
     done = subprocess.run(
         [find_tool("cuobjdump"), "-xelf", "all", library.resolve()], cwd=folder, capture_output=True, text=True
     )
@@ -280,7 +289,7 @@ def library_cubins(library: Path, folder: Path) -> list[Path]:
 
 
 def compiled_cubins(archs: list[int]) -> list[Path]:
-    """The machine code of csrc/inst/*.cu for these architectures."""
+    """Returns the machine code of csrc/inst/*.cu for these architectures."""
     nvcc = find_nvcc()
     if nvcc is None:
         raise SystemExit("nvcc was not found: put it on PATH or set CUDA_HOME")
@@ -298,7 +307,7 @@ def compiled_cubins(archs: list[int]) -> list[Path]:
 
 
 def read_cubins(cubins: list[Path]) -> list[dict]:
-    """A row for each kernel, with the date of its code, sorted by architecture and title."""
+    """Returns a row for each kernel, with the hash of its code, sorted by architecture and title."""
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
         rows = [row for rows in pool.map(cubin_rows, cubins) for row in rows]
     rows = [row | {"sources": sources_of(row)} for row in rows]
@@ -306,13 +315,13 @@ def read_cubins(cubins: list[Path]) -> list[dict]:
 
 
 def sources_of(row: dict) -> str:
-    """The hash of what compiles this row's kernel: the files of inst that its family of kernels comes from."""
+    """Returns the hash of the code of this row's kernel: the files in inst with the instances of its family."""
     family = next((name for name in ("bn", "pool") if row["kernel"].startswith(f"{name}_")), "neuron")
     return dating.files_hash(FAMILIES[family])
 
 
 def measure(archs: list[int] | None = None, library: Path | None = None) -> list[dict]:
-    """A row for every kernel of the library; with ``archs``, of the sources compiled for these architectures."""
+    """Returns a row for each kernel of the library; with ``archs``, of the sources compiled for these architectures."""
     if archs is not None:
         return read_cubins(compiled_cubins(archs))
     if library is None:
@@ -322,7 +331,7 @@ def measure(archs: list[int] | None = None, library: Path | None = None) -> list
 
 
 def table(rows: list[dict]) -> str:
-    """To be read by people."""
+    """Formats the rows as a table."""
 
     def accesses(counts: dict) -> str:
         return " ".join(f"{n}x{b}" for b, n in counts.items()) or "-"

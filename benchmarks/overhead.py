@@ -1,11 +1,11 @@
-"""What a neuron costs before its kernel runs: calls from Python on a tensor of eight numbers.
+"""Measures the overhead of a neuron call: calls from Python on a tensor of eight numbers.
 
     python -m benchmarks.overhead [--device cpu|cuda] [--check] [--json FILE]
 
-Microseconds per call, on the CPU's clock; on a GPU nothing is waited for within a round. Limits (--check fails above
-them): 20 us for a forward without gradients, 100 us for forward + backward, where torch.relu forward + backward takes
-19 us; a machine on which that takes longer has so much more. All take turns, and the least of many short rounds counts:
-what other programs take from a round is not ours.
+The result is microseconds per call by the CPU's clock. On a GPU, a round does not wait for the GPU. --check fails above
+these limits: 20 us for forward without gradients, 100 us for forward + backward. They hold for a machine on which
+forward + backward of torch.relu takes 19 us; where it takes longer, the limits grow in proportion. All calls take
+turns, and the least time of many short rounds counts, because other programs can only slow a round down.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from benchmarks.common import append_rows, environment, quantiles
 from sewsnn import functional, neuron
 
 LIMITS_US = {"forward": 20.0, "forward_backward": 100.0}
-MOST_PATIENCE = 5  # times the rounds, while a limit is exceeded
-RELU_US = 19.3  # forward + backward on the machine they were set on
+MOST_PATIENCE = 5  # the program repeats the rounds up to this many times while a limit is exceeded
+RELU_US = 19.3  # forward + backward of torch.relu on the machine for which the limits were set
 
 
 def cases(device: str) -> dict:
-    """(what, who) -> a call."""
+    """Returns the calls to measure: (case, provider) -> function."""
     x = torch.randn(1, 8, device=device)
     leaf = x.clone().requires_grad_()
     grad = torch.ones_like(x)
@@ -54,7 +54,7 @@ def cases(device: str) -> dict:
 
 
 def microseconds(call, device: str, rounds: int, calls: int = 100) -> list[float]:
-    """Per call, one number a round."""
+    """Returns microseconds per call, one number per round."""
     times = []
     for _ in range(rounds):
         if device == "cuda":
@@ -67,7 +67,7 @@ def microseconds(call, device: str, rounds: int, calls: int = 100) -> list[float
 
 
 def judge(least: dict[tuple[str, str], float]) -> list[str]:
-    """What is above its limit, of the least time of each (what, who)."""
+    """Returns a message for each limit that the least time of a (case, provider) exceeds."""
     too_slow = []
     slower = max(1.0, least["forward_backward", "torch.relu"] / RELU_US)
     for (case, provider), us in least.items():
@@ -95,7 +95,7 @@ def main() -> None:
             times[key] += microseconds(call, arguments.device, 2)[1:]  # the first one warms up
         enough = done % arguments.rounds == 0
         if enough and not (arguments.check and judge({key: min(found) for key, found in times.items()})):
-            break  # else more rounds: the machine may have been busy with something else
+            break  # otherwise repeat: other programs may have kept the machine busy
     rows = []
     for (case, provider), found in times.items():
         least, spread = min(found), quantiles(found)

@@ -1,4 +1,4 @@
-"""Puts the measured results into README.md and docs/performance.md: every table there comes from benchmarks/results.
+"""Writes the tables of measured results in README.md and docs/performance.md from the rows in benchmarks/results.
 
 python -m benchmarks.tables
 """
@@ -27,33 +27,33 @@ COMMAND = "python -m benchmarks.tables"
 
 
 OLD = " *Measured before the last change of this code.*"
-#: in the README's table: what a row of cpu_neuron and one of sew_step call it
+#: the columns of the README's table: heading, provider in rows of cpu_neuron, provider in rows of sew_step
 RIVALS = (
     ("sewsnn", "native", "fused"),
-    ("torch.compile of the loop", "compile", "compile"),
-    ("loop over time-steps", "loop", "plain"),
+    ("torch.compile", "compile", "compile"),
+    ("PyTorch loop", "loop", "plain"),
     ("SpikingJelly {spikingjelly}", "spikingjelly", "spikingjelly"),
 )
 
 
 def age(rows: list[dict]) -> str:
-    """Nothing, or that the measured code has changed since."""
+    """Returns a remark if the code has changed since these rows were measured, else an empty text."""
     return "" if all(map(is_current, rows)) else OLD
 
 
 def newest_run(rows: list[dict], key: str) -> list[dict]:
-    """The rows measured last, by the same value of ``key``."""
+    """Returns the rows of the newest run: all rows with the same value of ``key`` as the last one."""
     return [row for row in rows if row.get(key) == rows[-1].get(key)]
 
 
 def newest_neurons(rows: list[dict]) -> list[dict]:
-    """The newest run of benchmarks.cpu_neuron that all rivals took part in."""
+    """Returns the newest run of benchmarks.cpu_neuron with all rivals."""
     rows = [r for r in rows if "spikingjelly" in r and r["memory"] == "fresh"]
     return newest_run(rows, "run" if rows and "run" in rows[-1] else "commit")
 
 
 def gain_table(neurons: list[dict], steps: list[dict]) -> str:
-    """What a reader gains on a CPU: neurons alone and a whole training step, beside the rivals."""
+    """Returns the README's table: neurons alone and a whole training step on a CPU, beside the rivals."""
     neurons = newest_neurons(neurons)
     steps = [r for r in steps if r.get("case") == "sew_resnet18" and "isa" in r and r.get("best")]
     steps = newest_run(steps, "run")
@@ -67,7 +67,7 @@ def gain_table(neurons: list[dict], steps: list[dict]) -> str:
         title = "SEW-ResNet-18 training step, {batch} images {size} x {size}, T = {T}".format(**about)
         lines.append((title, {p: r["p50_ms"] for p, r in by_name.items()}, 2, "ms"))
         lines.append(
-            ("memory that this step saves for backward", {p: r["saved_MiB"] for p, r in by_name.items()}, 2, "MiB")
+            ("memory that this step keeps for backward", {p: r["saved_MiB"] for p, r in by_name.items()}, 2, "MiB")
         )
     versions = next((r for r in [*neurons, *steps] if "spikingjelly" in r), {"spikingjelly": ""})
     head = "| forward + backward, float32, CPU | " + " | ".join(r[0].format(**versions) for r in RIVALS) + " |"
@@ -87,7 +87,7 @@ def gain_table(neurons: list[dict], steps: list[dict]) -> str:
 
 
 def cpu_table(rows: list[dict]) -> str:
-    """Neurons alone, as Markdown."""
+    """Returns the table of neurons alone."""
     rows = newest_neurons(rows)
     times = sorted({r["T"] for r in rows})
     found = {(r["provider"], r["T"]): r["p50_ms"] for r in rows}
@@ -102,7 +102,7 @@ def cpu_table(rows: list[dict]) -> str:
 
 
 def overhead(rows: list[dict]) -> str:
-    """What a call costs, of the last run on a CPU."""
+    """Returns a sentence with the overhead of a call, from the last run on a CPU."""
     found = {(r["case"], r["provider"]): r for r in rows if "driver" not in r}
     forward, both = (found[f"overhead_{c}", "sewsnn.functional.lif_multistep"] for c in ("forward", "forward_backward"))
     return (
@@ -113,7 +113,8 @@ def overhead(rows: list[dict]) -> str:
 
 
 def newest(rows: list[dict]) -> list[dict]:
-    """Of the device that was measured last, each case's last row: those of today's code, or all of them old."""
+    """Returns the last row of each case on the device that was measured last: rows of the present code if there are
+    any, else old rows."""
     rows = [r for r in rows if "case" in r and "error" not in r]
     found = {}
     for row in rows:
@@ -123,7 +124,7 @@ def newest(rows: list[dict]) -> list[dict]:
 
 
 def bandwidth_table(rows: list[dict]) -> list[str]:
-    """Share of a copy's bandwidth, the least of IF, LIF and PLIF, for each shape."""
+    """Returns the share of a copy's bandwidth for each shape, the smallest of IF, LIF and PLIF."""
     shares = {}
     for row in rows:
         if "share_of_copy" in row and not row["case"].startswith("block_"):
@@ -146,7 +147,7 @@ def bandwidth_table(rows: list[dict]) -> list[str]:
 
 
 def passes_table(rows: list[dict]) -> list[str]:
-    """Share of a copy's bandwidth of the passes of batch norm + IF + ADD, for each shape and dtype."""
+    """Returns the share of a copy's bandwidth for each pass of batch norm + IF + ADD, for each shape and dtype."""
     passes = ("statistics", "write", "reduce", "apply")
     found = {}
     for row in rows:
@@ -162,7 +163,7 @@ def passes_table(rows: list[dict]) -> list[str]:
 
 
 def rivals_table(rows: list[dict], case: str, title: str) -> list[str]:
-    """Forward + backward beside native, for each shape."""
+    """Returns the times of forward + backward of the rivals beside native, for each shape."""
     found = {}
     for row in rows:
         if row["case"] == case:
@@ -187,7 +188,7 @@ def rivals_table(rows: list[dict], case: str, title: str) -> list[str]:
 
 
 def gpu_table(rows: list[dict]) -> str:
-    """What a GPU has shown so far, as Markdown."""
+    """Returns the section of results on a GPU, or the statement that there are none."""
     measured = newest(rows)
     if not measured:
         return "**Not yet measured on a GPU**: speed and results there are unknown."
@@ -203,7 +204,7 @@ def gpu_table(rows: list[dict]) -> str:
 
 
 def gpu_line(rows: list[dict]) -> str:
-    """One sentence for the README: whether there are numbers of a GPU."""
+    """Returns a sentence for the README that says whether a GPU has been measured."""
     measured = newest(rows)
     if not measured:
         return (
@@ -215,10 +216,11 @@ def gpu_line(rows: list[dict]) -> str:
 
 
 def step_table(rows: list[dict]) -> str:
-    """Training steps: for each device, model and dtype the newest run, each provider in its better memory format."""
+    """Returns the tables of training steps: for the CPU that was measured last and for each GPU, the newest run of each
+    model and dtype, with each provider in its faster memory format."""
     runs = {}
     for row in (r for r in rows if "memory_format" in r):
-        key = tuple(row[name] for name in ("device", "case", "dtype", "batch", "size", "T"))
+        key = (row["device"] if "driver" in row else "CPU", *(row[n] for n in ("case", "dtype", "batch", "size", "T")))
         run = runs.setdefault(key, [])
         if run and run[0]["run"] != row["run"]:
             run.clear()
@@ -229,7 +231,7 @@ def step_table(rows: list[dict]) -> str:
 
 
 def _step_table(rows: list[dict]) -> str:
-    """One run."""
+    """Returns the table of one run."""
     about = next((r for r in rows if "spikingjelly" in r), rows[-1])
     ours = next((r for r in rows if r["provider"] == "fused"), None)
     columns = ("p50_ms", "other_ms", "saved_MiB", "peak_MiB")
@@ -252,7 +254,7 @@ def _step_table(rows: list[dict]) -> str:
 
 
 def tables() -> dict[str, dict[str, str]]:
-    """Page -> name of a table in it -> its text."""
+    """Returns all tables: page -> name of a table in it -> its text."""
     neurons, steps = read_rows(RESULTS / "cpu_neuron.jsonl"), read_rows(RESULTS / "sew_step.jsonl")
     gpu = read_rows(RESULTS / "gpu.jsonl")
     return {
@@ -267,7 +269,7 @@ def tables() -> dict[str, dict[str, str]]:
 
 
 def filled(page: str, text: str) -> str:
-    """The text of a page with its tables made anew."""
+    """Returns the text of a page with new tables."""
     return fill(text, {name: lambda table=table: table for name, table in tables()[page].items()}, page)
 
 

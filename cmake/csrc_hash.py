@@ -1,6 +1,6 @@
-"""Hashes that say which code a result was measured with. Comments and white space do not change them.
+"""Computes hashes of code, which tell with which code a result was measured. Comments and white space do not count.
 
-python cmake/csrc_hash.py          the hash of csrc; setup.py compiles it into the library
+python cmake/csrc_hash.py          prints the hash of csrc, which setup.py compiles into the library
 """
 
 import ast
@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
-# Numbers come first: the quotes in 1'000 begin no character. Strings before comments: they may hold "//".
+# Numbers come first, because the quote in 1'000 does not begin a character. Strings come before comments, because a
+# string may contain "//".
 _TOKENS = re.compile(
     r"""\b\d[\w'.]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|(?P<comment>//[^\n]*|/\*.*?\*/)""", re.DOTALL
 )
@@ -19,7 +20,7 @@ _OPTIONS = re.compile(r"(?<![\w-])--?(?:f|m|O|std|arch|gencode|use_fast|no-|D[A-
 
 
 def code_of(text: str) -> str:
-    """C++ without comments: a line for each preprocessor directive, one space for all other white space."""
+    """Returns C++ without comments: each preprocessor directive on its own line, all other white space as one space."""
     text = re.sub(r"\\\r?\n", " ", text.replace("\r\n", "\n"))
     text = _TOKENS.sub(lambda found: " " if found["comment"] else found[0], text)
     lines = []
@@ -34,7 +35,7 @@ def code_of(text: str) -> str:
 
 
 def python_of(text: str) -> str:
-    """Python's syntax tree without docstrings; comments are not in it."""
+    """Returns the syntax tree of Python code without docstrings. A syntax tree has no comments."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -46,7 +47,7 @@ def python_of(text: str) -> str:
 
 
 def with_includes(sources: list[Path]) -> list[Path]:
-    """The files of csrc that these compile: themselves, and what they include directly or indirectly, sorted."""
+    """Returns these files of csrc and all files that they include directly or indirectly, sorted."""
     found, waiting = set(), list(sources)
     while waiting:
         path = waiting.pop()
@@ -62,7 +63,7 @@ def with_includes(sources: list[Path]) -> list[Path]:
 
 
 def compiler_options() -> str:
-    """The options of CMakeLists.txt and cmake/cuda.cmake that change what the compilers make of a source."""
+    """Returns the options in CMakeLists.txt and cmake/cuda.cmake that affect the machine code."""
     text = "".join(
         re.sub(r"#[^\n]*", "", path.read_text(encoding="utf-8"))
         for path in (ROOT / "CMakeLists.txt", ROOT / "cmake" / "cuda.cmake")
@@ -71,7 +72,7 @@ def compiler_options() -> str:
 
 
 def hash_of(*parts: str) -> str:
-    """Twelve hexadecimal digits."""
+    """Returns a hash of the parts: twelve hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part.encode()).to_bytes(8, "little") + part.encode())
@@ -79,11 +80,16 @@ def hash_of(*parts: str) -> str:
 
 
 def sources_hash(patterns: list[str]) -> str:
-    """The hash of what these files compile: patterns of files of csrc, with all that they include and the compilers'
-    options, and of Python modules of the repository ("sewsnn/ops/neuron.py").
+    """Returns the hash of the code that belongs to these files.
+
+    C++ and CUDA files count with all files that they include and with the compiler options. Python modules count alone.
+
+    Args:
+        patterns: file patterns relative to csrc (``ops/neuron.cpp``, ``inst/bn_*.cu``), or for Python modules relative
+            to the repository (``sewsnn/ops/neuron.py``).
 
     Raises:
-        FileNotFoundError: there is no file of one of these names.
+        FileNotFoundError: no file matches a pattern.
     """
     parts = []
     for folder, suffixes in ((CSRC, (".cpp", ".cu", ".h", ".cuh")), (ROOT, (".py",))):
@@ -104,7 +110,7 @@ def sources_hash(patterns: list[str]) -> str:
 
 
 def csrc_hash() -> str:
-    """The hash of all code of csrc."""
+    """Returns the hash of all code of csrc."""
     parts = []
     for path in sorted(CSRC.rglob("*.*")):
         parts += [path.relative_to(ROOT).as_posix(), code_of(path.read_text(encoding="utf-8"))]

@@ -1,5 +1,5 @@
-# The CUDA half. nvcc suffices: no GPU, and no CUDA build of torch. The runtime is linked statically, so that the library
-# loads beside any torch.
+# Compiles the CUDA code. This needs nvcc, but neither a GPU nor a CUDA build of torch. The CUDA runtime is linked
+# statically, so that the library loads with any torch.
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -9,7 +9,7 @@ target_sources(sewsnn PRIVATE ${cuda_sources} csrc/ops/cuda.cpp csrc/ops/neuron_
   csrc/ops/bn_cuda.cpp csrc/ops/pool_cuda.cpp csrc/ops/spikes_cuda.cpp)
 set_target_properties(sewsnn PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 target_include_directories(sewsnn SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-# No contraction, as on the host: a GPU rounds like the reference.
+# No contraction, as on the host, so that a GPU rounds like the reference.
 set(cuda_options --fmad=false)
 if(SEWSNN_WERROR)
   list(APPEND cuda_options --Werror=all-warnings)

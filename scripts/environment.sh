@@ -1,9 +1,10 @@
-# Sourced by quickstart.sh and test.sh. Creates a virtual environment in .venv with torch and this checkout. sewsnn is
-# built and installed in place: Python imports the source folder when it starts here, so the library must lie in it.
+# quickstart.sh and test.sh source this file. It creates a virtual environment in .venv with torch and this checkout. It
+# builds and installs sewsnn in place: Python imports the source folder when it starts here, so the compiled library
+# must be in that folder. These variables change what it does:
 #   EXTRA         the extra to install: train or test
 #   PYTHON        the Python to use, 3.10 or newer (default python3)
 #   VENV          folder of the environment, an absolute path (default .venv)
-#   SEWSNN_WHEEL  folder, an absolute path: build a wheel there and install that wheel, as users do, not in place
+#   SEWSNN_WHEEL  folder, an absolute path: build a wheel there and install it, as users do, not in place
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -15,7 +16,7 @@ TORCH=2.13.0
     exit 1
 }
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV" || {
-    echo "could not make a virtual environment in $VENV (on Debian and Ubuntu: apt install python3-venv)" >&2
+    echo "could not create a virtual environment in $VENV (on Debian and Ubuntu: apt install python3-venv)" >&2
     exit 1
 }
 python() { "$VENV/bin/python" "$@"; }
@@ -25,8 +26,8 @@ if ! python -c 'import torch' 2>/dev/null; then
     if nvidia-smi -L >/dev/null 2>&1; then
         pip install --quiet "torch==$TORCH"
     else
-        # No GPU: the CPU build of torch, a tenth of the size of the CUDA one. Where the package index does not carry it
-        # under this name, uv knows where it is.
+        # Without a GPU, install the CPU build of torch, which has a tenth of the size of the CUDA build. If the package
+        # index does not have it under this name, uv finds it.
         echo "no NVIDIA GPU here: installing the CPU build of torch"
         pip install --quiet "torch==$TORCH+cpu" 2>/dev/null || {
             pip install --quiet uv
@@ -34,7 +35,8 @@ if ! python -c 'import torch' 2>/dev/null; then
         }
     fi
 fi
-# Without a GPU one CUDA architecture, if nvcc is here at all, shows that the kernels compile.
+# Without a GPU, compile for one CUDA architecture (if nvcc is installed): this is enough to test that the kernels
+# compile.
 nvidia-smi -L >/dev/null 2>&1 || export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-9.0}"
 pip install --quiet "setuptools>=77" wheel ninja "cmake>=3.18"
 echo "building and installing sewsnn"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up an environment and trains the quick start: a SEW ResNet on handwritten digits, about a minute on two cores.
+# Creates an environment and trains a SEW ResNet on handwritten digits, which takes about a minute on two CPU cores.
 # Arguments go to `sewsnn train`, e.g. --model.T 8.
 EXTRA=train
 . "$(dirname "$0")/environment.sh"

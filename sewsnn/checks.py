@@ -22,7 +22,8 @@ def check_number(name: str, value) -> None:
 
 
 def is_finite(value) -> bool:
-    """``math.isfinite`` for the symbols, too, that torch.compile makes of a number that changed between calls."""
+    """Like ``math.isfinite``, but also takes the symbols that torch.compile makes of a number that changed between
+    calls."""
     return abs(value) < math.inf
 
 

@@ -374,7 +374,7 @@ class LIFNode(BaseNode):
         h = v + (x - (v - v_rest)) / tau      with decay_input
         h = v - (v - v_rest) / tau + x        without
 
-    v_rest is v_reset, or 0 with soft reset. Then s = 1 if h >= v_threshold else 0, and the reset.
+    v_rest is v_reset, or 0 with soft reset. The neuron then fires, s = 1 if h >= v_threshold else 0, and resets v.
 
     Args:
         tau: membrane time constant in time-steps, at least 1. Default 2.0.
@@ -428,7 +428,7 @@ class ParametricLIFNode(BaseNode):
         h = v + (x - (v - v_rest)) sigmoid(w)      with decay_input
         h = v - (v - v_rest) sigmoid(w) + x        without
 
-    v_rest is v_reset, or 0 with soft reset. Then s = 1 if h >= v_threshold else 0, and the reset.
+    v_rest is v_reset, or 0 with soft reset. The neuron then fires, s = 1 if h >= v_threshold else 0, and resets v.
 
     Args:
         init_tau: initial membrane time constant in time-steps, above 1. Default 2.0. It sets w to

@@ -1,4 +1,4 @@
-"""Event files and original folders, written byte by byte from the formats' descriptions."""
+"""Writes event files and original folders byte by byte, from the descriptions of the formats."""
 
 import struct
 
@@ -14,7 +14,7 @@ HEADER2 = (
 
 
 def packet(events, kind=1, overflow=0, valid=None, source=1, size=8, at=4, capacity=None, number=None):
-    """A packet of polarity events ``(t, x, y, p)`` or ``(t, x, y, p, valid)``; the header's fields can be wrong."""
+    """A packet of polarity events ``(t, x, y, p)`` or ``(t, x, y, p, valid)``; its header may get wrong values."""
     body = b""
     marked = 0
     for t, x, y, p, *rest in events:
@@ -32,7 +32,7 @@ def aedat3(*packets, header=HEADER3):
 
 
 def aedat2(events, header=HEADER2):
-    """Events ``(t, x, y, p)``, or ``(t, address)`` for one that is made otherwise."""
+    """The bytes of events ``(t, x, y, p)``, or ``(t, address)`` for a free choice of the address."""
     body = b""
     for t, *rest in events:
         address = rest[0] if len(rest) == 1 else rest[2] | rest[0] << 1 | rest[1] << 8

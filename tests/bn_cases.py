@@ -1,4 +1,4 @@
-"""Running batch norm + neuron + connection by the compiled op and by the readable reference, and comparing them."""
+"""Runs batch norm + neuron + connection with the compiled op and with the readable reference, and compares them."""
 
 import math
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ CONNECTIONS = {
 
 
 def norm(channels, dtype=torch.float32, device="cpu", training=True, seed=5, without=(), **settings) -> nn.BatchNorm2d:
-    """A batch norm whose every number differs from what it starts with."""
+    """A batch norm with random numbers instead of the initial ones."""
     bn = nn.BatchNorm2d(channels, **settings).to(device, dtype)
     for name in without:
         bn.register_parameter(name, None)
@@ -45,7 +45,7 @@ def norm(channels, dtype=torch.float32, device="cpu", training=True, seed=5, wit
 
 @dataclass
 class Case:
-    """One call of the op. z and the shortcut are leaves of their own in every run."""
+    """One call of the op. Each run has its own leaves z and shortcut."""
 
     z: Tensor
     connection: str = "none"
@@ -82,7 +82,7 @@ class Case:
 
 @dataclass
 class Result:
-    """Outputs, gradients by name (of what there is) and, of the reference, the sums of |terms| that gradients are."""
+    """Outputs, gradients by name, and for the reference the sums of |terms| of those gradients that are sums."""
 
     out: Tensor
     v: Tensor | None
@@ -92,7 +92,7 @@ class Result:
 
 
 def loss_of(out: Tensor, skip: Tensor | None) -> Tensor:
-    """A sum in which every number has a weight of its own; both readers' weights where there are two."""
+    """A weighted sum with a different weight for each number; with two readers, the sum over both."""
     total = 0
     for o, seed in ((out, 1), (skip, 2)):
         if o is not None:
@@ -105,7 +105,7 @@ def _gradients(named):
 
 
 def by_op(case: Case, fused: bool = True) -> Result:
-    """The op; with ``fused=False`` the modules, one after the other."""
+    """Runs the op; with ``fused=False`` the modules one after the other."""
     z, shortcut = (None if t is None else t.detach().requires_grad_() for t in (case.z, case.shortcut))
     bn, sn = case.bn(), case.sn()
     connect_f, before = CONNECTIONS[case.connection]
@@ -131,7 +131,7 @@ def _normalised(case: Case, z: Tensor, bn: nn.Module, weight, bias) -> tuple[Ten
 
 
 def by_reference(case: Case) -> Result:
-    """The same on the CPU by sewsnn.ops.reference."""
+    """Runs the same on the CPU with sewsnn.ops.reference."""
     z, shortcut = (None if t is None else t.detach().cpu().requires_grad_() for t in (case.z, case.shortcut))
     bn, sn = case.bn(), case.sn()
     weight, bias = (
@@ -166,7 +166,7 @@ def by_reference(case: Case) -> Result:
 
 
 def compare(case: Case) -> Result:
-    """The op against the reference: out and v bit for bit, gradients up to rounding.
+    """Compares the op with the reference: out and v bit for bit, gradients up to rounding.
 
     A gradient of a time-step has passed T recurrences of a few operations (4 (T + 4) roundings, as in cases.py), and in
     training two means over n values, which torch adds pairwise in the reference: log2 n more. Those of a channel are

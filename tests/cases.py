@@ -1,4 +1,4 @@
-"""Running one neuron on two backends, and comparing what comes out."""
+"""Runs a neuron on two backends and compares the results."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from sewsnn import functional
 from sewsnn.ops import reference
 from sewsnn.surrogate import ATan
 
-# Gradients differ by rounding alone: a few operations per time-step, each to half an ulp; T of them add up.
+# Gradients differ only by rounding: a few operations per time-step, each within half an ulp, over T time-steps.
 EPS = {
     torch.float64: 2.0**-52,
     torch.float32: 2.0**-23,
@@ -18,7 +18,7 @@ EPS = {
 
 
 def current(shape, dtype=torch.float32, device="cpu", scale=1.5, mean=0.8, seed=0):
-    """Input currents that make neurons fire about every second or third time-step."""
+    """Input currents with which neurons fire about every second or third time-step."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + mean).to(dtype).to(device)
 
@@ -71,7 +71,7 @@ def run(name, x, backend, v=None, w=None, loss="s", grad_seed=1, **settings):
 
 
 def assert_close(actual, expected, T):
-    """Equal up to the rounding of a recurrence of T time-steps in the state, and once in the storage."""
+    """Asserts equality up to the rounding of T time-steps in the state's dtype and one rounding to the storage."""
     assert actual.dtype == expected.dtype
     state_eps = EPS[torch.float64] if expected.dtype == torch.float64 else EPS[torch.float32]
     rounding = 4 * (T + 4) * state_eps + (EPS[expected.dtype] if expected.element_size() == 2 else 0)
@@ -80,24 +80,24 @@ def assert_close(actual, expected, T):
 
 
 def compare(name, x, backend="native", **settings):
-    """A backend against the reference: spikes and potentials bit for bit, gradients to rounding."""
+    """Compares a backend with the reference: spikes and potentials bit for bit, gradients up to rounding."""
     s, v, grads = run(name, x, backend, **settings)
     s_ref, v_ref, grads_ref = run(name, x, "reference", **settings)
     torch.testing.assert_close(s.cpu(), s_ref, rtol=0, atol=0)
     torch.testing.assert_close(v.cpu(), v_ref, rtol=0, atol=0, equal_nan=True)
     if not all(g.isfinite().all() and (g.numel() == 0 or g.abs().max() < 1e30) for g in grads_ref):
-        return s, v, grads  # gradients that explode (a reset that is not detached, many steps) end in inf - inf
+        return s, v, grads  # exploding gradients (reset not detached, many time-steps) give inf - inf
     for grad, grad_ref in zip(grads[: 1 + (settings.get("v") is not None)], grads_ref, strict=False):
         assert_close(grad, grad_ref, len(x))
     if settings.get("w") is not None:
-        # A sum over all elements: the error of the reference's own summation is part of the difference.
+        # The gradient of w is a sum over all elements, so the reference's own rounding is part of the difference.
         bound = 64 * EPS[torch.float32 if x.dtype != torch.float64 else x.dtype] * x.numel() ** 0.5
         torch.testing.assert_close(grads[-1], grads_ref[-1], rtol=bound, atol=bound * float(x.numel()) ** 0.5)
     return s, v, grads
 
 
 def pairwise(*choices):
-    """Few combinations of the choices, among which every two choices of two different options meet.
+    """Returns a few combinations of the options that contain every pair of choices of two different options.
 
     >>> len(pairwise((0, 1), (0, 1), (0, 1)))  # 4 of 8
     4

@@ -1,4 +1,4 @@
-"""Every test that takes ``device`` runs on the CPU and, where the compiled library has CUDA kernels, on the GPU."""
+"""Every test with the argument ``device`` runs on the CPU, and on the GPU if the compiled library has CUDA kernels."""
 
 import sys
 from pathlib import Path
@@ -9,17 +9,17 @@ from devices import CUDA_PARAMS, HAS_CUDA
 from hypothesis import settings
 from thorough import THOROUGH
 
-# The benchmarks are no part of the package. Last, so that it is the installed sewsnn that is tested.
+# The package does not contain the benchmarks. Their path comes last, so that the tests import the installed sewsnn.
 sys.path.append(str(Path(__file__).parent.parent))
 
-# Convolutions in full precision: what is compared is not their rounding.
+# Convolutions run in full precision, because the comparisons allow no TF32 rounding.
 torch.backends.cudnn.allow_tf32 = False
 
 settings.register_profile("sewsnn", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("sewsnn")
 
 _CUDA_ONLY = ["test_cuda.py", "test_cuda_blocks.py", "test_training_cuda.py"]
-_THOROUGH_ONLY = ["native/test_sanitizers.py"]  # compiles all kernels once more, with AddressSanitizer
+_THOROUGH_ONLY = ["native/test_sanitizers.py"]  # compiles all kernels again with AddressSanitizer
 collect_ignore = ([] if HAS_CUDA else _CUDA_ONLY) + ([] if THOROUGH else _THOROUGH_ONLY)
 
 
@@ -35,7 +35,7 @@ def device(request):
 
 @pytest.fixture
 def one_thread():
-    """For networks of very small tensors: on a busy machine waiting for other threads would take most of the time."""
+    """Runs torch with one thread: with very small tensors on a busy machine, threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

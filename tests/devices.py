@@ -1,4 +1,4 @@
-"""The devices that tests run on. Without a CUDA device no test is generated for one: a skip then means something."""
+"""The devices for tests. Without a CUDA device there are no CUDA tests, so every reported skip has another cause."""
 
 import pytest
 import torch
@@ -6,5 +6,5 @@ import torch
 from sewsnn.ops.load import NATIVE_DEVICES
 
 HAS_CUDA = torch.cuda.is_available() and "cuda" in NATIVE_DEVICES
-#: the parameters of a fixture for tests that need CUDA: none where there is none
+#: the parameters of a fixture for tests that need CUDA; empty without a CUDA device
 CUDA_PARAMS = [pytest.param("cuda", marks=pytest.mark.cuda)] if HAS_CUDA else []

@@ -1,4 +1,4 @@
-"""Small networks laid out as others lay them out, in plain torch: what their state dicts are named is torch's doing."""
+"""Small networks in plain torch with the module structure of other programs, so that torch names their state dicts."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from sewsnn import functional
 
 
 class ModuleContainer(nn.Module):
-    """Layers for every time-step, under ``.module``: SpikingJelly's container when the paper was written."""
+    """SpikingJelly's container at the time of the paper: it calls its layers, in ``.module``, for every time-step."""
 
     def __init__(self, *layers):
         super().__init__()
@@ -51,14 +51,14 @@ def joined(connect_f, a, s):
 
 
 def convolutions(bottleneck, inputs, width, stride):
-    """Arguments of conv_bn, and the channels at the end."""
+    """The arguments of conv_bn, and the number of output channels."""
     if bottleneck:
         return [(inputs, width, 1), (width, width, 3, stride), (width, 4 * width, 1)], 4 * width
     return [(inputs, width, 3, stride), (width, width, 3)], width
 
 
 class ContainerBlock(nn.Module):
-    """The authors' blocks. connect_f None: Spiking ResNet, whose shortcut has no neuron."""
+    """The authors' blocks. ``connect_f=None`` means Spiking ResNet; its shortcut has no neuron."""
 
     def __init__(self, container, bottleneck, inputs, width, stride, connect_f, neuron):
         super().__init__()
@@ -84,7 +84,7 @@ class ContainerBlock(nn.Module):
 
 
 class FlatBlock(nn.Module):
-    """torchvision's block with SpikingJelly's neurons beside it."""
+    """torchvision's block, with neurons under SpikingJelly's names."""
 
     def __init__(self, bottleneck, inputs, width, stride, connect_f, neuron):
         super().__init__()
@@ -111,7 +111,7 @@ class FlatBlock(nn.Module):
 
 
 class ForeignResNet(nn.Module):
-    """Two stages of two blocks, 4 and 8 channels, 5 classes. container None: torchvision's names."""
+    """Two stages of two blocks with 4 and 8 channels, 5 classes. ``container=None`` means torchvision's names."""
 
     def __init__(self, container, bottleneck, connect_f, neuron, T=3):
         super().__init__()
@@ -160,7 +160,7 @@ class EventBlock(nn.Module):
 
 
 class ForeignEventNet(nn.Module):
-    """Of sequences of 8x8 with 2 channels: 4, 4 and 8 channels, 1, 2 and 1 block, 5 classes; all in one Sequential."""
+    """An event network for 2 x 8 x 8 in one Sequential: 4, 4 and 8 channels; 1, 2 and 1 blocks; 5 classes."""
 
     def __init__(self, container, residual, kernel, neuron):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small ImageNet: real image files of a few classes that a network can tell apart, of varied sizes and modes."""
+"""Writes a small ImageNet: image files of several sizes and modes, in a few classes that a network can learn."""
 
 import importlib.util
 import io
@@ -14,7 +14,7 @@ SIZES = ((48, 64), (64, 48), (40, 40), (37, 91), (120, 83))  # height, width
 
 
 def pixels(label: int, number: int, height: int, width: int) -> np.ndarray:
-    """``uint8 [height, width, 3]``: a class has its colour, each image its noise and stripes."""
+    """An image ``uint8 [height, width, 3]``. Each class has a colour; each image has its own noise and stripes."""
     noise = np.random.default_rng([label, number]).integers(0, 60, (height, width, 3))
     stripes = 20 * ((np.arange(width) + number) // 8 % 2)[None, :, None]
     colour = np.eye(3)[label % 3] * 130
@@ -35,7 +35,7 @@ def sample(label: int, number: int) -> bytes:
 
 
 def make_tree(root: Path, train: int = 7, val: int = 3) -> Path:
-    """``root`` with ``train`` and ``val`` images per class; among the training images are a grey and a CMYK JPEG, and
+    """Writes ``train`` and ``val`` images per class to ``root``. Training images include a grey and a CMYK JPEG, and
     a PNG that is named .JPEG, as ImageNet has them."""
     special = {(0, 1): ("L", "JPEG"), (1, 2): ("CMYK", "JPEG"), (2, 3): ("RGBA", "PNG")}
     for split, count, first in (("train", train, 0), ("val", val, 100)):
@@ -50,13 +50,13 @@ def make_tree(root: Path, train: int = 7, val: int = 3) -> Path:
 
 
 def need(package: str, required: str, folder: Path | None = None) -> None:
-    """Skips the module where a package is not installed; fails where the variable ``required`` is 1.
+    """Skips the module if a package is not installed; fails instead if the variable ``required`` is 1.
 
     Args:
-        folder: where it may lie beside the environment.
+        folder: another folder in which the package may be.
     """
     if folder and folder.is_dir() and str(folder) not in sys.path:
-        sys.path.append(str(folder))  # last: nothing in it may hide what the environment has
+        sys.path.append(str(folder))  # last, so that it hides no package of the environment
     try:
         found = importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # of what the package lies in

@@ -1,4 +1,4 @@
-"""Training runs as users start them, in processes of their own, for tests."""
+"""Starts training runs as users do, each in a separate process."""
 
 import csv
 import os
@@ -33,7 +33,7 @@ def rows(folder):
 
 
 def assert_same_end(a, b, epochs=3):
-    """Weights, moving average, optimizer state and metrics (but for what is measured) bit for bit."""
+    """Asserts equal weights, moving averages, optimizer states and metrics (except measured times), bit for bit."""
     x, y = checkpoint.load(a / checkpoint.NAME), checkpoint.load(b / checkpoint.NAME)
     assert x["epoch"] == y["epoch"] == epochs
     assert x["model"].keys() == y["model"].keys() and (x["average"] is None) == (y["average"] is None)
@@ -55,7 +55,7 @@ def wait_for(process, condition, seconds=120):
 
 
 def in_mid_epoch(folder, epoch):
-    """Whether the folder's checkpoint lies inside that epoch or a later one."""
+    """Whether the folder's checkpoint is from the middle of that epoch or a later one."""
     path = folder / checkpoint.NAME
     if not path.exists():
         return False

@@ -1,4 +1,4 @@
-"""Handwritten digits moved before a simulated sensor of 128 x 128 pixels."""
+"""Simulates an event sensor of 128 x 128 pixels that sees moving handwritten digits."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -6,12 +6,12 @@ from torch import from_numpy
 from torch.nn.functional import interpolate
 
 SIZE = 128
-THRESHOLD = 0.5  # of the logarithm of the light, after which a pixel sends an event
+THRESHOLD = 0.5  # change of the logarithm of the light that makes a pixel send an event
 STEP_US = 1000
 
 
 def images_of(classes, number):
-    """``number`` digits of each class: ``[classes, number, 128, 128]``, 0 is dark, 1 bright; blurred by enlarging."""
+    """``number`` enlarged digits of each class: ``[classes, number, 128, 128]``; 0 is dark, 1 is bright."""
     data = load_digits()
     chosen = np.stack([data.images[data.target == label][:number] for label in classes]) / 16
     enlarged = interpolate(from_numpy(chosen), (SIZE, SIZE), mode="bilinear", align_corners=False)

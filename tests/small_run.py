@@ -1,4 +1,4 @@
-"""A finished run that takes a second, in this process, for tests of what is read of one."""
+"""A finished run, trained in a second in this process, for tests that read a run."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ WORDS += ["--ema", "0.9", "--keep", "2", "--checkpoint_steps", "0"]
 
 @contextlib.contextmanager
 def _same_threads():
-    """The runs set their own."""
+    """Restores the number of threads, because runs set it."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -27,7 +27,7 @@ def make(folder):
 
 
 def resume(folder, how, capsys):
-    """Status, output and errors of ``--resume`` or ``--resume=auto``."""
+    """Runs ``--resume`` or ``--resume=auto`` and returns status, output and errors."""
     capsys.readouterr()
     with _same_threads():
         status = main(["train", str(CONFIG), "--output", str(folder), *WORDS, how])
@@ -35,7 +35,7 @@ def resume(folder, how, capsys):
 
 
 def error_of(words, capsys):
-    """The one line that a command ends with."""
+    """Returns the one line of error with which a command ends."""
     capsys.readouterr()
     with _same_threads():
         assert main([str(word) for word in words]) == 1

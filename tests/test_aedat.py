@@ -1,4 +1,4 @@
-"""AEDAT 2.0 and 3.1: right events, or an error that names file and offset; never a crash, never part of a file."""
+"""AEDAT 2.0 and 3.1: a reader returns all events or raises an error that names file and offset."""
 
 import random
 import struct
@@ -31,7 +31,7 @@ def as_tuples(events):
 
 
 def test_aedat3_byte_for_byte(write):
-    """Packets, overflow, invalid events, packets of other kinds, one of a larger capacity, one without events."""
+    """Cases: packets, overflow, invalid events, packets of other types, a larger capacity, a packet without events."""
     imu = struct.pack("<hhiiiiii", 3, 1, 36, 4, 0, 2, 2, 2) + bytes(range(72))
     data = aedat3(packet(EVENTS), imu, packet([]), packet(LATER, overflow=3), packet([], kind=0))
     found = read_aedat3(write(data))
@@ -55,7 +55,7 @@ def test_aedat2_byte_for_byte(write):
 
 
 def test_time_that_goes_back_a_little_is_sorted(write):
-    """Up to the period of the sensor's counter; equal times keep their order."""
+    """Time may go back by less than the period of the sensor's counter. Events with equal times keep their order."""
     base = 10**6
     events = [(base, 1, 1, 0), (base + 7, 2, 1, 0), (base + 8 - BACK_US, 3, 1, 0), (base, 4, 1, 0), (base + 9, 5, 1, 0)]
     for read, data in ((read_aedat2, aedat2(events)), (read_aedat3, aedat3(packet(events[:2]), packet(events[2:])))):
@@ -143,7 +143,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 def test_no_single_flipped_bit_loses_an_event_unseen(write):
-    """Every bit of an AEDAT 3.1 file's packets: an error, or all events are counted, one changed at most."""
+    """Flips every bit of the packets of an AEDAT 3.1 file: an error, or all events are read and at most one changed."""
     data = aedat3(packet(EVENTS), packet([], kind=0), packet(LATER), packet([(7, 1, 2, 3 & 1)], overflow=1))
     total = len(EVENTS) + len(LATER) + 1
     whole = Counter(as_tuples(read_aedat3(write(data)).events))

@@ -1,4 +1,4 @@
-"""Gradients of the fused op beyond their values: which there are, what is kept for them, what autograd refuses."""
+"""Autograd of the fused op: which gradients exist, what it saves for backward, and what it refuses."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def pair(device, connection):
 @pytest.mark.parametrize("connection", CONNECTIONS)
 @pytest.mark.parametrize("training", [True, False])
 def test_what_is_kept(training, connection, T, device):
-    """z; the shortcut, except by ADD, which does not need it; [C] numbers; for T > 16 every 16th potential."""
+    """It saves z, [C] numbers, the shortcut (not for ADD), and for T > 16 every 16th potential."""
     z = current((T, *SHAPE[1:]), device=device).requires_grad_()
     shortcut = None if connection == "none" else current(z.shape, device=device, seed=1).requires_grad_()
     kept = {}
@@ -53,7 +53,7 @@ def test_what_is_kept(training, connection, T, device):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("connection", CONNECTIONS)
 def test_gradients_of_any_subset(connection, training, two, device):
-    """Each gradient alone, and all but one, have the bits they have among all; nobody else gets one."""
+    """Each gradient alone, and all gradients but one, have the same bits as all together; no other tensor gets one."""
     names = ["z", "weight", "bias", "w", *(["shortcut"] if connection != "none" else [])]
 
     def grads(wanted):
@@ -82,12 +82,12 @@ def test_no_gradient_is_wanted(device):
     with torch.inference_mode():
         assert call(z).out.is_inference()
     assert bn.num_batches_tracked == 1
-    call(z.requires_grad_()).out.sum().backward()  # nothing of inference_mode is left behind
+    call(z.requires_grad_()).out.sum().backward()  # the call in inference_mode has no effect on later calls
 
 
 @pytest.mark.parametrize("connection", CONNECTIONS)
 def test_gradient_of_one_number(connection, device):
-    """Of sum() and of expanded tensors: strides of 0."""
+    """Gradients of sum() and of expanded tensors have strides of 0."""
     gradients = [lambda o: torch.ones_like(o), lambda o: o.new_tensor(1.0).expand_as(o)]
     results = []
     for gradient in gradients:
@@ -102,7 +102,7 @@ def test_gradient_of_one_number(connection, device):
 @pytest.mark.parametrize("connection", CONNECTIONS)
 @pytest.mark.parametrize("T", [None, 3])
 def test_two_readers(connection, T, device):
-    """``skip`` has out's numbers and memory; gradients of the two are added, and either may be missing."""
+    """``skip`` shares out's memory. Backward adds the gradients of both; either may be missing."""
     z = current((2, 4, 3, 5) if T else SHAPE, device=device)
     compare(Case(z, connection, T=T, two=True))
     one = by_op(Case(z, connection, T=T)).grads
@@ -119,7 +119,7 @@ def test_two_readers(connection, T, device):
 
 
 class Nothing(torch.autograd.Function):
-    """Reads x, and has no gradient for it."""
+    """A function that reads x but returns no gradient for it."""
 
     @staticmethod
     def forward(ctx, x):
@@ -150,7 +150,7 @@ def test_what_is_kept_must_not_change(changed, device):
 
 
 def test_what_is_not_kept_may_change(device):
-    """The output; ADD's shortcut; the running statistics of a frozen norm."""
+    """Cases: the output, ADD's shortcut, and the running statistics of a frozen norm."""
     results = []
     for change in (False, True):
         z, shortcut = pair(device, "ADD")
@@ -170,7 +170,7 @@ def test_what_is_not_kept_may_change(device):
 
 
 def test_two_readers_see_no_change(device):
-    """out and skip share memory: one that is changed in place is an error wherever the other would be wrong."""
+    """out and skip share memory: an in-place change of one raises an error where it would falsify a gradient."""
     z, _ = pair(device, "none")
     output = call(z, two=True)
     with pytest.raises(RuntimeError, match="modified inplace"):
@@ -181,7 +181,7 @@ def test_two_readers_see_no_change(device):
 
 
 def test_backward_again(device):
-    """retain_graph gives the same once more; a freed graph is torch's error; gradients accumulate."""
+    """With retain_graph a second backward gives the same; a freed graph raises torch's error; gradients accumulate."""
     z, shortcut = pair(device, "IAND")
     out = call(z, shortcut, "IAND").out
     out.sum().backward(retain_graph=True)
@@ -195,7 +195,7 @@ def test_backward_again(device):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("connection", CONNECTIONS)
 def test_no_second_derivative(connection, training, device):
-    """An error, not zeros."""
+    """Second derivatives raise an error instead of returning zeros."""
     z, shortcut = pair(device, connection)
     out = call(z, shortcut, connection, bn=norm(4, device=device, training=training)).out
     (grad,) = torch.autograd.grad(out.square().sum(), z, create_graph=True)
@@ -220,7 +220,7 @@ def test_checkpointing(use_reentrant, device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_scaled_gradients(dtype, device):
-    """Backward is linear and powers of 2 are exact: GradScaler's factor comes out of every gradient as it went in."""
+    """Backward is linear and powers of 2 are exact, so GradScaler's factor scales every gradient exactly."""
     results = []
     for factor in (1.0, 2.0**10):
         z, shortcut = (t.detach().to(dtype).requires_grad_() for t in pair(device, "AND"))
@@ -230,13 +230,13 @@ def test_scaled_gradients(dtype, device):
         grads = torch.autograd.grad(out, [z, shortcut, bn.weight, bn.bias, node.w], weights * factor)
         results.append([g / factor for g in grads])
     for a, b in zip(*results, strict=True):
-        # but for numbers below float16's normal range, which the factor lifts out of it
+        # except for numbers below the normal range of float16: the factor moves them into it
         atol = torch.finfo(torch.float16).tiny * EPS[torch.float16] if dtype == torch.float16 else 0
         torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
 def test_torch_func_runs_the_modules(device):
-    """vmap over batches of a frozen layer, and its gradient."""
+    """vmap of a frozen layer over batches, forward and gradient."""
     layer = BNNeuron(4, neuron.IFNode()).to(device).double().eval()
     z = current((3, *SHAPE), torch.float64, device)
     out = torch.func.vmap(layer)(z)
@@ -248,7 +248,7 @@ def test_torch_func_runs_the_modules(device):
 
 
 def test_forward_mode_is_not_dropped(device):
-    """Tangents pass through a norm alone; a neuron, which has none, says so."""
+    """Forward mode works for a norm without a neuron; with a neuron it raises an error."""
     z, bn = current(SHAPE, device=device), norm(4, device=device, training=False).requires_grad_(False)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(z, torch.ones_like(z))

@@ -9,6 +9,7 @@ from cases import current
 
 from sewsnn import models, neuron
 from sewsnn.layers import BNNeuron, bn_neuron
+from sewsnn.ops.bn import NO_NEURON
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def values(function, module, *inputs):
 
 
 def assert_compiles(module, *inputs, **options):
-    """Twice: the running statistics move on."""
+    """Runs twice, because the running statistics change."""
     compiled_module = copy.deepcopy(module)
     compiled = torch.compile(compiled_module, fullgraph=True, backend="aot_eager", **options)
     for _ in range(2):
@@ -53,7 +54,7 @@ def test_layer(connect_f, before, momentum, training, device):
 
 
 def test_any_batch(device):
-    """One graph for every N."""
+    """One graph serves every N."""
     layer = BNNeuron(4, neuron.LIFNode()).to(device)
     module = copy.deepcopy(layer)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -73,11 +74,11 @@ def test_network(device):
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     x = current((2, 3, 6, 6), torch.float64, device)
     for a, b in zip(values(compiled, module, x), values(net, net, x), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # convolutions may sum otherwise
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # convolutions may sum in another order
 
 
 def test_export(device):
-    """In evaluation: the op is in the graph, and its results are eager's."""
+    """In evaluation mode the graph contains the op and gives the results of eager mode."""
     net = models.create_model("sew_resnet", blocks=[1], widths=[4], num_classes=3, stem="small", connect_f="AND")
     net = net.to(device).eval()
     x = current((2, 3, 6, 6), device=device)
@@ -87,7 +88,7 @@ def test_export(device):
         torch.testing.assert_close(program.module()(x), net(x), rtol=0, atol=0)
 
 
-CASES = ((0, 0, True), (1, 1, True), (2, 2, False), (3, 3, True), (4, 2, True))  # connection, neuron, training
+CASES = ((0, 0, True), (1, 1, True), (2, 2, False), (3, NO_NEURON, True), (4, 2, True))  # connection, neuron, training
 
 
 @pytest.mark.parametrize(
@@ -110,10 +111,10 @@ def test_opcheck(T, dtype, cases, device):
         tensors = [z, shortcut if connect else None, statistics, weight, bias, leak if kind == 2 else None]
         options = (1e-5, connect, T, kind, 2.5, True, 1.0, 0.0, 0, 2.0, True)
         leaves = [t if t is None else t.clone().requires_grad_(t is not statistics) for t in tensors]
-        pack = connect in (0, 4) and kind != 3
+        pack = connect in (0, 4) and kind != NO_NEURON
         torch.library.opcheck(ops.bn_neuron_forward.default, (*leaves, *options, 1, True, pack, training))
         out, _, kept, _ = ops.bn_neuron_forward(*tensors, *options, 0, True, False, training)
-        if connect == 1:  # its backward is that of no connection
+        if connect == 1:  # backward of ADD is that of no connection
             tensors[1], options = None, (1e-5, 0, *options[2:])
         reduce = (out, out, *tensors, kept, *options, kind == 2)
         torch.library.opcheck(ops.bn_neuron_reduce.default, reduce, test_utils=untraced)

@@ -1,4 +1,4 @@
-"""Bad input of the fused op: an error that names the argument and what was expected, and nothing else changes."""
+"""Invalid input of the fused op: the error names the argument and what was expected, and nothing else changes."""
 
 import math
 
@@ -9,6 +9,7 @@ from torch import nn
 import sewsnn
 from sewsnn import neuron
 from sewsnn.layers import BNNeuron, bn_neuron
+from sewsnn.ops.bn import NO_NEURON
 from sewsnn.surrogate import Surrogate
 
 Z = torch.arange(48.0).view(3, 2, 4, 2)
@@ -20,7 +21,7 @@ class Own(Surrogate):
         return torch.ones_like(x)
 
 
-#: what is given instead of good arguments, the error, and its message
+#: invalid arguments, the type of the error, and its message
 BAD_CALLS = [
     ({"z_seq": [1.0]}, TypeError, "z_seq must be a tensor"),
     ({"z_seq": Z.long()}, TypeError, "z_seq .*int64"),
@@ -74,7 +75,7 @@ BAD_CALLS = [
 ]
 
 
-#: without the op these are torch's to say
+#: without the op torch raises these errors
 TORCHS = ("value per channel", "bn must be on the device", "backend=", "bn.eps", "bn.momentum")
 
 
@@ -160,7 +161,7 @@ KEPT = torch.zeros(0)
         ({"v_threshold": math.inf}, "v_threshold must be finite"),
         ({"surrogate": 99}, "unknown surrogate"),
         ({"v_mode": 2}, "v_mode must be 0 or 1"),
-        ({"pack": True, "kind": 3}, "only the spikes of a neuron can be packed"),
+        ({"pack": True, "kind": NO_NEURON}, "only the spikes of a neuron can be packed"),
         ({"pack": True, "connect": 1, "shortcut": S}, "only the spikes of a neuron can be packed"),
         ({"pack": True, "z": Z[:, :1, :, :1]}, "8 to a byte"),
     ],

@@ -1,4 +1,4 @@
-"""BNNeuron, the fused op as a layer: its state, its copies, and when its modules run instead."""
+"""BNNeuron, the fused op as a layer: its state, its copies, and the cases in which its modules run instead."""
 
 import copy
 import pickle
@@ -29,7 +29,7 @@ def layer_like(bn, node, device="cpu", **settings):
 
 
 def test_state_is_that_of_batch_norm_and_of_the_neuron():
-    """The same names, in the same order, and the same starting values; loading works in both directions."""
+    """Names, their order and initial values are those of nn.BatchNorm2d; loading works in both directions."""
     layer, bn, node = BNNeuron(4, neuron.ParametricLIFNode()), nn.BatchNorm2d(4), neuron.ParametricLIFNode()
     assert list(layer.state_dict()) == [*bn.state_dict(), "neuron.w"] == [*NAMES, "neuron.w"]
     for name, value in bn.state_dict().items():
@@ -45,7 +45,7 @@ def test_state_is_that_of_batch_norm_and_of_the_neuron():
 
 
 def test_checkpoints_from_before_num_batches_tracked():
-    """Version 1 of torch's batch norm did not count; without a version the count is 0, as torch has it."""
+    """Version 1 of torch's batch norm did not count batches; without a version the count is 0, as in torch."""
     old = {name: value for name, value in norm(4).state_dict().items() if name != "num_batches_tracked"}
     layer = BNNeuron(4)
     layer.load_state_dict(dict(old))
@@ -77,7 +77,7 @@ def test_copies(device):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_conversion(dtype, device):
-    """half(), bfloat16() and double() convert every number of it; it runs, forward and backward, and tracks."""
+    """half(), bfloat16() and double() convert all its numbers; forward, backward and tracking then work."""
     layer = BNNeuron(4, neuron.ParametricLIFNode(), "IAND").to(device)
     layer(*(current((3, 2, 4, 3, 3), device=device) for _ in range(2)))
     layer.to(dtype)
@@ -99,7 +99,7 @@ def test_repr():
 
 
 def used(monkeypatch):
-    """Whether the op ran, call by call."""
+    """A list that records for each call whether the op ran."""
     calls = []
     run = native.bn_neuron
     monkeypatch.setattr(native, "bn_neuron", lambda *a, **kw: calls.append(True) or run(*a, **kw))
@@ -107,7 +107,7 @@ def used(monkeypatch):
 
 
 class Own(Surrogate):
-    """ATan's formula under another name, of which there is no compiled form."""
+    """ATan's formula in a class without a compiled form."""
 
     def gradient(self, x):
         return neuron.ATan(2.0).gradient(x)
@@ -139,7 +139,7 @@ class Doubled(nn.Module):
 
 
 def replaced(module):
-    """A forward put on the object, as profilers and quantizers do."""
+    """Replaces ``forward`` on the object, as profilers and quantizers do."""
     before = module.forward
     module.forward = lambda x: 2 * before(x)
     return module
@@ -150,7 +150,7 @@ def parametrized(module):
     return module
 
 
-#: what must run its modules: a norm and a node
+#: pairs of norm and node for which the modules must run
 FALLBACKS = {
     "keeps state": lambda: (norm(4), neuron.IFNode(keep_state=True)),
     "single-step": lambda: (norm(4), neuron.IFNode(step_mode="s")),
@@ -173,7 +173,7 @@ FALLBACKS = {
 @pytest.mark.filterwarnings("ignore::sewsnn.BackendWarning")
 @pytest.mark.parametrize("name", FALLBACKS)
 def test_modules_run_where_the_op_cannot(name, monkeypatch, device):
-    """Two calls give what the modules give by hand: values, potentials, gradients, running statistics."""
+    """Two calls give the same as the modules: values, potentials, gradients, running statistics."""
     calls = used(monkeypatch)
     results = []
     for by_hand in (False, True):
@@ -198,7 +198,7 @@ def test_modules_run_where_the_op_cannot(name, monkeypatch, device):
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_lazy_norm(monkeypatch):
-    """The first call, by modules, tells it how many channels there are; then it is a norm as any other."""
+    """The first call runs the modules and sets the number of channels; later calls treat it like any norm."""
     calls, bn = used(monkeypatch), nn.LazyBatchNorm2d()
     for expected in (0, 1):
         bn_neuron(current((3, 2, 4, 3, 3)), bn, neuron.IFNode())
@@ -208,7 +208,7 @@ def test_lazy_norm(monkeypatch):
 
 @pytest.mark.parametrize("settings", [{}, {"v_reset": None}, {"store_v": False}], ids=str)
 def test_the_op_runs_where_it_can(settings, monkeypatch, device):
-    """And leaves the potential where the neuron would: in v, if it stores it, and no v_seq."""
+    """The op stores the potential like the neuron: in v if the neuron stores it, and never in v_seq."""
     calls = used(monkeypatch)
     z = current((5, 2, 4, 3, 3), torch.float64, device)
     for bn in (norm(4, torch.float64), None, nn.Identity()):
@@ -225,7 +225,7 @@ def test_the_op_runs_where_it_can(settings, monkeypatch, device):
 
 
 def test_v_seq_is_not_left_over(device):
-    """A node that no longer stores it has none, and not that of an earlier call."""
+    """A node that no longer stores v has v = None, not the v of an earlier call."""
     z, bn, node = current((5, 2, 4, 3, 3), device=device), norm(4, device=device), neuron.IFNode(store_v_seq=True)
     bn_neuron(z, bn, node)
     assert node.v_seq is not None
@@ -249,7 +249,7 @@ def test_layer_equals_the_function(device):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"momentum": None}, {"track_running_stats": False}], ids=str)
 def test_layer_by_modules(settings, training, T, device):
-    """A node that only runs by itself: batch norm is then torch's, of the layer's own numbers, and keeps them."""
+    """For a node that cannot be fused, torch computes batch norm with the layer's own numbers."""
     results = []
     for node in (neuron.LIFNode(), neuron.LIFNode(backend="torch")):
         layer = layer_like(norm(4, torch.float64, device, training, **settings), node, device, **settings)
@@ -265,7 +265,7 @@ def test_layer_by_modules(settings, training, T, device):
 
 
 def test_hooks_on_the_layer_itself(monkeypatch):
-    """They run around the op, as around any module."""
+    """Hooks of the layer itself run around the op, as for any module."""
     calls, seen = used(monkeypatch), []
     layer = hooked(BNNeuron(4), seen)
     out = layer(current((3, 2, 4, 3, 3)))

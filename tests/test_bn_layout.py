@@ -1,4 +1,4 @@
-"""Memory orders of the fused op: read as they lie where that is possible, copied once where not."""
+"""Memory orders of the fused op: it reads dense orders in place and copies all others once."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sewsnn import neuron
 from sewsnn.layers import bn_neuron
+from sewsnn.ops.bn import NO_NEURON
 from sewsnn.ops.neuron import dense_strides
 
 
@@ -22,7 +23,7 @@ def unaligned(shape, device):
     return current((n + 1,), device=device)[1:].view(shape)
 
 
-#: how z is made, and whether it can be read where it lies
+#: how z is made, and whether the op can read it in place
 LAYOUTS = {
     "contiguous": (lambda d: current((5, 2, 3, 4, 7), device=d), True),
     "channels_last": (lambda d: channels_last((5, 2, 3, 4, 7), d), True),
@@ -54,7 +55,7 @@ def test_layout(layout, device):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shortcut_of_another_layout(layout, device):
-    """Of z's order if it can be, copied into it if not."""
+    """The op reads a shortcut in the order of z in place, and copies one in another order."""
     shortcut = LAYOUTS[layout][0](device)
     z = current(shortcut.shape, device=device, seed=7)
     for connection in ("ADD", "AND", "before"):
@@ -64,7 +65,7 @@ def test_shortcut_of_another_layout(layout, device):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_copies_only_what_must_be(layout, device):
-    """Training reads z twice, for the statistics and for the rest; both readings copy what cannot be read in place."""
+    """Training reads z twice, for the statistics and for the forward; both copy a z that cannot be read in place."""
     make, in_place = LAYOUTS[layout]
     z, bn = make(device), norm(make(device).shape[2], device=device)
     for training in (True, False):
@@ -77,7 +78,7 @@ def test_copies_only_what_must_be(layout, device):
 @pytest.mark.parametrize("connect", range(5))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fake_kernels(layout, connect, T, device):
-    """Shapes, strides, dtypes and devices are those of the real ones, for what is asked for and what is not."""
+    """Shapes, strides, dtypes and devices equal those of the real op, for requested and for other outputs."""
     z = LAYOUTS[layout][0](device)
     z = z[0] if T else z
     z_seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
@@ -88,8 +89,8 @@ def test_fake_kernels(layout, connect, T, device):
 
     def results(z, shortcut, statistics, weight, bias, leak):
         outputs = [torch.ops.sewsnn.bn_statistics(z, T, False)]
-        for kind, v_mode, needs_grad in ((2, 1, True), (1, 0, False), (3, 0, True)):
-            channels, pack = (statistics, weight, bias, leak), can_pack and kind != 3
+        for kind, v_mode, needs_grad in ((2, 1, True), (1, 0, False), (NO_NEURON, 0, True)):
+            channels, pack = (statistics, weight, bias, leak), can_pack and kind != NO_NEURON
             options = (1e-5, connect, T, kind, 2.0, True, 1.0, 0.0, 0, 2.0, True)
             out, v, kept, bits = torch.ops.sewsnn.bn_neuron_forward(
                 z, shortcut, *channels, *options, v_mode, needs_grad, pack, True
@@ -116,7 +117,7 @@ def test_fake_kernels(layout, connect, T, device):
 
 @pytest.mark.parametrize("T", [16, 17, 32, 33])
 def test_fake_checkpoints(T, device):
-    """One potential per neuron before each chunk of 16 time-steps but the first; none without gradients to come."""
+    """One potential per neuron before each chunk of 16 time-steps except the first; none without gradients."""
     options = (None, None, None, None, None, 0.0, 0, 0, 0, 2.0, True, 1.0, 0.0, 0, 2.0, True, 0)
     for needs_grad in (True, False):
         z = current((T, 2, 3, 5), device=device)
@@ -129,7 +130,7 @@ def test_fake_checkpoints(T, device):
 
 @pytest.mark.parametrize("connection", CONNECTIONS)
 def test_gradient_of_another_layout(connection, device):
-    """An incoming gradient in any order: its values count, and z's gradient has z's order."""
+    """An incoming gradient may have any memory order; the gradient of z has the order of z."""
     shape = (5, 2, 3, 4, 7)
     z0 = channels_last(shape, device)
     connect_f, before = CONNECTIONS[connection]

@@ -1,4 +1,4 @@
-"""Batch norm + neuron + connection in one op: what it computes, against the reference and against the modules."""
+"""Batch norm + neuron + connection in one op: its values against the reference and against the modules."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_equals_the_reference(connection, node, dtype, device):
 @pytest.mark.parametrize("channels", [1, 3, 8, 64, 72])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 def test_channels(order, channels, device):
-    """Channels that are fewer than a vector, fill one, and do not; planes of 1, 15 and 35 numbers."""
+    """Numbers of channels below, equal to and above that of a vector; planes of 1, 15 and 35 numbers."""
     for plane in ((1, 1), (3, 5), (5, 7)):
         z = current((3 * 2, channels, *plane), device=device).contiguous(memory_format=order).unflatten(0, (3, 2))
         result = compare(Case(z, "ADD", two=True))
@@ -74,7 +74,7 @@ NORMS = {
 
 @pytest.mark.parametrize("how", NORMS.values(), ids=NORMS.keys())
 def test_norms(how, device):
-    """Untracked: then evaluation uses the batch's statistics, too."""
+    """Without tracking, evaluation also uses the statistics of the batch."""
     for training in (True, False):
         for T in (None, 5):
             z = current((2, 3, 4, 5) if T else (6, 2, 3, 4, 5), device=device)
@@ -82,7 +82,7 @@ def test_norms(how, device):
 
 
 def test_no_space_at_all(device):
-    """[T, N, C]: what follows a linear layer."""
+    """[T, N, C], the output of a linear layer."""
     z = current((6, 40, 7), device=device)
     bn = torch.nn.BatchNorm1d(7).to(device)
     fused = bn_neuron(z, bn, None).out
@@ -137,7 +137,7 @@ def cases(draw):
 @settings(max_examples=examples(60))
 @given(cases())
 def test_everything_at_once(case):
-    """Any shape, order of memory, dtype, norm, neuron and connection."""
+    """Compares any shape, memory order, dtype, norm, neuron and connection."""
     compare(case)
 
 
@@ -182,7 +182,7 @@ def test_float32_spikes_differ_from_the_modules_only_at_the_threshold(device):
 
 
 def test_empty_batch(device):
-    """No values: empty results and zero gradients with frozen statistics; there are no statistics of nothing."""
+    """Empty input with frozen statistics gives empty results and zero gradients; in training it is an error."""
     z = torch.zeros(3, 0, 4, 5, 5, device=device)
     for connection in CONNECTIONS:
         result = by_op(Case(z, connection, "PLIF", training=False, two=True))

@@ -1,4 +1,4 @@
-"""Batch statistics of the fused batch norm, and the running ones: how exact they are, and when they change."""
+"""Batch statistics and running statistics of the fused batch norm: their accuracy, and when they change."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_a_constant_channel_has_no_variance(device):
 
 
 def test_two_values_per_channel(device):
-    """The fewest there can be; the unbiased variance is then twice the biased one."""
+    """Two values per channel, the smallest number; the unbiased variance is then twice the biased one."""
     z = current((1, 2, 3, 1, 1), device=device)
     bn = nn.BatchNorm2d(3, momentum=1.0).to(device)
     bn_neuron(z, bn, None)
@@ -67,7 +67,7 @@ def test_two_values_per_channel(device):
 @pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, None], ids=str)
 @pytest.mark.parametrize("T", [None, 3])
 def test_running_statistics_are_torchs(T, momentum, device):
-    """Three calls; with momentum None their plain average. A still image counts as often as it is normalised, once."""
+    """Three calls; with momentum None their average. A still image counts once, because it is normalised once."""
     fused, torchs = (norm(4, torch.float64, device, momentum=momentum) for _ in range(2))
     for seed in range(3):
         z = current((5, 4, 3, 3) if T else (3, 5, 4, 3, 3), torch.float64, device, seed=seed)
@@ -79,7 +79,7 @@ def test_running_statistics_are_torchs(T, momentum, device):
 
 @pytest.mark.parametrize("momentum", [0.1, None], ids=str)
 def test_a_norm_that_does_not_count(momentum, device):
-    """num_batches_tracked None, which torch allows: running statistics are updated as torch would."""
+    """With num_batches_tracked = None, which torch allows, running statistics are updated as in torch."""
     z = current((3, 5, 4, 3, 3), torch.float64, device)
     fused, torchs = (norm(4, torch.float64, device, momentum=momentum) for _ in range(2))
     layer = BNNeuron(4, False, momentum=momentum, dtype=torch.float64, device=device)
@@ -94,7 +94,7 @@ def test_a_norm_that_does_not_count(momentum, device):
 
 
 def test_what_leaves_running_statistics_alone(device):
-    """Evaluation; no tracking, from the start or later; they are torch's rules."""
+    """Running statistics stay unchanged in evaluation and without tracking, as in torch."""
     z = current((3, 2, 4, 3, 3), device=device)
     late = norm(4, device=device)
     late.track_running_stats = False
@@ -121,7 +121,7 @@ def test_running_statistics_of_another_dtype(device):
 
 
 def test_a_norm_of_any_stride(device):
-    """Parameters and running statistics that are every other number of something."""
+    """Parameters and running statistics with a stride of 2."""
     z, bn, dense = current((3, 2, 4, 3, 3), device=device), norm(4, device=device), norm(4, device=device)
     for name, value in {**dict(dense.named_parameters()), **dict(dense.named_buffers())}.items():
         if value.dim():
@@ -136,7 +136,7 @@ def test_a_norm_of_any_stride(device):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
 def test_values_that_are_not_finite(value, device):
-    """The CPU says which channel; a GPU, which would have to wait, does not. Running statistics stay on both."""
+    """The CPU names the channel; a GPU raises nothing, because it would have to wait. Running statistics stay."""
     z = current((3, 2, 4, 3, 3), device=device)
     z[1, 1, 2, 0, 1] = value
     layer = BNNeuron(4, neuron.IFNode()).to(device)
@@ -168,7 +168,7 @@ def run(z, shortcut, threads=None):
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 def test_the_same_bits_every_time(order, device):
-    """Also with other numbers of threads: the sums' order depends on the shape alone."""
+    """The bits are the same with any number of threads: the order of sums depends only on the shape."""
     z, shortcut = (
         current((6 * 8, 16, 12, 12), device=device, seed=s).contiguous(memory_format=order).unflatten(0, (6, 8))
         for s in range(2)

@@ -1,4 +1,4 @@
-"""What lies around the weights in a file: the key they are under, what wrappers put into names, other formats, dtypes
+"""The container of the weights in a file: keys, prefixes of wrappers, other formats, dtypes
 that are too narrow."""
 
 import argparse
@@ -30,7 +30,7 @@ def test_what_is_saved_is_read(key, tmp_path):
 
 
 def test_moving_averages_are_read_where_asked_for():
-    """Else the weights are, in whatever order they lie."""
+    """Otherwise the content itself is the weights, in any order of entries."""
     average, model = scrambled(resnet()), scrambled(resnet())
     content = {"model_ema": average.state_dict(), "epoch": 3, "state_dict": model.state_dict()}
     for key, expected in ((None, model), ("model_ema", average), ("state_dict", model)):
@@ -42,7 +42,7 @@ def test_moving_averages_are_read_where_asked_for():
 
 
 def test_averaged_model():
-    """torch's: a prefix, and a counter besides."""
+    """AveragedModel adds a prefix and a counter."""
     average = torch.optim.swa_utils.AveragedModel(scrambled(resnet()))
     for content in ({"model_ema": average.state_dict()}, average.state_dict()):
         report, state = loaded(content)
@@ -66,7 +66,7 @@ def test_which_container_must_be_said():
 
 
 class Wrapped(nn.Module):
-    """A network whose own names start as DistributedDataParallel's do."""
+    """A network with own names that begin with DistributedDataParallel's prefix."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_compiled_parts(part, tmp_path):
-    """From and to networks of which one module is compiled, in every dialect; files do not show it."""
+    """Loads and saves networks with one compiled module, in every dialect; files have the plain names."""
     make, path = PARTS[part]
 
     def with_part():
@@ -117,7 +117,7 @@ def test_compiled_parts(part, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_constants_of_surrogate_functions_are_left_out(prefix, tmp_path, capsys):
-    """SpikingJelly once kept alpha as a tensor in the state dict: no weight, no error, and said."""
+    """SpikingJelly once stored alpha as a tensor in the state dict: it is reported, neither loaded nor an error."""
     model = scrambled(resnet())
     plain = {f"{prefix}{key}": value for key, value in models.to_dialect(model, "authors").items()}
     path = tmp_path / "old.pth"
@@ -146,7 +146,7 @@ def test_an_entry_that_is_there_twice():
 
 @pytest.mark.parametrize("dtype, largest", [(torch.float16, "6.55e+04"), (torch.float32, "3.403e+38")])
 def test_values_too_large_for_the_models_dtype(dtype, largest):
-    """They would become infinite without a word; those that are infinite stay so."""
+    """Values that would silently become infinite are an error; infinite values stay infinite."""
     state = resnet().state_dict()
     model = resnet().to(dtype)
     before = {key: value.clone() for key, value in model.state_dict().items()}

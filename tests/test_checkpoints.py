@@ -1,4 +1,4 @@
-"""Checkpoints of every dialect: what loads, that it computes the same, and what is refused."""
+"""Checkpoints of every dialect: which files load, that they compute the same, and which are refused."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ NEURONS = {"IF": (neuron.IFNode, IF), "PLIF": (neuron.ParametricLIFNode, PLIF)}
 
 @torch.no_grad()
 def scrambled(model, x=None):
-    """Every entry unlike those of a new model; with x the norms have its statistics, so that all layers fire."""
+    """Gives every entry a new value; with x the norms get its statistics, so that all layers fire."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for bn in norms:
         nn.init.uniform_(bn.weight, 1, 2)
@@ -53,7 +53,7 @@ EVENTS = torch.randint(0, 4, (3, 2, 2, 8, 8), generator=torch.Generator().manual
 
 @torch.no_grad()
 def assert_same_after(load, a, b, x):
-    """b computes what a does because of ``load``, and not before it."""
+    """Asserts that b computes the same as a after ``load``, but not before it."""
     expected = a(x)
     assert not torch.equal(b(x), expected) and not torch.equal(expected[0], expected[1])
     report = load()
@@ -72,7 +72,7 @@ def assert_same_entries(a, b):
 @pytest.mark.parametrize("connect_f", ["ADD", "AND", "IAND", None])
 @pytest.mark.parametrize("dialect", [*CONTAINERS, "torchvision"])
 def test_resnets_of_others(dialect, connect_f, bottleneck, of):
-    """connect_f None: Spiking ResNet."""
+    """``connect_f=None`` means Spiking ResNet."""
     if dialect == "torchvision" and connect_f is None:
         pytest.skip("test_every_dialect_round_trips has it")
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_dialect_round_trips(name, tmp_path):
-    """A file in each dialect, loaded into a new network: the same outputs, every entry the same."""
+    """A file in each dialect, loaded into a new network, gives the same outputs and the same entries."""
 
     torch.manual_seed(0)
     model = NETWORKS[name]()
@@ -151,7 +151,7 @@ def test_names_are_one_to_one(name):
 
 @pytest.mark.parametrize("counted", [True, False], ids=["counted", "older"])
 def test_weights_of_an_ann(counted):
-    """torchvision's: no neurons, and in files of old no num_batches_tracked."""
+    """torchvision's ANN weights: no neurons, and in old files no num_batches_tracked."""
     other = scrambled(ForeignResNet(None, True, "ADD", nn.Identity)).state_dict()
     other = {key: value for key, value in other.items() if counted or not key.endswith("num_batches_tracked")}
     model = resnet(bottleneck=True)
@@ -163,7 +163,7 @@ def test_weights_of_an_ann(counted):
 
 
 def authors_file(path, **args):
-    """As the authors' training writes it."""
+    """A file as the authors' training writes it."""
     torch.manual_seed(0)
     other = scrambled(ForeignResNet(CONTAINERS["authors"], False, "ADD", IF), IMAGES)
     optimizer = torch.optim.SGD(other.parameters(), lr=1e-3, momentum=0.9)
@@ -191,7 +191,7 @@ def test_whole_file_of_the_authors(tmp_path):
 
 
 def test_another_connection_is_said(tmp_path):
-    """It is in no weight: the file loads, and computes something else."""
+    """No weight depends on the connection: the file loads, and the network computes something else."""
     authors_file(tmp_path / "c.pth", connect_f="IAND")
     report = models.load_checkpoint(resnet(), tmp_path / "c.pth")
     assert report.complete and "made with connect_f='IAND', the model has 'ADD'" in str(report)
@@ -271,7 +271,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_what_does_not_fit_is_named(case, tmp_path):
-    """And nothing is loaded of the rest, nor anything into part of the model."""
+    """The model then stays unchanged: neither other entries nor parts of the model are loaded."""
     change, settings, message = WRONG[case]
     state = changed(change or (lambda s: None), **settings)
     model = scrambled(resnet())
@@ -305,11 +305,11 @@ def test_another_network_altogether():
 
 
 class Stranger:
-    """A class that is no tensor."""
+    """A class that is not a tensor."""
 
 
 class Payload:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -343,7 +343,7 @@ def test_pickled_objects_are_refused(kind, place, legacy, tmp_path):
 
 @pytest.mark.parametrize("kind", ["protocol 4", "TorchScript"])
 def test_no_message_advises_to_run_a_file(kind, tmp_path):
-    """torch's own, for what it cannot parse safely, is to load it with weights_only=False."""
+    """The error does not repeat torch's advice to use weights_only=False."""
     path, marker = tmp_path / "c.pth", tmp_path / "ran"
     if kind == "protocol 4":
         torch.save({"model": resnet().state_dict(), "x": Payload(marker)}, path, pickle_protocol=4)
@@ -418,7 +418,7 @@ def test_bad_arguments():
 
 
 def test_files_hold_nothing_but_the_weights(tmp_path):
-    """Views of larger storages, strides and gradients stay behind."""
+    """The file contains no larger storages of views, no strides and no gradients."""
     model = resnet().to(memory_format=torch.channels_last)
     model.fc.bias = nn.Parameter(torch.zeros(1_000_000)[:5])
     models.save_checkpoint(model, tmp_path / "c.pth", "torchvision", container="")
@@ -434,7 +434,7 @@ def test_any_other_module_has_its_own_names():
 
 
 def test_a_checkpoint_that_is_written_is_a_file_like_others(tmp_path):
-    """A link to it stays one; the umask says who may read it; nothing is left beside it."""
+    """A link stays a link, the permissions follow the umask, and no temporary file is left."""
     file, link = tmp_path / "c.pth", tmp_path / "latest.pth"
     link.symlink_to(file)
     old = os.umask(0o077)

@@ -24,7 +24,7 @@ def test_info(capsys):
 
 
 def test_models(capsys):
-    """One line each; a network's table; names that have no table."""
+    """The list of networks has one line each; a network has a table; some names have no table."""
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == list_models()
@@ -38,7 +38,7 @@ def test_models(capsys):
 
 
 def test_library_knows_its_sources():
-    """The library that is tested was built from the sources beside it."""
+    """The tested library was built from the sources in this checkout."""
     csrc_hash = runpy.run_path(str(Path(__file__).parent.parent / "cmake" / "csrc_hash.py"))["csrc_hash"]
     assert library_hash() == csrc_hash()
 

@@ -36,7 +36,7 @@ class Triangle(surrogate.Surrogate):
 @pytest.mark.parametrize("settings", [{"surrogate_function": Triangle()}, {"backend": "torch"}], ids=["own", "torch"])
 @pytest.mark.filterwarnings("ignore::sewsnn.ops.load.BackendWarning")
 def test_compile_fullgraph_of_the_reference(settings, device):
-    """A surrogate that has no compiled form, and the torch backend."""
+    """A surrogate without a compiled form, and the torch backend."""
     module = neuron.LIFNode(**settings).to(device)
     x = current((4, 2, 8), device=device)
     expected = values(module, x)
@@ -124,7 +124,7 @@ def test_opcheck(device):
 
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_numbers_that_change_between_calls(dynamic):
-    """A graph for each value, and right results with gradients; nodes take numpy's numbers, too."""
+    """Each value gets its own graph and right results with gradients; nodes also take numbers of numpy."""
     torch._dynamo.reset()
 
     def calls(x, th, tau, w):
@@ -149,7 +149,7 @@ def test_numbers_that_change_between_calls(dynamic):
 
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_networks_on_images_of_several_sizes(dynamic):
-    """By inductor, which has no layout for convolutions of symbolic height and width (pytorch#185510)."""
+    """Inductor has no layout for convolutions with symbolic height and width (pytorch#185510)."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     net = models.create_model("sew_resnet", blocks=[1], widths=[4], num_classes=3, T=2).eval()

@@ -22,7 +22,7 @@ def write(folder, text):
 
 
 def load(path, overrides=()):
-    """What every configuration must name is on the command line, as good as in the file."""
+    """The required keys may be on the command line instead of in the file."""
     return load_config(path, {"data.name": "digits", "model.name": "sew_resnet18", **dict(overrides)})
 
 
@@ -93,7 +93,7 @@ def test_bad_command_line(tmp_path, words, message):
 
 
 def test_ambiguous_key(tmp_path):
-    """`tau` ends one key only, `name` several (and is a key itself)."""
+    """Only one key ends in `tau`; several end in `name`, which is also a key itself."""
     assert load(write(tmp_path, ""), {"name": "mine"}).name == "mine"
     assert load(write(tmp_path, ""), {"tau": "3"}).model.neuron.tau == 3.0
     assert len([k for k in keys() if k.endswith(".name")]) > 1
@@ -192,7 +192,7 @@ def test_numbers_that_nothing_can_hold(tmp_path, key):
 
 
 def test_every_number_has_a_limit(tmp_path):
-    """Also those that will be added: an integer of 5,000 digits is one short line."""
+    """Every key, including future ones, gives one short line for an integer of 5,000 digits."""
     hex_number = "0x" + "f" * 5000  # Python cannot write it in decimal
     config = Config(model=ModelConfig(last_neuron=NeuronConfig())).to_dict()
     for key in keys():
@@ -241,7 +241,7 @@ def test_what_cannot_work(tmp_path, words, message):
 
 
 def test_unknown_names_say_which_there_are_the_nearest_first(tmp_path):
-    """Before any other complaint about the model: `blocks` is not what is wrong."""
+    """The unknown model name is reported before any error about `blocks`."""
     text = "data: {name: digits}\nmodel: {name: sew_resnt, blocks: [1], widths: [8]}"
     with pytest.raises(ConfigError, match=r"model.name: unknown model 'sew_resnt' .*; known: sew_resnet, .*spiking_"):
         load_config(write(tmp_path, text))
@@ -285,7 +285,7 @@ def test_missing_file(tmp_path):
 
 
 def test_data_sets_are_told_what_the_configuration_says():
-    """Every key of ``data`` but two is an option of data sets, with the same default."""
+    """Every key of ``data`` except two is a field of Options with the same default."""
     options = {f.name: f.default for f in dataclasses.fields(Options)}
     keys = {f.name: f.default for f in dataclasses.fields(DataConfig)}
     for name in keys.keys() - {"name", "T_train", "batch_size"}:

@@ -1,4 +1,4 @@
-"""Checkpoints whose bytes are sound and whose content no run wrote: one line, nothing written."""
+"""Undamaged checkpoints with content that no run writes: the command prints one line of error and writes nothing."""
 
 import argparse
 import copy
@@ -45,7 +45,7 @@ def drop(*keys):
 
 
 def put(value, *keys):
-    """A change of one value; a function makes it of the old one."""
+    """Changes one value; a function computes the new value from the old one."""
 
     def change(c):
         for key in keys[:-1]:
@@ -171,7 +171,7 @@ def written(content, change, path):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_contents_are_refused_in_one_line(name, run, content, tmp_path, capsys):
-    """Under ``--resume`` and ``--resume=auto`` alike: it is no damage, and an older one would write over it."""
+    """``--resume`` and ``--resume=auto`` refuse it: it is not damaged, and an older checkpoint would overwrite it."""
     change, words = WRONG[name]
     for path in run.glob("*.*"):
         if path.is_file():
@@ -187,7 +187,7 @@ def test_wrong_contents_are_refused_in_one_line(name, run, content, tmp_path, ca
 
 
 def test_right_contents_are_taken(content, tmp_path, capsys):
-    """What a run may have written: at the end of training, or before its first step."""
+    """Checkpoints that runs write: at the end of training, or before the first step."""
     for change in (
         lambda c: None,
         put(math.nan, *ROW, "test_loss"),
@@ -246,7 +246,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_weights_with_odd_contents(name, content, tmp_path, capsys):
-    """eval, export and convert-checkpoint say it in one line."""
+    """eval, export and convert-checkpoint report it in one line."""
     path = tmp_path / "c.pt"
     written(content, FOREIGN[name], path)
     for words in (
@@ -262,7 +262,7 @@ def test_weights_with_odd_contents(name, content, tmp_path, capsys):
 
 
 def test_namespaces_of_any_content(tmp_path):
-    """The authors' files have one; what is in it is looked at with care."""
+    """The authors' files have a Namespace; the reader checks its content."""
     model = models.create_model("sew_resnet", blocks=[1], widths=[4])
     for value in (torch.ones(3), None, [1], {"model": 3}, 2**70, cyclic()):
         torch.save(

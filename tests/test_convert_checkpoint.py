@@ -92,7 +92,7 @@ def test_file_of_the_authors_names_its_model(tmp_path):
 
 
 def test_values_stay_as_they_are(tmp_path):
-    """In their dtype, and num_batches_tracked away where it was."""
+    """Values keep their dtype, and num_batches_tracked is missing where it was missing."""
     state = {k: v for k, v in small().double().state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "in.pt")
     words = [str(tmp_path / "in.pt"), str(tmp_path / "out.pt"), "--to", "torchvision", "--model", "sew_resnet"]
@@ -162,7 +162,7 @@ def test_sizes_that_are_none(value, tmp_path, capsys):
 
 
 def test_args_of_another_model_are_said(tmp_path, capsys):
-    """The authors' event networks have names of their own."""
+    """The authors' event networks have other names."""
     state = models.to_dialect(models.create_model("sew_7b_net"), "authors")
     torch.save({"model": state, "args": argparse.Namespace(model="SEWResNet")}, tmp_path / "in.pth")
     words = [tmp_path / "in.pth", tmp_path / "out.pth", "--to", "sewsnn"]
@@ -180,7 +180,7 @@ def test_bad_files(source, tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_nothing_half_written(source, tmp_path, capsys, monkeypatch):
-    """Neither where there was nothing, nor in place of what was there."""
+    """An error neither creates a file nor replaces an existing one."""
     out = tmp_path / "out.pt"
     words = [source, out, "--to", "torchvision", "--model", "sew_resnet", "--force"]
 

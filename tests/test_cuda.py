@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, streams, no waiting, the same bits twice, memory, indices beyond 32 bits."""
+"""Tests that need a GPU: CUDA graphs, streams, no synchronisation, reproducible bits, memory, 64-bit indices."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def arguments(name, T=4, dtype=torch.float32, M=4096):
 @every_neuron
 @pytest.mark.parametrize("T", (4, 40))
 def test_graph_capture_and_replay(name, T):
-    """A captured forward + backward, replayed on other data, gives what the calls themselves give."""
+    """A captured forward + backward, replayed on other data, gives the results of direct calls."""
     x, settings = arguments(name, T)
     static = x.clone().requires_grad_()
     w = settings.pop("w", None)
@@ -59,7 +59,7 @@ def test_graph_capture_and_replay(name, T):
 
 @every_neuron
 def test_side_stream(name):
-    """The kernels go to torch's current stream: they see what was queued there before, and nobody waits for them."""
+    """The kernels run on torch's current stream, after earlier work on it, and the host does not wait for them."""
     x, settings = arguments(name)
     w = [settings.pop("w").requires_grad_()] if "w" in settings else []
     grad = torch.randn_like(x)
@@ -110,7 +110,7 @@ def test_the_same_bits_twice(name, dtype):
 
 @every_neuron
 def test_nothing_is_kept_but_x(name):
-    """Between forward and backward: s, v, and no more than a kilobyte."""
+    """Between forward and backward only s, v and less than a kilobyte are allocated."""
     x, settings = arguments(name, 4, M=1 << 22)
     x.requires_grad_()
     w = [settings.pop("w").requires_grad_()] if "w" in settings else []
@@ -140,7 +140,7 @@ def test_more_elements_than_32_bits_count():
 
 @pytest.mark.parametrize("name", ["v", "leak", "x"])
 def test_tensors_of_two_devices(name):
-    """The dispatcher runs the CUDA op for any tensor on a GPU: it does not read the others' memory."""
+    """The dispatcher runs the CUDA op if any tensor is on a GPU; the op must not read CPU memory."""
     tensors = {"x": torch.rand(2, 8), "v": torch.zeros(8), "leak": torch.tensor(0.5)}
     tensors[name] = tensors[name].to("cuda")
     with pytest.raises(RuntimeError, match="device of"):

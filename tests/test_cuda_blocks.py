@@ -1,4 +1,4 @@
-"""What only a GPU can show of the fused blocks: whole networks in a graph, no waiting, the same bits twice."""
+"""Tests of the fused blocks that need a GPU: networks in a CUDA graph, no synchronisation, reproducible bits."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def images(seed):
 
 @pytest.mark.parametrize("settings", [{}, {"connect_f": "IAND"}, {"residual": "spiking", "pack_spikes": True}], ids=str)
 def test_a_network_in_a_graph(settings):
-    """A captured forward + backward, replayed on other images, gives what the calls themselves give."""
+    """A captured forward + backward, replayed on other images, gives the results of direct calls."""
     model, static = network(**settings), images(1)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -55,7 +55,7 @@ def test_a_network_in_a_graph(settings):
 
 
 def test_nobody_waits():
-    """Neither in a step nor for the statistics, the cumulative average included."""
+    """The host waits neither in a step nor for the statistics, including the cumulative average."""
     model, x = network(), images(1)
     for bn in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         bn.momentum = None
@@ -79,7 +79,7 @@ def test_the_same_bits_twice(connect_f):
 
 
 def test_values_that_are_not_finite():
-    """No error, for which one would have to wait; but running statistics as they were."""
+    """A GPU raises no error, because the host would have to wait; the running statistics stay unchanged."""
     bn = nn.BatchNorm2d(8).cuda()
     z = torch.rand(4, 2, 8, 5, 5, device="cuda")
     z[0, 0, 3, 0, 0] = torch.inf

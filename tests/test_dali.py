@@ -1,4 +1,4 @@
-"""The DALI loader makes the torchvision loader's batches, up to rounding; here on the CPU, where there is no GPU."""
+"""The DALI loader gives the batches of the torchvision loader up to rounding. Without a GPU it runs on the CPU."""
 
 import os
 import subprocess
@@ -68,7 +68,7 @@ def test_resumption_shares_and_threads_are_exact(tree):
 
 
 def test_batches_are_not_written_over(tree):
-    """DALI uses its memory again."""
+    """DALI reuses its memory, so the batches must be copies."""
     kept = list(dali(tree).train_batches(0))
     assert equal(on_cpu(kept), [(x.cpu().clone(), y) for x, y in dali(tree).train_batches(0)])
 
@@ -114,12 +114,12 @@ def test_a_batch_of_which_nothing_is_left_is_passed_by(own_tree):
 
 
 def damaged_inside(data: bytes) -> bytes:
-    """The header is whole and so is the end: only decoding tells."""
+    """The header and the end marker are intact, so only decoding finds the damage."""
     return data[:600] + b"\xff\xd8\xff\xc4\0" + data[700:]
 
 
 def test_what_only_decoding_tells(own_tree):
-    """DALI fails on a batch, works ahead of it, and does not say which file it was."""
+    """DALI fails on a batch after it has prefetched, and does not name the file."""
     paths = sorted((own_tree / "train").rglob("*.JPEG"))
     clean = on_cpu(dali(own_tree).train_batches(0))
     for path in (paths[3], paths[17]):
@@ -139,7 +139,7 @@ def test_what_only_decoding_tells(own_tree):
 
 
 def test_batches_that_only_dali_cannot_make(tree, monkeypatch, capsys):
-    """A batch is made without it, which is said; if that goes on, the run stops."""
+    """A batch is decoded without DALI, with a message; if this repeats, the run stops."""
     decoded, broken = DaliSource._decoded, []
 
     def breaks(self, samples, plan):
@@ -198,7 +198,7 @@ except Exception as error:
 
 
 def test_it_needs_no_more_than_encoded_images(tree):
-    """Any store of images serves."""
+    """A stand-in for any store of images."""
     from sewsnn.data.dali import EncodedSamples
 
     class Memory:

@@ -1,4 +1,4 @@
-"""Damage in a checkpoint is refused by name, whatever reads it; what cannot be known is said."""
+"""Every command that reads a checkpoint refuses a damaged one by name, and reports files that it cannot check."""
 
 import contextlib
 import random
@@ -38,7 +38,7 @@ def damages(data, seed=0):
 
 
 def same(a, b):
-    """Bit for bit."""
+    """Asserts equality bit for bit."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
@@ -49,7 +49,7 @@ def same(a, b):
 
 
 def outcomes(read, whole, data, path):
-    """How many damaged copies are refused; asserts that what is read of the others is all as it was."""
+    """Returns how many damaged copies are refused; asserts that all others give the original content."""
     refused = 0
     for content in damages(data):
         path.write_bytes(content)
@@ -64,7 +64,7 @@ def outcomes(read, whole, data, path):
 
 
 def test_no_damaged_checkpoint_of_training_is_read(run, tmp_path):
-    """Of 300 flipped bits and 40 zeroed stretches none loads with another value: for a resume, and as weights."""
+    """Of 300 flipped bits and 40 zeroed stretches, none loads with a changed value, for a resume or as weights."""
     data = (run / CHECKPOINT).read_bytes()
     whole = checkpoint.load(run / CHECKPOINT)
     assert outcomes(checkpoint.load, whole, data, tmp_path / "c.pt") > 100
@@ -78,7 +78,7 @@ def test_no_damaged_checkpoint_of_training_is_read(run, tmp_path):
 
 
 def test_no_flipped_bit_changes_a_value(tmp_path):
-    """Each bit of a small file, headers and directory included: refused, or nothing is other than it was."""
+    """Flips each bit of a small file, including headers and directory: the file is refused or its content unchanged."""
     whole = {"a": torch.arange(5.0), "b": torch.zeros(0), "c": torch.ones(3, dtype=torch.bfloat16), "x": [1, "two"]}
     save_tensors(tmp_path / "whole.pt", whole)
     data, path = (tmp_path / "whole.pt").read_bytes(), tmp_path / "c.pt"
@@ -103,7 +103,7 @@ def test_no_truncated_checkpoint_is_read(tmp_path):
 
 
 def flipped(data, tensor):
-    """A bit of the first value of a tensor that stands in the file once."""
+    """Flips a bit of the first value of a tensor that is in the file once."""
     place = data.index(tensor.numpy().tobytes())
     return data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :]
 
@@ -174,7 +174,7 @@ def test_files_without_checksums_are_said(run, tmp_path, capsys):
 
 
 def test_archives_that_torch_does_not_write(tmp_path):
-    """Compressed records, a record twice, one that reaches beyond the file or is larger than it."""
+    """Cases: compressed records, a record that occurs twice, one that exceeds the file."""
     save_tensors(tmp_path / "a.pt", {"a": torch.zeros(1000)})
     with zipfile.ZipFile(tmp_path / "a.pt") as file:
         records = {name: file.read(name) for name in file.namelist()}
@@ -200,7 +200,7 @@ def test_archives_that_torch_does_not_write(tmp_path):
 
 
 def test_large_archives_are_read_as_torch_writes_them(tmp_path):
-    """Numbers of more than 32 bits stand in an extra field, which is read in its order."""
+    """Numbers of more than 32 bits are in an extra field, in a fixed order."""
     wide = struct.pack("<HHQQ", 1, 16, 2**33, 2**34)
     assert archive._wide(0xFFFFFFFF, 0xFFFFFFFF, 5, wide) == (2**34, 2**33, 5)
     assert archive._wide(7, 7, 0xFFFFFFFF, struct.pack("<HHB", 9, 1, 0) + struct.pack("<HHQ", 1, 8, 2**35)) == (
@@ -221,7 +221,7 @@ def test_no_damaged_safetensors_file_of_ours_is_read(tmp_path):
     assert outcomes(lambda p: safetensors.read(p).content, state, data, path) > 200
     for renamed in (data.replace(b"a.weight", b"a.weighs"), data.replace(b'"BF16"', b'"F16" ')):
         path.write_bytes(renamed)
-        with pytest.raises(DamagedError, match="its tensors are not those"):
+        with pytest.raises(DamagedError, match="the tensors do not"):
             safetensors.read(path)
     path.write_bytes(data)
     assert safetensors.read(path).note == "" and same(dict(sorted(package.load(data).items())), state)

@@ -154,7 +154,7 @@ def test_random_temporal_delete_refuses(arguments, error, message):
 
 @pytest.mark.parametrize("seed", [20261125, 2**63 - 1])
 def test_any_seed_of_torch_serves(seed, cifar_folder):
-    """A date is one: an order of its own, and the small seeds have those they always had."""
+    """A seed may be large, such as a date; small seeds give the same order as in older versions."""
     for name, options in (("cifar10_dvs", {"generated": 4}), ("cifar10", {"root": str(cifar_folder)})):
         first, again, other = (
             next(create_data(name, batch_size=2, seed=s, **options).train_batches(3))[0] for s in (seed, seed, seed - 1)

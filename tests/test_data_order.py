@@ -1,4 +1,4 @@
-"""Which sample stands where: in an epoch, in a process's share, in the place of a damaged one."""
+"""The order of samples: in an epoch, in the share of a process, and in place of a damaged sample."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from sewsnn.train.schema import DataConfig
 
 
 class Numbers:
-    """Sample i is the number i, beside its seed; those in ``damaged`` raise."""
+    """Sample i is the number i and its seed; the samples in ``damaged`` raise."""
 
     def __init__(self, count, damaged=(), error=None):
         self.count, self.damaged, self.loads = count, set(damaged), []
@@ -65,7 +65,7 @@ def test_processes_share_each_batch_and_no_sample_is_twice(count, world, drop_la
 
 
 def test_the_next_readable_sample_takes_the_place_of_a_damaged_one():
-    """With its label; the first follows the last. A test sample has no successor."""
+    """The next sample replaces it, with its label; the first follows the last. A test sample is not replaced."""
     whole = numbers(source(Numbers(12)).train_batches(0))
     s = source(Numbers(12, damaged=[4, 5, 11]))
     batches = list(s.train_batches(0))
@@ -76,7 +76,7 @@ def test_the_next_readable_sample_takes_the_place_of_a_damaged_one():
 
 
 def test_how_many_damaged_samples_are_still_damage():
-    """One readable sample in sixteen, or fewer than eight in a test batch: else it is the disk."""
+    """Limits of damaged samples in a row and in a test batch; beyond them the disk is the cause."""
     most = source(Numbers(40, damaged=range(MOST_IN_A_ROW - 1)), batch_size=40)
     assert len(numbers(most.train_batches(0))) == 40
     with pytest.raises(DataError, match="16 samples in a row"):
@@ -112,7 +112,7 @@ def test_sequences_are_stacked_behind_their_time():
 
 
 def test_shifts_and_flips_belong_to_the_image_not_to_the_batch():
-    """As many processes as one likes, from any step on: each image of an epoch is moved alike, and each epoch anew."""
+    """An image moves equally for any number of processes and any first step, and differently in each epoch."""
     images = torch.rand(24, 1, 6, 6)
 
     def moved(epoch, **options):
@@ -129,7 +129,7 @@ def test_shifts_and_flips_belong_to_the_image_not_to_the_batch():
 
 
 def test_shifts_are_drawn_from_all_that_are_allowed():
-    """A single bright pixel moves by -2 to 2 rows and columns, each of the 25 ways about equally often."""
+    """A single bright pixel moves by -2 to 2 rows and columns; each of the 25 shifts is about equally frequent."""
     images = torch.zeros(1000, 1, 9, 9)
     images[:, :, 4, 4] = 1
     data = (images, torch.arange(1000))

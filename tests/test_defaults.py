@@ -1,4 +1,4 @@
-"""What a configuration does not name: a changed default would train every existing file of it otherwise."""
+"""The defaults of a configuration: a changed default would change the training of every existing file."""
 
 import yaml
 

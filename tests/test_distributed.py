@@ -1,4 +1,4 @@
-"""Training with several processes (gloo, on the CPU), started by torchrun as users do it."""
+"""Training with several processes (gloo, on the CPU) that torchrun starts, as for users."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def torchrun(words, *options):
-    """The command of two processes that run ``python words``."""
+    """Returns the command that starts two processes of ``python words``."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
     return [*launcher, *words]
 
@@ -66,7 +66,7 @@ def whole(tmp_path_factory):
 
 
 def test_what_two_processes_leave(whole):
-    """One set of files; sums over both: each epoch counts all samples it trained on, and all test samples once."""
+    """There is one set of files, with sums over both processes: all training samples, and each test sample once."""
     assert len(rows(whole)) == 2 and len(list((whole / "tensorboard").glob("events*"))) == 1
     saved = checkpoint.load(whole / checkpoint.NAME)
     assert saved["world"] == 2 and len(saved["rng"]) == 2
@@ -77,7 +77,7 @@ def test_what_two_processes_leave(whole):
 
 
 def test_two_processes_are_one(tmp_path):
-    """With batch statistics over both, they reach the weights of one process on the joined batch."""
+    """With shared batch statistics, two processes reach the weights of one process on the joined batch."""
     script = tmp_path / "float64.py"
     script.write_text(IN_FLOAT64)
     ends = []
@@ -97,7 +97,7 @@ def test_two_processes_are_one(tmp_path):
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes that a process has started, those that train."""
+    """Returns the training processes that a process has started."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -162,7 +162,7 @@ def test_sigterm_saves_both_and_other_processes_go_on(whole, tmp_path):
 
 
 def test_shares_are_a_partition():
-    """Of a batch of all processes, of the test set: each sample on exactly one, equally many of each batch."""
+    """Every sample of a batch and of the test set is on exactly one process; shares of a batch have equal sizes."""
     for world in (1, 2, 3, 7):
         for samples in (1, 5, 20, 23):
             ranks = [Options(batch_size=3, seed=0, rank=rank, world=world) for rank in range(world)]
@@ -176,7 +176,7 @@ def test_shares_are_a_partition():
 
 
 def _loss_of_one(rank, port, folder):
-    """In a group of two with shared batch statistics, the batch of the second is not finite."""
+    """One of two processes with shared batch statistics: the batch of the second one is not finite."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)
     )
@@ -197,7 +197,7 @@ def _loss_of_one(rank, port, folder):
 
 
 def test_a_loss_of_one_process_ends_all(tmp_path):
-    """At the same step; none waits for another that has found its layer."""
+    """Both stop at the same step; neither waits for the other while it searches the layer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -208,7 +208,7 @@ def test_a_loss_of_one_process_ends_all(tmp_path):
 
 
 def test_fewer_test_samples_than_processes():
-    """A process without any has no batch, rather than an empty one."""
+    """A process without samples gets no batch instead of an empty one."""
     images, labels = torch.zeros(8, 1, 2, 2), torch.arange(8)
     for rank in range(4):
         options = Options(batch_size=2, seed=0, rank=rank, world=4)
@@ -217,7 +217,7 @@ def test_fewer_test_samples_than_processes():
 
 
 def test_processes_started_again_do_not_meet_the_dead():
-    """The store has all that an earlier start left in it; the late first process is waited for."""
+    """The store still has the entries of an earlier start; the others wait for the late rank 0."""
     store, timeout = torch.distributed.HashStore(), timedelta(seconds=30)
     names = []
     for _ in range(2):
@@ -235,7 +235,7 @@ def test_processes_started_again_do_not_meet_the_dead():
 
 
 def test_an_error_of_one_process_is_not_held_up(monkeypatch):
-    """NCCL's end waits for all processes; the others may never come."""
+    """NCCL ends a group only with all processes, and the others may never come."""
     ended = []
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
     for failed, host, expected in ((True, "gloo", []), (True, None, [True]), (False, "gloo", [True])):
@@ -247,7 +247,7 @@ def test_an_error_of_one_process_is_not_held_up(monkeypatch):
 
 
 def test_signals_that_come_twice(monkeypatch):
-    """Of torchrun and of the batch system: one. A later one ends the process as if nobody had asked for it."""
+    """Signals of torchrun and of the batch system count as one. A later signal ends the process at once."""
     now, ended = [100.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(signals.os, "kill", lambda pid, number: ended.append(number))

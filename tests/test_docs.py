@@ -1,4 +1,4 @@
-"""The page on networks: tables and drawings are up to date, its code runs."""
+"""docs/models.md: its tables and drawings are up to date, and its code runs."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ def test_drawings_are_drawn():
 
 
 def test_drawings_stay_on_their_paper():
-    """Well-formed, and every box lies within the sheet."""
+    """The drawings are well-formed XML, and every box is inside the sheet."""
     for text in drawings.drawings().values():
         root = ElementTree.fromstring(text)
         width, height = (float(root.get(side)) for side in ("width", "height"))
@@ -67,7 +67,7 @@ def test_every_argument_is_documented():
 
 @pytest.mark.parametrize("name", ["sew_resnet", "spiking_7b_net", "sew_wide_7b_net", "sew_cifar10_net"])
 def test_the_layers_called_spike_fed_are(name):
-    """As a run on real-valued images sees them."""
+    """The two layers that do not read spikes are those of a run on real-valued images."""
     torch.manual_seed(0)
     net = models.create_model(name, widths=[4, 8], blocks=[1, 1])
     for module in net.modules():

@@ -1,4 +1,4 @@
-"""Every public docstring stands on its own: it documents each argument, and its examples run."""
+"""Every public docstring is complete by itself: it documents each argument, and its examples run."""
 
 import dataclasses
 import doctest
@@ -35,7 +35,7 @@ def parameters(function) -> list[str]:
 
 
 def constructor_parameters(kind: type) -> set[str]:
-    """Those of ``__init__``; where it passes ``**kwargs`` on, those of the base class, too."""
+    """The parameters of ``__init__``; if it passes ``**kwargs`` on, also those of the base class."""
     names: set[str] = set()
     for base in kind.__mro__:
         if "__init__" in vars(base) and base.__module__.startswith("sewsnn"):
@@ -47,7 +47,7 @@ def constructor_parameters(kind: type) -> set[str]:
 
 
 def is_record(kind: type) -> bool:
-    """Whether instances are results, whose fields an Attributes section documents."""
+    """Whether the class is a result with an Attributes section for its fields."""
     return dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")
 
 
@@ -62,7 +62,7 @@ def members(kind: type):
 
 
 def public():
-    """Each docstring that a user can read, with the parameters it has to document."""
+    """Yields each public docstring with the parameters that it must document."""
     for module in MODULES:
         scope = importlib.import_module(f"sewsnn.{module}")
         for name in scope.__all__:
@@ -106,7 +106,7 @@ def test_the_walk_finds_what_it_should():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
-    """As they are shown, after ``import torch, sewsnn`` and the module's own names; some only show the call."""
+    """The examples run as shown, after ``import torch, sewsnn`` with the module's names; some only show the call."""
     scope = importlib.import_module(f"sewsnn.{module}")
     names = {"torch": torch, "nn": torch.nn, "sewsnn": sewsnn} | {name: getattr(scope, name) for name in scope.__all__}
     docs = {module: scope.__doc__} | {path: PUBLIC[path][0] for path in PUBLIC if path.startswith(f"{module}.")}

@@ -1,4 +1,4 @@
-"""Bad input: an error that names the argument, and nothing else changes."""
+"""Invalid input raises an error that names the argument, and changes nothing else."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ class Own(Surrogate):
 
 
 def unknown_neuron(backend):
-    """A kind that no neuron has, where every neuron comes in."""
+    """Every op refuses a neuron kind that does not exist."""
     settings = {"v_threshold": 1.0, "v_reset": 0.0, "surrogate_function": ATan(), "detach_reset": True, "v_mode": 1}
     functional.multistep(X, None, kind=3, backend=backend, **settings)
 

@@ -1,4 +1,4 @@
-"""``sewsnn eval``: per time-step, of a run or of any weights."""
+"""``sewsnn eval``: results per time-step, for a run or for any weights."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("sequences", [False, True])
 def test_first_steps_are_what_a_network_of_fewer_steps_says(sequences):
-    """Accuracy, loss and firing rates after t steps, against networks that run t steps."""
+    """Accuracy, loss and firing rates after t time-steps equal those of networks that run t time-steps."""
     torch.manual_seed(0)
     net = create_model("sew_resnet", blocks=[1], widths=[8], num_classes=6, stem="small", T=5).eval()
     shape = (5, 12, 3, 8, 8) if sequences else (12, 3, 8, 8)
@@ -59,7 +59,7 @@ def test_a_run_is_evaluated(folder, tmp_path, capsys):
 
 
 def test_the_precision_of_the_configuration(folder, monkeypatch):
-    """``train.test_amp`` holds in sewsnn eval, too; a wrong --steps is said before anything is computed."""
+    """``train.test_amp`` also applies to sewsnn eval; a wrong --steps is an error before any computation."""
     seen = []
 
     def watched(*arguments):

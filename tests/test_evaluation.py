@@ -15,7 +15,7 @@ from sewsnn.train.evaluation import evaluate
 
 
 class Data:
-    """Logits as samples, in batches of 5, 5 and 3."""
+    """A source with logits as samples, in batches of 5, 5 and 3."""
 
     corrupt, test_steps, to_float = {"a": "damaged"}, 3, staticmethod(lambda x: x)
 

@@ -1,4 +1,4 @@
-"""The paper's event configurations, shrunk, learn recordings in the original files' layout, from the command line."""
+"""Smaller versions of the paper's event configurations learn, from recordings in the original layout to the result."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def prepared(name, root, output):
 
 @pytest.fixture(scope="module")
 def gestures(tmp_path_factory):
-    """Three gestures of the eleven: a digit that moves, lights up, goes out; five people train, three test."""
+    """Three of the eleven gestures: a digit moves, lights up or goes out. Five people train, three test."""
     folder = tmp_path_factory.mktemp("gestures")
     recordings = {}
     for trial, image in enumerate(images_of([8], 8)[0]):
@@ -47,14 +47,14 @@ def gestures(tmp_path_factory):
 
 @pytest.mark.parametrize("T_train", [2, 0] if THOROUGH else [2])
 def test_dvs128_gesture_is_learnt(gestures, T_train, tmp_path):
-    """With random temporal delete; in a thorough run without it, too. Chance is a third."""
+    """Trains with random temporal delete, in a thorough run also without it. Guessing reaches 1/3."""
     shrunk = ("--model.T", "3", "--data.T_train", str(T_train), "--batch_size", "5", "--epochs", "5", "--lr", "0.05")
     result = trained("dvs128_gesture/sew_add.yaml", gestures, tmp_path / "run", *shrunk)
     assert result["best_test_accuracy"] > 0.8, result
 
 
 def test_samples_are_drawn(gestures, tmp_path):
-    """Of sequences a row each, of images one after the other; what makes no sense is said."""
+    """One row per sequence, or images side by side; invalid options are errors."""
     config = str(CONFIGS / "dvs128_gesture/sew_add.yaml")
     words = ["--data.root", str(gestures), "--model.T", "3", "--T_train", "2", "--samples", "2"]
     assert main(["data", "show", config, "--output", str(tmp_path / "events.png"), "--test", *words]) == 0

@@ -1,4 +1,4 @@
-"""Frames from events, against a loop that reads like the rule; and tonic's data sets as a source."""
+"""Frames from events, compared with a simple loop; and data sets of tonic as a source."""
 
 import numpy as np
 import pytest
@@ -108,7 +108,7 @@ def test_wrong_arguments_are_named(events, arguments, error, message):
 
 
 class TonicLike:
-    """len and [i] -> (structured array, label), as tonic's data sets have."""
+    """A data set like those of tonic: ``len`` and ``[i] -> (structured array, label)``."""
 
     def __init__(self, N, label=lambda i: i % 3):
         self.N, self.label = N, label

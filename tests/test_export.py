@@ -1,4 +1,4 @@
-"""``sewsnn export``: files compute what the network does, elsewhere, or are not written."""
+"""``sewsnn export``: a file computes the same as the network, also without sewsnn, or is not written."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ ENDINGS = {"torch": "pt2", "onnx": "onnx"}
 
 @torch.no_grad()
 def alive(model, x):
-    """With statistics of x, so that all layers fire, and nothing as it was made."""
+    """A network with the statistics of x, so that all layers fire, and with changed initial values."""
     torch.manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -96,14 +96,14 @@ def run_file(path, format, x):
     return torch.from_numpy(Session(str(path)).run(None, {"x": x.numpy()})[0])
 
 
-# ONNX takes long to be written: the networks that between them have every operation.
+# Writing ONNX takes long, so these networks together cover every operation.
 CASES = [(name, FORMATS[0]) for name in NETWORKS]
 CASES += [pytest.param(name, "onnx", marks=FORMATS[1].marks) for name in ("AND, LIF soft reset, packed", "7B-Net")]
 
 
 @pytest.mark.parametrize("name, format", CASES)
 def test_files_compute_what_the_network_does(name, format, tmp_path):
-    """For other numbers of samples than it was traced with."""
+    """The file also takes other numbers of samples than in the trace."""
     make, example, settings = NETWORKS[name]
     model, path = make(**settings), tmp_path / f"net.{ENDINGS[format]}"
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -142,7 +142,7 @@ def run_alone(path, x, expected, code=ALONE):
 
 @torch.no_grad()
 def test_without_sewsnn(tmp_path):
-    """A process that cannot import it computes the same logits; nothing in the file names this machine."""
+    """A process that cannot import sewsnn computes the same logits; the file does not name this machine."""
     model, x = resnet(neuron=neuron.ParametricLIFNode, residual="spiking"), images()
     export_model(model, x, tmp_path / "a.pt2")
     done = run_alone(tmp_path / "a.pt2", x, model(x))
@@ -155,7 +155,7 @@ def test_without_sewsnn(tmp_path):
 
 @torch.no_grad()
 def test_native(tmp_path):
-    """sewsnn's ops stay, one for each layer, and need it."""
+    """The file keeps one op of sewsnn per layer, and needs sewsnn."""
     model, x = resnet(), images()
     report = export_model(model, x, tmp_path / "a.pt2", native=True, fold=False)
     program = torch.export.load(tmp_path / "a.pt2")
@@ -170,7 +170,7 @@ def test_native(tmp_path):
 
 @pytest.mark.parametrize("format", FORMATS[:1])
 def test_fixed_batch(format, tmp_path):
-    """Of a network of which a part is compiled."""
+    """Exports a network with a compiled part."""
     model, path = resnet(), tmp_path / "a"
     model.layer1 = torch.compile(model.layer1, backend="eager")
     report = export_model(model, images(1), path, format, dynamic=False)
@@ -183,7 +183,7 @@ def test_fixed_batch(format, tmp_path):
 
 @pytest.mark.skipif(bool(NO_ONNX), reason=f"without {NO_ONNX}")
 def test_onnx_is_clean(tmp_path):
-    """One input and one output by name; no spikes, no weights beside it, no files of this machine."""
+    """The graph has one named input and output, no spikes, no external weights, and no file names of this machine."""
     import onnx
 
     export_model(resnet(), images(), tmp_path / "a.onnx")
@@ -206,7 +206,7 @@ def test_onnx_is_missing(tmp_path, monkeypatch):
 
 
 def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
-    """A file whose neurons, or whose logits, are other ones; the old file stays."""
+    """A file with other spikes or logits is refused; the old file stays."""
     path = tmp_path / "a.pt2"
     path.write_bytes(b"old")
     from sewsnn.export import torch_format
@@ -233,7 +233,7 @@ def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
 
 
 def test_batch_norm_stays_where_folding_would_change_a_spike(tmp_path):
-    """A potential that is the threshold exactly, and is not by way of the weights."""
+    """A potential equals the threshold exactly, but not with batch norm folded into the weights."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 1, (1, 3), bias=False), nn.BatchNorm2d(1), _Still()).eval()
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_batch_norm_stays_where_folding_would_change_a_spike(tmp_path):
 
 
 class _Still(nn.Module):
-    """One time-step of a neuron."""
+    """A module with one time-step of a neuron."""
 
     def __init__(self):
         super().__init__()
@@ -264,7 +264,7 @@ class _Still(nn.Module):
 
 
 class _Looks(nn.Module):
-    """Its graph would depend on the numbers."""
+    """A module with a graph that would depend on the values of tensors."""
 
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -315,7 +315,7 @@ def test_bad_input(case, tmp_path):
 
 
 def trained(path, **config):
-    """A file as sewsnn train writes it, of a network with settings that no weight tells."""
+    """A checkpoint of sewsnn train for a network with settings that the weights do not show."""
     settings = {
         "data": {"name": "digits"},
         "model": {"name": "sew_resnet", "blocks": [1], "widths": [8], "stem": "small", "connect_f": "IAND", "T": 2},
@@ -333,7 +333,7 @@ def trained(path, **config):
 
 
 def test_a_trained_network(tmp_path, capsys):
-    """The file tells all about it, and the data set is not opened."""
+    """The checkpoint describes the network completely; the data set is not opened."""
     model, out = trained(tmp_path / "checkpoint.pt"), tmp_path / "net.pt2"
     assert main(["export", str(tmp_path / "checkpoint.pt"), str(out)]) == 0
     text = capsys.readouterr().out
@@ -344,7 +344,7 @@ def test_a_trained_network(tmp_path, capsys):
 
 
 def test_sources(tmp_path):
-    """Steps, sizes and sequences: as trained, as the paper has them, or as asked for."""
+    """Time-steps, sizes and sequences: from the training, from the paper, or from the options."""
     trained(tmp_path / "c.pt")
     source = open_source(tmp_path / "c.pt")
     assert source.example(3).shape == (3, 1, 8, 8) and source.model.T == 2 and not source.sequences

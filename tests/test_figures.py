@@ -1,4 +1,4 @@
-"""Pictures say what is so."""
+"""The figures show the right data and words."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_normalised_grey_is_grey_and_red_is_red(name, tmp_path):
 
 
 class Texts:
-    """The words on a figure, and what is drawn."""
+    """Returns the words of a figure and the drawn data."""
 
     def __init__(self, monkeypatch):
         monkeypatch.setattr(figures, "_save", self.keep)

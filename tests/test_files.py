@@ -44,7 +44,7 @@ def test_only_regular_files_are_opened(tmp_path):
 
 
 def test_names_that_are_not_utf8_are_written_as_they_are(tmp_path):
-    """The list of samples that were left out, at the end of an epoch; a resume finds its lines again."""
+    """corrupt.txt lists the samples that were left out, at the end of an epoch; a resume keeps its lines."""
     name = os.fsdecode(b"n\xff\xc3") + " is \x85 no image"
     for _ in range(2):
         assert write_corrupt(tmp_path / "corrupt.txt", {name}) == {name}

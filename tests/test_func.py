@@ -1,4 +1,4 @@
-"""torch.func over the neurons, and differentiating twice."""
+"""torch.func with neurons, and second derivatives."""
 
 import warnings
 

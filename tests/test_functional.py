@@ -1,4 +1,4 @@
-"""Values: the compiled neurons against the readable reference."""
+"""The values of the compiled neurons, compared with the readable reference."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_time_steps(T, dtype, device):
 
 @pytest.mark.parametrize("M", [1, 7, 8, 1023, 1024, 1025, 5000])
 def test_sizes(M, device):
-    """Neither vector width nor block size shows."""
+    """Results do not depend on the width of vectors or the size of blocks."""
     compare("lif", current((5, M), device=device), tau=2.0, v=current((M,), device=device, seed=3), loss="sv")
     compare("plif", current((20, M), device=device), w=torch.tensor([0.1], device=device), loss="sv")
 
@@ -54,7 +54,7 @@ def test_sizes(M, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("M", [1_100_000, 1_100_007], ids=["aligned", "unaligned"])
 def test_results_larger_than_the_cache(M, dtype, device):
-    """From 8 MiB on the CPU's results are written past the cache, if every row is aligned."""
+    """CPU results of 8 MiB and more are written past the cache if every row is aligned."""
     x = current((4, M), dtype, device)
     compare("lif", x, tau=2.0, store_v_seq=True, loss="sv")
     compare("plif", x, w=torch.tensor(0.2, device=device), v=current((M,), reference.state_dtype(dtype), device))
@@ -98,7 +98,7 @@ def test_empty_batch(device):
 
 
 def test_nan_stays_where_it_is(device):
-    """NaN in x is NaN in v from then on and fires nothing; no other element changes."""
+    """A NaN in x makes v NaN from then on and never fires; no other element changes."""
     x = current((40, 300), device=device)
     clean = run("lif", x, "native", store_v_seq=True, loss="s")
     dirty_x = x.clone()
@@ -216,7 +216,7 @@ def test_plif_gradient_sums_all_elements(device):
     w = torch.tensor(0.2, device=device)
     _, _, (_, grad) = run("plif", x, "native", w=w)
     _, _, (_, exact) = run("plif", x.double(), "torch", w=w.double())
-    # fp32 h may round across the threshold where fp64's does not: one flip in 1e6 moves the sum by about 1e-6.
+    # h may round across the threshold in fp32 but not in fp64: one flip in 1e6 changes the sum by about 1e-6.
     assert abs(grad.item() - exact.item()) < 1e-5 * x.numel() ** 0.5 + 1e-4 * abs(exact.item())
 
 

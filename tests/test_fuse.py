@@ -9,7 +9,7 @@ from sewsnn import layers, models, neuron
 
 
 def trained(**settings):
-    """A small network whose running statistics are those of some data."""
+    """A small network with running statistics of random data."""
     torch.manual_seed(0)
     model = models.create_model("sew_resnet", blocks=[1, 1], widths=[8, 16], num_classes=5, **settings).double()
     for module in model.modules():
@@ -99,7 +99,7 @@ class Doubled(layers.BNNeuron):
 
 
 class Turned(Layers):
-    """``conv_bn_pairs`` is of the class it is derived from, and no longer true."""
+    """A derived class inherits ``conv_bn_pairs``, but its forward no longer matches it."""
 
     def __init__(self):
         super().__init__(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
@@ -109,7 +109,7 @@ class Turned(Layers):
 
 
 def odd_networks():
-    """Each with what a convolution's weights cannot stand for."""
+    """Modules with effects that the weights of a convolution cannot replace."""
     conv, bn, relu = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()
     other = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), bn)  # noqa: E731
     watched = nn.Conv2d(3, 3, 1)

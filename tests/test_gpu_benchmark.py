@@ -1,4 +1,4 @@
-"""python -m benchmarks.gpu, rehearsed without a GPU: it must not fail for the first time where time is short."""
+"""A rehearsal of python -m benchmarks.gpu without a GPU, so that its errors do not appear first on a GPU."""
 
 import argparse
 import importlib.util
@@ -38,9 +38,9 @@ def test_goes_on_where_it_stopped(files, tmp_path):
         assert row["spikes_differ"] == 0 and row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["csrc"] == common.csrc_hash() and row["sources"] == dating.sources_hash("neuron")
         assert row["device"] and row["torch"] and row["commit"]
-    # All has passed: nothing is done again.
+    # All stages have passed, so nothing runs again.
     assert gpu(*chosen).returncode == 0 and len(common.read_rows(tmp_path / "gpu.jsonl")) == len(rows)
-    # The verdict is lost, half of the rows and a part of a line are there: the other half is measured.
+    # The verdict is lost, and half of the rows and a part of a line exist: it measures the other half.
     half = [r for r in rows if r.get("stage") != "time_neurons"]
     half = half[: len(half) // 2]
     text = "".join(json.dumps(r) + "\n" for r in half) + '{"case": "IF_forw'

@@ -1,4 +1,4 @@
-"""Derivatives: against autograd through the reference, and against finite differences where those exist."""
+"""Gradients, compared with autograd through the reference, and with finite differences where these exist."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_every_output_has_its_gradient(T, store_v_seq, loss, device):
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None], ids=["hard", "hard-.3", "soft"])
 @pytest.mark.parametrize("function", [f for f in SURROGATES if f.parameter_name == "alpha"], ids=repr)
 def test_smooth_twin_passes_gradcheck(function, v_reset):
-    """The reference with the surrogate's primitive for a spike is differentiable: x, initial v and w."""
+    """The reference with the surrogate's primitive as spike is differentiable in x, the initial v and w."""
     x = current((4, 3), torch.float64, scale=0.8).requires_grad_()
     v = current((3,), torch.float64, scale=0.5, seed=7).requires_grad_()
     w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
@@ -71,7 +71,7 @@ def test_smooth_twin_passes_gradcheck(function, v_reset):
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None], ids=["hard", "hard-.3", "soft"])
 @pytest.mark.parametrize("T", [6, 20])
 def test_native_passes_gradcheck_between_spikes(T, v_reset, device):
-    """With a detached reset v is smooth wherever no h is at the threshold: backward must be its true derivative."""
+    """With a detached reset, v is smooth if no h is at the threshold, so backward must be its true derivative."""
     x = current((T, 4), torch.float64, device).requires_grad_()
     v = current((4,), torch.float64, device, seed=7, scale=0.4).requires_grad_()
     w = torch.tensor(0.3, dtype=torch.float64, device=device, requires_grad=True)
@@ -93,7 +93,7 @@ def test_native_passes_gradcheck_between_spikes(T, v_reset, device):
 
 @pytest.mark.parametrize("M", [1, 40, 64, 100, 1025])
 def test_leak_gradient_of_a_sum(M, device):
-    """dL/ds is one number for all neurons. On the CPU the last tile is filled up with neurons that are not there."""
+    """dL/ds is one number for all neurons. On the CPU the last tile is padded with additional neurons."""
     grads = []
     for backend in ("native", "reference"):
         x = current((20, M), torch.float64, device)

@@ -1,4 +1,4 @@
-"""Whatever a picture's mode is, the network sees its colours; whatever is no file is named."""
+"""Images of every mode reach the network with their colours; a path that is no file is an error that names it."""
 
 import io
 import os
@@ -67,7 +67,7 @@ CASES = {  # name -> (file, colours, most that may differ)
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_mode_has_its_colours(name, tmp_path):
-    """As decoded for training, and as prepared."""
+    """Checks the decoder of training and the prepared files."""
     data, expected, most = CASES[name]
     image = decoding.decode(data, name)
     found = np.asarray(image).astype(int)
@@ -144,7 +144,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(reader, kind, tmp_path, mon
 
 @pytest.mark.parametrize("text", ["0", "12", "\ufeff7", " 3\n"])
 def test_labels_with_a_byte_order_mark(text, tmp_path):
-    """Some editors put one at the beginning of a text."""
+    """Some editors put a byte order mark at the beginning of a text."""
     import tarfile
 
     with tarfile.open(tmp_path / "train-000000.tar", "w") as tar:

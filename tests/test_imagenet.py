@@ -1,4 +1,4 @@
-"""ImageNet's folders: which images a batch holds, how they are cut, and what damaged files do."""
+"""ImageNet folders: the images of a batch, their crops, and the effect of damaged files."""
 
 import subprocess
 import sys
@@ -42,7 +42,7 @@ def equal(a, b) -> bool:
 
 
 def reference(root, steps):
-    """By number of the image in sorted order: what torchvision makes of it, seed by seed."""
+    """Returns torchvision's result for image i (in sorted order) and a seed."""
     from PIL import Image
 
     from sewsnn.data import vision
@@ -99,7 +99,7 @@ def test_erased_pixels_are_the_mean(tree):
 
 
 def test_windows_are_torchvisions_for_all_shapes():
-    """Those of which no try fits, too."""
+    """This includes images for which no random crop fits."""
     from sewsnn.data import vision
 
     v2 = vision.transforms()
@@ -137,7 +137,7 @@ def test_normalised_on_the_device(tree):
 
 
 def test_workers_share_and_resumption_change_nothing(tree):
-    """Nor is the run's random number generator touched."""
+    """The random number generator of the run also stays unchanged."""
     s = source(tree, augment="trivial", erase=0.5)
     before = torch.get_rng_state()
     whole = list(s.train_batches(1))
@@ -186,7 +186,7 @@ def test_images_of_other_kinds_are_not_left_out_without_a_word(own_tree):
 
 
 def test_nothing_but_damage(own_tree, tmp_path, capsys):
-    """One line of evaluation and of ``data show``, and what is left out is said."""
+    """Evaluation and ``data show`` report the samples that were left out in one line."""
     for path in (own_tree / "val").rglob("*.JPEG"):
         path.write_bytes(path.read_bytes()[:40])
     config = tmp_path / "c.yaml"
@@ -200,7 +200,7 @@ def test_nothing_but_damage(own_tree, tmp_path, capsys):
 
 
 def test_other_data_is_noticed(own_tree, tmp_path, capsys, one_thread):
-    """Moved elsewhere it is the same; with a class of another name, or a sample less, it is not."""
+    """The data set stays the same if it is moved, but not with another class name or one sample less."""
     config, run = tmp_path / "c.yaml", tmp_path / "run"
     config.write_text(
         "data: {name: imagenet, image_size: 32, batch_size: 4}\noptimizer: {lr: 0.01}\nschedule: {name: constant}\n"
@@ -226,7 +226,7 @@ def test_other_data_is_noticed(own_tree, tmp_path, capsys, one_thread):
     assert "(21 training samples then, 20 now)" in capsys.readouterr().err
     assert main(["eval", str(run), "--root", str(moved)]) == 0
     assert capsys.readouterr().err.count("was trained on") == 0
-    # A checkpoint of before there was this key goes on.
+    # A checkpoint of an older version, without this key, continues.
     checkpoint.save(run / "checkpoint.pt", {key: old[key] for key in checkpoint.KEYS} | {"data": None})
     assert main([*words, "--root", str(moved), "--epochs", "3", "--resume"]) == 0
 
@@ -236,7 +236,7 @@ def batches(s, part):
 
 
 def test_other_modes_and_damaged_exif_are_read_without_a_word(own_tree):
-    """16-bit and palette PNGs, and a JPEG whose EXIF is not one; warnings are errors here."""
+    """16-bit and palette PNGs, and a JPEG with invalid EXIF data; warnings are errors here."""
     import warnings
 
     import numpy as np
@@ -302,7 +302,7 @@ def test_files_that_are_no_images_are_not_in_the_way(own_tree):
 
 
 def test_a_missing_torchvision_is_said_with_the_command(tree, tmp_path):
-    """And nothing but ImageNet's files imports it."""
+    """Only the modules of ImageNet import torchvision."""
     for name, text in (("torchvision", "raise ModuleNotFoundError('No module', name='torchvision')"), ("ok", "")):
         (tmp_path / f"{name}.py").write_text(text)
     script = f"""
@@ -325,7 +325,7 @@ except Exception as error:
 
 
 def test_operators_that_torchvision_misses_are_declared(tmp_path, monkeypatch):
-    """Of any number and name, and no other error is hidden."""
+    """Any number of missing operators, of any name, is declared; other errors are not hidden."""
     from sewsnn.data import vision
 
     package = tmp_path / "torchvision"
@@ -350,7 +350,7 @@ def test_operators_that_torchvision_misses_are_declared(tmp_path, monkeypatch):
 
 
 def test_test_images_of_another_size(tree):
-    """Training at 32, the test at 36: larger test images than training images are usual with random crops."""
+    """Trains with 32 pixels and tests with 36: with random crops, larger test images are usual."""
 
     images = source(tree, test_size=36)
     assert next(images.train_batches(0))[0].shape[2:] == (32, 32)

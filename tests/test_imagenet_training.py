@@ -1,4 +1,4 @@
-"""The ImageNet recipe, shrunk, on real files: both loaders train; a killed run goes on to the same bits."""
+"""A smaller ImageNet recipe on image files: both loaders train, and a killed run ends with the same bits."""
 
 import json
 import os
@@ -18,7 +18,7 @@ RECIPE = Path(__file__).parent.parent / "configs" / "imagenet" / "sew_resnet18.y
 jpeg_tree.need_torchvision()
 
 
-# The command line, killed when it asks for the last of six batches.
+# Runs the command line and kills it when it asks for the last of six batches.
 KILLED = """
 import os, signal, sys
 from sewsnn.cli import main
@@ -62,7 +62,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tree, tmp_path, loader, capsys):
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert 0 <= result["test_accuracy"] <= 1 and not result["generated_data"]
     whole = weights(tmp_path / "whole")
-    assert whole["fc.weight"].shape == (3, 16)  # as many classes as the files have
+    assert whole["fc.weight"].shape == (3, 16)  # the number of classes comes from the files
 
     output = tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -79,7 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tree, tmp_path, loader, capsys):
 
 
 def test_workers_change_no_weight(tree, tmp_path, capsys):
-    """Nor does what they draw: the dice of augmentation are each sample's own."""
+    """Augmentation does not depend on it either, because each sample has its own random numbers."""
     found = []
     for workers in ("0", "2"):
         output = tmp_path / workers

@@ -1,4 +1,4 @@
-"""A state that is kept from call to call: with activation checkpointing, in transforms, across dtypes and modes."""
+"""Nodes that keep their state: with activation checkpointing, in torch.func transforms, across dtypes and modes."""
 
 import copy
 import io
@@ -20,7 +20,7 @@ MODES = [{"keep_state": True}, {"step_mode": "s"}, {}]
 
 
 def gradients(node, reentrant, *, reset_inside=False, calls=3, inside=1, chain=False):
-    """Of a linear layer before the node, over several calls; ``reentrant`` None: without checkpointing."""
+    """Gradients of a linear layer before the node, over several calls; ``reentrant=None``: no checkpointing."""
     torch.manual_seed(0)
     linear = nn.Linear(6, 6).double()
     node = copy.deepcopy(node).double()
@@ -62,7 +62,7 @@ def test_activation_checkpointing_gives_right_gradients_or_an_error(cls, mode, r
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("trick", ["reset before backward", "detach before backward", "to before backward"])
 def test_a_state_changed_before_backward_is_no_way_around(reentrant, trick):
-    """The second call began from the state of the first: repeated from another it would be silently wrong."""
+    """The second call starts from the state of the first. A repetition from another state would be silently wrong."""
     node, x = neuron.IFNode(keep_state=True), torch.randn(3, 4, requires_grad=True)
     loss = sum(checkpoint(node, x * k, use_reentrant=reentrant).sum() for k in (1, 2))
     {"reset before backward": node.reset, "detach before backward": node.detach}.get(trick, node.double)()
@@ -72,7 +72,7 @@ def test_a_state_changed_before_backward_is_no_way_around(reentrant, trick):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_state_that_is_passed_in_and_out_is_right(reentrant):
-    """Assigned inside the function, so that the repetition has it, too."""
+    """The state is assigned inside the function, so that the repetition also has it."""
 
     def gradient(wrap):
         node, x = neuron.LIFNode(keep_state=True), torch.linspace(-1, 3, 24).view(2, 3, 4).requires_grad_()
@@ -267,7 +267,7 @@ def test_states_and_parameters_of_another_kind():
 
 
 def test_fusing_is_a_matter_of_each_thread():
-    """Two exports at once leave fusion on."""
+    """After two exports at the same time, fusion is still on."""
     inside, leave = threading.Event(), threading.Event()
 
     def export():

@@ -1,4 +1,4 @@
-"""Memory orders: read as they lie where that is possible, copied once where not, never read wrongly."""
+"""Memory orders: the kernels read dense orders in place and copy all others once."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_result_strides(layout, device):
 
 
 def copies(function) -> int:
-    """How many tensors ``function`` copies."""
+    """Returns the number of tensors that ``function`` copies."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         function()
     return sum(event.count for event in profile.key_averages() if event.key == "aten::copy_")

@@ -1,4 +1,4 @@
-"""Every link between the pages leads to a file that is there, and to a heading in it."""
+"""Every link between the pages leads to an existing file and an existing heading."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ INDEX = ROOT / "docs" / "README.md"
 
 
 def links(page: Path) -> list[tuple[str, str]]:
-    """(path, heading) of each link to a file of the repository."""
+    """Yields (path, heading) of each link to a file of the repository."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     found = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text)
     return [(path, heading) for path, heading in found if "://" not in path]
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as links name them."""
+    """Returns the anchors of the headings of a page."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = [re.sub(r"[`*]", "", line) for line in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,4 +1,4 @@
-"""benchmarks.loader runs, on what it generates and on what is there, and says which is the bottleneck."""
+"""benchmarks.loader runs on generated and on existing images, and names the bottleneck."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_quick_with_a_measured_step(tmp_path, capsys):
 
 
 def test_a_given_root_and_step(tmp_path, capsys):
-    """A loader that is not installed is said; with DALI installed it is measured."""
+    """A loader that is not installed is reported; DALI is measured if it is installed."""
     tree = jpeg_tree.make_tree(tmp_path)
     loader.main(["--quick", "--root", str(tree), "--workers", "1", "--step-images-per-second", "1e9"])
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Worker processes end: whoever leaves an epoch in its middle, however that is noticed."""
+"""Worker processes end when an epoch is left in its middle for any reason."""
 
 import subprocess
 import sys
@@ -54,13 +54,13 @@ print("left")
 
 
 def test_workers_end_with_what_they_load_for():
-    """Collected as garbage, or at the end of the process; and not by a SIGTERM that is for the training process."""
+    """Workers end with garbage collection or with the process, but not by a SIGTERM to the training process."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ["collected True []", "loaded 20", "left"], done.stderr
 
 
 class Disk:
-    """A hundred files, some damaged; from one on it is gone."""
+    """A hundred files, some damaged; from one file on the disk is gone."""
 
     def __init__(self, damaged=(), gone=100):
         self.damaged, self.gone = damaged, gone
@@ -75,7 +75,7 @@ class Disk:
 
 
 def test_damage_is_skipped_a_lost_disk_is_not():
-    """Training goes on past damaged files, the test counts them; a disk that is gone does not shrink the test set."""
+    """Training continues past damaged files, the test counts them, and a lost disk does not shrink the test set."""
     options = Options(batch_size=10, seed=0, on_corrupt="skip")
 
     def source(disk):

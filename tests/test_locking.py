@@ -29,7 +29,7 @@ SHORT = ["--epochs", "1", "--batch_size", "256", "--checkpoint_steps", "1", "--k
 
 
 def start(queue, barrier, folder, seed):
-    """A training in a process of its own that begins with another one."""
+    """Starts a training in a separate process, at the same time as another one."""
     errors = io.StringIO()
     barrier.wait()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
@@ -38,7 +38,7 @@ def start(queue, barrier, folder, seed):
 
 
 def test_of_two_trainings_at_once_one_is_refused_and_the_other_is_whole(tmp_path):
-    """Three times, in a thorough run ten: the refused one has touched nothing, every file is of the other's seed."""
+    """Repeats this 3 times, or 10 times in a thorough run. Every file belongs to the seed that was not refused."""
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["sewsnn.cli", "sewsnn.train.loop", "torch.utils.tensorboard", "matplotlib.figure"])
     for turn in range(10 if THOROUGH else 3):
@@ -60,7 +60,7 @@ def test_of_two_trainings_at_once_one_is_refused_and_the_other_is_whole(tmp_path
 
 
 def test_two_commands(tmp_path):
-    """As in a shell, ``A & B``."""
+    """Starts processes as a shell does with ``A & B``."""
     folder = tmp_path / "x"
     words = [command(folder, *SHORT, "--seed", seed) for seed in ("1", "2")]
     both = [subprocess.Popen(line, stdout=-1, stderr=-1, text=True, **PROCESS) for line in words]
@@ -84,7 +84,7 @@ def content(folder):
 
 
 def test_a_live_run_is_left_alone_and_a_killed_one_leaves_no_lock(tmp_path, capsys):
-    """Under every name of the folder, whatever the option; then the next goes on at once."""
+    """The lock holds under every name of the folder and with every option. Then the next process continues at once."""
     folder, link = tmp_path / "run", tmp_path / "link"
     link.symlink_to(folder)
     with running(folder) as process:
@@ -106,7 +106,7 @@ def test_a_live_run_is_left_alone_and_a_killed_one_leaves_no_lock(tmp_path, caps
 
 
 def test_a_training_that_ended_has_no_lock(tmp_path, one_thread):
-    """However it was started, and though its Trainer is still there, which may go on if nobody else has the folder."""
+    """A run that ended, in any way, releases its folder. Its Trainer may continue if no other process has it."""
     words = {"output": str(tmp_path / "run"), "epochs": "1", "blocks": "[1]", "widths": "[8]", "batch_size": "256"}
     config = load_config(CONFIG, words)
     first = Trainer(config)
@@ -121,7 +121,7 @@ def test_a_training_that_ended_has_no_lock(tmp_path, one_thread):
 
 @pytest.mark.parametrize("end", ["release", "kill"])
 def test_a_lock_file_that_goes_while_it_is_opened(tmp_path, monkeypatch, end):
-    """Its owner ends between another's opening and locking it: that one has a file which is none any more."""
+    """The owner removes the lock file after another process has opened it and before that process locks it."""
     first, second = FolderLock(tmp_path, "trained in").acquire(), FolderLock(tmp_path, "trained in")
     real = locking.lock_descriptor
 
@@ -169,7 +169,7 @@ def test_what_is_no_lock_file_is_not_opened(tmp_path, kind):
 
 
 def test_workers_that_outlive_a_killed_run_do_not_keep_the_lock(tmp_path):
-    """A forked process has the files of its parent open."""
+    """A forked process inherits the open files of its parent, but not the lock."""
     code = (
         "import os, sys, time; from pathlib import Path; from sewsnn.locking import FolderLock\n"
         "lock = FolderLock(Path(sys.argv[1]), 'trained in').acquire()\n"
@@ -186,7 +186,7 @@ def test_workers_that_outlive_a_killed_run_do_not_keep_the_lock(tmp_path):
 
 
 def test_nothing_is_left_of_a_folder_that_was_refused(tmp_path, capsys):
-    """Neither the lock nor folders that were made for it."""
+    """A refused start leaves neither the lock file nor new folders."""
     new = tmp_path / "a" / "b"
     assert main(["train", str(CONFIG), "--output", str(new), "--resume"]) == 1
     assert main(["train", str(CONFIG), "--output", str(new), "--data.name", "imagenet", "--data.root", "nope"]) == 1

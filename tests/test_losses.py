@@ -1,4 +1,4 @@
-"""Mixing draws what its formulas say: the share, the place and the size, each from its own setting."""
+"""Mixup and CutMix follow their formulas: share, place and size, each from its own setting."""
 
 import math
 
@@ -14,7 +14,7 @@ HEIGHT, WIDTH = 40, 60
 
 
 def box(random, alpha):
-    """The pixels that cutmix replaces, from the formula: a share 1 - lam of the area around a point drawn uniformly."""
+    """The pixels that CutMix replaces by its formula: a share 1 - lam of the area around a uniformly drawn point."""
     side = math.sqrt(1 - random.beta(alpha, alpha)) / 2
     row, column = random.random() * HEIGHT, random.random() * WIDTH
     inside = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
@@ -47,7 +47,7 @@ def test_of_both_mixings_each_takes_half_of_the_batches_and_its_own_parameter():
 
 
 def test_tet_with_label_smoothing_and_without_its_second_term():
-    """Also without the mean squared error, whose target is 1 by default, the first term is smoothed."""
+    """Label smoothing applies to the first term, also without the mean squared error."""
     logits, y = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 1, 1, 2])
     smooth = sum(cross_entropy(of_t, y, label_smoothing=0.1) for of_t in logits) / 3
     found = Loss(LossConfig(name="tet", tet_lambda=0.0, label_smoothing=0.1))(logits, y)

@@ -1,4 +1,4 @@
-"""A run is not ended by its log, a link or a device; what a command writes does not replace what is something else."""
+"""A lost log, a link or a device does not end a run, and commands never replace files of another kind."""
 
 import errno
 import io
@@ -32,7 +32,7 @@ def own(folder, tmp_path):
 
 
 class Broken(io.StringIO):
-    """A disk that is full, a terminal that is closed, a reader that has gone."""
+    """Cases: a full disk, a closed terminal, a reader that is gone."""
 
     def __init__(self, number):
         super().__init__()
@@ -86,7 +86,7 @@ def test_other_commands_say_that_their_output_is_lost(folder):
 
 
 def test_a_checkpoint_that_is_a_link(own, tmp_path):
-    """On another disk: it stays a link, and what is kept of each epoch is a file of its own."""
+    """The checkpoint is a link to another disk: it stays a link, and each kept epoch is a separate file."""
     (tmp_path / "disk").mkdir()
     shutil.move(own / CHECKPOINT, tmp_path / "disk" / "big.pt")
     (own / CHECKPOINT).symlink_to(tmp_path / "disk" / "big.pt")
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_is_a_link(own, tmp_path):
 
 
 def test_a_checkpoint_that_is_a_link_to_another_of_the_run(own):
-    """Whoever goes back to the best epoch in this way keeps it."""
+    """A user who goes back to the best epoch by a link keeps the best checkpoint."""
     (own / CHECKPOINT).unlink()
     (own / CHECKPOINT).symlink_to("best.pt")
     before = (own / "best.pt").read_bytes()
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_is_a_link_to_another_of_the_run(own):
 
 
 def test_which_checkpoints_are_kept(own):
-    """The newest up to this epoch; later ones, of before the run went back, and somebody's own stay."""
+    """Keeps the newest checkpoints up to this epoch. Later ones, and the user's own files, stay."""
     for name in ("checkpoint-0008.pt", "checkpoint-0009.pt", "checkpoint-1.pt", "checkpoint-00011.pt"):
         shutil.copy(own / CHECKPOINT, own / name)
     for epoch in (3, 4):
@@ -173,7 +173,7 @@ def test_an_old_result_goes_when_more_epochs_begin(own, monkeypatch):
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, capsys):
-    """A step of finite loss and gradients whose weights overflow."""
+    """A step with finite loss and gradients that makes the weights overflow."""
     words = [*WORDS, "--lr", "1e30", "--weight_decay", "1e30", "--output", str(tmp_path / "run")]
     for more in (["--checkpoint_steps", "1"], ["--batch_size", "1437"]):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the kernels become: nothing in local memory, packs of neurons loaded and stored whole, no contraction."""
+"""The machine code of the kernels: no local memory, whole packs per access, no contraction."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ AHEAD = 4  # kAhead of multistep.cuh
 
 @pytest.fixture(scope="module")
 def rows():
-    """Those of the compiled library; with SEWSNN_THOROUGH=1 of sm_80, sm_90 and the newest that nvcc knows."""
+    """The kernels of the compiled library; with SEWSNN_THOROUGH=1 those of sm_80, sm_90 and the newest architecture."""
     if THOROUGH:
         return machine_code.measure(machine_code.default_archs(machine_code.find_nvcc()))
     if "cuda" not in load.NATIVE_DEVICES:
@@ -32,7 +32,7 @@ def committed():
 
 
 def none_of(rows, wrong):
-    """No kernel is wrong; else all that are, and how."""
+    """Fails with a list of all wrong kernels and the reasons, if there are any."""
     found = [f"sm_{row['arch']} {machine_code.title(row)}: {what}" for row in rows if (what := wrong(row))]
     if found:
         pytest.fail(f"{len(found)} of {len(rows)}:\n" + "\n".join(found), pytrace=False)
@@ -103,7 +103,7 @@ def required(row):
 
 
 def moved(counts):
-    """What {bits: times} moves by accesses of {16, 8, ... bytes}; one of 256 bits counts as two of 128."""
+    """Converts {bits: count} to counts of accesses by size in bytes; an access of 256 bits counts as two of 128."""
     found = Counter()
     for bits, times in counts.items():
         found[min(int(bits) // 8, 16)] += int(bits) // 8 * times
@@ -159,7 +159,7 @@ def test_every_kernel_on_every_architecture(rows):
 
 
 def test_nothing_in_local_memory(rows):
-    """But of doubles, which nobody trains in: their divisions are calls, beside which not everything fits."""
+    """Doubles are excepted, because nobody trains in them: their divisions are calls, which need many registers."""
 
     def wrong(row):
         if row["Storage"] == "double" and "K" in row and row["kernel"].startswith("bn_") and row["stack"] <= 96:
@@ -170,7 +170,7 @@ def test_nothing_in_local_memory(rows):
 
 
 def test_accesses_are_to_global_memory(rows):
-    """A generic access (LD, ST) first finds out which memory it means."""
+    """No generic accesses (LD, ST): they must first find the kind of memory."""
     none_of(rows, lambda row: {name: row[name] for name in ("LD", "ST") if row[name]})
 
 
@@ -212,7 +212,7 @@ def test_loads_are_issued_together(rows):
 
 
 def test_no_contraction(rows):
-    """Kernels that neither divide nor take an exponential have no fused multiply-add."""
+    """Kernels without division and exponential have no fused multiply-add."""
     plain = [r for r in rows if r["kernel"] == "forward_kernel" and r["Neuron"] != "LeakyDivide"]
     plain += [r for r in rows if r["kernel"] in ("bn_statistics_kernel", "bn_update_kernel")]
     assert len({r["kernel"] for r in plain}) == 3
@@ -247,7 +247,7 @@ def test_occupancy(rows):
 
 
 def test_options_are_the_library_s():
-    """Those that cmake/cuda.cmake and a Release build give."""
+    """The options are those of cmake/cuda.cmake and a Release build."""
     assert "-DCMAKE_BUILD_TYPE=Release" in (ROOT / "setup.py").read_text(encoding="utf-8")
     assert machine_code.options() == ["-O3", "-DNDEBUG", "-std=c++17", "--fmad=false"]
 
@@ -258,7 +258,7 @@ def test_results_are_of_this_source(committed):
 
 
 def test_results_are_reproduced(rows, committed):
-    """All of them by the same nvcc; by another one the same kernels."""
+    """With the same nvcc all rows are equal; with another nvcc the kernels are the same."""
     again = f"other kernels or numbers now: {machine_code.COMMAND}"
     known, now = titles(committed), titles(rows)
     assert set(known[90]) == set(next(iter(now.values()))), again

@@ -1,4 +1,4 @@
-"""The memory of large CPU results: kept for the next one, never shared by two that live."""
+"""The memory of large CPU results is kept for later results, and two live tensors never share it."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ MEGABYTE = 1 << 18  # floats
 
 
 def spikes(megabytes, value=2.0, T=2):
-    """A result of that size, all spikes or none."""
+    """Returns a result of this size with spikes everywhere or nowhere."""
     x = torch.full((T, megabytes * MEGABYTE // T), value)
     return functional.if_multistep(x, backend="native")[0]
 
@@ -103,7 +103,7 @@ print(held, resident() - before, run().data_ptr() in pointers)
     "keep, held, left", [("0", 300, 0), ("160", 200, -50), ("1024", 200, 200)], ids=["nothing", "one", "all"]
 )
 def test_how_much_is_kept(keep, held, left):
-    """No more than SEWSNN_CPU_KEEP_MB, and that is used again.
+    """At most SEWSNN_CPU_KEEP_MB megabytes are kept, and later results reuse them.
 
     ``held`` and ``left`` are megabytes beyond what the first call left: nothing, or its s of 100 MB and v of 50 MB, the
     older of which makes room for a result in the second case.

@@ -1,4 +1,4 @@
-"""Networks whose batch norms, neurons and connections are one op each, against the same networks module by module."""
+"""Networks with fused batch norm, neuron and connection, compared with the same networks module by module."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ def batch(device, still=True, dtype=torch.float64):
 
 
 def step(model, x):
-    """Logits, and what a training step leaves behind by name: gradients and buffers."""
+    """Returns the logits, and by name the gradients and buffers after a training step."""
     logits = model(x)
     (logits * current(logits.shape, logits.dtype, logits.device, seed=3)).sum().backward()
     left = {f"grad {name}": p.grad for name, p in model.named_parameters()}
@@ -36,7 +36,7 @@ def step(model, x):
 
 
 def assert_same(actual, expected):
-    """In float64: rounding differs by far less than 1e8 ulps, and no spike is so near its threshold that it flips."""
+    """Compares in float64: rounding differs by far less than 1e8 ulps, and no potential is so near the threshold."""
     assert actual.keys() == expected.keys() and all(value is not None for value in expected.values())
     scale = max(float(value.abs().max()) for value in expected.values())
     torch.testing.assert_close(actual, expected, rtol=1e8 * EPS[torch.float64], atol=1e6 * EPS[torch.float64] * scale)
@@ -46,7 +46,7 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("bottleneck", [False, True], ids=["basic", "bottleneck"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
 def test_fused_equals_modules(kind, bottleneck, still, device):
-    """Outputs, every gradient and every running statistic; training, then evaluation, then with frozen statistics."""
+    """Compares outputs, gradients and running statistics in training, in evaluation, and with frozen statistics."""
     fused, modules = (net(f, bottleneck=bottleneck, **kind).to(device).double() for f in (True, False))
     x = batch(device, still)
     for training in (True, False):
@@ -60,7 +60,7 @@ def test_fused_equals_modules(kind, bottleneck, still, device):
 
 @pytest.mark.parametrize("make", [neuron.ParametricLIFNode, lambda: neuron.LIFNode(v_reset=None, detach_reset=False)])
 def test_other_neurons_and_the_imagenet_stem(make, device):
-    """PLIF's w of every layer; a stem that pools; images in channels_last."""
+    """Cases: PLIF's w of every layer, a stem that pools, images in channels_last."""
     fused, modules = (net(f, neuron=make, stem="imagenet", connect_f="IAND").to(device).double() for f in (True, False))
     x = current((2, 3, 17, 20), torch.float64, device, scale=2.0)
     (logits, left), (expected, expected_left) = step(fused, x), step(modules, x)
@@ -73,7 +73,7 @@ def test_other_neurons_and_the_imagenet_stem(make, device):
 
 
 def test_channels_last_stays_channels_last(device):
-    """From the stem's convolution to the last block: a copy to another order would cost a pass over memory."""
+    """No layer, from the stem's convolution to the last block, copies to another order: this would cost a pass."""
     model = net(T=2).to(device, memory_format=torch.channels_last)
     strides = []
     for module in model.modules():
@@ -87,7 +87,7 @@ def test_channels_last_stays_channels_last(device):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind.values()))
 def test_state_is_the_same(kind):
-    """Names in their order, shapes, dtypes and first values; what one has learnt the other can load."""
+    """Names, order, shapes, dtypes and initial values are equal, and each network loads the state dict of the other."""
     fused, modules = (net(f, **kind) for f in (True, False))
     state, expected = fused.state_dict(), modules.state_dict()
     assert list(state) == list(expected)
@@ -97,7 +97,7 @@ def test_state_is_the_same(kind):
 
 
 def test_every_layer_is_one_op(monkeypatch, device):
-    """As many calls as neurons; Spiking ResNet's shortcuts are norms without one; ``fused=False`` makes none."""
+    """One op per neuron; the norms in Spiking ResNet's shortcuts have no neuron; ``fused=False`` uses no op."""
     calls = []
     run = native.bn_neuron
     monkeypatch.setattr(native, "bn_neuron", lambda *a, **kw: calls.append(a) or run(*a, **kw))
@@ -109,7 +109,7 @@ def test_every_layer_is_one_op(monkeypatch, device):
 
 
 def test_hooks_on_layers_are_called(device):
-    """Rates of the fused network are those of its modules, whose hooks they come from."""
+    """The firing rates of the fused network are those of its modules, because hooks measure them."""
     fused, modules = (net(f).to(device).double() for f in (True, False))
     rates = [firing_rates(m, [batch(device)]) for m in (fused, modules)]
     assert rates[0] == rates[1] and len(rates[0]) == 8 and any(0 < rate < 1 for rate in rates[0].values())
@@ -136,7 +136,7 @@ def test_bfloat16_autocast(kind, device):
 
 
 def test_a_block_is_given_float32_spikes_under_autocast(device):
-    """Its shortcut is then cast like its branch: spikes lose nothing."""
+    """Autocast casts the shortcut like the branch; spikes are exact in both dtypes."""
     block = models.BasicBlock(4, 4, 1, Style(neuron=neuron.IFNode)).to(device)
     spikes = (current((3, 2, 4, 5, 5), device=device) > 1).float()
     with torch.autocast(device, torch.bfloat16):
@@ -145,7 +145,7 @@ def test_a_block_is_given_float32_spikes_under_autocast(device):
 
 
 def test_deterministic_algorithms():
-    """torch's deterministic mode, which also fills new memory with NaN: nothing is left unwritten, nothing refused."""
+    """torch's deterministic mode fills new memory with NaN: every value is written, and no op is refused."""
     expected = step(net(), batch("cpu", dtype=torch.float32))
     torch.use_deterministic_algorithms(True)
     try:
@@ -157,7 +157,7 @@ def test_deterministic_algorithms():
 
 
 def test_half_and_copies(device):
-    """A model of bfloat16 numbers throughout, and a copy of it."""
+    """A model with only bfloat16 numbers, and its copy."""
     model = net().to(device).bfloat16()
     x = batch(device, dtype=torch.bfloat16)
     again = copy.deepcopy(model)
@@ -167,7 +167,7 @@ def test_half_and_copies(device):
 
 
 def test_an_error_leaves_the_network_as_it_was():
-    """A NaN in a batch: the first norm says so, and no running statistic has seen it."""
+    """A NaN in a batch: the first norm raises an error, and no running statistic changes."""
     model = net()
     before = copy.deepcopy(model.state_dict())
     x = batch("cpu", dtype=torch.float32)
@@ -191,7 +191,7 @@ def test_whoever_watches_a_block_or_a_stage_sees_its_call(device):
 
 
 def test_global_hooks_see_every_call(device):
-    """Counters of operations and profilers watch all modules; the network gives what it gave."""
+    """Operation counters and profilers see all modules; the results stay the same."""
     model = net(stem="imagenet").to(device).double()
     x = batch(device)
     expected = model(x).detach()
@@ -237,7 +237,7 @@ def test_networks_of_copied_nodes_are_pickled():
 
 
 def test_a_method_that_a_call_runs_put_on_a_convolution(device):
-    """Weights are quantized in this way: neither packing nor folding goes past it."""
+    """Quantisation replaces weights in this way: packing and folding must not bypass it."""
     x = batch(device)
     torch.manual_seed(0)
     model = net(pack_spikes=True).to(device).double()
@@ -266,7 +266,7 @@ def test_a_class_with_a_call_of_its_own(device):
 
 
 def test_a_forward_put_on_a_module_after_compiling(device):
-    """The compiled network notices."""
+    """A compiled network notices the change."""
     torch._dynamo.reset()
     model = net().to(device).eval()
     compiled = torch.compile(model, backend="eager")

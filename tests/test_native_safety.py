@@ -1,4 +1,4 @@
-"""Whatever an op is called with, the process goes on: an error, or a result."""
+"""No arguments of an op end the process: every call returns a result or raises an error."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The limits of what a call costs."""
+"""The limits of benchmarks.overhead."""
 
 from benchmarks.overhead import LIMITS_US, RELU_US, judge
 

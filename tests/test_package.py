@@ -1,4 +1,4 @@
-"""What the package offers at its top: its version, and parts that are imported when they are first used."""
+"""The top level of the package: its version, and parts that are imported at first use."""
 
 import importlib.metadata
 import re

@@ -1,4 +1,4 @@
-"""Spikes as bits: written by the neuron's kernel, read by the convolution's backward."""
+"""Packed spikes: the neuron's kernel writes bits, and the backward of the convolution reads them."""
 
 import pytest
 import torch

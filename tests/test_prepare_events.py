@@ -1,4 +1,4 @@
-"""Original folders of both event data sets, prepared: whole, resumable after any end, refused until it is finished."""
+"""Preparation of both event data sets: complete, resumable after any interruption, refused until it is finished."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""``sewsnn data prepare imagenet``: what it writes, and that whatever happens no unfinished folder looks finished."""
+"""``sewsnn data prepare imagenet``: the files it writes, and that an unfinished folder never looks finished."""
 
 import json
 import os

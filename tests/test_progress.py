@@ -1,4 +1,4 @@
-"""What a user sees while it takes long: bars with images per second, and how long a run will take."""
+"""Progress bars with images per second, and the estimate of the remaining time."""
 
 import contextlib
 import io
@@ -64,8 +64,8 @@ def test_evaluation_and_export(run, tmp_path, capsys):
     assert main(["export", str(folder / "checkpoint.pt"), str(tmp_path / "net.pt2")]) == 0
     out, err = capsys.readouterr()
     seen = bars(err)
-    assert {"as a graph", "checking it", "checking it with one sample more"} <= seen.keys(), err
-    assert "?" not in seen["checking it"][0] and "images/s" not in out
+    assert {"tracing the network", "checking the file", "checking the file with one more sample"} <= seen.keys(), err
+    assert "?" not in seen["checking the file"][0] and "images/s" not in out
 
 
 def test_the_time_left(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""One property over everything a neuron can be told: native equals the reference."""
+"""One property for all settings of a neuron: native equals the reference."""
 
 import torch
 from cases import compare, current

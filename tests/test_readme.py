@@ -1,4 +1,4 @@
-"""What the README and docs/performance.md say is so."""
+"""README.md and docs/performance.md are up to date, and their code and links work."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ README = PAGES["README.md"]
 
 @pytest.mark.parametrize("page", PAGES)
 def test_numbers_come_from_the_results(page):
-    """And the page says so where the measured code has changed since."""
+    """The page also marks numbers if the measured code has changed since."""
     assert tables.filled(page, PAGES[page]) == PAGES[page], f"{page} is not up to date: {tables.COMMAND}"
 
 

@@ -1,4 +1,4 @@
-"""``result.json`` and the printed lines: each number from its epoch and its network."""
+"""``result.json`` and the printed lines: each number comes from the right epoch and network."""
 
 import json
 import re

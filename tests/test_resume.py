@@ -1,4 +1,4 @@
-"""Going on: from whatever checkpoint is left, with everything that has a state."""
+"""Resuming a run: from any checkpoint that is left, with the state of every object."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The page on many GPUs: its tables are made by its script, its arithmetic holds; its benchmark runs."""
+"""docs/scaling.md: its script makes its tables, its arithmetic is right, and its benchmark runs."""
 
 import re
 import sys

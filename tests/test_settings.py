@@ -1,4 +1,4 @@
-"""The variables that the library reads, and whether a GPU can run what was compiled: said at once and by name."""
+"""Environment variables of the library, and GPUs that cannot run the kernels: errors come early and name the cause."""
 
 import ctypes
 import os

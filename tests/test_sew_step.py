@@ -1,4 +1,4 @@
-"""python -m benchmarks.sew_step: the rivals compute the same, its rows say what they should, and it can fail."""
+"""python -m benchmarks.sew_step: the rivals compute the same, the rows are complete, and --check can fail."""
 
 import json
 import os
@@ -138,4 +138,5 @@ def test_table():
     assert "| SpikingJelly 2.0.0 | contiguous | 1500 ms | 1.50x |" in text and "unmeasured" in text
     assert "channels_last" not in text and "torch.compile" not in text and tables.OLD not in text
     assert "CPU, AVX2, 2 threads, torch 2.11, 2026-01-01, commit abc." in text
+    mark_best(old)
     assert tables.OLD in tables.step_table(old)

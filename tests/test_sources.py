@@ -1,4 +1,4 @@
-"""What must not stand in the sources."""
+"""Rules for the sources in csrc."""
 
 import re
 from pathlib import Path

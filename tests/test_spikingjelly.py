@@ -1,6 +1,6 @@
-"""sewsnn.convert.from_spikingjelly: tests/bridge with two versions of SpikingJelly, and what holds without it.
+"""sewsnn.convert.from_spikingjelly: runs tests/bridge with two versions of SpikingJelly, and tests its absence.
 
-The versions lie in folders of their own, ``<folder>/<version>``, as scripts/test.sh puts them there.
+Each version has its own folder ``<folder>/<version>``, which scripts/test.sh creates.
 """
 
 import os

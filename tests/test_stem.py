@@ -1,4 +1,4 @@
-"""The stem's op, batch norm + neuron + max pooling of a still image, against the modules one after the other."""
+"""The stem's op (batch norm + neuron + max pooling of a still image), compared with the modules one after the other."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Networks one time-step a call, or in chunks: what all time-steps at once give."""
+"""Networks with one time-step per call, or in chunks, give the results of one call with all time-steps."""
 
 import functools
 

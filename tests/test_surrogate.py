@@ -1,4 +1,4 @@
-"""The surrogates: formulas, primitives, and their compiled twins."""
+"""The surrogates: their formulas, primitives and compiled forms."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Batch statistics over processes: two (gloo) with unequal shares of a batch give what one gives with all of it."""
+"""Shared batch statistics: two processes (gloo) with unequal shares of a batch give the results of one process."""
 
 import os
 import socket

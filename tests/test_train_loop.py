@@ -1,4 +1,4 @@
-"""A short run, as its checkpoint and its table tell it; and what a resume puts back."""
+"""A short run: its checkpoint, its metrics, and the state that a resume restores."""
 
 import pytest
 import small_run

@@ -1,4 +1,4 @@
-"""What continues a run and what would overwrite one; which settings may change on the way."""
+"""Which folders continue a run, which runs would be overwritten, and which settings a resume may change."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What a training step draws, clips, averages and counts: each thing by itself."""
+"""The parts of a training step: random numbers, clipping, averages and counts."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The training loop on a GPU: that it does not wait for it, streams, graphs, precision, and that it learns."""
+"""The training loop on a GPU: no synchronisation, streams, CUDA graphs, precision, and that it learns."""
 
 import json
 from pathlib import Path

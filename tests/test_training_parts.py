@@ -1,4 +1,4 @@
-"""The parts of the training loop: learning rate, losses, mixing, accumulation, moving average, what is not finite."""
+"""The parts of the training loop: learning rate, losses, mixing, accumulation, moving average, non-finite values."""
 
 import math
 

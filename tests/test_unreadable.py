@@ -1,4 +1,4 @@
-"""What cannot be read for the moment is not damaged: everything stops with the system's reason, nothing is written."""
+"""Files that cannot be read now are not damaged: commands stop with the system's reason and write nothing."""
 
 import builtins
 import errno

@@ -1,4 +1,4 @@
-"""WebDataset shards: those of the webdataset library are read, and it reads ours; the index is of what is there."""
+"""WebDataset shards: sewsnn reads shards of the webdataset library and vice versa; the index matches the shards."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Words of the command line: in any order, none dropped, none that gives a traceback."""
+"""Arguments of the command line may come in any order; none is dropped, and none causes a traceback."""
 
 import io
 import os

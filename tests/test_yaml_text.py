@@ -1,4 +1,4 @@
-"""Configuration files: nothing is dropped or misread in silence, and no file takes long to refuse."""
+"""Configuration files: nothing is silently dropped or misread, and every invalid file is refused quickly."""
 
 import os
 import time

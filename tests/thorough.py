@@ -1,4 +1,4 @@
-"""How much a run of the tests tries. SEWSNN_THOROUGH=1 tries all: CONTRIBUTING.md says what."""
+"""How much a run of the tests covers. CONTRIBUTING.md lists what SEWSNN_THOROUGH=1 adds."""
 
 import os
 
@@ -6,5 +6,5 @@ THOROUGH = os.environ.get("SEWSNN_THOROUGH", "") not in ("", "0")
 
 
 def examples(count: int) -> int:
-    """How many examples hypothesis tries: so many in a run for a commit, ten times as many in a thorough one."""
+    """Returns the number of examples that hypothesis tries: ``count``, or ten times as many in a thorough run."""
     return 10 * count if THOROUGH else count

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sewsnn import models, neuron
 from sewsnn.convert import from_spikingjelly
+from sewsnn.data.vision import transforms
 
 PROVIDERS = ("fused", "packed", "unfused", "plain", "compile", "spikingjelly", "spikingjelly_once", "converted")
 SPIKINGJELLYS = {"spikingjelly", "spikingjelly_once", "converted"}  # these need SpikingJelly
@@ -87,6 +88,8 @@ class SpikingJelly(nn.Module):
 
     def __init__(self, case: Case, stem_once: bool):
         super().__init__()
+        if importlib.util.find_spec("torchvision"):
+            transforms()  # SpikingJelly's networks import torchvision, which needs this beside a CPU-only torch
         from spikingjelly.activation_based import functional, surrogate
         from spikingjelly.activation_based import neuron as theirs
 

@@ -1,7 +1,7 @@
-// How CUDA kernels read and write global memory: every access goes through load_global and store_global. A pack of 16,
-// 8, 4, 2 or 1 bytes moves in one instruction, which is not left to the compiler: it takes structs apart, and stores
-// most of them number by number. The host build of the kernels (tests/native) puts its checks and counts into the
-// SEWSNN_TRACE marks.
+// Access of CUDA kernels to global memory. Every access goes through load_global or store_global, which move a pack of
+// 16, 8, 4, 2 or 1 bytes in one instruction. The compiler does not choose the instruction, because it takes structs
+// apart and stores most of them number by number. In the host build of the kernels (tests/native) the SEWSNN_TRACE
+// macros check and count every access.
 #pragma once
 
 #include "core/macros.h"
@@ -16,7 +16,7 @@
 SEWSNN_BEGIN
 
 #if defined(__CUDA_ARCH__)
-// What a kernel reads it does not write: the loads need not wait for the stores before them.
+// A kernel does not write the memory that it reads with load_word, so these loads need not wait for earlier stores.
 __device__ __forceinline__ uint4 load_word(const uint4* p) { return __ldg(p); }
 __device__ __forceinline__ uint2 load_word(const uint2* p) { return __ldg(p); }
 __device__ __forceinline__ uint32_t load_word(const uint32_t* p) { return __ldg(p); }
@@ -60,7 +60,7 @@ using Word =
                                                              std::conditional_t<Bytes % 2 == 0, uint16_t, uint8_t>>>>;
 #endif
 
-// p: a multiple of T's size, or of 16 bytes if T is larger.
+// p must be a multiple of the size of T, or of 16 bytes if T is larger.
 template <class T>
 SEWSNN_HD T load_global(const T* p) {
   SEWSNN_TRACE_LOAD(p, sizeof(T));
@@ -77,7 +77,7 @@ SEWSNN_HD T load_global(const T* p) {
 #endif
 }
 
-// What this thread will overwrite: a number of 4 or 8 bytes.
+// Loads a number of 4 or 8 bytes that this thread will overwrite.
 template <class T>
 SEWSNN_HD T load_own(const T* p) {
   SEWSNN_TRACE_LOAD(p, sizeof(T));
@@ -102,7 +102,7 @@ SEWSNN_HD void store_global(T* p, const T& value) {
 #endif
 }
 
-// N neighbours.
+// N neighbouring numbers.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T at[N];
@@ -116,8 +116,8 @@ SEWSNN_HD Pack<T, N> fill_pack(T value) {
   return pack;
 }
 
-// From here on the compiler does not know the pack's numbers: what it has computed from them it computes again, where
-// it would have kept it in registers.
+// Hides the numbers of the pack from the compiler. Where it needs a value that it has computed from them before, it
+// computes the value again instead of keeping it in a register.
 template <class T, int N>
 SEWSNN_HD void forget([[maybe_unused]] Pack<T, N>& pack) {
 #if defined(__CUDA_ARCH__)
@@ -137,13 +137,13 @@ SEWSNN_HD void forget([[maybe_unused]] Pack<T, N>& pack) {
 #endif
 }
 
-// A thread's N columns of [T, M] rows, at one of the rows. It goes from row to row by adding: left to themselves,
-// compilers keep an address for each row of a chunk, and there are not that many registers. May stand beside the rows
-// as long as it is not read or written there.
+// The address of a thread's N columns in one of the [T, M] rows. move() adds to this address, because compilers would
+// otherwise keep one address per row of a chunk, and there are too few registers for that. A cursor may point outside
+// the rows if nothing is loaded or stored there.
 template <class T, int N>
 class Cursor {
  public:
-  // Where step is 0, a row holds kBroadcast equal numbers (core/params.h), which are loaded like any others.
+  // If step is 0, a row holds kBroadcast equal numbers (core/params.h), and load() needs no special case.
   SEWSNN_HD Cursor(const Rows& rows, int64_t t, int64_t i)
       : at_(reinterpret_cast<uintptr_t>(static_cast<const T*>(rows.data) + i * rows.step)),
         row_bytes_(rows.row_stride * int64_t(sizeof(T))) {

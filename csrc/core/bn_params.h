@@ -1,4 +1,4 @@
-// What the kernels of batch norm + neuron + connection are told, forward and backward, on CPU and CUDA.
+// The parameters of the kernels of batch norm + neuron + connection, forward and backward, on CPU and CUDA.
 //
 //   y = (z - mean) scale + bias,  scale = weight / sqrt(var + eps)         batch norm, mean and var over T, N, H, W
 //   A = SN(y)                                                              the neuron over T
@@ -9,7 +9,7 @@
 
 namespace sewsnn {
 
-// g of the main paper's Table 1; AddBefore is the order of Spiking ResNet, out = SN(y + S).
+// g is the connection of the main paper's Table 1. AddBefore is the order of Spiking ResNet: out = SN(y + S).
 enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4 };
 
 // Element i of a row belongs to channel (i / inner) % count: inner is 1 for channels_last, H * W for contiguous.
@@ -17,9 +17,9 @@ struct Channels {
   int64_t count = 1, inner = 1;
 };
 
-// All [C], in the state's type.
+// All arrays are [C], in the state's type.
 struct Norm {
-  const void* mean = nullptr;    // null: no normalisation, y = z (it is in the convolution's weights)
+  const void* mean = nullptr;    // null: no normalisation, y = z (the convolution's weights include it)
   const void* var = nullptr;     // biased
   const void* weight = nullptr;  // null: 1
   const void* bias = nullptr;    // null: 0
@@ -35,7 +35,7 @@ struct BnStatisticsParams {
   void* statistics = nullptr;  // [2, C] state: mean, biased variance
 };
 
-// What forward and backward share.
+// Parameters of forward and backward.
 struct BnParams {
   NeuronParams neuron;
   bool spiking = true;  // false: no neuron, A = y
@@ -44,19 +44,20 @@ struct BnParams {
   Connect connect = Connect::None;
   DType dtype = DType::Float32;
   int64_t T = 0, M = 0;
-  bool still = false;  // z is one row, shown T times; its gradient is one row, too
+  bool still = false;  // z is one row that is shown T times; its gradient is one row as well
   Rows z;              // [T, M] storage
-  Rows shortcut;       // [T, M] storage; data null: none (Connect::None; the backward of Connect::Add is that of None)
+  Rows shortcut;       // [T, M] storage; data null: no shortcut (Connect::None, and backward of Connect::Add)
 };
 
 struct BnForwardParams : BnParams {
   void* out = nullptr;          // [T, M] storage, dense
-  void* v = nullptr;            // [M] state; null: not wanted
+  void* v = nullptr;            // [M] state; null: not requested
   void* checkpoints = nullptr;  // [checkpoint_count(T), M] state; null: no backward will follow
-  void* bits = nullptr;         // [T, M / 8]: spike i of a row is bit i % 8 of byte i / 8; null: not wanted
+  void* bits = nullptr;         // [T, M / 8]: spike i of a row is bit i % 8 of byte i / 8; null: not requested
 };
 
-// The first of two passes over z: dL/dy is recomputed and reduced. In the second it is recomputed once more, for
+// Backward makes two passes over z. The first one (reduce) recomputes dL/dy and sums it. The second one (apply)
+// recomputes dL/dy again and computes
 //   dL/dz = scale (dL/dy - sum(dL/dy) / count - xhat sum(dL/dy xhat) / count),  xhat = (z - mean) / sqrt(var + eps)
 struct BnBackwardParams : BnParams {
   const void* checkpoints = nullptr;  // [checkpoint_count(T), M] state
@@ -64,23 +65,23 @@ struct BnBackwardParams : BnParams {
 };
 
 struct BnReduceParams : BnBackwardParams {
-  Rows grad_skip;                        // another gradient of the same output, to be added; data null: none
-  void* grad_sum = nullptr;              // [T, M] storage: grad_out + grad_skip; null where there is no grad_skip
+  Rows grad_skip;                        // second gradient of the same output, which is added; data null: none
+  void* grad_sum = nullptr;              // [T, M] storage: grad_out + grad_skip; null without grad_skip
   void* partials = nullptr;              // workspace
-  double* grad_leak_partials = nullptr;  // workspace; null: not wanted
-  void* sums = nullptr;                  // [2, C] state: sum of dL/dy (bias' gradient), of dL/dy xhat (weight's)
+  double* grad_leak_partials = nullptr;  // workspace; null: not requested
+  void* sums = nullptr;                  // [2, C] state: sum of dL/dy (gradient of bias), of dL/dy xhat (of weight)
 };
 
 struct BnApplyParams : BnBackwardParams {
-  const void* sums = nullptr;     // [2, C] state, of all that mean and var are of; null: those are constants
-  double count = 1;               // how many elements of a channel they are of
+  const void* sums = nullptr;     // [2, C] state, over the elements that mean and var average; null: those are constant
+  double count = 1;               // number of elements of a channel that mean and var average
   void* grad_z = nullptr;         // [T, M] storage, dense; [M] if still
-  void* grad_shortcut = nullptr;  // [T, M] storage, dense; null: not wanted, or grad_out itself (Connect::Add)
+  void* grad_shortcut = nullptr;  // [T, M] storage, dense; null: not requested, or equal to grad_out (Connect::Add)
 };
 
 // The stem: batch norm and neuron of one still image over T, then max pooling 3x3, stride 2, padding 1. T <= kChunk.
-// Spikes are 0 or 1, so the maximum of a window is 1 if any of them is; its gradient goes to the first position, row by
-// row, that holds the maximum, as in torch's max_pool2d.
+// Spikes are 0 or 1, so the maximum of a window is 1 if any spike in it is 1. The gradient of a window goes to the
+// first position, row by row, that holds the maximum, as in torch's max_pool2d.
 struct PoolParams {
   NeuronParams neuron;
   Norm norm;
@@ -98,19 +99,19 @@ struct PoolForwardParams : PoolParams {
 };
 
 struct PoolBackwardParams : PoolParams {
-  const void* grad_out = nullptr;  // as out
+  const void* grad_out = nullptr;  // shape and order of out
 };
 
 struct PoolReduceParams : PoolBackwardParams {
   void* partials = nullptr;              // workspace
-  double* grad_leak_partials = nullptr;  // workspace; null: not wanted
-  void* sums = nullptr;                  // as in BnReduceParams
+  double* grad_leak_partials = nullptr;  // workspace; null: not requested
+  void* sums = nullptr;                  // see BnReduceParams
 };
 
 struct PoolApplyParams : PoolBackwardParams {
-  const void* sums = nullptr;  // as in BnApplyParams
+  const void* sums = nullptr;  // see BnApplyParams
   double count = 1;
-  void* grad_z = nullptr;  // as z
+  void* grad_z = nullptr;  // shape and order of z
 };
 
 }  // namespace sewsnn

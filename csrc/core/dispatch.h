@@ -1,4 +1,4 @@
-// From run-time values to template arguments.
+// Converts run-time values to template arguments.
 #pragma once
 
 #include <cmath>
@@ -35,7 +35,7 @@ auto with_bool(bool b, F&& f) {
   return b ? f(Bool<true>()) : f(Bool<false>());
 }
 
-// 1 / tau is exact for a power of two: multiplying by it rounds as dividing by tau does.
+// If tau is a power of two, 1 / tau is exact, and multiplying by it rounds like dividing by tau.
 inline bool has_exact_reciprocal(double tau) {
   int exponent;
   return frexp(tau, &exponent) == 0.5 && exponent < 100;

@@ -1,6 +1,6 @@
-// Storage types and the state they are computed in: float for float, half and bfloat16; double for double.
-// The conversions of the narrow formats are integer arithmetic, the same text for a number and for a vector of lanes: F
-// is float or a vector of floats, U = Bits<F> holds the 16 bits in 32.
+// Storage types, and the type of the state in which kernels compute: float for float, half and bfloat16; double for
+// double. Integer arithmetic converts half and bfloat16. One source serves a number and a vector of lanes: F is float
+// or a vector of floats, and U = Bits<F> holds the 16 bits of each number in 32 bits.
 #pragma once
 
 #include "core/access.h"
@@ -25,14 +25,14 @@ struct StateOf<double> {
 template <class Storage>
 using State = typename StateOf<Storage>::type;
 
-// ---- decode: the number the bits stand for; exact
+// ---- decode: the number that the bits stand for; exact
 
 template <class F>
 SEWSNN_HD F decode(BFloat16, Bits<F> bits) {
   return bit_cast_<F>(bits << 16);
 }
 
-// Exponent and mantissa moved to their places in a float, then scaled by 2^(127 - 15), which makes subnormals right.
+// Moves exponent and mantissa to their places in a float, then scales by 2^(127 - 15); this also handles subnormals.
 template <class F>
 SEWSNN_HD F decode(Half, Bits<F> bits) {
   using U = Bits<F>;
@@ -56,7 +56,7 @@ template <class F>
 SEWSNN_HD Bits<F> encode(Half, F x) {
   using U = Bits<F>;
   const U bits = bit_cast_<U>(x), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  // Normal: drop 13 bits with rounding; a carry may run into the exponent, up to infinity, as it should.
+  // Normal numbers: drop 13 bits with rounding. A carry may go into the exponent, up to infinity; that is correct.
   const U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   // Below 2^-14: adding 1/2 leaves the value in units of 2^-24, the half's subnormal unit, in the low bits.
   const U subnormal = bit_cast_<U>(bit_cast_<F>(magnitude) + 0.5f) - (126u << 23);
@@ -115,7 +115,7 @@ __device__ __forceinline__ uint32_t encode_pair(BFloat16, float low, float high)
 #define SEWSNN_PAIRS 0
 #endif
 
-// Two at a time where the device has an instruction for that.
+// Converts two numbers at a time where the device has an instruction for that.
 template <class Storage, int N>
 SEWSNN_HD Pack<Storage, N> store_(const Pack<State<Storage>, N>& x) {
   Pack<Storage, N> out;

@@ -1,4 +1,4 @@
-// Host/device markers and the namespace every kernel lives in.
+// Host/device markers, and the namespace of every kernel.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 #define SEWSNN_ROLLED
 #endif
 
-// The CPU kernels are compiled once per instruction set. Each copy lives in an inline namespace of its own, so that the
-// linker can never pick, say, the AVX-512 copy of an inline function for the generic kernels.
+// The CPU kernels are compiled once per instruction set. Each copy has its own inline namespace, so that the linker
+// never uses, for example, the AVX-512 copy of an inline function in the generic kernels.
 #ifndef SEWSNN_ISA
 #define SEWSNN_ISA generic
 #endif
@@ -23,7 +23,7 @@
 #endif
 #define SEWSNN_JOIN_(a, b, c) a##b##c
 #define SEWSNN_JOIN(a, b, c) SEWSNN_JOIN_(a, b, c)
-// kGenericKernels, kAvx2Kernels ...: what a copy exports.
+// The names that a copy exports: kGenericKernels, kAvx2Kernels ...
 #define SEWSNN_NAMED(what) SEWSNN_JOIN(k, SEWSNN_NAME, what)
 #define SEWSNN_BEGIN \
   namespace sewsnn { \

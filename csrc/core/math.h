@@ -1,5 +1,5 @@
-// Arithmetic written once for a number (device threads) and for a vector of lanes (CPU kernels, core/vector.h). V is
-// either: float, double, or a vector of them.
+// Arithmetic for a number (device threads) and for a vector of lanes (CPU kernels, core/vector.h) in one source. V is
+// float, double, or a vector of them.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,7 @@ SEWSNN_BEGIN
 constexpr double kPi = 3.14159265358979323846;
 constexpr double kSqrtPi = 1.77245385090551602730;
 
-// The type of one lane, and the unsigned integers with the shape of V.
+// The type of one lane, and unsigned integers with the shape of V.
 template <class V>
 struct LaneOf {
   using type = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
@@ -53,7 +53,7 @@ SEWSNN_HD V splat(Lane<V> s) {
   return s - V{};
 }
 
-// a where the condition holds, else b: lane by lane, without a branch.
+// a where the condition holds, else b, for each lane, without a branch.
 template <class C, class V>
 SEWSNN_HD V select(C condition, V a, V b) {
   return condition ? a : b;
@@ -64,8 +64,8 @@ SEWSNN_HD V abs_(V x) {
   return select(x < Lane<V>(0), -x, x);
 }
 
-// a / b for gradients. On the device within 2 ulp and without a call for the rare cases: a gradient is not compared
-// with a threshold. (0 where b exceeds 2^126.)
+// a / b for gradients. On the device the result is within 2 ulp (0 where b exceeds 2^126), and rare cases need no
+// function call. This accuracy suffices, because no gradient is compared with a threshold.
 template <class A, class V>
 SEWSNN_HD V divide_(A a, V b) {
 #if defined(__CUDA_ARCH__)
@@ -74,10 +74,10 @@ SEWSNN_HD V divide_(A a, V b) {
   return a / b;
 }
 
-// On the device the library's expf. On the host a form that has vector code, which a call to libm has not:
-// x = n ln2 + r, |r| <= ln2 / 2, e^r by its Taylor polynomial of degree 7, 2^n by the exponent bits. For x <= 0 (all
-// that the surrogates ask) within 2 ulp; below -87.3 the result is 0 (no subnormals); NaN stays NaN. In double
-// precision (gradient checks) libm's.
+// The exponential. On the device it is expf. In double precision (gradient checks) it is exp of libm. For floats on the
+// host it is a formula that compilers can vectorise, unlike a call of libm: x = n ln2 + r with |r| <= ln2 / 2, e^r by
+// its Taylor polynomial of degree 7, 2^n by the exponent bits. For x <= 0 (surrogates need no other x) it is within
+// 2 ulp. Below -87.3 it is 0 (no subnormals). NaN stays NaN.
 template <class V>
 SEWSNN_HD V exp_(V x) {
   if constexpr (std::is_same_v<V, double>) {
@@ -90,7 +90,7 @@ SEWSNN_HD V exp_(V x) {
     return expf(x);
 #else
     const V clamped = select(x < -87.3f, splat<V>(-87.3f), x);
-    const V shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
+    const V shifted = clamped * 1.44269504088896341f + 12582912.0f;  // adding 1.5 * 2^23 rounds to nearest
     const V n = shifted - 12582912.0f;
     const V r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln2 in two parts
     V p = r * (1.0f / 5040) + 1.0f / 720;

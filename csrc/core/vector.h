@@ -1,5 +1,5 @@
-// Vectors of the instruction set this file is compiled for, as GCC's and Clang's vector extensions give them, and how
-// they come from and go to memory. CPU only.
+// Vectors for the instruction set that this file is compiled for (vector extensions of GCC and Clang), and their loads
+// and stores. CPU only.
 #pragma once
 
 #if defined(__x86_64__)
@@ -41,7 +41,7 @@ using Doubles = typename DoublesOf<S>::type;
 // As many 16-bit numbers as a vector has floats.
 typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
 
-// ---- vectors as they lie in memory, at any address
+// ---- loads and stores of vectors at any address
 
 template <class R>
 inline R read(const void* p) {
@@ -55,8 +55,8 @@ inline void write(void* p, R r) {
   memcpy(p, &r, sizeof r);
 }
 
-// Past the cache: a result too large for it would only drive out what is of use there, and each line of it would be
-// read before it is written. p must be a multiple of the vector's size.
+// Writes past the cache. A result that is larger than the cache would evict useful data, and the processor would read
+// each of its cache lines before writing it. p must be a multiple of the vector's size.
 template <class R>
 inline void stream(void* p, R r) {
 #if defined(__AVX512F__)
@@ -72,20 +72,20 @@ inline void stream(void* p, R r) {
   write(p, r);
 }
 
-// Streaming writes become visible to other threads in no particular order, unless this comes between.
+// Call this after streaming writes: without it, other threads may see them in any order.
 inline void finish_streaming() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
 
-// Into the second-level cache; any address may be asked for.
+// Prefetches into the second-level cache. Any address is allowed.
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- storage <-> a vector of states
 
 #if defined(__AVX512F__)
-// The masked conversions, with every lane wanted: GCC 12 warns of the undefined lanes its plain ones begin with.
+// Masked conversions with all lanes selected: GCC 12 warns about undefined lanes in the plain conversions.
 constexpr __mmask16 kAll = 0xffff;
 inline Vector<float> widen(Half, Narrow r) {
   return bit_cast_<Vector<float>>(_mm512_maskz_cvtph_ps(kAll, bit_cast_<__m256i>(r)));

@@ -14,7 +14,8 @@ SEWSNN_EXTERN(BFloat16)
 SEWSNN_EXTERN(double)
 #undef SEWSNN_EXTERN
 
-// Nothing is asked for what will not be launched: walk_over() needs planes that can be counted.
+// If the channels are not countable, nothing will be launched, and the workspace is 0: walk_over() needs countable
+// planes.
 int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType dtype) {
   if (!countable(channels)) return 0;
   return with_storage(dtype, [&](auto storage) {
@@ -22,7 +23,7 @@ int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType 
     int64_t slabs = 1;
     for (const int N : {1, 2, kWideShort, kWide<Storage>}) {
       if (!divides(N, channels)) continue;
-      for (const int64_t length : {M, T * M})  // statistics may see all time-steps as one
+      for (const int64_t length : {M, T * M})  // statistics may treat all time-steps as one
         slabs = std::max<int64_t>(slabs, walk_over(length, channels, N, sizeof(Storage), kReducingBlocks).slabs);
     }
     return slabs * 2 * channels.count * int64_t(sizeof(State<Storage>));

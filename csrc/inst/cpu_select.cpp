@@ -1,4 +1,4 @@
-// Chooses the instruction set once, when it is first asked for: when the package is imported.
+// Chooses the instruction set at the first request, which is the import of the package. The choice does not change.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -12,7 +12,7 @@ namespace {
 struct Isa {
   std::string name;
   const CpuKernels* kernels;
-  bool runs;  // on this processor
+  bool runs;  // this processor has it
 };
 
 // The best first.
@@ -22,7 +22,7 @@ std::vector<Isa> instruction_sets() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-  // Every processor with AVX2 has F16C, which not every compiler's builtin knows.
+  // This does not ask for F16C: not every compiler's builtin knows it, and every processor with AVX2 has it.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   sets = {{"avx512", &kAvx512Kernels, avx512}, {"avx2", &kAvx2Kernels, avx2}};
 #else

@@ -17,7 +17,7 @@ SEWSNN_EXTERN(double, 16)
 
 namespace {
 
-// f with the storage type and the chunk length that serve these params.
+// Calls f with the storage type and the chunk length that serve these params.
 template <class F>
 auto with_chunk(const BackwardParams& p, F&& f) {
   return with_storage(p.dtype, [&](auto storage) {

@@ -19,7 +19,7 @@ SEWSNN_EXTERN(double, 16)
 
 namespace {
 
-// f with the storage type and the most time-steps of the kernels that serve these params.
+// Calls f with the storage type and the largest number of time-steps of the kernels that serve these params.
 template <class F>
 auto with_steps(const PoolParams& p, F&& f) {
   return with_storage(p.dtype, [&](auto storage) {

@@ -1,19 +1,19 @@
-// The two passes of the backward: reduce recomputes dL/dy and adds it up by channel, apply recomputes it once more and
-// makes dL/dz of it. Reading z and the incoming gradient again costs as much as writing dL/dy and reading it would, and
-// saves its memory.
+// The two passes of backward: reduce recomputes dL/dy and sums it over each channel; apply recomputes dL/dy again and
+// computes dL/dz from it. Reading z and the incoming gradient again moves as many bytes as writing and reading dL/dy
+// would, and dL/dy needs no memory.
 #pragma once
 
 #include "kernels/bn_forward.cuh"
 
 SEWSNN_BEGIN
 
-// Apply's gradient of the output: kAhead time-steps of it at a time, latest first.
+// The gradient of the output for apply: kAhead time-steps at a time, the latest first.
 template <class Storage, int N>
 struct GradOut {
   Cursor<Storage, N> at;
   int64_t T;
 
-  // Those up to time-step t, or those that there are.
+  // Loads the time-steps up to t that exist.
   __device__ __forceinline__ void load(int64_t t, Pack<Storage, N> (&grad)[kAhead]) {
     SEWSNN_UNROLL
     for (int k = kAhead - 1; k >= 0; --k) {
@@ -23,7 +23,8 @@ struct GradOut {
   }
 };
 
-// Reduce's: to it a second gradient is added, and their sum kept for apply. Both passes go on from the rounded sum.
+// The gradient of the output for reduce: it adds a second gradient and stores the sum for apply. Both passes use the
+// rounded sum.
 template <class Storage, int N>
 struct GradSum {
   GradOut<Storage, N> out, skip;
@@ -46,24 +47,24 @@ struct GradSum {
       for (int j = 0; j < N; ++j) both.at[j] = load_(grad[k].at[j]) + load_(more[k].at[j]);
       const Pack<Storage, N> rounded = store_<Storage>(both);
       Cursor<Storage, N>(sum, M, t_k, i).store(rounded);
-      // Number by number: what is assigned as a whole has ended in local memory.
+      // Assign number by number: compilers have put packs that were assigned as a whole into local memory.
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) grad[k].at[j] = rounded.at[j];
     }
   }
 };
 
-// What is known of a time-step when its dL/dy is.
+// The values of a time-step when its dL/dy has been computed.
 template <class Storage, int N>
 struct Step {
   int64_t t;
   Pack<State<Storage>, N> grad_y;
-  Pack<State<Storage>, N> h;  // of the neuron; its input, if there is none
+  Pack<State<Storage>, N> h;  // of the neuron; without a neuron: its input
   Pack<Storage, N> z;
   Pack<Storage, N> grad_out;
 };
 
-// sum += dL/dleak of a chunk in the state's type.
+// Sums dL/dleak: over a chunk in the state's type, then over all chunks in double.
 template <class S>
 struct LeakSum {
   bool wanted;
@@ -71,17 +72,17 @@ struct LeakSum {
   double all;
 };
 
-// dL/dy of all time-steps of N neurons, latest first: take(step).
+// Computes dL/dy of all time-steps of N neurons, the latest first, and calls take(step) for each.
 template <class Storage, int K, int N, bool Shortcut, bool Leak, class Incoming, class Take>
 __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const BnSetup<State<Storage>>& o,
                                              const AnyNeuron<State<Storage>>& neuron,
                                              const Pack<State<Storage>, N>* norm, int64_t i, Incoming& incoming,
                                              LeakSum<State<Storage>>& leak, Take&& take) {
   using S = State<Storage>;
-  constexpr int G = 2;  // time-steps whose sigma' is in registers at a time
+  constexpr int G = 2;  // time-steps that have their sigma' in registers at the same time
   const FireReset<S>& fire = o.sn.fire;
   const bool before = p.connect == Connect::AddBefore;
-  const int64_t first = K < kChunk ? 0 : (p.T - 1) / K * K;  // of the chunk that comes first; short chunks are alone
+  const int64_t first = K < kChunk ? 0 : (p.T - 1) / K * K;  // start of the last chunk; a short chunk is the only one
   Cursor<Storage, N> z_at(p.z, first, i), shortcut_at(p.shortcut, first, i);
   Pack<S, N> grad_v = fill_pack<S, N>(S(0));
 
@@ -128,7 +129,7 @@ __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const Bn
       replay([](S&, S x) { return x; });
     }
 
-    if (K > kAhead) {  // there are no registers for y and h
+    if (K > kAhead) {  // there are too few registers for both y and h
       SEWSNN_UNROLL
       for (int k = 0; k < K; ++k) {
         forget(z[k]);
@@ -167,7 +168,7 @@ __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const Bn
             SEWSNN_UNROLL
             for (int j = 0; j < N; ++j) {
               const S grad_h = fire.grad_h(grad[k].at[j], grad_v.at[j], h[group + k].at[j], sg[k].at[j]);
-              grad_v.at[j] = n.grad_v(grad_h);  // has the division that grad_x may need
+              grad_v.at[j] = n.grad_v(grad_h);  // contains the division that grad_x may need
               grad[k].at[j] = n.grad_x(grad_h);
               if (Leak && leak.wanted) {
                 const S v_k = group + k == 0 ? v_start.at[j] : fire.reset(h[group + k == 0 ? 0 : group + k - 1].at[j]);
@@ -188,14 +189,14 @@ __device__ __forceinline__ void backward_row(const BnBackwardParams& p, const Bn
   }
 }
 
-// The time-step that backward comes to first, T - 1 or beyond.
+// The time-step with which backward begins: T - 1, or a later one at the end of its chunk.
 template <int K>
 __device__ __forceinline__ int64_t last_step(int64_t T) {
   return K < kChunk ? K - 1 : (T - 1) / K * K + K - 1;
 }
 
-// How many blocks the registers must leave room for: four of 128 a thread, three of 168, two of 255. Reduce has more in
-// them than apply: the sums, and what PLIF's gradient takes.
+// The number of blocks per multiprocessor for which the registers must suffice: four with 128 registers per thread,
+// three with 168, two with 255. Reduce needs more registers than apply, for its sums and for PLIF's gradient.
 template <class Storage, int K, bool Shortcut, bool Reduce>
 constexpr int blocks_wanted() {
   const int spare = (sizeof(Storage) == 2 ? 4 : 3) - (K > kAhead) - (Shortcut && (Reduce || K > kAhead));
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut, 
   }
 }
 
-// Reduce's second stage.
+// The second stage of reduce.
 template <class S>
 __global__ void __launch_bounds__(kSumThreads, 1) bn_sums_kernel(const BnReduceParams p, S eps, int64_t slabs) {
   const int64_t channels = p.channels.count;
@@ -254,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut, 
     bn_apply_kernel(const BnApplyParams p, const BnSetup<State<Storage>> o, const State<Storage> count,
                     const Walk walk) {
   using S = State<Storage>;
-  // mean, scale, bias, and what is taken off dL/dy: the mean of dL/dy, and z - mean times the last
+  // mean, scale, bias, and the two numbers in dL/dz = scale (dL/dy - norm[3] - (z - mean) norm[4])
   Pack<S, N> norm[5];
   share_by_channel<kLine<Storage>>(walk, norm, [&](int64_t channel, S(&out)[5]) {
     const S inverse = inverse_deviation(p.norm, o.eps, channel);
@@ -279,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, Shortcut, 
       }
       Cursor<Storage, N>(p.grad_z, p.M, t, at.i).store(store_<Storage>(grad_z));
     };
-    Pack<S, N> sum = fill_pack<S, N>(S(0));  // of dL/dy over T, where z is one row
+    Pack<S, N> sum = fill_pack<S, N>(S(0));  // sum of dL/dy over T, if z is one row
     const auto take = [&](const Step<Storage, N>& step) {
       if (p.still) {
         SEWSNN_UNROLL

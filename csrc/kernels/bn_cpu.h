@@ -1,13 +1,13 @@
-// Batch norm + IF/LIF/PLIF + connection on the CPU. As in multistep_cpu.h a tile of neurons runs all its time-steps in
-// the first-level cache, so that every operand crosses memory once per pass. Sums over channels are taken slab by slab:
-// how many slabs there are depends on the shape alone, and so does the result.
+// Batch norm + IF/LIF/PLIF + connection on the CPU. As in multistep_cpu.h, a tile of neurons runs all its time-steps in
+// the first-level cache, so each pass reads every operand from memory once. Sums over channels are computed slab by
+// slab. The number of slabs depends only on the shape, so the result does not depend on the number of threads.
 #pragma once
 
 #include "kernels/bn_cpu_tiles.h"
 
 SEWSNN_BEGIN
 
-// The neurons of a slab: whole tiles, but for the last one of all.
+// The neurons of a slab: whole tiles; only the last tile of all may be incomplete.
 struct Slab {
   int64_t begin, end;
   static Slab of(int64_t slab, int64_t slabs, int64_t M) {
@@ -16,8 +16,8 @@ struct Slab {
   }
 };
 
-// Scratch [time-step][neuron] of a tile, one after the other for as many time-steps as there are: arrays of kChunk
-// would lie 4 KB apart, as the rows of tensors often do, and drive one another out of the first-level cache.
+// Scratch arrays [time-step][neuron] of a tile, packed for the actual number of time-steps. Arrays of kChunk time-steps
+// would lie 4 KB apart, as rows of tensors often do, and would evict each other from the first-level cache.
 template <class S, int Count>
 class Scratch {
  public:
@@ -32,13 +32,13 @@ class Scratch {
 
 inline int tile_size(int64_t i, int64_t end) { return int(end - i < kTile ? end - i : kTile); }
 
-// [T, M] operands of which there may be none.
+// Optional [T, M] operands.
 template <class T>
 Source<T> source_at(const Rows& rows, int64_t t, int64_t i) {
   return rows.data ? Source<T>::of(rows, t, i) : Source<T>{};
 }
 
-// Sums of z - k and of (z - k)^2 for each channel, [2, C] doubles for each slab; the table's first row is k.
+// Sums of z - k and of (z - k)^2 for each channel, as [2, C] doubles per slab; the first row of the table is k.
 template <class Storage>
 void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t slabs, int64_t first, int64_t last) {
   using S = State<Storage>;
@@ -55,7 +55,7 @@ void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t
         Source<Storage> z = Source<Storage>::of(p.z, t, i);
         if (n < kTile) {
           z = tail.filled(z, steps, n);
-          for (int64_t s = 0; s < steps; ++s)  // lanes that add nothing
+          for (int64_t s = 0; s < steps; ++s)  // fill the unused lanes with k, so that they add 0
             for (int j = n; j < kTile; ++j) tail.rows[s][j] = store_<Storage>(lanes.row(kMean)[j]);
         }
         for (int j = 0; j < kTile; j += kGroupSize<S>) {
@@ -82,7 +82,7 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
   const S leak = leak_of<S>(p.neuron), rest = S(p.neuron.v_reset);
   const ForwardFunction<S> forward = select_forward<S>(p.neuron);
   const Sink<Storage> out = sink_of<Storage>(p.out, p.T, p.M);
-  // The spikes are what comes out, in the type they are computed in.
+  // The spikes are the output, in the type in which they are computed.
   const bool direct = std::is_same_v<Storage, S> && p.spiking && !connects_after(p.connect) && !p.bits;
   uint8_t* const bits = static_cast<uint8_t*>(p.bits);
   NormLanes<S> lanes(p.channels, table, kBias + 1);
@@ -125,7 +125,7 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
   if (out.streaming) finish_streaming();
 }
 
-// dL/dy of a tile, chunk by chunk of its time-steps from the last to the first; all it needs is recomputed.
+// Computes dL/dy of a tile, chunk by chunk from the last time-step to the first, and recomputes all values it needs.
 template <class Storage>
 class GradY {
  public:
@@ -148,7 +148,7 @@ class GradY {
     memset(gv_, 0, sizeof gv_);
   }
 
-  // grad_out: rows of whole tiles.
+  // grad_out has rows of whole tiles.
   void run(int64_t t, int64_t steps, const Source<Storage>& grad_out, const NormLanes<S>& lanes, double* grad_leak) {
     z_ = Source<Storage>::of(p_.z, t, i_);
     Source<Storage> shortcut = source_at<Storage>(p_.shortcut, t, i_);
@@ -184,7 +184,7 @@ class GradY {
 
   Group<S> dy(int64_t t, int i) const { return Group<S>::read_from(dy_ + t * kTile + i); }
   const Source<Storage>& z() const { return z_; }
-  // dL/dS of the connections it needs something recomputed for.
+  // dL/dS of the connections for which it depends on recomputed values.
   void shortcut_gradient(int64_t steps, const Source<Storage>& grad_out, const Sink<Storage>& to) const {
     if (p_.connect == Connect::AddBefore) {
       each_group<S>(steps, [&](int64_t t, int i) { to.put(t, i, dy(t, i)); });
@@ -203,14 +203,14 @@ class GradY {
   int n_ = 0;
   Source<Storage> z_ = {};
   Scratch<S, 4> scratch_;
-  // dy: dL/dA, where that is not dL/dout as it lies; then dL/dy
+  // dy_ holds dL/dA (unless dL/dA is dL/dout in memory), then dL/dy.
   S *const y_ = scratch_[0], *const dy_ = scratch_[1], *const h_ = scratch_[2], *const g_ = scratch_[3];
   alignas(64) S gv_[kTile];
   Padded<Storage> z_tail_, shortcut_tail_;
   Padded<S> v_tail_;
 };
 
-// Sums of dL/dy and of dL/dy (z - mean) for each channel, [2, C] doubles for each slab.
+// Sums of dL/dy and of dL/dy (z - mean) for each channel, as [2, C] doubles per slab.
 template <class Storage>
 void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, int64_t first, int64_t last) {
   using S = State<Storage>;

@@ -1,5 +1,5 @@
-// The inner loops of batch norm + neuron + connection on the CPU: what comes before and after the neuron's own loops
-// (cpu_tiles.h), which run on scratch [time-step][neuron] in the first-level cache.
+// The inner loops of batch norm + neuron + connection on the CPU, before and after the loops of the neuron
+// (cpu_tiles.h). All of them work on scratch arrays [time-step][neuron] in the first-level cache.
 #pragma once
 
 #include "core/bn_params.h"
@@ -7,10 +7,10 @@
 
 SEWSNN_BEGIN
 
-// Rows of a channel table, [kNormRows, C]: what a call needs to know of each channel.
+// The rows of a channel table [kNormRows, C]: the numbers of each channel that a call needs.
 enum NormRow : int { kMean, kScale, kBias, kMeanGrad, kMeanGradU, kNormRows };
 
-// The table's rows at the neurons of a tile.
+// The rows of the table, with one number for each neuron of a tile.
 template <class S>
 class NormLanes {
  public:
@@ -18,10 +18,10 @@ class NormLanes {
       : channels_(channels), table_(static_cast<const S*>(table)), rows_(rows) {}
 
   const S* row(int r) const { return direct() ? table_ + r * channels_.count + place_.channel : lanes_[r]; }
-  // A row's numbers at the group that begins at lane i.
+  // The numbers of a row for the group that begins at lane i.
   Group<S> group(int r, int i) const { return Group<S>::read_from(row(r) + i); }
 
-  // Whether the tile at neuron i has other channels than the one before.
+  // Whether the tile at neuron i has other channels than the current tile.
   bool differs(int64_t i) const { return !(place_ == place(i)); }
   void move_to(int64_t i) {
     if (!differs(i)) return;
@@ -33,15 +33,15 @@ class NormLanes {
     });
   }
 
-  // The sums of the tile's channels, if they lie there lane by lane; else null, and scatter() adds to them.
+  // The sums of the tile's channels, if they are in memory lane by lane; else null, and scatter() adds to them.
   double* in_place(double* sums) const { return direct() ? sums + place_.channel : nullptr; }
   void scatter(const double* lanes, double* sums) const {
     each([&](int lane, int n, int64_t c) { sums[c] += sum(lanes + lane, n); });
   }
 
  private:
-  // Of a tile's first neuron: its channel, and where in the channel's plane it is; that does not matter (0) if all of
-  // the tile is in there.
+  // The channel of a tile's first neuron, and the offset of this neuron in the channel's plane. The offset is 0 if the
+  // whole tile lies in one plane, because it does not matter then.
   struct Place {
     int64_t channel, offset;
     bool operator==(const Place& other) const { return channel == other.channel && offset == other.offset; }
@@ -50,9 +50,9 @@ class NormLanes {
     const int64_t offset = i % channels_.inner;
     return {i / channels_.inner % channels_.count, offset + kTile <= channels_.inner ? 0 : offset};
   }
-  // Neighbours are neighbours in the table, too.
+  // Whether neighbouring neurons are also neighbours in the table.
   bool direct() const { return channels_.inner == 1 && channels_.count % kTile == 0; }
-  // f(lane, n, c): of n lanes, all there are side by side, c is the channel.
+  // Calls f(lane, n, c) for each run of n neighbouring lanes from `lane` on that belong to channel c.
   template <class F>
   void each(const F& f) const {
     int64_t c = place_.channel, left = channels_.inner - place_.offset;
@@ -63,7 +63,7 @@ class NormLanes {
       if (++c == channels_.count) c = 0;
     }
   }
-  // Four at a time, on every processor.
+  // Always four partial sums, so that every instruction set gives the same bits.
   static double sum(const double* p, int n) {
     double s[4] = {};
     int i = 0;
@@ -80,8 +80,8 @@ class NormLanes {
   alignas(64) S lanes_[kNormRows][kTile];
 };
 
-// Two sums over the neurons of each channel, in double, in an order that the tiles alone determine. They grow in the
-// lanes of the tile, until those belong to other channels.
+// Two sums over the neurons of each channel, in double, in an order that only the tiles determine. They accumulate in
+// the lanes of the tile until the lanes belong to other channels.
 template <class S>
 class ChannelSums {
  public:
@@ -143,14 +143,15 @@ Group<S> splat_group(S s) {
   return r;
 }
 
-// f(t, i) for every group of a tile's time-steps.
+// Calls f(t, i) for every group of neurons and every time-step of a tile.
 template <class S, class F>
 inline void each_group(int64_t steps, const F& f) {
   for (int i = 0; i < kTile; i += kGroupSize<S>)
     for (int64_t t = 0; t < steps; ++t) f(t, i);
 }
 
-// f(i) makes a function of t, which stays the same for all time-steps of a group: what it holds stays in registers.
+// f(i) returns a function of t for the group at i. All time-steps of the group use it, so its variables stay in
+// registers.
 template <class S, class F>
 inline void each_column(int64_t steps, const F& f) {
   for (int i = 0; i < kTile; i += kGroupSize<S>) {
@@ -159,7 +160,7 @@ inline void each_column(int64_t steps, const F& f) {
   }
 }
 
-// y = (z - mean) scale + bias, and the shortcut if it is added before the neuron.
+// y = (z - mean) scale + bias, plus the shortcut if it is added before the neuron.
 template <class Storage>
 void normalise(int64_t steps, const Source<Storage>& z, const Source<Storage>& shortcut, bool add_before,
                const NormLanes<State<Storage>>& lanes, State<Storage>* y) {
@@ -181,7 +182,7 @@ void normalise(int64_t steps, const Source<Storage>& z, const Source<Storage>& s
   with_bool(add_before, run);
 }
 
-// Whether the shortcut is joined to what the neuron gives.
+// Whether the shortcut is joined with the output of the neuron.
 inline bool connects_after(Connect g) { return g == Connect::Add || g == Connect::And || g == Connect::Iand; }
 
 // out = g(A, S)
@@ -228,7 +229,7 @@ void connect_grad_a(Connect g, int64_t steps, const Source<Storage>& grad_out, c
   run([](const Group<S>& go, int64_t, int) { return go; });
 }
 
-// dL/dS of AND and IAND: dL/dout A, dL/dout (1 - A). `potential` is h, or A itself where there is no neuron.
+// dL/dS of AND and IAND: dL/dout A and dL/dout (1 - A). `potential` is h; without a neuron it is A itself.
 template <class Storage>
 void connect_grad_shortcut(Connect g, int64_t steps, const Source<Storage>& grad_out, const State<Storage>* potential,
                            const FireReset<State<Storage>>* fire, const Sink<Storage>& grad_shortcut) {
@@ -242,7 +243,7 @@ void connect_grad_shortcut(Connect g, int64_t steps, const Source<Storage>& grad
   });
 }
 
-// grad_out + grad_skip, rounded to storage as it is used from then on: into the cache, and to where apply reads it.
+// grad_out + grad_skip, rounded to the storage type, for reduce (in the cache) and for apply (in memory).
 template <class Storage>
 void add_gradients(int64_t steps, const Source<Storage>& a, const Source<Storage>& b, const Sink<Storage>& near,
                    const Sink<Storage>& far) {
@@ -271,12 +272,12 @@ struct NormGrad {
   }
 };
 
-// Spikes as bits: that of neuron i is bit i % 8 of byte i / 8.
+// Packs spikes as bits: the spike of neuron i is bit i % 8 of byte i / 8.
 template <class S>
 void pack_spikes(int64_t steps, const S* a, uint8_t* bits, int64_t row_bytes, int n) {
   for (int64_t t = 0; t < steps; ++t)
     for (int i = 0; i < n; i += 8) {
-      uint64_t bytes = 0;  // a spike in each
+      uint64_t bytes = 0;  // one spike in each byte
       for (int j = 0; j < 8; ++j) bytes |= uint64_t(a[t * kTile + i + j] != S(0)) << (8 * j);
       bits[t * row_bytes + i / 8] = uint8_t(bytes * 0x0102040810204080u >> 56);  // bit 8 j to bit 56 + j
     }

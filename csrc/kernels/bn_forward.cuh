@@ -1,4 +1,4 @@
-// Batch norm, neuron and connection over T, forward (core/bn_params.h). A thread runs all time-steps of its N neurons
+// Forward of batch norm, neuron and connection over T (core/bn_params.h). A thread runs all time-steps of its N neurons
 // in registers, then goes to the next row of its column.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 SEWSNN_BEGIN
 
-// In the state's type, made on the host: kernels compute no constants.
+// The settings in the state's type. The host converts them, so that kernels compute no constants.
 template <class S>
 struct BnSetup {
   Setup<AnyNeuron<S>, S> sn;
@@ -22,7 +22,7 @@ __device__ __forceinline__ S inverse_deviation(const Norm& norm, S eps, int64_t 
   return S(1) / std::sqrt(load_global(static_cast<const S*>(norm.var) + channel) + eps);
 }
 
-// y = (z - mean) scale + bias of a channel.
+// Loads mean, scale and bias of a channel, with y = (z - mean) scale + bias.
 template <class S>
 __device__ __forceinline__ void load_affine(const Norm& norm, S inverse, int64_t channel, S& mean, S& scale, S& bias) {
   mean = bias = S(0), scale = inverse;
@@ -48,7 +48,7 @@ __device__ __forceinline__ S connected(Connect connect, S a, S s) {
   }
 }
 
-// The spikes of a time-step, one bit each.
+// Stores the spikes of a time-step, one bit each.
 template <class S, int N>
 __device__ __forceinline__ void store_bits(const Cursor<uint8_t, 1>& at, const Pack<S, N>& spikes, int64_t i) {
   static_assert(N == 4 || N == 8, "a byte is one thread's, or two neighbours'");
@@ -69,7 +69,7 @@ __device__ __forceinline__ void forward_row(const BnForwardParams& p, const BnSe
                                             const AnyNeuron<State<Storage>>& neuron,
                                             const Pack<State<Storage>, N> (&norm)[3], int64_t i) {
   using S = State<Storage>;
-  constexpr int G = N < 8 ? kAhead : 2;  // time-steps whose A is in registers at a time
+  constexpr int G = N < 8 ? kAhead : 2;  // time-steps that have their A in registers at the same time
   const FireReset<S>& fire = o.sn.fire;
   const bool before = p.connect == Connect::AddBefore;
   Cursor<Storage, N> z_at(p.z, 0, i), shortcut_at(p.shortcut, 0, i), out_at(p.out, p.M, 0, i);
@@ -153,7 +153,8 @@ __global__ void __launch_bounds__(kThreads, 4)
     forward_row<Storage, N, Shortcut>(p, o, neuron, norm, at.i);
 }
 
-// Eight spikes into one byte, read back: where no thread, nor two neighbours, had all eight.
+// Reads spikes back and packs eight of them into a byte. Needed where neither one thread nor two neighbouring threads
+// had all eight.
 template <class Storage>
 __global__ void __launch_bounds__(kThreads) bn_bits_kernel(const Storage* spikes, int64_t bytes, uint8_t* bits) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;

@@ -12,31 +12,31 @@
 
 namespace sewsnn {
 
-// Blocks wanted: of the kernels with partial sums one or two times what is on a GPU together; of the others more, which
-// fill it more evenly.
+// Number of blocks to launch. For kernels with partial sums it is one or two times the number that a GPU runs at the
+// same time. For the others it is larger, which distributes the work more evenly.
 constexpr int64_t kReducingBlocks = 1024, kMappingBlocks = 2048;
 
-// Neurons per thread of statistics and forward: 16 bytes of storage. (Doubles, which nobody trains in, have no packs.)
+// Neurons per thread of statistics and forward: 16 bytes of storage. (Doubles have no packs: nobody trains in them.)
 template <class Storage>
 constexpr int kWide = sizeof(Storage) == 8 ? 1 : 16 / int(sizeof(Storage));
-// Backward has parameters, sums, h and sigma' in registers besides: fewer; with long chunks of wide numbers and of a
-// shortcut, too, none.
+// Backward has fewer neurons per thread, because parameters, sums, h and sigma' need registers as well. With long
+// chunks of float and a shortcut it has no packs.
 constexpr int kWideShort = 4;
 template <class Storage, bool Shortcut>
 constexpr int kWideLong = sizeof(Storage) == 2 || !Shortcut ? 2 : 1;
 
-// Whether packs of N do not straddle channels or planes.
+// Whether no pack of N crosses the border of a channel or a plane.
 inline bool divides(int N, const Channels& c) { return (c.inner == 1 ? c.count : c.inner) % N == 0; }
 
-// What a thread's counters can hold.
+// Whether the counters of a thread can hold these numbers.
 inline bool countable(const Channels& c) { return c.inner <= INT_MAX && c.count <= INT_MAX; }
 
-// ---- sums by channel
+// ---- sums over channels
 
-// A second stage over C channels.
+// Number of blocks of the second stage over C channels.
 inline int64_t blocks_of_channels(int64_t C) { return divide_up(C, kSumChannels); }
 
-// z as one long time-step, if its rows lie one behind the other; whole images stay whole.
+// z as one long time-step, if its rows follow each other in memory; images are not split.
 inline BnStatisticsParams joined(BnStatisticsParams p) {
   if (p.T > 1 && p.z.row_stride == p.M) p.M *= p.T, p.T = 1;
   return p;
@@ -115,7 +115,7 @@ using Int = std::integral_constant<int, I>;
 // Whether backward reads the shortcut.
 inline bool reads_shortcut(Connect connect) { return connect != Connect::None && connect != Connect::Add; }
 
-// f(K, N, Shortcut) of the instance that serves these params: the time-steps of a chunk and the neurons of a thread.
+// Calls f(K, N, Shortcut) for the instance that serves these params: K time-steps per chunk, N neurons per thread.
 // K = 4 serves T <= 4.
 template <class Storage, class P, class F>
 auto with_instance(const P& p, F&& f) {

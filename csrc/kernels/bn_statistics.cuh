@@ -1,16 +1,16 @@
-// Mean and variance by channel, the second stage of all sums by channel, and the running statistics.
+// Mean and variance of each channel, the second stage of all sums over channels, and the running statistics.
 #pragma once
 
 #include "kernels/bn_walk.cuh"
 
 SEWSNN_BEGIN
 
-// How many numbers 128 bytes of storage hold: the most channels a block has.
+// Numbers in 128 bytes of storage: the largest number of channels of a block.
 template <class Storage>
 constexpr int kLine = kLineBytes / int(sizeof(Storage));
 
-// The first value of a channel. What is added up is the distance from it: of a channel far from 0 the squares would
-// leave no digits for the variance.
+// The first value of a channel. The sums are over the differences from it. For a channel with a mean far from 0, the
+// squares of the values themselves would leave no digits for the variance.
 template <class Storage>
 __device__ __forceinline__ State<Storage> origin(const BnStatisticsParams& p, int64_t channel) {
   return load_(load_global(static_cast<const Storage*>(p.z.data) + channel * p.channels.inner));
@@ -48,11 +48,12 @@ __global__ void __launch_bounds__(kThreads) bn_statistics_kernel(const BnStatist
   store_partials<kLine<Storage>>(walk, sums, p.partials);
 }
 
-// ---- the second stage: a block adds the slabs of eight channels (a sector of memory), in double
+// ---- the second stage: a block sums the slabs of eight channels (a sector of memory) in double
 
 constexpr int kSumChannels = 8;
 
-// Lane 0 of warp c < kSumChannels has the sums of the channel that is returned; for the others it is none, `channels`.
+// Lane 0 of warp c < kSumChannels gets the sums of a channel and returns this channel. All other threads return
+// `channels`, which is no channel.
 template <class S>
 __device__ __forceinline__ int64_t add_slabs(const S* partials, int64_t slabs, int64_t channels, double (&sums)[2]) {
   static_assert(kSumThreads == kWarp * kWarp, "each lane adds what one of the warps has");
@@ -85,7 +86,7 @@ __device__ __forceinline__ int64_t add_slabs(const S* partials, int64_t slabs, i
   return lane == 0 && first + warp < channels ? first + warp : channels;
 }
 
-// count: elements of a channel.
+// count is the number of elements of a channel.
 template <class Storage>
 __global__ void __launch_bounds__(kSumThreads, 1)
     bn_moments_kernel(const BnStatisticsParams p, int64_t slabs, double count) {
@@ -96,13 +97,13 @@ __global__ void __launch_bounds__(kSumThreads, 1)
   if (channel >= channels) return;
   const double mean = sums[0] / count;
   double var = sums[1] / count - mean * mean;
-  if (var < 0) var = 0;  // by rounding; NaN stays NaN
+  if (var < 0) var = 0;  // rounding can make it negative; NaN stays NaN
   S* const out = static_cast<S*>(p.statistics) + channel;
   store_global(out, S(double(origin<Storage>(p, channel)) + mean));
   store_global(out + channels, S(var));
 }
 
-// ---- the running statistics, by one block, which sees whether all channels are finite
+// ---- the running statistics; one block updates them, so that it sees whether all channels are finite
 
 template <class S>
 struct Momentum {

@@ -1,4 +1,4 @@
-// Packed spikes as numbers: a thread makes eight of one byte.
+// Unpacks spikes to numbers: each thread makes eight numbers from one byte.
 #pragma once
 
 #include "core/access.h"

@@ -1,12 +1,12 @@
-// How the kernels of batch norm walk over the [M] neurons of a time-step, and add up by channel.
+// How the kernels of batch norm walk over the [M] neurons of a time-step and sum over channels.
 //
-// A thread owns N neighbours of one column and goes down the rows, so that it stays with its channels: their parameters
-// are loaded once, its sums stay in registers.
-//   channels_last   a column is N channels, a row a pixel
+// A thread owns N neighbours of one column and goes down the rows. It therefore stays with its channels, loads their
+// parameters once and keeps its sums in registers.
+//   channels_last   a column is N channels, a row is a pixel
 //   contiguous      a column is one channel, its rows are the packs of N in the planes of that channel
-// Both are one formula if a pixel is called an image whose planes have one pack. A block is `width` columns (a line of
-// 128 bytes of channels; contiguous: 1) times kThreads / width rows, and the blocks of one group of columns are its
-// slabs. How many slabs there are follows from the shape alone: a device with more multiprocessors gives the same bits.
+// One formula serves both, if a pixel counts as an image whose planes have one pack. A block is `width` columns (a line
+// of 128 bytes of channels; contiguous: 1) times kThreads / width rows. The blocks of one group of columns are its
+// slabs. The number of slabs depends only on the shape, so a device with more multiprocessors gives the same bits.
 #pragma once
 
 #include <algorithm>
@@ -21,13 +21,13 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct Walk {
-  int64_t rows;             // of a column
-  int64_t channels;         // in all
+  int64_t rows;             // rows of a column
+  int64_t channels;         // number of channels
   int64_t image, column;    // neurons from image to image, from column to column
-  int64_t step, turn;       // neurons from a thread's row to its next, and what the end of a plane adds
-  int packs, step_packs;    // of a plane; of a step within it
-  int columns, width;       // in all, in a block
-  int groups, slabs;        // blocks: groups of columns, each over so many slabs of rows
+  int64_t step, turn;       // neurons from a thread's row to its next row, and additional ones at the end of a plane
+  int packs, step_packs;    // packs of a plane; packs of a step within a plane
+  int columns, width;       // columns in total; columns of a block
+  int groups, slabs;        // groups of columns; slabs of rows per group; a block per group and slab
   int channels_per_column;  // N, or 1
 
   unsigned blocks() const { return unsigned(groups) * unsigned(slabs); }
@@ -36,7 +36,7 @@ struct Walk {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// N divides C (channels_last) or the plane (contiguous); `blocks` are wanted.
+// N divides C (channels_last) or the plane (contiguous). `blocks` is the number of blocks to aim at.
 inline Walk walk_over(int64_t M, const Channels& c, int N, int storage_bytes, int64_t blocks) {
   const bool last = c.inner == 1;
   Walk w;
@@ -60,7 +60,7 @@ inline Walk walk_over(int64_t M, const Channels& c, int N, int storage_bytes, in
   return w;
 }
 
-// One thread on its way: the first of its N neurons is `i`.
+// The position of a thread: `i` is the first of its N neurons.
 template <int N>
 struct Walker {
   int64_t i, row;
@@ -73,7 +73,7 @@ struct Walker {
     const unsigned image = first / unsigned(w.packs);
     pack = int(first % unsigned(w.packs));
     i = image * w.image + column * w.column + pack * N;
-    row = column < unsigned(w.columns) ? int64_t(first) : w.rows;  // beside the last column there is nothing to do
+    row = column < unsigned(w.columns) ? int64_t(first) : w.rows;  // no work beside the last column
   }
   __device__ __forceinline__ bool inside(const Walk& w) const { return row < w.rows; }
   __device__ __forceinline__ void advance(const Walk& w) {
@@ -88,8 +88,8 @@ __device__ __forceinline__ int64_t first_channel(const Walk& w) {
   return int64_t(blockIdx.x % unsigned(w.groups)) * w.channels_per_block();
 }
 
-// Q numbers of each channel, which of(channel, numbers) makes: once in the block, then every thread gets those of its N
-// neurons. Line: the most neurons in a row of the block.
+// Computes Q numbers of each channel with of(channel, numbers), once per block; then every thread gets the numbers of
+// its N neurons. Line is the largest number of neurons in a row of the block.
 template <int Line, class S, int N, int Q, class F>
 __device__ __forceinline__ void share_by_channel(const Walk& w, Pack<S, N> (&mine)[Q], F&& of) {
   __shared__ Pack<S, N> all[Q][Line / N];
@@ -106,8 +106,8 @@ __device__ __forceinline__ void share_by_channel(const Walk& w, Pack<S, N> (&min
   for (int q = 0; q < Q; ++q) mine[q] = all[q][threadIdx.x % unsigned(w.width)];
 }
 
-// Two sums by channel over the rows of the block, each in an order that depends on nothing but the thread number, into
-// partials [slabs, 2, C].
+// Writes two sums per channel over the rows of the block to partials [slabs, 2, C]. Their order depends only on the
+// thread number.
 template <int Line, class S, int N>
 __device__ __forceinline__ void store_partials(const Walk& w, Pack<S, N> (&sums)[2], void* partials) {
   __shared__ Pack<S, N> warps[kThreads / kWarp][2][Line / N];
@@ -127,7 +127,7 @@ __device__ __forceinline__ void store_partials(const Walk& w, Pack<S, N> (&sums)
   const int own = w.channels_per_block(), q = int(threadIdx.x) / own, entry = int(threadIdx.x) % own;
   const int64_t channel = first_channel(w) + entry;
   if (q >= 2 || channel >= w.channels) return;
-  const int neurons = N / w.channels_per_column;  // of the row that belong to this channel
+  const int neurons = N / w.channels_per_column;  // neurons of the row that belong to this channel
   S sum = S(0);
   SEWSNN_UNROLL
   for (int warp = 0; warp < kThreads / kWarp; ++warp)

@@ -1,4 +1,4 @@
-// The CPU kernels as one table per instruction set. No torch here, and none of the kernels' headers.
+// The CPU kernels as one table per instruction set. This file includes neither torch nor the headers of the kernels.
 #pragma once
 
 #include "kernels/cpu_bn_kernels.h"
@@ -22,8 +22,9 @@ extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kAvx512Kernels;
 #endif
 
-// The best table this processor can run; SEWSNN_CPU=generic|avx2|avx512 asks for a lower one. Chosen once.
-// An exception where SEWSNN_CPU names none that this processor can run, as cpu_problem() says; null: it does.
+// cpu_kernels() returns the best table that this processor can run, or the one that SEWSNN_CPU=generic|avx2|avx512 asks
+// for. The choice is made once. cpu_problem() says if SEWSNN_CPU names no table that this processor can run (null: no
+// problem); cpu_kernels() then throws an exception.
 const CpuKernels& cpu_kernels();
 const char* cpu_problem();
 

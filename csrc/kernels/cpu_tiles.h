@@ -1,6 +1,6 @@
-// The inner loops of the CPU kernels: a tile of neighbouring neurons over some time-steps, a group of vectors of them
-// in registers while the time runs. Template arguments replace every run-time choice about the neuron; what is chosen
-// about memory costs one branch per group.
+// The inner loops of the CPU kernels. They run a tile of neighbouring neurons over some time-steps, one group of
+// vectors after the other, and keep the state of a group in registers over all these time-steps. Run-time choices about
+// the neuron are template arguments. Choices about memory cost one branch per group.
 #pragma once
 
 #include "core/vector.h"
@@ -12,8 +12,8 @@
 SEWSNN_BEGIN
 
 constexpr int kTile = 64;        // neurons
-constexpr int kGroup = 4;        // vectors whose state is in registers at a time
-constexpr int kPrefetch = 2048;  // bytes ahead, in each row that is read
+constexpr int kGroup = 4;        // vectors that have their state in registers at the same time
+constexpr int kPrefetch = 2048;  // bytes to prefetch ahead in each row that is read
 
 template <class S>
 constexpr int kGroupSize = kGroup * kLanes<S>;  // neurons
@@ -32,7 +32,7 @@ struct Group {
   }
 };
 
-// One row per time-step, at the tile's first neuron.
+// The rows of an operand, one per time-step, from the tile's first neuron on.
 template <class T>
 struct Source {
   using S = State<T>;
@@ -63,7 +63,7 @@ struct Source {
 template <class T>
 struct Sink {
   using S = State<T>;
-  T* data;  // null: not wanted
+  T* data;  // null: not requested
   int64_t row_stride;
   bool streaming;
 
@@ -77,7 +77,7 @@ struct Sink {
   }
 };
 
-// The neuron with its run-time choices made template arguments.
+// The neuron with its run-time choices as template arguments.
 template <class S, class Neuron, bool Decay, bool Hard, bool Detach = true>
 struct Dynamics {
   Neuron neuron;
@@ -97,7 +97,7 @@ struct ForwardTile {
   int64_t steps;
   Source<Storage> x;
   Source<S> v_before;  // one row: the potential before the first time-step
-  S* v_after;          // [kTile] after the last
+  S* v_after;          // [kTile]: the potential after the last time-step
   Sink<Storage> s;
   Sink<S> v_seq;
 };
@@ -109,7 +109,7 @@ template <class Storage, class Neuron, bool Decay, bool Hard>
 void forward_tile(const NeuronParams& p, State<Storage> leak, const ForwardTile<Storage>& in) {
   using S = State<Storage>;
   using V = Vector<S>;
-  const ForwardTile<Storage> tile = in;  // a copy that no store can touch: it stays in registers
+  const ForwardTile<Storage> tile = in;  // a copy that no store can change: it stays in registers
   const auto [neuron, fire] = Dynamics<S, Neuron, Decay, Hard>::from(p, leak);
   for (int i = 0; i < kTile; i += kGroupSize<S>) {
     Group<S> v = tile.v_before.group(0, i), s;
@@ -128,7 +128,7 @@ void forward_tile(const NeuronParams& p, State<Storage> leak, const ForwardTile<
   }
 }
 
-// ---- backward: h is replayed from x and v, then time runs back
+// ---- backward: recomputes h from x and v, then runs through the time-steps in reverse
 
 template <class Storage>
 struct BackwardTile {
@@ -137,12 +137,12 @@ struct BackwardTile {
   Source<Storage> x;
   Source<S> v_before;  // one row: the potential before the first time-step
   Source<Storage> grad_s;
-  Source<S> grad_v;        // of every time-step; data null: none
-  Source<S> grad_v_after;  // one row: dL/dv after the last time-step, from the time-steps that follow
+  Source<S> grad_v;        // gradient of v of every time-step; data null: none
+  Source<S> grad_v_after;  // one row: dL/dv after the last time-step, from later time-steps
   S* grad_v_before;        // [kTile]
   Sink<Storage> grad_x;
   S* h;  // [kChunk, kTile] scratch
-  S* g;  // [kChunk, kTile] scratch: sigma'(h - v_threshold), then dL/dh if that is kept for leak_gradient()
+  S* g;  // [kChunk, kTile] scratch: sigma'(h - v_threshold), then dL/dh if leak_gradient() needs it
   bool keep_grad_h;
 };
 
@@ -205,8 +205,8 @@ void backward_tile(const NeuronParams& p, State<Storage> leak, const BackwardTil
   }
 }
 
-// Adds the tile's share of dL/dleak, the sum over time-steps of dL/dh dh/dleak, to kTile double lanes, one per neuron:
-// the same numbers whatever the vectors are. Comes after backward_tile with keep_grad_h.
+// Adds the tile's share of dL/dleak, the sum over time-steps of dL/dh dh/dleak, to kTile double lanes, one per neuron.
+// The result does not depend on the width of vectors. Call it after backward_tile with keep_grad_h.
 template <class Storage>
 void leak_gradient(const NeuronParams& p, State<Storage> leak, const BackwardTile<Storage>& tile, double* lanes) {
   using S = State<Storage>;

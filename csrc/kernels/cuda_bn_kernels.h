@@ -1,5 +1,5 @@
-// The CUDA kernels of batch norm + neuron + connection as functions. No torch here. They return the launch's error; the
-// stream carries the work.
+// The CUDA kernels of batch norm + neuron + connection as functions, without torch. They launch kernels on the stream
+// and return the error of the launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,17 +10,17 @@ namespace sewsnn {
 
 // Bytes of `partials` that statistics and reduce need.
 int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels&, DType);
-// How many numbers reduce leaves in grad_leak_partials, to be added by cuda_sum_partials.
+// Number of partial sums that reduce writes to grad_leak_partials; cuda_sum_partials adds them.
 int64_t cuda_bn_leak_partials(const BnReduceParams&);
 
 cudaError_t cuda_bn_statistics(const BnStatisticsParams&, cudaStream_t);
-// running += momentum (new - running), the variance unbiased; nothing, unless all statistics are finite.
+// running += momentum (new - running), with the unbiased variance. If a statistic is not finite, nothing changes.
 cudaError_t cuda_bn_update(const void* statistics, int64_t channels, double momentum, double count, DType state,
                            void* running_mean, void* running_var, cudaStream_t);
 cudaError_t cuda_bn_forward(const BnForwardParams&, cudaStream_t);
 cudaError_t cuda_bn_reduce(const BnReduceParams&, cudaStream_t);
 cudaError_t cuda_bn_apply(const BnApplyParams&, cudaStream_t);
-// Packed spikes (BnForwardParams::bits) as 8 * bytes numbers.
+// Unpacks spikes (BnForwardParams::bits) to 8 * bytes numbers.
 cudaError_t cuda_unpack(const uint8_t* bits, int64_t bytes, DType, void* out, cudaStream_t);
 
 }  // namespace sewsnn

@@ -1,4 +1,4 @@
-// The CUDA kernels as functions. No torch here. They return the launch's error; the stream carries the work.
+// The CUDA kernels as functions, without torch. They launch kernels on the stream and return the error of the launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,13 +7,14 @@
 
 namespace sewsnn {
 
-// Whether the library has code that the current device and its driver can run: an error of one kernel is one of all.
+// Returns an error if the library has no code that the current device and its driver can run. It tries one kernel,
+// which stands for all.
 cudaError_t cuda_find_code();
 cudaError_t cuda_forward(const ForwardParams&, cudaStream_t);
-// How many partial sums the backward leaves in grad_leak_partials (its grid).
+// Number of partial sums that backward writes to grad_leak_partials: the number of its blocks.
 int64_t cuda_backward_blocks(const BackwardParams&);
 cudaError_t cuda_backward(const BackwardParams&, cudaStream_t);
-// The partials summed in a fixed order, in the state's type of dtype.
+// Sums the partials in a fixed order and writes the sum in the state's type of dtype.
 cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype, void* out, cudaStream_t);
 
 }  // namespace sewsnn

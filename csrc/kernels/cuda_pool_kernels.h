@@ -1,5 +1,5 @@
-// The CUDA kernels of the stem (core/bn_params.h, PoolParams) as functions. No torch here. They return the launch's
-// error; the stream carries the work.
+// The CUDA kernels of the stem (core/bn_params.h, PoolParams) as functions, without torch. They launch kernels on the
+// stream and return the error of the launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,7 +10,8 @@ namespace sewsnn {
 
 // Bytes of `partials` that reduce needs.
 int64_t cuda_pool_workspace(const PoolReduceParams&);
-// How many numbers reduce leaves in grad_leak_partials, to be added by cuda_sum_partials (kernels/cuda_kernels.h).
+// Number of partial sums that reduce writes to grad_leak_partials; cuda_sum_partials (kernels/cuda_kernels.h) adds
+// them.
 int64_t cuda_pool_leak_partials(const PoolReduceParams&);
 
 cudaError_t cuda_pool_forward(const PoolForwardParams&, cudaStream_t);

@@ -1,7 +1,7 @@
-// Multi-step IF/LIF/PLIF on the GPU. A thread owns N neighbouring neurons (one 16-byte access where the storage allows
-// it) and runs all T time-steps with the state in registers. Loads are issued several time-steps ahead: the recurrence
-// is short, the memory far. Backward replays K time-steps at a time from x, K <= kChunk, and keeps their h in
-// registers.
+// Multi-step IF/LIF/PLIF on the GPU. A thread owns N neighbouring neurons (one access of 16 bytes where the storage
+// type allows it) and runs all T time-steps with the state in registers. It issues loads several time-steps ahead,
+// because the recurrence is short and the latency of memory is long. Backward replays K <= kChunk time-steps at a time
+// from x and keeps their h in registers.
 #pragma once
 
 #include "core/access.h"
@@ -12,16 +12,16 @@
 SEWSNN_BEGIN
 
 constexpr int kThreads = 128;
-constexpr int kSumThreads = 1024;  // of the one block that adds partial sums
+constexpr int kSumThreads = 1024;  // threads of the one block that adds partial sums
 constexpr int kAhead = 4;          // time-steps loaded before they are used
 
-// The neuron in the state's type, made on the host: kernels compute no constants.
+// The neuron in the state's type. The host converts it, so that kernels compute no constants.
 template <class Neuron, class S>
 struct Setup {
   Neuron neuron;
   FireReset<S> fire;
   Surrogate<S> surrogate;
-  const S* leak;  // PLIF's 1 / tau, in memory
+  const S* leak;  // PLIF: 1 / tau in memory
 
   static Setup from(const NeuronParams& p) {
     return {Neuron::from(p, S(p.inverse_tau)), FireReset<S>::from(p), Surrogate<S>::from(p),
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
   if (p.v && !p.v_seq) v_at.store(v);
 }
 
-// Sum over the block, in an order that depends on nothing but the thread number; thread 0 has it.
+// Returns the sum over the block in thread 0. The order depends only on the thread number.
 template <int Threads>
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double warps[Threads / 32];
@@ -101,15 +101,15 @@ __device__ __forceinline__ double block_sum(double x) {
   return sum;
 }
 
-// The N neurons from i: writes grad_x and grad_v0, returns their share of dL/dleak (0 unless Leak).
+// Backward of the N neurons from i on: writes grad_x and grad_v0, returns their share of dL/dleak (0 without Leak).
 template <class Neuron, class Storage, int K, int N, bool Leak>
 __device__ __forceinline__ double backward_neurons(const BackwardParams& p, const Setup<Neuron, State<Storage>>& o,
                                                    int64_t i) {
   using S = State<Storage>;
-  constexpr int G = N < 8 ? kAhead : 2;  // time-steps whose sigma' is in registers at a time
+  constexpr int G = N < 8 ? kAhead : 2;  // time-steps that have their sigma' in registers at the same time
   const Neuron neuron = o.load_neuron();
   const FireReset<S>& fire = o.fire;
-  const int64_t first = (p.T - 1) / K * K, last = first + K - 1;  // of the chunk that comes first
+  const int64_t first = (p.T - 1) / K * K, last = first + K - 1;  // start and end of the last chunk
   Cursor<Storage, N> x_at(p.x, first, i), gs_at(p.grad_s, last, i), gx_at(p.grad_x, p.M, last, i);
   Cursor<S, N> gv_at(p.grad_v, p.v_seq ? last : 0, i);
   double grad_leak = 0;
@@ -124,7 +124,7 @@ __device__ __forceinline__ double backward_neurons(const BackwardParams& p, cons
     }
     x_at.move(-2 * K);
     Pack<Storage, N> gs[kAhead];
-    // The kAhead of them up to time-step t, or those that there are.
+    // Loads the kAhead time-steps up to t, as far as they exist.
     const auto load_gs = [&](int64_t t) {
       SEWSNN_UNROLL
       for (int k = kAhead - 1; k >= 0; --k) {
@@ -147,7 +147,7 @@ __device__ __forceinline__ double backward_neurons(const BackwardParams& p, cons
         v.at[j] = fire.reset(h[k].at[j]);
       }
     }
-    S leak_sum = S(0);  // of one chunk: K N terms at most
+    S leak_sum = S(0);  // sum of one chunk: at most K N terms
     SEWSNN_UNROLL
     for (int group = K - G; group >= 0; group -= G) {
       if ((group + G) % kAhead == 0 && group + G != K) load_gs(start + group + G - 1);
@@ -194,8 +194,8 @@ __device__ __forceinline__ double backward_neurons(const BackwardParams& p, cons
   return grad_leak;
 }
 
-// How many the registers must leave room for: 128 a thread with short chunks, 168 where x is needed to the end, else
-// what it takes.
+// The number of blocks per multiprocessor for which the registers must suffice: four with 128 registers per thread,
+// three with 168 (PLIF's gradient needs x until the end), two with 255 (long chunks).
 template <int K, int N, bool Leak>
 constexpr int blocks_per_multiprocessor() {
   return K > kAhead ? 2 : Leak && N >= 8 ? 3 : 4;
@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor<K, N, Leak
   }
 }
 
-// One block: the partial sums in a fixed order, rounded once to the state's type.
+// One block sums the partial sums in a fixed order and rounds once, to the state's type.
 template <class S>
 __global__ void __launch_bounds__(kSumThreads) sum_partials_kernel(const double* partials, int64_t count, S* out) {
   double sum = 0;

@@ -1,6 +1,6 @@
-// Multi-step IF/LIF/PLIF on the CPU. The neurons are cut into tiles; a tile runs all T time-steps (in chunks of kChunk,
-// which backward replays from x and the checkpoints), so x, s and the gradients cross memory once. Tiles make up
-// blocks, which are independent: any split over threads gives the same result.
+// Multi-step IF/LIF/PLIF on the CPU. The neurons are cut into tiles. A tile runs all T time-steps (in chunks of kChunk,
+// which backward replays from x and the checkpoints), so x, s and the gradients are read or written once. Blocks
+// consist of tiles and are independent, so any number of threads gives the same result.
 #pragma once
 
 #include "core/dispatch.h"
@@ -11,7 +11,7 @@ SEWSNN_BEGIN
 constexpr int64_t kBlock = 1024;  // neurons
 static_assert(kBlock % kTile == 0 && kTile % kGroupSize<float> == 0, "tiles fill blocks, vectors fill tiles");
 
-// Results of this size and more do not stay in any cache until they are used.
+// Results of this size and more do not stay in any cache until a later op uses them.
 constexpr int64_t kStreamingBytes = int64_t(8) << 20;
 
 // A [T, M] result. It is streamed past the cache if it is large and every vector of it is aligned.
@@ -27,8 +27,8 @@ Sink<T> from(const Sink<T>& sink, int64_t t, int64_t i) {
   return {sink.data ? sink.data + t * sink.row_stride + i : nullptr, sink.row_stride, sink.streaming};
 }
 
-// The last tile may have fewer than kTile neurons. It is worked on in a copy of its rows, filled up with zeros: neurons
-// that get no gradient, and so add nothing to that of the leak.
+// The last tile may have fewer than kTile neurons. It is processed in a copy of its rows that is filled up with zeros.
+// The additional neurons get no gradient and therefore add nothing to the gradient of the leak.
 template <class T>
 struct Padded {
   alignas(64) T rows[kChunk][kTile];
@@ -46,14 +46,14 @@ struct Padded {
   }
 };
 
-// v before time-step t, a multiple of kChunk: v0 or a checkpoint; `rest` where there is none.
+// v before time-step t, a multiple of kChunk: v0 or a checkpoint; `rest` without v0.
 template <class S>
 Source<S> v_before(const void* v0, const void* checkpoints, int64_t t, int64_t M, int64_t i, const S* rest) {
   const S* const row = t == 0 ? static_cast<const S*>(v0) : static_cast<const S*>(checkpoints) + (t / kChunk - 1) * M;
   return row ? Source<S>{row + i, 0, 1} : Source<S>{rest, 0, 0};
 }
 
-// f(neuron, decay, hard) with the types that stand for p's choices.
+// Calls f(neuron, decay, hard) with the types that stand for the choices in p.
 template <class S, class F>
 auto with_dynamics(const NeuronParams& p, F&& f) {
   return with_neuron<S>(p, [&](auto neuron) {

@@ -11,8 +11,8 @@
 
 namespace sewsnn {
 
-// Neurons per thread: 16 bytes of storage, and no more than 64 h in registers; of doubles, which take two each, and
-// whose arithmetic takes more besides, 16.
+// Neurons per thread: 16 bytes of storage, and at most 64 h in registers. For doubles at most 16 h, because each takes
+// two registers and their arithmetic needs more registers.
 template <class Storage, int K>
 constexpr int neurons_per_thread() {
   const int by_access = 16 / int(sizeof(Storage)), by_registers = (sizeof(Storage) == 8 ? 16 : 64) / K;
@@ -34,7 +34,7 @@ inline int64_t blocks_for(int64_t M, int neurons) {
   return (M + per_block - 1) / per_block;
 }
 
-// The runtime's call for what <<<blocks, Threads, 0, stream>>> means; more blocks than a grid has are an error.
+// Launches a kernel like <<<blocks, Threads, 0, stream>>>. More blocks than a grid can have are an error.
 template <int Threads = kThreads, class... P, class... Given>
 cudaError_t launch(void (*kernel)(P...), int64_t blocks, cudaStream_t stream, const Given&... arguments) {
   if (blocks < 1 || blocks > INT_MAX) return cudaErrorInvalidConfiguration;
@@ -70,7 +70,7 @@ bool backward_is_wide(const BackwardParams& p) {
          aligned<S, N>({p.grad_v0, p.M, 1}, 1);
 }
 
-// K = 4 serves T <= 4, K = kChunk any T.
+// K = 4 serves T <= 4, K = kChunk serves any T.
 template <class Storage, int K>
 int64_t backward_blocks(const BackwardParams& p) {
   return blocks_for(p.M, backward_is_wide<Storage, K>(p) ? neurons_per_thread<Storage, K>() : 1);

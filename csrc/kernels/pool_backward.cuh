@@ -1,7 +1,8 @@
-// The stem's backward, twice: reduce and apply recompute dL/dy. Each thread walks down its columns one row of windows
-// after the other: spikes of the rows to come into shared memory, winners of the windows from there, then the neurons
-// of the two rows of z whose windows are all known. Gradients are loaded for each neuron that may get them, up to four
-// times, from the cache: kept in registers they would be as many as the potentials.
+// The two passes of the stem's backward: reduce and apply, which both recompute dL/dy. Each thread walks down its
+// columns one row of windows after the other. It writes the spikes of the next rows to shared memory, finds the winners
+// of the windows there, and then processes the neurons of the two rows of z that have all their windows. It loads a
+// gradient for each neuron that may get it, up to four times, from the cache. In registers the gradients would need as
+// much space as the potentials.
 #pragma once
 
 #include "kernels/pool_tile.cuh"
@@ -9,20 +10,20 @@
 
 SEWSNN_BEGIN
 
-constexpr int kPoolRows = 8;  // of spikes in shared memory: three are read while two of the next windows are written
+constexpr int kPoolRows = 8;  // rows of spikes in shared memory: three are read while two of the next are written
 
 struct PoolSpikes {
   uint32_t even[kPoolRows][kThreads], odd[kPoolRows][kThreads];
 };
 
-// Where gradients of a row of windows go, of those a thread's two columns are in: by row of the window, of the thread's
-// own to its even and its odd column, and of that to the right to its odd column. Shared memory because there a thread
-// may choose among them; others do not look.
+// Where the gradients of a row of windows go, for each row of a window: from the thread's own window to its even and
+// its odd column, and from the window to the right to its odd column. A thread reads only its own entries. They are in
+// shared memory because a thread can index them there.
 struct PoolWins {
   uint32_t even[3][kThreads], odd[3][kThreads], odd_from_right[3][kThreads];
 };
 
-// `first_row`: of z.
+// `first_row` is a row of z.
 template <int N>
 __device__ __forceinline__ void set_wins(const PoolTiling& g, const PoolThread<N>& at, const PoolSpikes& spikes,
                                          int first_row, PoolWins& wins) {
@@ -48,14 +49,14 @@ __device__ __forceinline__ void set_wins(const PoolTiling& g, const PoolThread<N
   }
 }
 
-// Adds the gradients of one window in all time-steps, where it has won.
+// Adds the gradients of one window, in all time-steps in which this position has won.
 template <int K, class Storage, int N>
 __device__ __forceinline__ void add_gradients(Cursor<Storage, N> grads, int T, uint32_t wins,
                                               Pack<State<Storage>, N> (&gs)[K]) {
   Pack<Storage, N> grad[K];
   SEWSNN_UNROLL
   for (int t = 0; t < K; ++t) {
-    grad[t] = fill_pack<Storage, N>(Storage());  // not left open: some compilers would carry it from row to row
+    grad[t] = fill_pack<Storage, N>(Storage());  // initialised: otherwise some compilers keep it from row to row
     if (t < T) grad[t] = grads.load();
     grads.move(1);
   }
@@ -67,13 +68,13 @@ __device__ __forceinline__ void add_gradients(Cursor<Storage, N> grads, int T, u
   }
 }
 
-// dL/dy of N neurons, summed over time, from the gradients of their spikes; their share of dL/dleak is added, if
-// wanted.
+// Returns dL/dy of N neurons, summed over time, from the gradients of their spikes. If `leak`, adds their share of
+// dL/dleak to grad_leak.
 template <int K, class S, int N>
 __device__ __forceinline__ Pack<S, N> neuron_gradients(const AnyNeuron<S>& neuron, const PoolSetup<S>& o, int T,
                                                        const Pack<S, N>& y, const Pack<S, N> (&gs)[K], bool leak,
                                                        double& grad_leak) {
-  constexpr int G = K < 8 ? K : 8;  // time-steps whose sigma' is in registers at a time
+  constexpr int G = K < 8 ? K : 8;  // time-steps that have their sigma' in registers at the same time
   const FireReset<S>& fire = o.neuron.fire;
   Pack<S, N> h[K], total = fill_pack<S, N>(S(0)), gv = fill_pack<S, N>(S(0));
   neuron.visit([&](const auto& of_kind) {
@@ -118,16 +119,16 @@ __device__ __forceinline__ Pack<S, N> neuron_gradients(const AnyNeuron<S>& neuro
   return total;
 }
 
-// What the blocks of backward keep in shared memory.
+// The shared memory of a block of backward.
 template <class S, int N>
 struct PoolShared {
   PoolNumbers<S, N> numbers[kNumbers];
   PoolSpikes spikes;
-  PoolWins wins[2];  // of the windows at odd rows, and at even ones
+  PoolWins wins[2];  // for even rows of windows, and for odd ones
 };
 
-// use(z, dL/dy summed over time, offset in z) for every neuron a thread owns: those of rows 2 first - 1 to 2 last - 2,
-// and of the last row below them. Returns the share of dL/dleak.
+// Calls use(z, dL/dy summed over time, offset in z) for every neuron that a thread owns: the neurons of rows
+// 2 first - 1 to 2 last - 2, and of the last row below them. Returns their share of dL/dleak.
 template <class Storage, int K, int N, class Use>
 __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, const PoolTiling& g,
                                                 const PoolSetup<State<Storage>>& o, const PoolThread<N>& at,
@@ -135,7 +136,7 @@ __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, con
   using S = State<Storage>;
   const int thread = int(threadIdx.x);
   const AnyNeuron<S> neuron = o.neuron.load_neuron();
-  const int begin = at.first > 0 ? at.first - 1 : 0;  // one row of windows before, for what it leaves to ours
+  const int begin = at.first > 0 ? at.first - 1 : 0;  // includes the row of windows above, which shares a row of z
   const int end = at.last < g.out_height || g.height % 2 ? at.last : at.last + 1;
   double grad_leak = 0;
   const Rows z_rows = {p.z, g.row, 1};
@@ -156,7 +157,7 @@ __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, con
     if (!at.owns) continue;
     const PoolWins &above = shared.wins[(i + 1) % 2], &here = shared.wins[i % 2];
     if (i < g.out_height) set_wins(g, at, shared.spikes, 2 * i - 1, shared.wins[i % 2]);
-    // Rows 2 i - 1 and 2 i, even column and odd.
+    // Rows 2 i - 1 and 2 i, even and odd column.
     SEWSNN_ROLLED
     for (int q = i < at.first ? 4 : 0; q < 4; ++q) {
       const int odd_column = q % 2, odd_row = q < 2, y_row = 2 * i - odd_row;
@@ -166,7 +167,7 @@ __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, con
       Pack<S, N> gs[K];
       SEWSNN_UNROLL
       for (int t = 0; t < K; ++t) gs[t] = fill_pack<S, N>(S(0));
-      // The windows above, here, and to the right of both: sums are in the order of rows, then columns.
+      // Add the windows above, here, and to the right of both, in the order of rows, then columns.
       const auto add = [&](const PoolWins& wins, int window_row, int r) {
         const int64_t window = at.out + window_row * g.out_row;
         const uint32_t won = odd_column ? wins.odd[r][thread] : wins.even[r][thread];
@@ -185,7 +186,7 @@ __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, con
   return grad_leak;
 }
 
-// How many the registers must leave room for.
+// The number of blocks per multiprocessor for which the registers must suffice.
 template <class S, int K, int N>
 constexpr int pool_blocks_per_multiprocessor() {
   return sizeof(S) == 8 ? 2 : K * N > 16 ? 3 : 4;
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State
     pool_reduce_kernel(const PoolReduceParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
   using S = State<Storage>;
   __shared__ PoolShared<S, N> shared;
-  __shared__ S sums[2][N][kThreads];  // each thread's own, which registers have no room for
+  __shared__ S sums[2][N][kThreads];  // each thread uses its own; there are too few registers for them
   load_numbers<S, N>(p, g, o, nullptr, shared.numbers);
   const auto at = PoolThread<N>::at(g);
   SEWSNN_UNROLL
@@ -216,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State
     if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, total);
   }
   __syncthreads();
-  // One thread per channel and sum adds the columns, left to right.
+  // One thread per channel and sum adds the columns from left to right.
   for (int i = int(threadIdx.x); i < 2 * g.packs * N; i += kThreads) {
     const int which = i / (g.packs * N), channel = i % (g.packs * N), of_pack = channel / N;
     const int c = at.slice * g.packs * N + channel;
@@ -229,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State
   }
 }
 
-// [rows, n] partial sums to [n], a block for each.
+// Adds [rows, n] partial sums to n sums, one block per sum.
 template <class S>
 __global__ void __launch_bounds__(kThreads) pool_sums_kernel(const double* partials, int64_t rows, int64_t n, S* out) {
   double sum = 0;

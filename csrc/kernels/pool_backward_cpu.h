@@ -1,18 +1,18 @@
-// The stem's backward on the CPU: the spikes again, a row of windows ahead of the gradients, then the neurons row by
-// row. Reduce and apply differ in what they do with dL/dy.
+// The stem's backward on the CPU. It recomputes the spikes one row of windows ahead of the gradients, then processes
+// the neurons row by row. Reduce and apply differ only in their use of dL/dy.
 #pragma once
 
 #include "kernels/pool_cpu.h"
 
 SEWSNN_BEGIN
 
-// Which bits of a window row's gradients go to each of the three columns of a row of z.
+// The bits of a window row that say which gradients go to each of the three columns of a row of z.
 struct Wins {
   Array<Train> left, middle, right;
   explicit Wins(const PoolBlock& b) : left(b.room()), middle(b.room()), right(b.room()) {}
 };
 
-// A window row: its gradients, [T, room], and where they go in each of its three rows.
+// A row of windows: its gradients [T, room], and where they go in each of its three rows of z.
 template <class S>
 struct WindowRow {
   Array<S> grads;
@@ -38,20 +38,19 @@ struct WindowRow {
         write(wins[r]->right + k, won.at[r][2]);
       }
     }
-    // After the last window of a row there is none that could have won.
+    // Clear the entries after the last window of a row: no window there can win.
     for (const Wins* w : wins) memset(w->left + b.n, 0, size_t(b.padded - b.n) * sizeof(Train));
   }
 };
 
-// One of the rows of windows that a row of z belongs to.
+// One of the rows of windows that contain a row of z.
 template <class S>
 struct Share {
   const WindowRow<S>* window;
   const Wins* wins;
 };
 
-// What Visitor does with each tile: f(even side?, k, G, z) where G is dL/dy summed over time; after each row of z:
-// row(y).
+// Computes dL/dy of an image's plane, or of the channels of a block, and passes it to the callbacks of run().
 template <class Storage>
 class PoolBackward {
  public:
@@ -66,8 +65,8 @@ class PoolBackward {
         backward_(select_backward<S>(p.neuron)),
         surrogate_(select_surrogate<S>(p.neuron)) {}
 
-  // tile(z of kTile neurons, their dL/dy summed over time, even or odd, k); row_end(y). grad_leak: kTile lanes, or
-  // null.
+  // Calls tile(z of kTile neurons, their dL/dy summed over time, even or odd, k) for each tile, and row_end(y) after
+  // each row of z. grad_leak has kTile lanes, or is null.
   template <class Tile, class RowEnd>
   void run(double* grad_leak, const Tile& tile, const RowEnd& row_end) const {
     struct Row {
@@ -114,13 +113,14 @@ class PoolBackward {
     }
   }
 
-  // One window's part of the gradients of a tile's spikes: where it has won, and its gradients, [T, room].
+  // The part that one window per neuron adds to the gradients of a tile's spikes: where it has won, and its gradients
+  // [T, room].
   struct Term {
     const Train* wins;
     const S* grads;
   };
 
-  // The gradients of a tile's spikes, summed in the order of the terms.
+  // Computes the gradients of a tile's spikes: the sum of the terms, in their order.
   template <int Terms>
   void spike_grads(const Term* terms, S* gs) const {
     using V = Vector<S>;
@@ -136,7 +136,7 @@ class PoolBackward {
       }
     }
   }
-  // Ascending rows of windows, then columns.
+  // The order is ascending rows of windows, then columns.
   void spike_grads(bool even, int64_t k, const Share<S>* shares, int n, S* gs) const {
     Term terms[4];
     int count = 0;
@@ -188,7 +188,7 @@ class PoolBackward {
   const SurrogateFunction<S> surrogate_;
 };
 
-// The block's share of the sums, as doubles: [images, 2, C].
+// The block's share of the sums, as doubles [images, 2, C].
 template <class Storage>
 void pool_reduce_block(const PoolReduceParams& p, int64_t index, const PoolBlock& b,
                        const PoolNorm<State<Storage>>& norm) {

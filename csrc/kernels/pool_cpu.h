@@ -1,6 +1,7 @@
-// The stem on the CPU: batch norm, neuron and max pooling of one still image, without ever holding more than some rows
-// of it. A block is an image's plane, or kPoolChannels channels of one that is channels_last; blocks are independent:
-// any split over threads gives the same result. Here: forward, and what both directions share.
+// The stem on the CPU: batch norm, neuron and max pooling of a still image, with only a few of its rows in memory at
+// the same time. A block is a plane of an image, or kPoolChannels channels of a channels_last image. Blocks are
+// independent, so any number of threads gives the same result. This file has forward, and the code that backward
+// shares.
 #pragma once
 
 #include "kernels/multistep_cpu.h"
@@ -8,7 +9,7 @@
 
 SEWSNN_BEGIN
 
-// The spike trains of one row, and nothing on either side of it.
+// The spike trains of one row, with silence (0) on both sides of it.
 struct TrainRow {
   Array<Train> memory;
   Train *even, *odd;
@@ -24,13 +25,13 @@ class PoolForward {
   PoolForward(const PoolParams& p, const PoolBlock& b, const PoolNorm<S>& norm)
       : p_(p), b_(b), norm_(norm), leak_(leak_of<S>(p.neuron)), forward_(select_forward<S>(p.neuron)) {}
 
-  // Numbers k to k + kTile of a side (even or odd) of a row: z to what the neurons get.
+  // Normalises the numbers k to k + kTile of one side (even or odd columns) of a row: z to the input y of the neurons.
   void normalise(const S* z, int64_t k, S* y) const {
     const int64_t c = k % b_.inner;
     for (int i = 0; i < kTile; ++i) y[i] = (z[k + i] - norm_.mean[c + i]) * norm_.scale[c + i] + norm_.bias[c + i];
   }
 
-  // Row y of z, split, and its spike trains. Outside of the image there are none.
+  // Reads row y of z, split into even and odd columns, and computes its spike trains. Outside the image all are 0.
   void row(int64_t y, S* even, S* odd, const TrainRow& trains) const {
     if (y < 0 || y >= b_.height) {
       memset(trains.even, 0, size_t(b_.padded) * sizeof(Train));
@@ -68,10 +69,10 @@ void pool_forward_block(const PoolForwardParams& p, const PoolBlock& b, const Po
   using S = State<Storage>;
   const PoolForward<Storage> forward(p, b, norm);
   const Array<S> even(b.padded), odd(b.padded);
-  const Array<Train> above(b.padded), here(b.padded), pooled(b.padded);  // above: of the window's first row
+  const Array<Train> above(b.padded), here(b.padded), pooled(b.padded);  // above: first row of the window
   const TrainRow trains(b);
   const Storage one = store_<Storage>(S(1)), zero = store_<Storage>(S(0));
-  // Row y, three columns at a time.
+  // The OR of three columns of row y, for each window.
   const auto columns = [&](int64_t y, Train* out) {
     forward.row(y, even, odd, trains);
     for (int64_t k = 0; k < b.padded; k += kTrains)
@@ -94,7 +95,7 @@ void pool_forward_block(const PoolForwardParams& p, const PoolBlock& b, const Po
   }
 }
 
-// f(index, block, norm) for blocks [first, last).
+// Calls f(index, block, norm) for blocks [first, last).
 template <class S, class F>
 void for_pool_blocks(const PoolParams& p, int64_t first, int64_t last, const S* sums, double count, const F& f) {
   PoolNorm<S> norm;

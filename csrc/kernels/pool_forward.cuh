@@ -1,4 +1,4 @@
-// The stem's forward: z is read once, but for a row above each strip, and pooled spikes are all that is written.
+// The stem's forward. It reads z once (one row above each strip a second time) and writes only the pooled spikes.
 #pragma once
 
 #include "kernels/pool_tile.cuh"
@@ -10,7 +10,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 2 : 7)
     pool_forward_kernel(const PoolForwardParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
   using S = State<Storage>;
   __shared__ PoolNumbers<S, N> numbers[kForwardNumbers];
-  __shared__ uint32_t odd_columns[2][kThreads];  // of one row of windows, and of the next
+  __shared__ uint32_t odd_columns[2][kThreads];  // for one row of windows, and for the next
   load_numbers<S, N>(p, g, o, nullptr, numbers);
   const auto at = PoolThread<N>::at(g);
   const AnyNeuron<S> neuron = o.neuron.load_neuron();
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 2 : 7)
   Cursor<Storage, N> even_at(z, first, at.z), odd_at(z, first, at.z + g.column);
   const auto inside = [&](int row) { return row >= 0 && row < g.height; };
   auto next = PoolColumns<Storage, N>::load(even_at, odd_at, at, inside(first));
-  uint32_t here = 0, odd = 0;  // spikes of the window so far: in this thread's columns, in the odd one
+  uint32_t here = 0, odd = 0;  // spikes of the window so far: in both columns of this thread, in the odd column
   SEWSNN_ROLLED
   for (int row = first; row < end; ++row) {
     const PoolColumns<Storage, N> z_row = next;
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 2 : 7)
     here |= trains.even | trains.odd;
     odd |= trains.odd;
     if (row % 2 == 0) continue;
-    if (row > first) {  // the last row of window row i
+    if (row > first) {  // this row is the last one of window row i
       const int i = row / 2;
       odd_columns[i % 2][threadIdx.x] = odd;
       __syncthreads();

@@ -8,8 +8,9 @@
 
 namespace sewsnn {
 
-// Channels per thread if channels_last: 16 bytes forward, as far as spike trains have 32 bits; in backward, where
-// potentials, gradients and surrogates are in registers together, 4 with K = 4. Doubles, which nobody trains in: 1.
+// Channels per thread if channels_last. Forward: 16 bytes, as far as the spike trains fit into 32 bits. Backward: 4
+// with K = 4, because potentials, gradients and surrogates are in registers at the same time. Doubles: 1 (nobody trains
+// in them).
 template <class Storage, int K>
 constexpr int pool_forward_pack() {
   return sizeof(Storage) == 8 ? 1 : K == 4 ? 16 / int(sizeof(Storage)) : 2;
@@ -19,8 +20,8 @@ constexpr int pool_backward_pack() {
   return sizeof(Storage) == 8 ? 1 : K == 4 ? 4 : 2;
 }
 
-// Enough blocks for any GPU; strips of 8 rows of windows or more, of which forward reads 17 rows of z for 16,
-// backward 19.
+// Enough blocks for any GPU. A strip has at least 8 rows of windows. For the 16 rows of z of such a strip, forward
+// reads 17 rows and backward 19.
 constexpr int64_t kPoolBlocks = 1024, kPoolStripRows = 8;
 
 inline PoolTiling pool_tiling(const PoolParams& p, int pack) {

@@ -1,5 +1,6 @@
-// How the CPU kernels of the stem hold a row of an image: its even columns side by side, and its odd ones. Window j
-// then covers odd j - 1, even j and odd j: neighbours in three arrays, for all channels and windows of a row at once.
+// How the CPU kernels of the stem store a row of an image: its even columns next to each other, and its odd columns
+// next to each other. Window j then covers odd j - 1, even j and odd j, so vectors serve all channels and windows of a
+// row.
 #pragma once
 
 #include <cmath>
@@ -11,7 +12,7 @@
 
 SEWSNN_BEGIN
 
-constexpr int64_t kPoolChannels = 32;  // of a block, if channels_last: two cache lines of floats, one of bfloat16
+constexpr int64_t kPoolChannels = 32;  // channels per block if channels_last: two cache lines of float, one of bfloat16
 
 // The spikes of a neuron: bit t is time-step t.
 using Train = uint16_t;
@@ -22,11 +23,11 @@ template <class S>
 struct TrainsOf {
   typedef Train type __attribute__((vector_size(kLanes<S> * int(sizeof(Train)))));
 };
-// As wide as S, of the lanes of a vector of S.
+// A mask for the lanes of a vector of S.
 template <class S>
 using Mask = decltype(Vector<S>{} < Vector<S>{});
 
-// Zeros.
+// An array that is initialised with zeros.
 template <class T>
 class Array {
  public:
@@ -42,18 +43,18 @@ class Array {
   T* const data_;
 };
 
-// The shape of a block: `inner` channels of one image, and where they are.
+// The shape and the position of a block: `inner` channels of one image.
 struct PoolBlock {
   int64_t image, channel, inner;
   int64_t height, width, out_height, out_width;
-  int64_t column;                  // from one column to the next, in z and in out
-  int64_t z, z_row;                // offset of the first number; from row to row
-  int64_t out, out_row, out_step;  // the same of out; from time-step to time-step
-  int64_t n, padded;               // windows of a row, times channels; in whole tiles
+  int64_t column;                  // distance of columns, in z and in out
+  int64_t z, z_row;                // offset of the first number; distance of rows
+  int64_t out, out_row, out_step;  // the same for out; distance of time-steps
+  int64_t n, padded;               // windows of a row times channels; rounded up to whole tiles
 
-  // Of the odd columns there may be one less than windows.
+  // The number of odd columns may be one less than the number of windows.
   int64_t odd_n() const { return width / 2 * inner; }
-  // Room for `padded` and the window that would follow.
+  // Size of an array with `padded` entries and one more window.
   int64_t room() const { return padded + kTile; }
 };
 static_assert(kPoolChannels <= kTile, "room for a window more is room for a tile more");
@@ -100,7 +101,7 @@ void write_run(const State<Storage>* from, Storage* to, int64_t n) {
   for (; i < n; ++i) to[i] = store_<Storage>(from[i]);
 }
 
-// f(run of the tensor, run of the scratch, how long): a row of windows.
+// Calls f(offset in the tensor, offset in the scratch, length) for each run of a row of windows.
 template <class F>
 void for_runs(const PoolBlock& b, const F& f) {
   if (b.inner == b.column) return f(0, 0, b.n);
@@ -129,13 +130,13 @@ void write_split(const PoolBlock& b, const State<Storage>* even, const State<Sto
   for (int64_t x = 0; x < b.width; ++x) write_run((x % 2 ? odd : even) + x / 2 * b.inner, to + x * b.column, b.inner);
 }
 
-// ---- per-channel numbers, repeated over a tile that may begin at any channel
+// ---- numbers of the channels, repeated over a tile, which may begin at any channel
 
 template <class S>
 struct PoolNorm {
   static constexpr int64_t size = kTile + kPoolChannels;
   alignas(64) S mean[size], invstd[size], scale[size], bias[size];
-  alignas(64) S grad_mean[size], grad_xhat[size];  // what the statistics' own gradients take off: backward
+  alignas(64) S grad_mean[size], grad_xhat[size];  // for backward: the means that are subtracted from dL/dy
 
   void set(const Norm& norm, const PoolBlock& b, const S* sums, int64_t channels, S count) {
     const auto at = [&](const void* numbers, int64_t c, S otherwise) {

@@ -1,8 +1,9 @@
-// What the stem's CUDA kernels share: how images are cut into blocks and threads, the norm's numbers, and spike trains.
+// Common code of the stem's CUDA kernels: the division of images into blocks and threads, the numbers of the norm, and
+// spike trains.
 //
-// A thread has one column of windows, two columns of z, and N channels; it walks down the rows. What its neurons fire
-// over all time-steps is one word. Windows look at the column to the left, and gradients at the one to the right: words
-// are exchanged through shared memory.
+// A thread has one column of windows (two columns of z) and N channels, and walks down the rows. The spikes of its
+// neurons over all time-steps are one word. Windows need words of the column to the left, gradients need words of the
+// column to the right. Threads exchange them through shared memory.
 #pragma once
 
 #include "core/bn_params.h"
@@ -14,31 +15,31 @@ SEWSNN_BEGIN
 constexpr int kPoolColumns = 64;  // windows of a tile
 constexpr int kPoolPacks = 32;    // packs of N channels of a tile
 
-// How [images, C, H, W] is cut into blocks: a tile of columns and packs of channels, and a strip of rows of windows.
-// Made on the host. Where a row has more windows than a tile, tiles overlap by `halo` columns on either side, which are
-// only looked at.
+// How [images, C, H, W] is divided into blocks: a block has a tile of columns and packs of channels, and a strip of
+// rows of windows. The host computes it. If a row has more windows than a tile, tiles overlap by `halo` columns on
+// either side, which a block only reads.
 struct PoolTiling {
   int steps, height, width, channels, out_height, out_width;  // PoolParams, in the device's integers
-  int columns, halo, packs;                                   // of a tile; columns * packs <= kThreads
-  int rows;                                                   // of windows, of a strip
-  int tiles, slices, strips;                                  // along columns, channels, rows
+  int columns, halo, packs;                                   // sizes of a tile; columns * packs <= kThreads
+  int rows;                                                   // rows of windows of a strip
+  int tiles, slices, strips;                                  // numbers along columns, channels, rows
   bool channels_last;
   int64_t image, row, column, channel;                // distances in z
-  int64_t out_step, out_image, out_row, out_channel;  // in out, where columns are as far apart as in z
+  int64_t out_step, out_image, out_row, out_channel;  // distances in out; columns have the same distance as in z
 
   int64_t blocks_per_slice(int64_t images) const { return images * strips * tiles; }
 };
 
-// Where a thread is.
+// The position of a thread.
 template <int N>
 struct PoolThread {
-  int pack, column;   // in the tile
-  int neighbour;      // from a thread to that of the next column
-  int slice, place;   // of the block: its channels; which of blocks_per_slice
+  int pack, column;   // position in the tile
+  int neighbour;      // distance to the thread of the next column
+  int slice, place;   // of the block: its channels; its number among blocks_per_slice
   int j;              // the thread's column of windows
   int first, last;    // rows of windows
-  bool inside, owns;  // has a window; and it is this block that deals with it
-  bool has_odd;       // both of its columns lie inside of z
+  bool inside, owns;  // the thread has a window; this block is responsible for it
+  bool has_odd;       // both of its columns are inside z
   int64_t z, out;     // offsets of row 0 (and time-step 0) of its columns
 
   static __device__ __forceinline__ PoolThread at(const PoolTiling& g) {
@@ -63,7 +64,7 @@ struct PoolThread {
   }
 };
 
-// The norm of a tile's channels, in shared memory: of each number one pack per pack of channels.
+// The numbers of the norm for a tile's channels, in shared memory: one pack of each number per pack of channels.
 enum PoolNumber { kMean, kScale, kBias, kForwardNumbers, kInvstd = kForwardNumbers, kGradMean, kGradXhat, kNumbers };
 
 template <class S, int N>
@@ -75,7 +76,7 @@ struct PoolSetup {
   S eps, count;
 };
 
-// By all threads of the block. `sums`: of apply, or null.
+// All threads of the block call this. `sums` are those of apply, or null.
 template <class S, int N, int Count>
 __device__ __forceinline__ void load_numbers(const PoolParams& p, const PoolTiling& g, const PoolSetup<S>& o,
                                              const void* sums, PoolNumbers<S, N> (&numbers)[Count]) {
@@ -110,7 +111,7 @@ __device__ __forceinline__ Pack<State<Storage>, N> normalised(const Pack<Storage
   return y;
 }
 
-// What N neurons with inputs y fire in T <= K time-steps: neuron j at time-step t is bit t N + j.
+// The spikes of N neurons with inputs y in T <= K time-steps: bit t N + j is neuron j at time-step t.
 template <int K, class S, int N>
 __device__ __forceinline__ uint32_t spike_trains(const AnyNeuron<S>& neuron, const FireReset<S>& fire, int T,
                                                  const Pack<S, N>& y) {
@@ -132,12 +133,12 @@ __device__ __forceinline__ uint32_t spike_trains(const AnyNeuron<S>& neuron, con
   return trains;
 }
 
-// A row of z at a thread's columns.
+// A row of z in the columns of a thread.
 template <class Storage, int N>
 struct PoolColumns {
   Pack<Storage, N> even, odd;
 
-  // `valid`: the row lies inside of z.
+  // `valid`: the row is inside z.
   static __device__ __forceinline__ PoolColumns load(const Cursor<Storage, N>& even_at,
                                                      const Cursor<Storage, N>& odd_at, const PoolThread<N>& at,
                                                      bool valid) {
@@ -152,7 +153,8 @@ struct PoolTrains {
   uint32_t even, odd;
 };
 
-// What is fired there. One after the other: two copies of all neurons would be as fast, and twice the code.
+// The spikes of both columns, computed one after the other: two copies of the neurons' code would be as fast and twice
+// as large.
 template <int K, class Storage, int N, int Count>
 __device__ __forceinline__ PoolTrains fired(const PoolColumns<Storage, N>& z, const PoolThread<N>& at, bool valid,
                                             const AnyNeuron<State<Storage>>& neuron,

@@ -1,4 +1,4 @@
-// Max pooling of spikes, 3x3 with stride 2 and padding 1, as logic on words: each bit of V is a window of its own (a
+// Max pooling of spikes, 3x3 with stride 2 and padding 1, as logic on words. Each bit of V is a separate window (a
 // time-step, a channel). V is an unsigned integer (a CUDA thread) or a vector of them (the CPU kernels).
 #pragma once
 
@@ -8,12 +8,12 @@ SEWSNN_BEGIN
 
 template <class V>
 struct Window {
-  V at[3][3];  // rows, columns; 0 where the image has ended
+  V at[3][3];  // rows, columns; 0 outside the image
 };
 
-// Where a window's gradient goes: to the first position, row by row, that holds the maximum. That is the first spike;
-// without one, the first position inside the image. Row 0 lies outside of it if `at_top`, column 0 where the bits of
-// `at_left` are set.
+// The position that gets a window's gradient: the first one, row by row, that holds the maximum. This is the first
+// spike, or without a spike the first position inside the image. Row 0 is outside the image if `at_top`; column 0 is
+// outside where the bits of `at_left` are set.
 template <class V>
 SEWSNN_HD Window<V> winners(const Window<V>& spikes, bool at_top, V at_left) {
   Window<V> wins;

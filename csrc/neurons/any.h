@@ -1,5 +1,5 @@
-// One of the neurons, chosen at run time: for kernels whose instances are many already. The choice is the same for all
-// threads, and costs one branch per group of time-steps.
+// A neuron that is chosen at run time, for kernels that already have many instances. The choice is the same for all
+// threads and costs one branch per group of time-steps.
 #pragma once
 
 #include "core/dispatch.h"
@@ -10,7 +10,7 @@ template <class S>
 struct AnyNeuron {
   enum class Form : int { Integrate, Divide, Multiply };
   Form form;
-  // All of them are there, ready to be used: a kernel reads of its arguments what it needs.
+  // Every form is initialised. A kernel reads only those of its arguments that it needs.
   IntegrateFire<S> integrate;
   LeakyDivide<S> divide;
   LeakyMultiply<S> multiply;
@@ -28,7 +28,7 @@ struct AnyNeuron {
   }
   SEWSNN_HD void set_leak(S leak) { multiply.set_leak(leak); }
 
-  // f(the one it is)
+  // Calls f with the chosen neuron.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif

@@ -1,7 +1,8 @@
 // Fire and reset, the same for every neuron:
 //   s = [h >= v_threshold]
 //   hard reset   v = (1 - s) h + s v_reset          soft reset   v = h - s v_threshold              (supplement, A.1)
-// NaN compares false: it fires no spike and stays NaN. The selects give v_reset, not 0 * inf, for an overflowed h.
+// A NaN compares false, so it never fires and stays NaN. If h overflowed to infinity, the selects give v_reset and not
+// 0 * inf.
 #pragma once
 
 #include "core/math.h"
@@ -9,7 +10,7 @@
 
 SEWSNN_BEGIN
 
-// The potentials V are one S, or a vector of them.
+// V, the type of the potentials, is one S or a vector of S.
 template <class S>
 struct FireReset {
   S v_threshold, v_reset;
@@ -18,7 +19,7 @@ struct FireReset {
     return {S(p.v_threshold), S(p.v_reset), p.hard_reset, p.detach_reset};
   }
 
-  // Whether it fires; of a vector, a mask for select().
+  // Whether the neuron fires; for a vector, a mask for select().
   template <class V>
   SEWSNN_HD auto fires(V h) const {
     return h >= v_threshold;
@@ -31,7 +32,7 @@ struct FireReset {
   }
 
   // dL/dh from gs = dL/ds, gv = dL/dv (v after the reset) and the surrogate sg = sigma'(h - v_threshold).
-  // With detach_reset the s inside the reset is a constant.
+  // With detach_reset, s inside the reset is a constant.
   template <class V>
   SEWSNN_HD V grad_h(V gs, V gv, V h, V sg) const {
     if (!detach) gs += gv * (hard ? v_reset - h : splat<V>(-v_threshold));

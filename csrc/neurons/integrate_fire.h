@@ -25,7 +25,7 @@ struct IntegrateFire {
     return gh;
   }
   template <class V>
-  SEWSNN_HD V d_leak(V, V) const {  // dh / d leak: there is none
+  SEWSNN_HD V d_leak(V, V) const {  // dh / d leak; IF has no leak
     return V{};
   }
 };

@@ -1,8 +1,9 @@
 // LIF and PLIF, with u = v - rest:
 //   decay_input      h = v + (x - u) / tau                                                        (supplement, A.1)
 //   otherwise        h = v - u / tau + x
-// `rest` is v_reset, or 0 for soft reset. Two forms differ in rounding only: LIF divides by tau, PLIF multiplies by its
-// learnt leak = 1/tau. Where 1/tau is exact (tau a power of two) both round alike, and LIF takes the cheaper one.
+// `rest` is v_reset, or 0 for soft reset. The two forms differ only in rounding: LIF divides by tau, PLIF multiplies by
+// its learnt leak = 1/tau. If 1/tau is exact (tau is a power of two), both round alike, and LIF also multiplies,
+// because that is cheaper.
 #pragma once
 
 #include "core/macros.h"
@@ -10,7 +11,7 @@
 
 SEWSNN_BEGIN
 
-// PLIF reads its leak from memory, next to the tensors; LIF's is a constant.
+// PLIF reads its leak from memory on the device of the tensors. The leak of LIF is a constant.
 template <class S>
 S leak_of(const NeuronParams& p) {
   return p.leak ? *static_cast<const S*>(p.leak) : S(p.inverse_tau);

@@ -1,6 +1,6 @@
-// Surrogate gradients sigma'(x), x = h - v_threshold, one parameter each; x is one S, or a vector of them. The numbers
-// they keep are made from the parameter once, on the host.
-// sewsnn/surrogate.py holds the same formulas with their primitives; the paper's are ATan, Rectangular, Constant and
+// Surrogate gradients sigma'(x) with x = h - v_threshold. Each has one parameter, from which the host computes its
+// constants once. x is one S or a vector of S.
+// sewsnn/surrogate.py has the same formulas with their primitives. The paper uses ATan, Rectangular, Constant and
 // UnitATan (supplement, Table S3 and A.5).
 #pragma once
 
@@ -21,7 +21,7 @@ struct ATan {
   }
 };
 
-// (1 + (pi a)^2) / (1 + (pi x)^2), which is 1 at x = a and -a: the same form with other numbers
+// (1 + (pi a)^2) / (1 + (pi x)^2), which is 1 at x = a and x = -a; the same form as ATan with other constants
 template <class S>
 struct UnitATan : ATan<S> {
   static UnitATan of(double a) { return {{S(1 + kPi * a * kPi * a), S(kPi)}}; }
@@ -121,7 +121,7 @@ struct Erf {
   }
 };
 
-// One of them, chosen at run time.
+// A surrogate that is chosen at run time.
 template <class S>
 struct Surrogate {
   SurrogateKind kind;
@@ -156,7 +156,7 @@ struct Surrogate {
     return s;
   }
 
-  // f(the one it is)
+  // Calls f with the chosen surrogate.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable
 #endif

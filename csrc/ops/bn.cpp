@@ -7,9 +7,9 @@
 namespace sewsnn {
 namespace {
 
-constexpr int64_t kNoNeuron = -1;  // the `kind` of batch norm without a neuron; never that of a neuron to come
+constexpr int64_t kNoNeuron = -1;  // the `kind` of batch norm without a neuron; no future neuron gets a negative number
 
-// A still z repeated T times over a time axis of stride 0.
+// Repeats a still z T times over a time axis of stride 0.
 Tensor with_time(const Tensor& z, int64_t T) {
   STD_TORCH_CHECK(T >= 0, "T must be at least 0, got ", T);
   STD_TORCH_CHECK(z.dim() >= (T ? 2 : 3), T ? "a still z must be [N, C, ...]" : "z must be [T, N, C, ...]", ", got ",
@@ -25,14 +25,14 @@ Tensor with_time(const Tensor& z, int64_t T) {
   return Tensor(handle);
 }
 
-// The order of memory is dense, so the channel's stride alone says which channel an element belongs to.
+// The memory order is dense, so the stride of the channels is enough to find the channel of an element.
 Channels channels_of(const Layout& layout) {
   const int64_t count = layout.sizes[2];
   if (count == 1) return {1, std::max<int64_t>(layout.M, 1)};
   return {count, layout.strides[2]};
 }
 
-// Nothing is read where there are no neurons.
+// Without neurons, the operand stays empty and nothing is read.
 Operand like_z(const char* name, const Tensor& t, const Tensor& z, const Layout& layout, bool broadcast) {
   check_like(name, t, z, z.scalar_type(), layout, true);
   return layout.M ? as_operand(t, layout, true, broadcast) : Operand{};

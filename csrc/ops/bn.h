@@ -1,4 +1,4 @@
-// From tensors to the params structs of batch norm + neuron + connection and back, shared by the CPU and CUDA sides.
+// Converts tensors to the params structs of batch norm + neuron + connection and back, for CPU and CUDA.
 #pragma once
 
 #include <optional>
@@ -14,12 +14,12 @@ using MaybeTensor = std::optional<Tensor>;
 struct BnOptions {
   double eps;
   int64_t connect;
-  int64_t T;  // 0: z has a time axis; else it is shown T times
+  int64_t T;  // 0: z has a time axis; else z is shown T times
   NeuronOptions neuron;
 };
 
-// z is [T, N, C, ...], or [N, C, ...] if it is still, and so is its gradient; out, the shortcut and their gradients are
-// [T, N, C, ...]. Statistics, weight and bias are [2, C] and [C] in the state's dtype.
+// z and its gradient are [T, N, C, ...], or [N, C, ...] if z is still. out, the shortcut and their gradients are
+// [T, N, C, ...]. Statistics are [2, C], weight and bias are [C], in the state's dtype.
 struct BnStatisticsCall {
   Layout layout;
   BnStatisticsParams params;
@@ -29,7 +29,7 @@ struct BnStatisticsCall {
   BnStatisticsCall(const Tensor& z, int64_t T);
 };
 
-// What all others share, P being their params.
+// Common part of the other calls. P is the type of their params.
 template <class P>
 struct BnCall {
   Layout layout;
@@ -74,7 +74,7 @@ struct BnApplyCall : BnCall<BnApplyParams> {
   std::tuple<Tensor, Tensor> result() const { return {grad_z, grad_shortcut}; }
 };
 
-// The running statistics, checked: [C] in the state's dtype; and the numbers they are updated with.
+// Checks the running statistics ([C] in the state's dtype) and the numbers that update them.
 void check_running(const Tensor& statistics, double momentum, double count, const Tensor& running_mean,
                    const Tensor& running_var);
 

@@ -1,5 +1,5 @@
-// Batch norm + neuron + connection on the CPU: blocks and slabs over torch's own thread pool, and what is done once per
-// channel.
+// Batch norm + neuron + connection on the CPU: distributes blocks and slabs over torch's thread pool, and does the work
+// that is needed once per channel.
 #include <cmath>
 
 #include "core/dtype.h"
@@ -12,32 +12,32 @@ namespace {
 
 const CpuBnKernels& kernels() { return *cpu_kernels().bn; }
 
-// f(state), a zero of the state's type.
+// Calls f with a zero of the state's type.
 template <class F>
 void with_state(DType dtype, const F& f) {
   if (dtype == DType::Float64) f(double());
   else f(float());
 }
 
-// f(first, last) over blocks of neurons.
+// Calls f(first, last) for ranges of blocks of neurons.
 template <class F>
 void parallel_blocks(const Layout& layout, const F& f) {
   const int64_t block = kernels().block;
   parallel_for(0, (layout.M - 1) / block + 1, grain(block, layout.T), f);
 }
 
-// Enough slabs for many threads, but so few that adding them up costs little. Depends on the shape alone.
+// Enough slabs for many threads, but so few that adding them costs little. The number depends only on the shape.
 int64_t slab_count(const Layout& layout, int64_t channels) {
   return std::min<int64_t>(128, std::max<int64_t>(1, layout.M / 16 / channels));
 }
 
-// f(first, last) over slabs; `partials` gets room for the [2, C] sums of each.
+// Calls f(first, last) for ranges of slabs.
 template <class F>
 void parallel_slabs(const Layout& layout, int64_t slabs, const F& f) {
   parallel_for(0, slabs, grain(layout.M * layout.T / slabs, 1), f);
 }
 
-// The slabs' sums, added in their order: [2, C].
+// Adds the sums of the slabs in their order. Returns [2, C].
 std::vector<double> add_slabs(const Tensor& partials, int64_t slabs, int64_t channels) {
   std::vector<double> sums(size_t(2 * channels));
   const double* from = static_cast<const double*>(partials.const_data_ptr());
@@ -46,7 +46,8 @@ std::vector<double> add_slabs(const Tensor& partials, int64_t slabs, int64_t cha
   return sums;
 }
 
-// Of z's first time-step the first number of each channel: near enough to the mean that little is lost in z - k.
+// k is the first number of each channel in the first time-step of z. It is near enough to the mean that z - k keeps
+// enough digits.
 template <class S>
 std::vector<S> first_numbers(const BnStatisticsCall& call) {
   std::vector<S> k(size_t(call.params.channels.count));
@@ -107,7 +108,7 @@ void bn_update(Tensor statistics, double momentum, double count, Tensor running_
   });
 }
 
-// NormRow's rows; the last two only if there are sums.
+// The rows of NormRow. Without sums the last two are 0.
 template <class S>
 std::vector<S> channel_table(const BnParams& p, const void* sums_or_null, double count) {
   const auto C = size_t(p.channels.count);
@@ -126,7 +127,7 @@ std::vector<S> channel_table(const BnParams& p, const void* sums_or_null, double
   return table;
 }
 
-// Whether the statistics are the batch's own (training) matters to the gradient alone.
+// `training` (the statistics are those of the batch) changes only the gradient.
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
                                                              MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
                                                              double eps, int64_t connect, int64_t T, int64_t kind,

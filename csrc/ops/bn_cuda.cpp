@@ -8,7 +8,7 @@
 namespace sewsnn {
 namespace {
 
-// A gradient that is one number for all elements, as the kernels read it.
+// Copies a gradient that is one number for all elements to the form that the kernels read.
 void widen(Operand& grad, Rows& rows, int64_t T) {
   if (!rows.data || rows.step != 0) return;
   grad = broadcast(grad, T);
@@ -17,7 +17,7 @@ void widen(Operand& grad, Rows& rows, int64_t T) {
 
 Tensor workspace(int64_t bytes, const Tensor& like) { return sewsnn::empty((bytes + 7) / 8, ScalarType::Double, like); }
 
-// That the statistics are finite is not checked: the answer would have to be waited for.
+// Does not check whether the statistics are finite, because the host would have to wait for the GPU.
 Tensor bn_statistics(Tensor z, int64_t T, bool /*check*/) {
   const auto guard = guard_of(z);
   BnStatisticsCall call(z, T);

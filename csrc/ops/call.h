@@ -1,4 +1,4 @@
-// What surrounds every op: nothing that is thrown below it ends the process.
+// Wraps every op, so that no exception in it ends the process.
 #pragma once
 
 #include <exception>
@@ -11,7 +11,8 @@
 
 namespace sewsnn {
 
-// f(first, last) over [begin, end) on torch's threads. What f throws is thrown here, whatever torch would make of it.
+// Calls f(first, last) for ranges of [begin, end) on torch's threads. Rethrows the first exception of f in this thread,
+// whatever torch does with exceptions.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
   std::exception_ptr thrown;
@@ -27,7 +28,8 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
   if (thrown) std::rethrow_exception(thrown);
 }
 
-// How many units make one task: enough that a thread is worth waking, when each is so many neurons and time-steps.
+// The number of units per task, if a unit has this many neurons and time-steps: enough work to be worth waking a
+// thread.
 inline int64_t grain(int64_t neurons, int64_t T) {
   constexpr int64_t enough = 1 << 15;  // neurons times time-steps: about ten microseconds
   const auto within = [](int64_t n) { return n < 1 ? 1 : n < enough ? n : enough; };  // no product overflows
@@ -35,7 +37,8 @@ inline int64_t grain(int64_t neurons, int64_t T) {
   return (enough + each - 1) / each;
 }
 
-// The op's function, but that the memory of a temporary, too, is missed by name. (Of results memory.cpp says so.)
+// Calls the function of an op. If memory for a temporary is missing, it throws an error that says so. (memory.cpp does
+// this for results.)
 template <auto F>
 struct Guarded;
 template <class R, class... A, R (*F)(A...)>

@@ -5,7 +5,7 @@
 
 #include "kernels/cuda_kernels.h"
 
-// Weak: a CPU-only torch does not have it, and the library must load there all the same.
+// A weak symbol: a torch without CUDA does not have it, and the library must load there as well.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace sewsnn {
@@ -22,7 +22,8 @@ std::string launch_error(const char* what, cudaError_t error) {
 // "12.8"
 std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
 
-// Whether it will be the same at every call. (Errors of kernels that ran, no memory and the like are not.)
+// Whether every later call will fail with the same error. (This is false for errors of kernels that ran, missing memory
+// and the like.)
 bool is_lasting(cudaError_t error) {
   switch (error) {
     case cudaErrorInitializationError:
@@ -46,7 +47,7 @@ bool is_lasting(cudaError_t error) {
   }
 }
 
-// Why the kernels cannot run on this device; empty: they can, or it is not known that they cannot.
+// The reason why the kernels cannot run on this device; empty: they can, or the reason is not known.
 std::string problem_of(int device) {
   int driver = 0, runtime = 0, before = -1;
   cudaDriverGetVersion(&driver);
@@ -59,7 +60,7 @@ std::string problem_of(int device) {
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (before >= 0 && device != before) cudaSetDevice(before);
-  cudaGetLastError();  // nobody else is told
+  cudaGetLastError();  // clears the error, so that no other library reports it
   if (!is_lasting(error)) return "";
   std::ostringstream text;
   text << cudaGetErrorString(error);
@@ -106,20 +107,20 @@ Operand broadcast(const Operand& numbers, int64_t rows) {
 
 extern "C" {
 
-// 0: the kernels can run on this device; 1: they cannot, and text (of so many bytes) says why. sewsnn/ops/load.py asks
-// once for each device that has tensors.
+// Returns 0 if the kernels can run on this device. Otherwise returns 1 and writes the reason to `text` (of `size`
+// bytes). sewsnn/ops/load.py calls it once for each device that has tensors.
 __attribute__((visibility("default"))) int sewsnn_cuda_problem(int device, char* text, int size) {
   try {
     const std::string problem = sewsnn::problem_of(device);
     if (size > 0) text[problem.copy(text, size_t(size - 1))] = 0;
     return !problem.empty();
-  } catch (...) {  // no memory for these few bytes
+  } catch (...) {  // no memory is left for the text
     if (size > 0) text[0] = 0;
     return 0;
   }
 }
 
-// What check_launch says.
+// Writes the message of check_launch to `text`.
 __attribute__((visibility("default"))) void sewsnn_launch_error(const char* what, int error, char* text, int size) {
   try {
     const std::string said = sewsnn::launch_error(what, cudaError_t(error));

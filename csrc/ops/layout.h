@@ -1,4 +1,4 @@
-// How [T, ...] tensors are seen by the kernels: T rows of M numbers, in whatever dense order one time-step of x has.
+// How the kernels see [T, ...] tensors: as T rows of M numbers, in the dense order of one time-step of x.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace sewsnn {
 
 constexpr int64_t kMostSteps = (int64_t(1) << 31) - 1;
 
-// Whether the dimensions from the first on fill memory without gaps, in some order. No size is 0.
+// Whether the dimensions from `first` on fill memory without gaps, in any order. No size may be 0.
 inline bool is_dense(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, size_t first = 0) {
   std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
   for (size_t d = first; d < sizes.size(); ++d)
@@ -26,16 +26,16 @@ inline bool is_dense(const std::vector<int64_t>& sizes, const std::vector<int64_
 }
 
 struct Layout {
-  std::vector<int64_t> sizes, strides;  // of a dense result: T outermost, one time-step ordered as in x
+  std::vector<int64_t> sizes, strides;  // of a dense result: T outermost, a time-step in the order of x
   int64_t T = 0, M = 1;
-  bool x_in_place = false;  // x can be read where it lies
+  bool x_in_place = false;  // x can be read without a copy
 
   explicit Layout(const Tensor& x) {
     sizes.assign(x.sizes().begin(), x.sizes().end());
     strides.assign(x.strides().begin(), x.strides().end());
     T = sizes[0];
     M = count_of(sizes, 1);
-    // A tensor can be repeated over time at no cost: more often than can be counted, or than anybody can wait for.
+    // A stride of 0 repeats a tensor over time at no cost, so T can be too large for the counters of the kernels.
     STD_TORCH_CHECK(T <= kMostSteps, "there can be ", kMostSteps, " time-steps at most, got ", T);
     times(T, M);
     x_in_place = M > 0 && is_dense(sizes, strides, 1);
@@ -54,14 +54,14 @@ struct Layout {
   std::vector<int64_t> step_strides() const { return {strides.begin() + 1, strides.end()}; }
 };
 
-// A tensor the kernels can read, and its description. `holder` owns the dense copy where one had to be made.
+// A tensor that the kernels can read, and its description. `holder` keeps the tensor, or its dense copy, alive.
 struct Operand {
   Tensor holder;
   Rows rows;
 };
 
-// `t` is [T, ...] (time: its first dimension is time) or one time-step [...]. A stride of 0 over time, or over all
-// neurons, is read as it is (the latter only if `broadcast`); any other order than the layout's is copied, once.
+// `t` is [T, ...] if `time`, else one time-step [...]. A stride of 0 over time is read without a copy, and so is a
+// stride of 0 over all neurons if `broadcast`. A tensor in another order than the layout's is copied once.
 inline Operand as_operand(const Tensor& t, const Layout& layout, bool time, bool broadcast) {
   const size_t skip = time ? 1 : 0;
   bool same = true, scalar = true;

@@ -11,12 +11,12 @@
 #include <sys/mman.h>
 #endif
 
-// Weak: torch has it from 2.11 on, and the library must load in 2.10 all the same.
+// A weak symbol: torch has it since 2.11, and the library must also load with 2.10.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
     int32_t device_type, int32_t device_index, AtenTensorHandle* ret, int32_t layout, const uint8_t* opaque_metadata,
     int64_t opaque_metadata_size, void (*deleter)(void* data, void* ctx), void* ctx);
-// From 2.13 on: what the C functions' last error was about.
+// Since 2.13: the text of the last error of a C function.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace sewsnn {
@@ -24,7 +24,7 @@ namespace {
 
 constexpr size_t kPage = size_t(2) << 20;
 
-// In pages of 2 MiB instead of 4 KiB a fresh block costs 512 times fewer page faults. Only a hint.
+// With pages of 2 MiB instead of 4 KiB a fresh block causes 512 times fewer page faults. This is only a hint.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
@@ -38,9 +38,9 @@ struct Block {
   size_t bytes;
 };
 
-constexpr size_t kKept = size_t(1) << 30;  // bytes, unless SEWSNN_CPU_KEEP_MB says otherwise
+constexpr size_t kKept = size_t(1) << 30;  // default number of bytes, without SEWSNN_CPU_KEEP_MB
 
-// The bytes to keep, and what is wrong with the number.
+// The number of bytes to keep, and what is wrong with SEWSNN_CPU_KEEP_MB (empty: nothing).
 std::pair<size_t, std::string> read_keep_bytes() {
   const char* const text = std::getenv("SEWSNN_CPU_KEEP_MB");
   if (!text || !*text) return {kKept, ""};
@@ -54,7 +54,7 @@ std::pair<size_t, std::string> read_keep_bytes() {
   return {size_t((megabytes < most ? megabytes : most) * (1 << 20)), ""};
 }
 
-// Read once: when the package is imported.
+// Reads the variable once, when the package is imported.
 const std::pair<size_t, std::string>& keep_bytes() {
   static const std::pair<size_t, std::string> read = read_keep_bytes();
   return read;
@@ -74,7 +74,8 @@ class Pool {
  public:
   Pool() : most_(keep_bytes().first) {}
 
-  // The block freed last of those that fit and are not much too large, or a new one; of no memory, null.
+  // Returns the block that was freed last among those that fit and are at most 1/4 too large, or else a new one. `data`
+  // is null if memory is missing.
   Block take(size_t bytes) {
     bytes = (bytes + kPage - 1) / kPage * kPage;
     {
@@ -89,14 +90,14 @@ class Pool {
     }
     void* data = std::aligned_alloc(kPage, bytes);
     if (!data) {
-      shrink(0);  // what is kept may be what is missing
+      shrink(0);  // the kept blocks may be the memory that is missing
       data = std::aligned_alloc(kPage, bytes);
     }
     if (data) prefer_huge_pages(data, bytes);
     return {data, bytes};
   }
 
-  // Keeps the block; those freed longest ago go back to the system when there are too many.
+  // Keeps the block. If more than `most_` bytes are kept, the blocks that were freed first go back to the system.
   void give(Block block) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     try {
@@ -109,7 +110,7 @@ class Pool {
   }
 
  private:
-  // Gives back all but so many bytes. drop(): with the mutex held.
+  // Gives memory back to the system until at most `most` bytes are kept. drop() needs the mutex to be held.
   void shrink(size_t most) {
     const std::lock_guard<std::mutex> lock(mutex_);
     drop(most);
@@ -124,18 +125,18 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::vector<Block> free_;  // in the order they were freed
+  std::vector<Block> free_;  // in the order in which they were freed
   size_t kept_ = 0;
   const size_t most_;
 };
 
-// Never destroyed: tensors may die after everything static has.
+// This object is never destroyed, because tensors may live longer than static objects.
 Pool& pool() {
   static Pool& instance = *new Pool;
   return instance;
 }
 
-constexpr int64_t kLarge = int64_t(4) << 20;  // bytes; smaller results are left to torch's allocator
+constexpr int64_t kLarge = int64_t(4) << 20;  // bytes; torch's allocator provides smaller results
 
 int64_t item_size(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : dtype == ScalarType::Byte ? 1 : 2;

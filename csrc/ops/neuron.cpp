@@ -70,7 +70,7 @@ BackwardCall::BackwardCall(const std::optional<Tensor>& grad_s_in, const std::op
   grad_x = empty_strided(layout.sizes, layout.strides, x_in.scalar_type(), x_in);
   grad_v0 =
       need_v ? empty_strided(layout.step_sizes(), layout.step_strides(), state, x_in) : sewsnn::empty(0, state, x_in);
-  // A zero to begin with: what an empty batch returns.
+  // The gradient of the leak starts as 0, which is the result of an empty batch.
   grad_leak = need_leak ? torch::stable::new_zeros(leak_in.value(), {}) : sewsnn::empty(0, state, x_in);
   params.grad_x = data(grad_x);
   params.grad_v0 = data(grad_v0);

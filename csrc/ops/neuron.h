@@ -1,4 +1,4 @@
-// From tensors to the kernels' params structs and back, shared by the CPU and CUDA sides of the neuron ops.
+// Converts tensors to the params structs of the neuron kernels and back, for CPU and CUDA.
 #pragma once
 
 #include <optional>
@@ -31,7 +31,7 @@ struct BackwardCall {
                const NeuronOptions& options, int64_t v_mode, bool need_v, bool need_leak);
   bool empty() const { return layout.M == 0; }
   bool wants_leak() const { return grad_leak.numel() != 0; }
-  void set_partials(int64_t count);  // allocates room for the leak's partial sums
+  void set_partials(int64_t count);  // allocates the partial sums of the leak's gradient
   std::tuple<Tensor, Tensor, Tensor> result() const { return {grad_x, grad_v0, grad_leak}; }
 };
 

@@ -1,4 +1,4 @@
-// The neuron ops on the CPU: blocks of neurons over torch's own thread pool.
+// The neuron ops on the CPU: distributes blocks of neurons over torch's thread pool.
 #include "kernels/cpu_kernels.h"
 #include "ops/call.h"
 #include "ops/neuron.h"
@@ -6,7 +6,8 @@
 namespace sewsnn {
 namespace {
 
-// f(first, last) over blocks of neurons, in parallel where each thread gets enough to be worth waking.
+// Calls f(first, last) for ranges of blocks of neurons, in parallel if there is enough work to be worth waking a
+// thread.
 template <class F>
 void parallel_blocks(const Layout& layout, const F& f) {
   const int64_t block = cpu_kernels().block;

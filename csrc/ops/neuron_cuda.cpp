@@ -7,7 +7,7 @@
 namespace sewsnn {
 namespace {
 
-// Gradients that are missing, or one number for all neurons, as the kernels read them.
+// Copies gradients that are missing, or that are one number for all neurons, to the form that the kernels read.
 void widen_gradients(BackwardCall& call) {
   BackwardParams& p = call.params;
   if (!p.grad_s.data) {

@@ -1,4 +1,4 @@
-// What the ops check and convert alike: dtypes, shapes, the neuron's options.
+// Checks and conversions that all ops use: dtypes, shapes, options of the neuron.
 #pragma once
 
 #include <optional>
@@ -8,7 +8,7 @@
 
 namespace sewsnn {
 
-// What the schemas carry besides tensors, in their order.
+// The arguments of the schemas that are not tensors, in their order.
 struct NeuronOptions {
   int64_t kind;
   double tau;
@@ -27,28 +27,28 @@ ScalarType state_type(const Tensor& x);
 NeuronParams neuron_params(const NeuronOptions&);
 VMode checked_mode(int64_t v_mode);
 
-// t, if there is one, is where x is. The kernels trust this of every tensor they are given, used or not.
+// Checks that t, if it is given, is on the device of x. The kernels rely on this for every tensor, used or not.
 void check_device(const char* name, const Tensor& t, const Tensor& x);
 inline void check_device(const char* name, const std::optional<Tensor>& t, const Tensor& x) {
   if (t) check_device(name, *t, x);
 }
-// t has this dtype, is where x is, and has the shape of the layout, or of one time-step of it.
+// Checks that t has this dtype, is on the device of x, and has the shape of the layout or of one time-step of it.
 void check_like(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, const Layout&, bool time);
 Layout layout_of(const Tensor& x);
 
 Operand x_operand(const Tensor& x, const Layout&);
 Operand leak_operand(const std::optional<Tensor>& leak, const Tensor& x, NeuronKind);
 
-// What forward kept for backward: `count` numbers of the state, where x is; null if there are none.
+// The address of the checkpoints: `count` numbers in the state's dtype on the device of x. Null if there are none.
 const void* checkpoint_data(const Tensor& checkpoints, const Tensor& x, int64_t count);
 
-// Numbers of the channels, in the dtype of the state, where z is; null if there are none.
+// The address of numbers of the channels in the state's dtype, on the device of z. Null if there are none.
 const void* channel_data(const char* name, const std::optional<Tensor>&, const Tensor& z, int64_t numel);
-// Batch norm with [2, C] statistics (mean, variance), or none at all.
+// Batch norm with [2, C] statistics (mean, variance), or no batch norm.
 Norm norm_params(const Tensor& z, int64_t channels, const std::optional<Tensor>& statistics,
                  const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps);
 
-// Null if there is nothing in it.
+// Null if the tensor is empty.
 inline void* data(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
 
 }  // namespace sewsnn

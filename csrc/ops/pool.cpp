@@ -9,7 +9,7 @@ namespace {
 
 using MaybeTensor = std::optional<Tensor>;
 
-// Strides of a dense tensor [..., C, H, W] whose last four dimensions lie contiguous or channels_last.
+// Strides of a dense tensor [..., C, H, W] with its last four dimensions contiguous or channels_last.
 std::vector<int64_t> dense(const std::vector<int64_t>& sizes, bool channels_last) {
   std::vector<int64_t> strides(sizes.size());
   const size_t n = sizes.size(), c = n - 3, h = n - 2, w = n - 1;
@@ -30,7 +30,7 @@ bool lies(const Tensor& t, const std::vector<int64_t>& strides) {
   return true;
 }
 
-// t as it is, or a dense copy.
+// Returns t itself, or a dense copy.
 Operand in_order(const Tensor& t, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
   address(t);
   if (lies(t, strides)) return {t, {t.const_data_ptr(), 0, 1}};
@@ -61,13 +61,13 @@ PoolCall<P>::PoolCall(const Tensor& z_in, const MaybeTensor& statistics_in, cons
   params.T = options.T;
   params.images = z_in.size(0), params.channels = z_in.size(1);
   params.height = z_in.size(2), params.width = z_in.size(3);
-  constexpr int64_t most = int64_t(1) << 30;  // the CUDA kernels count each, and twice the channels, in 32 bits
+  constexpr int64_t most = int64_t(1) << 30;  // the CUDA kernels count each, and twice the channels, with 32 bits
   STD_TORCH_CHECK(params.channels <= most && params.height <= most && params.width <= most,
                   "z must have at most 2**30 channels, rows and columns");
   const std::vector<int64_t> sizes(z_in.sizes().begin(), z_in.sizes().end());
   const std::vector<int64_t> contiguous = dense(sizes, false), last = dense(sizes, true);
   params.channels_last = !lies(z_in, contiguous) && lies(z_in, last);
-  out_sizes = {params.T, sizes[0], sizes[1], (sizes[2] + 1) / 2, (sizes[3] + 1) / 2};  // also where nothing is in it
+  out_sizes = {params.T, sizes[0], sizes[1], (sizes[2] + 1) / 2, (sizes[3] + 1) / 2};  // also if it is empty
   out_strides = dense(out_sizes, params.channels_last);
   if (!empty()) z = in_order(z_in, sizes, params.channels_last ? last : contiguous);
   params.z = z.rows.data;

@@ -1,4 +1,4 @@
-// From tensors to the params structs of the stem (batch norm + neuron + max pooling) and back.
+// Converts tensors to the params structs of the stem (batch norm + neuron + max pooling) and back.
 #pragma once
 
 #include <optional>
@@ -15,7 +15,7 @@ struct PoolOptions {
   NeuronOptions neuron;
 };
 
-// z is [N, C, H, W], out [T, N, C, H / 2, W / 2] (rounded up) in the same order of memory. P: the params.
+// z is [N, C, H, W]; out is [T, N, C, H / 2, W / 2] (rounded up) in the same memory order. P is the type of the params.
 template <class P>
 struct PoolCall {
   P params;

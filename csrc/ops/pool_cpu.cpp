@@ -1,4 +1,4 @@
-// The stem's ops on the CPU: blocks over torch's own thread pool.
+// The stem's ops on the CPU: distributes blocks over torch's thread pool.
 #include "kernels/cpu_kernels.h"
 #include "ops/call.h"
 #include "ops/pool.h"
@@ -8,7 +8,7 @@ namespace {
 
 const CpuPoolKernels& kernels() { return *cpu_kernels().pool; }
 
-// f(first, last) over all blocks.
+// Calls f(first, last) for ranges of all blocks.
 template <class F>
 void parallel_blocks(const PoolParams& p, const F& f) {
   const int64_t blocks = kernels().blocks(p);

@@ -1,4 +1,4 @@
-// sewsnn::unpack_spikes: what bn_neuron_forward packed, 8 spikes in a byte in the order of memory, as numbers again.
+// sewsnn::unpack_spikes: converts the spikes that bn_neuron_forward packed (8 per byte, in memory order) to numbers.
 #include "ops/spikes.h"
 
 #include <cstring>
@@ -27,7 +27,7 @@ UnpackCall::UnpackCall(const Tensor& bits_in, const std::vector<int64_t>& sizes,
 
 namespace {
 
-// All bytes' spikes as numbers.
+// Converts the spikes of all bytes to numbers.
 template <class Storage>
 struct Table {
   Storage spikes[256][8];

@@ -1,4 +1,4 @@
-// From packed spikes to numbers, shared by the CPU and CUDA sides of sewsnn::unpack_spikes.
+// Conversion of packed spikes to numbers, for sewsnn::unpack_spikes on CPU and CUDA.
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-// The few things of torch's stable ABI the ops use.
+// The parts of torch's stable ABI that the ops use.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -88,7 +88,7 @@ def latency(model: nn.Module, x: Tensor, T: int, repeats: int = 10) -> float:
 
     Args:
         model: a network of :mod:`sewsnn.models`. It is restored afterwards.
-        x: still images ``[N, C, H, W]``, or sequences ``[>= T, N, C, H, W]``, of which the first T frames are used.
+        x: still images ``[N, C, H, W]``, or sequences ``[>= T, N, C, H, W]``; only the first T frames are used.
         T: number of time-steps.
         repeats: number of calls that are measured. Default 10.
 

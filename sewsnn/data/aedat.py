@@ -51,7 +51,7 @@ def read_aedat3(path: str | Path, width: int = SIZE, height: int = SIZE) -> Reco
 
     The file is a header followed by packets. A packet has a header of 28 bytes (type and source as int16; event size,
     offset of the timestamp in an event, timestamp overflow, capacity, number of events, number of valid events as
-    int32) and then ``capacity`` events, of which the first ``number`` are used. A polarity event has 8 bytes: a uint32
+    int32) and then ``capacity`` events; only the first ``number`` are used. A polarity event has 8 bytes: a uint32
     with the valid mark in bit 0, the polarity in bit 1, y in bits 2-16 and x in bits 17-31, then an int32 timestamp.
     All numbers are little-endian. The time is ``t = overflow << 31 | timestamp``, in microseconds.
 
@@ -96,10 +96,10 @@ def read_aedat3(path: str | Path, width: int = SIZE, height: int = SIZE) -> Reco
 def read_aedat2(path: str | Path) -> Recording:
     """Reads the polarity events of an AEDAT 2.0 file from a DVS128.
 
-    After the header follow records of 8 bytes: a uint32 address and a uint32 timestamp in microseconds, both
-    big-endian. The address has the polarity in bit 0, x in bits 1-7 and y in bits 8-14. Bit 15 (or bit 31, set by jAER)
-    marks events of other types. x, y and p are returned as stored; :mod:`sewsnn.data.cifar10_dvs` converts them for the
-    orientation of its sensor.
+    Records of 8 bytes follow the header: a uint32 address and a uint32 timestamp in microseconds, both big-endian. The
+    address has the polarity in bit 0, x in bits 1-7 and y in bits 8-14. Bit 15 (or bit 31, set by jAER) marks events of
+    other types. x, y and p are returned as stored; :mod:`sewsnn.data.cifar10_dvs` converts them for the orientation of
+    its sensor.
 
     The format has neither counts nor a checksum, so a file that was cut between two records cannot be recognised as
     truncated.

@@ -102,8 +102,8 @@ def recordings(root: Path) -> list[tuple[str, str]]:
 
 
 def parts(planned: list[tuple[str, str]]) -> dict[str, set[str]]:
-    """Returns the groups of recordings of which none may be empty: each class, and the training and test sets of
-    ``split: paper``."""
+    """Returns groups of recordings: each class, and the training and test sets of ``split: paper``. A group without a
+    readable recording is an error."""
     found, tested = {}, set()
     for name in CLASSES:
         names = sorted(recording for recording, _ in planned if recording.split("/")[0] == name)

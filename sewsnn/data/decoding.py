@@ -26,8 +26,8 @@ def read_file(path: str) -> bytes:
 def decode(data: bytes, path: str) -> "Image":
     """Decodes an image of any mode (grey, palette, CMYK, 16 bits, with transparency) to RGB with 8 bits per channel.
 
-    Of 16-bit values the upper 8 bits are kept, as Pillow does for colour images. Transparency is dropped, only the
-    first frame of an animation is used, and EXIF data is ignored.
+    It keeps the upper 8 bits of 16-bit values, as Pillow does for colour images. It drops transparency, uses only the
+    first frame of an animation, and ignores EXIF data.
 
     Args:
         data: the bytes of the file.

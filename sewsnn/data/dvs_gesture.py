@@ -102,7 +102,8 @@ def recordings(root: Path) -> list[tuple[str, str]]:
 
 
 def parts(planned: list[tuple[str, str]]) -> dict[str, set[str]]:
-    """Returns the groups of recordings of which none may be empty: the training list and the test list."""
+    """Returns groups of recordings: the training list and the test list. A group without a readable recording is an
+    error."""
     return {f"the {part} list": {recording for recording, of in planned if of == part} for part in LISTS}
 
 

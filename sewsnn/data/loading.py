@@ -1,4 +1,4 @@
-"""Data sets whose samples worker processes load one by one from files."""
+"""Data sets in files, from which worker processes load samples one by one."""
 
 import contextlib
 import os

@@ -99,9 +99,9 @@ class Options:
         return seed_of(self.seed, *place)
 
     def steps(self, samples: int) -> int:
-        """Returns the number of training steps per epoch, equal on every process. So that all processes have equally
-        many samples in each step, up to ``world - 1`` samples are left out at the end of an epoch (different ones in
-        each epoch)."""
+        """Returns the number of training steps per epoch, which is equal on every process. Every process has the same
+        number of samples in each step. For this, an epoch leaves out up to ``world - 1`` samples at its end, other
+        samples in each epoch."""
         full, rest = divmod(samples, self.batch_size * self.world)
         return full + (rest >= self.world and not self.drop_last)
 
@@ -124,8 +124,8 @@ def seed_of(seed: int, *place: int) -> int:
 
 
 def identity(source: "DataSource") -> dict[str, int | str | None]:
-    """Returns what distinguishes a data set from others: the number of samples in each split, and a checksum of the
-    class names if classes have names. None: the source does not provide it."""
+    """Returns values that identify a data set: the number of samples in each split, and a checksum of the class names
+    if classes have names. None: the source does not provide the value."""
     sets = [getattr(source, name, None) for name in ("train", "test")]
     sizes = [len(samples) if hasattr(samples, "__len__") else None for samples in sets]
     names = getattr(getattr(sets[0], "images", None), "classes", None)

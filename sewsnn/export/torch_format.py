@@ -48,7 +48,7 @@ def trace(network: nn.Module, example: Tensor, dim: int | None, native: bool = F
 
 
 def forget_files(module: fx.GraphModule) -> None:
-    """Removes the metadata that tells from which lines of which files the operations of a graph came."""
+    """Removes the metadata with the source lines and file names of a graph's operations."""
     for graph_module in module.modules():
         if isinstance(graph_module, fx.GraphModule):
             for node in graph_module.graph.nodes:

@@ -20,12 +20,14 @@ def fuse(model: nn.Module) -> nn.Module:
 
         W' = W weight / sqrt(running_var + eps),  b' = (b - running_mean) weight / sqrt(running_var + eps) + bias
 
-    Which batch norms are folded: in a network of :mod:`sewsnn.models` all of them. In a module of yours, each pair
-    ``(conv, bn)`` that its method ``conv_bn_pairs()`` yields. In an ``nn.Sequential``, each batch norm right after a
-    convolution.
+    The function folds
 
-    All other norms stay unchanged. So do norms and convolutions that have hooks, that stand in more than one place of
-    the model, or whose class is not torch's own, because the folded weights could not replace them.
+    - all batch norms of a network of :mod:`sewsnn.models`,
+    - in a module of yours, each pair ``(conv, bn)`` that its method ``conv_bn_pairs()`` yields,
+    - in an ``nn.Sequential``, each batch norm directly after a convolution.
+
+    All other norms stay unchanged. Norms and convolutions also stay unchanged if they have hooks, are in more than one
+    place of the model, or are of a class that is not torch's own, because folded weights could not replace them.
 
     The outputs equal those of the model except for rounding: a neuron whose membrane potential is within rounding of
     the threshold may fire in one and not in the other.

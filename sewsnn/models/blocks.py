@@ -87,7 +87,7 @@ class Block(nn.Module):
 
     @property
     def last_bn(self) -> nn.BatchNorm2d:
-        """The batch norm whose weight ``zero_init_residual`` starts at 0."""
+        """The last batch norm of the branch; ``zero_init_residual`` starts its weight at 0."""
         return getattr(self, f"bn{self.convs}")
 
     def conv_bn_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -188,8 +188,8 @@ def save_checkpoint(
     The file holds ``{container: state dict}``, or the state dict alone if ``container`` is empty. A path that ends in
     ``.safetensors`` gets that format, which has no containers. The file appears whole or not at all.
 
-    Which container other programs read: the authors' code ``model``, and ``net`` for CIFAR10-DVS; torchvision's and
-    SpikingJelly's models take the state dict alone.
+    The authors' code reads the container ``model``, or ``net`` for CIFAR10-DVS. The models of torchvision and
+    SpikingJelly take the state dict alone.
 
     Args:
         model: a network of :mod:`sewsnn.models`, which ``DistributedDataParallel`` or ``torch.compile`` may wrap.

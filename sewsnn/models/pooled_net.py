@@ -82,8 +82,8 @@ class Stage(nn.Module):
 class PooledNet(Network):
     """A network of stages of blocks, with max pooling 2x2 at the end of each stage.
 
-    Where the number of channels changes, the stage starts with convolution, batch norm and a neuron. After the last
-    stage come the mean over space and a linear layer.
+    A stage that changes the number of channels starts with convolution, batch norm and a neuron. The mean over space
+    and a linear layer follow the last stage.
 
     Args:
         widths: channels of each stage. The first must differ from ``in_channels``.

@@ -211,7 +211,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Removes half-written files of killed processes; one of a checkpoint takes as much space as the checkpoint."""
+    """Removes half-written files of killed processes; such a file may be as large as a checkpoint."""
     pattern = re.compile(r"\.[\w-]+\.(pt|yaml|csv|json|png|txt)\.([0-9a-f]{8}|link)")
     for name in names_in(folder):
         if pattern.fullmatch(name):

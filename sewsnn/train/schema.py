@@ -151,7 +151,7 @@ class TrainConfig:
     - ``ema``: decay of a moving average of the weights, which is evaluated as well; 0: none.
     - ``deterministic``: reproducible bit for bit, also on CUDA; slower.
     - ``checkpoint_steps``: number of steps between two checkpoints within an epoch; 0: save only after each epoch.
-    - ``keep``: number of the last epochs of which to keep the checkpoint as a separate file; 0: none.
+    - ``keep``: keep the checkpoints of this many last epochs as separate files; 0: none.
     - ``log_steps``: number of steps between two points in TensorBoard.
     """
 

@@ -1,4 +1,4 @@
-"""Running a model before and after its conversion."""
+"""Runs a model before and after its conversion."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""Batch norm and neuron in one op: when, and that nobody can tell but by rounding."""
+"""Batch norm and neuron in one op: when this happens, and that only rounding changes."""
 
 import copy
 import pickle

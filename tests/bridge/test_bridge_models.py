@@ -1,4 +1,4 @@
-"""SpikingJelly's own networks: outputs, gradients, running statistics and spikes of before the conversion."""
+"""SpikingJelly's own networks: the conversion keeps outputs, gradients, running statistics and spikes."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Single nodes: the same spikes and potentials, bit for bit, and the same gradients as before the conversion."""
+"""Single nodes: the conversion keeps spikes and potentials bit for bit, and the gradients."""
 
 import numpy as np
 import pytest

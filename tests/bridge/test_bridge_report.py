@@ -1,4 +1,4 @@
-"""What the report says, and what is left as it is."""
+"""The report of a conversion, and the neurons that are not converted."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The state, and what a script does with nodes: chained calls, reset, detach, copies, modes, optimizers."""
+"""The state of converted nodes: chained calls, reset, detach, copies, modes, optimizers."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Whoever watches a converted model sees what SpikingJelly shows; whoever repeats a part of it is not misled."""
+"""Hooks and monitors of a converted model see the same as in SpikingJelly; wrong activation checkpointing raises."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: builds the module, calls it on tensors, and makes a neuron of it that autograd knows.
+"""The CUDA kernels on the host: builds the module, calls it with tensors, and wraps it as a neuron for autograd.
 
 Buffers are exactly as aligned as asked for and lie between guards: outputs between bytes that must stay as they are,
 inputs between NaNs that must not be read.

@@ -1,4 +1,4 @@
-"""The stem's kernels, CPU and CUDA, called on guarded buffers; and what they should compute, in plain torch."""
+"""Calls the stem's kernels for CPU and CUDA on guarded buffers, and computes the expected results in plain torch."""
 
 import host
 import torch

@@ -1,4 +1,4 @@
-"""Batch norm + neuron + connection on CUDA, run on the host, against the formulas (bn_host.formula)."""
+"""The CUDA kernels of batch norm + neuron + connection on the host, compared with the formulas (bn_host.formula)."""
 
 import itertools
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What the kernels move, counted: bytes per element and time-step (docs/kernels.md), and in which portions."""
+"""Counts the bytes that the kernels move per element and time-step (docs/kernels.md), and the size of each access."""
 
 import bn_host
 import host

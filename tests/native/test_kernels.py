@@ -1,4 +1,4 @@
-"""The CUDA kernels against the reference: on the host always (host.py), on the GPU where there is one."""
+"""The CUDA kernels compared with the reference: always on the host (host.py), and on a GPU if there is one."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""What the stem's CUDA kernels move, counted: bf16, channels_last, 64 channels, T = 4."""
+"""Counts the bytes that the stem's CUDA kernels move: bf16, channels_last, 64 channels, T = 4."""
 
 import pool_host
 import pytest

@@ -1,4 +1,4 @@
-"""Batch norm + neuron + max pooling in one kernel, against torch: spikes bit for bit, gradients to rounding."""
+"""Batch norm + neuron + max pooling in one kernel against torch: spikes bit for bit, gradients up to rounding."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The kernels and their shim under AddressSanitizer and UndefinedBehaviorSanitizer, in a process of its own."""
+"""Runs the kernels and their shim under AddressSanitizer and UndefinedBehaviorSanitizer, in a separate process."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The host device finds what it is there to find: kernels with one fault each (samples.cu)."""
+"""The host device detects faults: each kernel in samples.cu has one."""
 
 import host
 import numpy as np
