@@ -29,7 +29,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED = ["numpy", "torch", "yaml", "tqdm", "filelock", "hypothesis", "_hypothesis_pytestplugin", "sklearn.datasets"]
-# The tests of a package, beside those that import the module.
+# The tests of each package, in addition to those that import the module.
 TESTS = {
     "sewsnn/train": "training_parts train_step losses result evaluation train_state train_loop defaults eval",
     "sewsnn/data": "data data_order events loading webdataset imagenet prepare_events",
@@ -61,7 +61,7 @@ sys.meta_path.insert(0, Finder)
 _PAIRS = [(ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
 _PAIRS += [(ast.And, ast.Or), (ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitAnd, ast.BitOr)]
 SWAPS = dict(_PAIRS) | {b: a for a, b in _PAIRS} | {ast.FloorDiv: ast.Mult, ast.Mod: ast.Add, ast.Pow: ast.Mult}
-EXACT = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)  # whose swap is the negation
+EXACT = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)  # for these the swap is the negation
 MESSAGES = {"say", "_say", "print", "warn", "tell", "set_postfix_str"}  # calls that only write messages
 
 

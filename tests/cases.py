@@ -27,8 +27,8 @@ ATAN = ATan(2.0)
 
 
 def by_reference(name, x, v=None, w=None, *, store_v_seq=False, tau=2.0, surrogate_function=ATAN, **options):
-    """What ``functional.<name>_multistep`` specifies, on the CPU: on CUDA torch divides by a number by multiplying with
-    its reciprocal. PLIF's leak is still that of its device: another sigmoid may differ by a rounding."""
+    """Runs the reference of ``functional.<name>_multistep`` on the CPU, because on CUDA torch divides by a number by
+    multiplying with its reciprocal. PLIF's leak comes from its own device: another sigmoid may round differently."""
     leak = None if w is None else w.to(reference.state_dtype(x.dtype)).reshape(()).sigmoid().cpu()
     s, v_seq = reference.multistep(
         x.cpu(),

@@ -19,8 +19,8 @@ def images_of(classes, number):
 
 
 def record(image, kind="circle", steps=10, seed=0, reach=6):
-    """Events ``(t, x, y, p)``, in the order of time, of a digit that goes round a ``circle`` of ``reach`` pixels, that
-    lights up (``on``) or goes out (``off``).
+    """Events ``(t, x, y, p)``, sorted by time, of a digit that moves in a ``circle`` of ``reach`` pixels, lights up
+    (``on``) or goes out (``off``).
 
     A pixel sends an event whenever the logarithm of its light has changed by THRESHOLD since its last event.
     """

@@ -81,7 +81,7 @@ TORCHS = ("value per channel", "bn must be on the device", "backend=", "bn.eps",
 
 @pytest.mark.parametrize("change, kind, message", BAD_CALLS, ids=[m for *_, m in BAD_CALLS])
 def test_bad_argument(change, kind, message):
-    """What it says, with the op and with the modules, and that the norm and the neuron are left alone."""
+    """The message is the same with the op and with the modules, and the norm and the neuron stay unchanged."""
     for fused in (True,) if any(words in message for words in TORCHS) else (True, False):
         call = {"z_seq": Z, "bn": nn.BatchNorm2d(4), "neuron": neuron.IFNode(), **change, "fused": fused}
         with pytest.raises(kind, match=message):

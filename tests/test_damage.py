@@ -148,7 +148,7 @@ def test_auto_takes_the_next_older_one_and_says_so(run, tmp_path, capsys):
 
 
 def test_files_without_checksums_are_said(run, tmp_path, capsys):
-    """What torch was told to leave out cannot be told from sound: it is read, with a word."""
+    """Without checksums (torch can omit them) damage cannot be detected: the file is read, with a remark."""
     content = checkpoint.load(run / CHECKPOINT)
     torch.serialization.set_crc32_options(False)
     try:

@@ -47,8 +47,8 @@ def titles(rows):
 
 
 def required(row):
-    """How often the text of a wide kernel loads packs, loads single numbers, stores packs, stores single numbers:
-    {bytes of each: times}."""
+    """Returns how often the code of a wide kernel loads packs, loads single numbers, stores packs and stores single
+    numbers, each as {bytes of an access: count}."""
     storage, state = SIZE[row["Storage"]], max(4, SIZE[row["Storage"]])
     loads, scalars, stores, single = Counter(), Counter(), Counter(), Counter()
     pack, state_pack = storage * row["N"], state * row["N"]
@@ -103,7 +103,7 @@ def required(row):
 
 
 def moved(counts):
-    """Converts {bits: count} to counts of accesses by size in bytes; an access of 256 bits counts as two of 128."""
+    """Returns the bytes that {bits: count} moves, by size of an access; an access of 256 bits counts as two of 128."""
     found = Counter()
     for bits, times in counts.items():
         found[min(int(bits) // 8, 16)] += int(bits) // 8 * times
@@ -111,9 +111,9 @@ def moved(counts):
 
 
 def too_narrow(counts, packs, scalars):
-    """What is wrong with the accesses of {bits: times}: too few whole packs, or too many of anything narrower.
+    """Returns what is wrong with the accesses {bits: count}: too few whole packs, or too many narrower accesses.
 
-    Where the compiler has written the packs out more than once, it may have done so with the numbers beside them.
+    If the compiler has repeated the accesses of packs, it may also have repeated those of single numbers.
     """
     found, needed = moved(counts), moved({8 * size: times for size, times in packs.items()})
     copies = max([1, *(-(-found[width] // needed[width]) for width in needed)])
@@ -191,11 +191,14 @@ def test_wide_stores(rows):
 
 
 def test_loads_are_issued_together(rows):
-    """Forward: AHEAD of x. Backward: a chunk of x, and where that is short AHEAD of grad_s and the first potential. The
-    stem: both columns of z; the gradients of a window in all time-steps. With batch norm a chunk of z and of the
-    shortcut, and where it is short AHEAD of the gradient.
+    """These loads are in flight together:
 
-    Doubles, which nobody trains in, are left out.
+    - forward: AHEAD time-steps of x; backward: a chunk of x, and with short chunks AHEAD time-steps of grad_s and the
+      first potential;
+    - stem: both columns of z, and the gradients of a window in all time-steps;
+    - with batch norm: a chunk of z and of the shortcut, and with short chunks AHEAD time-steps of the gradient.
+
+    Doubles are left out, because nobody trains in them.
     """
 
     def wrong(row):
@@ -220,10 +223,13 @@ def test_no_contraction(rows):
 
 
 def test_occupancy(rows):
-    """What the registers leave room for: forward 1024 threads a multiprocessor, backward 512 with short chunks (384 for
-    PLIF's gradient in half precision) and 256 with long ones. With batch norm forward 512, backward 384 with short
-    chunks (512 where half precision has no shortcut, 256 where float has one) and 256 with long ones. The
-    stem: forward 896, backward 512 and 384; of doubles 768 and 256."""
+    """The registers allow at least this number of threads per multiprocessor:
+
+    - neuron: forward 1024; backward 512 with short chunks (384 for PLIF's gradient in half precision), 256 with long;
+    - with batch norm: forward 512; backward 384 with short chunks (512 in half precision without a shortcut, 256 in
+      float with one), 256 with long;
+    - stem: forward 896, backward 512 and 384; for doubles 768 and 256.
+    """
 
     def wrong(row):
         if row["kernel"] == "bn_forward_kernel":

@@ -157,7 +157,7 @@ def test_the_last_neuron_of_a_block_can_be_another():
 
 
 def test_gradients_pass_the_last_neuron_with_its_surrogate():
-    """What a neuron's settings are reaches the fused op: as the modules, one by one, have it."""
+    """The fused op uses the settings of the neuron: its results equal those of the modules."""
     results = []
     for fused in (True, False):
         last = neuron.IFNode(v_threshold=0.5, surrogate_function=surrogate.UnitATan())
@@ -177,7 +177,7 @@ def test_gradients_pass_the_last_neuron_with_its_surrogate():
     ],
 )
 def test_stem_kernel(name, stems, kernel):
-    """Its size, and padding that keeps the image's."""
+    """The stem has the given kernel size, and padding that keeps the image size."""
     size = 128 if "7b" in name else 32
     for settings, expected in (({}, kernel), ({"stem_kernel": 5}, 5)):
         model = models.create_model(name, **settings)
@@ -216,7 +216,7 @@ def test_single_step_wants_one_frame():
 
 @pytest.mark.parametrize("name", ["plain_resnet18", "plain_7b_net"])
 def test_plain_blocks_are_not_silenced(name):
-    """Weight 0 would leave nothing of them, where there is no shortcut."""
+    """Plain blocks have no shortcut, so weight 0 would make them silent."""
     model = models.create_model(name, zero_init_residual=True)
     assert all(m.last_bn.weight.eq(1).all() for m in model.modules() if isinstance(m, Block))
 
@@ -261,7 +261,7 @@ def test_bad_stages_of_pooled_networks(stages, message):
     ids=["None", "int", "surrogate"],
 )
 def test_what_makes_no_neuron_is_named(key, value, message):
-    """Without its neurons a network would run, and be none of spikes."""
+    """Without neurons the network would run, but without spikes."""
     with pytest.raises(TypeError, match=f"{key} {message}"):
         net(**{key: value})
 
@@ -294,7 +294,7 @@ def test_event_networks(name):
 
 @pytest.mark.parametrize("name", ["sew_cifar10_net", "spiking_cifar10_net"])
 def test_cifar10_network(name):
-    """Table S3: 186,858 parameters; a stem and ten blocks of two neuron layers, IF."""
+    """Table S3: 186,858 parameters; a stem and ten blocks with two IF layers each."""
     net = models.create_model(name)
     nodes = [m for m in net.modules() if isinstance(m, neuron.BaseNode)]
     assert count_parameters(net) == 186_858 and len(nodes) == 21 and {type(n) for n in nodes} == {neuron.IFNode}

@@ -36,7 +36,7 @@ EDITS = [
 
 
 def test_faults_are_edits_of_code_and_not_of_text(tmp_path):
-    """Each is one edit, at its place behind letters of two bytes, too."""
+    """Each fault is one edit at the right place, also after letters of two bytes."""
     file = tmp_path / "module.py"
     file.write_text(SOURCE, encoding="utf-8")
     found = list(mutate.mutants(file))

@@ -92,7 +92,7 @@ CASES = [
     ("call('bn_neuron_forward', z=still, T=2**62, pack=False)", LARGE),
     ("call('bn_neuron_forward', z=still, T=2**40, pack=False)", STEPS),
     ("call('bn_neuron_forward', z=still.to('meta'), T=2**62)", LARGE),
-    # So many blocks of time-steps that 64 bits count 0 of them.
+    # With this many blocks of time-steps, a 64-bit count overflows to 0.
     ("call('bn_neuron_apply', z=torch.zeros(1, 1), grad_out=torch.zeros(1, 1, 1).expand(2**54, 1, 1), T=2**54, "
      "kind=-1)", STEPS),
     ("call('bn_neuron_reduce', z=torch.zeros(2, 0, 2**62), grad_out=torch.zeros(2, 0, 2**62))", LARGE),
@@ -186,7 +186,7 @@ print(done, errors)
 
 
 def test_random_calls_of_the_ops():
-    """A fixed seed; what is wrong with a call is up to chance."""
+    """Calls ops with random wrong arguments (fixed seed)."""
     done, errors = map(int, run(FUZZ)[-1].split())
     assert done > 200 and errors > 1000
 
@@ -211,7 +211,7 @@ print(attempt(lambda: result(400)), attempt(lambda: result(1000)), attempt(lambd
     torch.__version__ < "2.11" or not sys.platform.startswith("linux"), reason="torch 2.10 cannot be given memory"
 )
 def test_memory_that_is_kept_is_not_missed():
-    """What is kept for later results is given back before one fails; and the next one finds memory again."""
+    """Memory that is kept for later results is freed before an allocation fails, and the next one succeeds again."""
     first, second, third = run(LIMIT + KEPT)
     assert (first, third) == ("no error", "no error") and f"to allocate {1000 << 20} bytes" in second
 

@@ -43,7 +43,7 @@ def test_starts_from_rest_every_call(node, device):
 
 @every_node
 def test_kept_state_joins_calls(node, device):
-    """Two calls of 3 time-steps are one of 6, gradients included."""
+    """Two calls with 3 time-steps equal one call with 6, including gradients."""
     x = current((6, 2, 30), device=device).requires_grad_()
     whole = node().to(device)
     (expected,) = torch.autograd.grad(whole(x).square().sum(), x)

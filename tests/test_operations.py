@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Still(nn.Module):
-    """Modules one after the other, over time: the first convolution reads the image, shown T times after it."""
+    """A chain of modules over time. The first convolution reads the image once; its output is shown T times."""
 
     def __init__(self, T):
         super().__init__()
@@ -66,7 +66,7 @@ def test_fan_out_by_hand(settings, position, fan_out):
 
 
 def test_groups_and_sums_of_spikes_by_hand():
-    """Two groups: each input is read by half of the 6 output channels. An input of 3 counts three times."""
+    """With two groups, half of the 6 output channels read each input. An input of 3 counts three times."""
     x = 3 * spikes_at((0, 1, 1, 1), sizes=(1, 4, 3, 3)) + spikes_at((0, 3, 0, 0), sizes=(1, 4, 3, 3))
     found = layer(nn.Conv2d(4, 6, 3, padding=1, groups=2), x)
     assert found.synops == 3 * 9 * 3 + 4 * 3
@@ -95,7 +95,7 @@ def test_linear_by_hand():
     ids=str,
 )
 def test_every_spike_in_every_window_is_counted(dims, settings):
-    """Against the convolution with weights of 1: its outputs are the numbers of spikes their windows hold."""
+    """Compares with a convolution with weights of 1: each output is the number of spikes in its window."""
     conv_of = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
     conv = conv_of(4, 6, **{"kernel_size": 3, "bias": False, **settings})
     x = (current((2, 4, *(9, 8, 7)[:dims]), seed=dims) > 1).float()
@@ -108,13 +108,13 @@ def test_every_spike_in_every_window_is_counted(dims, settings):
 
 
 def test_without_borders_it_is_rate_times_macs():
-    """The usual definition, for a 1x1 convolution, which has no border."""
+    """For a 1x1 convolution, which has no border, the count equals the usual definition."""
     found = layer(nn.Conv2d(4, 6, 1), (current((5, 4, 6, 6)) > 1).float())
     assert found.synops == pytest.approx(found.input_rate * found.macs, rel=1e-12) and 0 < found.input_rate < 1
 
 
 def test_how_often_a_layer_runs():
-    """A still image is convolved once, its spikes T times; what reads the image does MACs."""
+    """A still image is convolved once, its spikes T times; the layer that reads the image does MACs."""
     torch.manual_seed(0)
     model, x = Still(T=5), torch.rand(3, 1, 4, 4) * 4
     found = count_operations(model, x)
@@ -125,7 +125,7 @@ def test_how_often_a_layer_runs():
     assert found.macs == stem.macs + conv.macs and found.macs_per_image == stem.macs + 5 * conv.macs
     assert found.real_macs_per_image == stem.macs and found.synops == conv.synops
     assert found.energy_pj == pytest.approx(4.6 * stem.macs + 0.9 * conv.synops)
-    # every input of conv a spike, but for those that its borders do not read
+    # every input of conv is a spike; inputs at borders have fewer readers
     assert conv.synops <= conv.input_rate * conv.runs * conv.macs
 
 
@@ -136,7 +136,7 @@ def test_batches_are_averaged():
 
 
 def test_single_steps_count_one_by_one():
-    """T calls of one frame: each counts as an image of one time-step, and the potential goes on from call to call."""
+    """T calls with one frame each: each counts as an image of one time-step, and the potential stays between calls."""
     torch.manual_seed(0)
     net = models.create_model("sew_cifar10_net", neuron=neuron.LIFNode)
     x_seq = torch.rand(3, 2, 3, 32, 32) * 4
@@ -155,7 +155,7 @@ def test_single_steps_count_one_by_one():
 
 @pytest.mark.parametrize("look", [count_operations, lambda model, x: firing_rates(model, [x])], ids=["count", "rates"])
 def test_the_model_is_left_as_it_was(look):
-    """Modes of single modules, states and hooks; also after an error."""
+    """Modes of single modules, states and hooks are restored, also after an error."""
     torch.manual_seed(0)
     model = Still(T=2).train()
     model.conv.eval()
@@ -205,7 +205,7 @@ IMAGENET = {18: (248, 1.81), 34: (374, 3.66), 50: (1111, 4.09), 101: (1623, 7.80
 
 @pytest.mark.parametrize("depth", IMAGENET)
 def test_imagenet_networks(depth):
-    """On the meta device: the sizes that the paper's and torchvision's networks have."""
+    """On the meta device: the sizes equal those of the paper's and torchvision's networks."""
     neurons, giga = IMAGENET[depth]
     with torch.device("meta"):
         model = models.create_model(f"sew_resnet{depth}")
@@ -231,7 +231,7 @@ def test_shapes_alone_give_what_a_run_gives():
 @pytest.mark.parametrize("connect_f", ["ADD", "AND", "IAND"])
 @pytest.mark.parametrize("pack_spikes", [False, True])
 def test_blocks_read_spikes(connect_f, pack_spikes, device):
-    """Of real-valued images the first convolution and the classifier do MACs, all others synaptic operations; with ADD
+    """With real-valued images the first convolution and the classifier do MACs, all others SynOps. With ADD
     some inputs are sums of spikes."""
     torch.manual_seed(0)
     settings = {"blocks": [2, 1], "widths": [4, 8], "num_classes": 5, "stem": "small", "connect_f": connect_f}
@@ -245,7 +245,7 @@ def test_blocks_read_spikes(connect_f, pack_spikes, device):
 
 
 def test_meta_networks_run(recwarn):
-    """Forward and backward, by the ops that hold only shapes; nothing is said to be slow."""
+    """Forward and backward run with the fake kernels and give no warning about a slow backend."""
     with torch.device("meta"):
         net = models.create_model("sew_resnet", blocks=[1, 1], widths=[8, 8], neuron=neuron.ParametricLIFNode)
         net(torch.empty(2, 3, 32, 32)).sum().backward()

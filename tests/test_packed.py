@@ -34,7 +34,7 @@ def test_bits_are_the_spikes(dtype, shape, channels_last, device):
 
 
 def test_only_spikes_are_packed(device):
-    """Not the sums of a connection, nor what has no eighth neighbour, nor what the modules computed."""
+    """Not packed: sums of a connection, sizes that are not a multiple of 8, and results of the modules."""
     z = torch.rand(4, 2, 8, 3, 5, device=device)
     assert spikes(z).bits is not None
     assert spikes(z, shortcut=z, connect_f="ADD").bits is None
@@ -67,7 +67,7 @@ def test_the_same_gradients_from_less_memory(residual, bottleneck, device):
     assert torch.equal(results[0][0], results[1][0])
     for actual, expected in zip(results[1][1], results[0][1], strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
-    inner = 4 * 2 * (8 * 64 + 2 * 16 * 16) * (2 if bottleneck else 1)  # spikes inside blocks, at least
+    inner = 4 * 2 * (8 * 64 + 2 * 16 * 16) * (2 if bottleneck else 1)  # at least the spikes inside blocks
     assert kept[0] - kept[1] >= inner * (8 - 1 / 8)
 
 
@@ -95,7 +95,7 @@ def test_bias_stride_groups_autocast(device):
 
 
 def test_other_convolutions_run_as_they_are(device):
-    """Hooks, circular padding, your own class."""
+    """Cases: hooks, circular padding, a class of the user."""
 
     class Own(nn.Conv2d):
         pass

@@ -1,4 +1,4 @@
-"""What the paper says of its blocks, as equations: identities and gradients (main paper, section 3.2; supplement, A.4).
+"""The paper's equations of its blocks: identities and gradients (main paper, section 3.2; supplement, A.4).
 
 Spiking blocks that are identities, O = SN(F(S) + S) with F = 0, multiply the gradient by Theta'(S - V_th), one after
 the other; SEW blocks hand it on as it is. Blocks become identities as they do in training: the last BN's weight is 0.
@@ -33,12 +33,12 @@ def blocks_in_a_row(k=1, make=models.BasicBlock, node=neuron.IFNode, identities=
 
 
 def spikes(T=1, N=3, seed=0, device="cpu"):
-    """``[T, N, C, H, W]`` of 0 and 1, about as many of either."""
+    """Random spikes ``[T, N, C, H, W]``; about half of them are 1."""
     return (current((T, N, CHANNELS, 5, 4), torch.float64, device, seed=seed) > 0.8).double()
 
 
 def gradient_of_input(row, s_seq, grad):
-    """(O, dL/dS) where dL/dO is ``grad``."""
+    """Returns (O, dL/dS) for dL/dO = ``grad``."""
     s_seq = s_seq.clone().requires_grad_()
     out = row(s_seq)
     out.backward(grad)
@@ -76,7 +76,7 @@ def test_sew_block(make, connect_f, g, downsample, device):
 @pytest.mark.parametrize("residual, connect_f", [("sew", "ADD"), ("sew", "AND"), ("sew", "IAND"), ("spiking", "ADD")])
 @pytest.mark.parametrize("make", BLOCKS)
 def test_zero_init_makes_a_row_of_blocks_an_identity(make, residual, connect_f, device):
-    """16 blocks, over time; without zero-init they are none."""
+    """16 blocks are an identity over all time-steps; without zero-init they are not."""
     s_seq = spikes(T=4, device=device)
     for identities in (True, False):
         row = blocks_in_a_row(16, make, identities=identities, residual=residual, connect_f=connect_f).to(device)
@@ -100,7 +100,7 @@ def test_zero_init_makes_a_row_of_blocks_an_identity(make, residual, connect_f, 
     ],
 )
 def test_when_a_neuron_is_an_identity(node, identity, device):
-    """SN(S) = S for every S of 0 and 1 in 6 time-steps: IF with hard reset if and only if 0 < V_th <= 1."""
+    """SN(S) = S for every S of 0 and 1 in 6 time-steps. IF with hard reset does this if and only if 0 < V_th <= 1."""
     steps = torch.arange(64, device=device)
     s_seq = torch.stack([(steps >> t) & 1 for t in range(6)]).float()
     assert torch.equal(node().to(device)(s_seq), s_seq) == identity
@@ -132,7 +132,7 @@ def theta(setting, s_seq):
 
 
 def rounding(k):
-    """Of k surrogates multiplied, each of up to eight roundings: pi, products, a square, a sum, a quotient."""
+    """The error of a product of k surrogates with up to eight roundings each: pi, products, square, sum, quotient."""
     return {"rtol": 8 * k * EPS[torch.float64], "atol": 0}
 
 
@@ -173,7 +173,7 @@ def test_gradient_through_spiking_blocks_over_time(setting, k, device):
 
 
 def over_time(setting, s_seq, grad):
-    """One block's dL/dS from dL/dO."""
+    """Computes dL/dS of one block from dL/dO."""
     found = [torch.zeros_like(grad[0])]
     for s, g, a in zip(s_seq.flip(0), grad.flip(0), theta(setting, s_seq).flip(0), strict=True):
         found.insert(0, g * a + (1 - s) * found[0])

@@ -9,7 +9,7 @@ from sewsnn.models import create_model
 
 
 class Recorder(nn.Module):
-    """Keeps how it was called; a call takes as many seconds as it has number."""
+    """Records its calls; call number n takes n seconds."""
 
     def __init__(self):
         super().__init__()

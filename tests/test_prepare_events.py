@@ -151,7 +151,7 @@ def test_damaged_recordings_are_listed_and_can_be_mended(gesture, tmp_path, caps
 
 
 def test_a_disk_that_is_gone_is_not_taken_for_damaged_recordings(gesture, tmp_path, monkeypatch):
-    """Leaving damaged recordings out must not make a whole set of those that were read before."""
+    """If all damaged recordings are left out, recordings of an earlier call must not count as a complete set."""
     root, _ = gesture
     out = tmp_path / "out"
     planned = dvs_gesture.recordings(root)
@@ -227,7 +227,7 @@ def test_a_damaged_index_is_refused(cifar, tmp_path):
 
 
 def test_wrong_types_in_an_index_or_a_journal_are_damage(cifar, tmp_path):
-    """With checksums that fit: what other programs, or older versions, may have written. Preparing mends both."""
+    """Files of other programs or older versions may have right checksums and wrong content. Preparing repairs them."""
     root, out = cifar[0], tmp_path / "out"
     prepare("cifar10_dvs", root, out, workers=1)
     journal, whole = out / "journal.jsonl", json.loads((out / INDEX).read_text())
@@ -257,7 +257,7 @@ def test_wrong_types_in_an_index_or_a_journal_are_damage(cifar, tmp_path):
 
 @pytest.mark.parametrize("damaged", ["*/*.aedat", "cat/*.aedat", "*/*_9.aedat", "*/*_[!9]*.aedat"])
 def test_a_class_or_part_of_which_nothing_is_left_is_no_set(cifar, tmp_path, damaged):
-    """All, a class, those that the paper tests (the last of 0, 1, 10, 2 ... 9), those it trains with."""
+    """Cases: all recordings, a class, the paper's test set (the last of 0, 1, 10, 2 ... 9), its training set."""
     root, _ = cifar
     for file in root.glob(damaged):
         file.write_bytes(b"x")
@@ -339,7 +339,7 @@ def slowly(root, out, workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_any_moment_it_goes_on(cifar, tmp_path, workers):
-    """SIGKILL after a random time, again and again: what was done is kept, the end is as if nothing had happened."""
+    """SIGKILL after random times: finished recordings are kept, and the final result equals an uninterrupted one."""
     root, _ = cifar
     prepare("cifar10_dvs", root, tmp_path / "whole", workers=1)
     out = tmp_path / "out"
@@ -367,7 +367,7 @@ def test_killed_at_any_moment_it_goes_on(cifar, tmp_path, workers):
 
 
 def test_a_full_disk_is_named_and_nothing_is_half_written(gesture, tmp_path):
-    """A limit on the size of files stands for it: the write fails with an error of the system."""
+    """A limit on the size of files simulates a full disk: writing fails with an error of the system."""
     root, made = gesture
     _, _, events = made["user04_led"]
     many = [(1000 + j // 20, j % 128, 5, 1) for j in range(5000)]
@@ -429,7 +429,7 @@ def test_one_process_prepares_a_folder(gesture, tmp_path):
 
 @pytest.mark.parametrize("name", ["gesture", "cifar"])
 def test_nothing_left_is_no_set(name, request, tmp_path):
-    """All recordings damaged, and skipped: an error, and training still refuses the folder."""
+    """If all recordings are damaged and skipped, it raises an error, and training still refuses the folder."""
     root, _ = request.getfixturevalue(name)
     for path in root.rglob("*.aedat"):
         path.write_bytes(b"#!AER-DAT")

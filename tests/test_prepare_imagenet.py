@@ -30,7 +30,7 @@ def tree(tmp_path):
 
 
 def files(folder) -> dict[str, bytes]:
-    """By relative path, what training reads."""
+    """Returns the images that training reads, by relative path."""
     paths = (path for pattern in ("*.JPEG", "*.tar") for path in sorted(folder.rglob(pattern)))
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
@@ -85,7 +85,7 @@ def test_damaged_images_stop_or_are_left_out(tree, tmp_path, per_shard):
 
 @pytest.mark.parametrize("per_shard", [0, 4])
 def test_a_disk_that_is_gone_is_not_taken_for_damaged_images(tree, tmp_path, per_shard, monkeypatch):
-    """Leaving damaged images out must not make a whole set of those that were read before."""
+    """If damaged images are left out, images of an earlier call must not count as a complete set."""
     gone = tree / "train" / CLASSES[1] / f"{CLASSES[1]}_4.JPEG"
     scanned = prepare_imagenet.scan(tree)
     monkeypatch.setattr(prepare_imagenet, "scan", lambda root: scanned if root == tree else scan(root))
@@ -112,7 +112,7 @@ def test_a_folder_that_lost_images_is_refused(tree, tmp_path):
 
 @pytest.mark.parametrize("per_shard", [0, 5])
 def test_killed_at_any_moment_it_goes_on(tmp_path, per_shard):
-    """Each kill is refused by training; in the end all is as in one go, and no process is left over."""
+    """Training refuses the folder after each kill; the final result equals an uninterrupted one; no process is left."""
     tree = jpeg_tree.make_tree(tmp_path / "tree", train=60, val=20)
     prepare("imagenet", tree, tmp_path / "once", workers=2, size=40, per_shard=per_shard)
     output = tmp_path / "out"
@@ -149,7 +149,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path, per_shard):
 
 
 def test_a_full_disk_names_the_file(tree, tmp_path):
-    """A limit on the size of files stands for it."""
+    """A limit on the size of files simulates a full disk."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
@@ -248,7 +248,7 @@ def test_what_is_no_imagenet_is_said(tmp_path):
 
 @pytest.mark.parametrize("per_shard", [0, 10])
 def test_a_class_of_which_nothing_is_left_is_an_error(tree, tmp_path, per_shard):
-    """All its images damaged, and skipped: nothing could be trained with what is left."""
+    """All images of a class or split are damaged and skipped: an error, because training could not use the rest."""
     for path in (tree / "val" / CLASSES[0]).iterdir():
         path.write_bytes(b"\xff\xd8")
     with pytest.raises(DataError, match=f"no image of .*val/{CLASSES[0]} could be read .*, so the set is not usable"):
@@ -275,7 +275,7 @@ def test_a_damaged_note_of_what_was_prepared_is_named(tree, tmp_path, text):
 
 
 def test_names_that_are_no_text_end_in_a_report(tree, tmp_path, monkeypatch, capsys):
-    """A class's folder whose name is not UTF-8, on a terminal that takes UTF-8 alone: all work is done by then."""
+    """A class folder has a name that is not UTF-8, but the terminal takes only UTF-8: the report must not fail."""
     odd = os.fsdecode(b"out\xff")
     assert (
         main(["data", "prepare", "imagenet", "--root", str(tree), "--output", str(tmp_path / odd), "--size", "40"]) == 0

@@ -22,7 +22,7 @@ SMALL = ["--blocks", "[1]", "--widths", "[8]", "--batch_size", "256", "--ema", "
 
 @pytest.fixture(scope="module", autouse=True)
 def at_once():
-    """Bars are drawn at each step, not at most twice a second."""
+    """Draws bars at each step instead of at most twice per second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "_INTERVAL", 0.0)
         yield
@@ -30,7 +30,7 @@ def at_once():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's folder, and what training it wrote to stdout and stderr."""
+    """Returns the folder of a run, and the output of its training on stdout and stderr."""
     folder, out, err = tmp_path_factory.mktemp("run") / "run", io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert main(["train", CONFIG, "--output", str(folder), *SMALL, "--epochs", "3"]) == 0
@@ -38,13 +38,13 @@ def run(tmp_path_factory):
 
 
 def bars(err: str) -> dict[str, list[str]]:
-    """title -> what was drawn of it."""
+    """Returns title -> texts of its bar."""
     drawn = re.findall(r"\r([^\r|]+):\s+\d+%\|.*?\| (\d+/\d+) steps \[.*?, (\S+) images/s", err)
     return {title: [f"{n} {speed}" for t, n, speed in drawn if t == title] for title, *_ in drawn}
 
 
 def test_training(run):
-    """Training, both evaluations and counting firing rates; each epoch's line has the time that is left."""
+    """Bars for training, both evaluations and firing rates; each epoch's line has the remaining time."""
     _, out, err = run
     seen = bars(err)
     for epoch in (1, 2, 3):
@@ -69,8 +69,8 @@ def test_evaluation_and_export(run, tmp_path, capsys):
 
 
 def test_the_time_left(tmp_path, capsys):
-    """As long as the epochs of this process took, those since a resume in mid-epoch counted by their part. Other
-    processes than the first show nothing."""
+    """The estimate uses the epochs of this process; after a resume in mid-epoch only a part of that epoch counts. Only
+    the first process shows it."""
     config = load_config(CONFIG, parse_overrides([*SMALL, "--output", str(tmp_path / "run"), "--epochs", "10"]))
     trainer = Trainer(config)
     trainer.epoch, trainer._since = 4, time.perf_counter() - 20

@@ -28,13 +28,13 @@ PARAMETERS = {
     for kind in ("sew", "spiking")
     for depth, count in ((34, 21_797_672), (101, 44_549_160), (152, 60_192_808))
 }
-# A network of 50 layers has all that one of 101 or 152 has, and the two kinds of blocks are in 18 and 50.
+# Depth 50 covers the layers of 101 and 152, and depths 18 and 50 cover both kinds of blocks.
 TRAINED = [p for p in RECIPES if THOROUGH or not p.stem.endswith(("34", "101", "152"))]
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p not in TRAINED], ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_deep_networks_are_built(path):
-    """Shapes alone: the configuration's network, from image to logits, without training a step."""
+    """Checks only shapes: the network of the configuration from image to logits, without a training step."""
     config = load_config(path)
     with torch.device("meta"):
         model = build.build_model(config, create_data("imagenet", batch_size=1, seed=0, generated=1))
@@ -108,7 +108,7 @@ def test_table_s3():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_published_results_are_those_of_the_table(path):
-    """What a configuration aims at stands in sewsnn.models.published, too."""
+    """The published result in a configuration is also in sewsnn.models.published."""
     config = load_config(path)
     if path.parent.name == "modern":
         assert config.published.test_accuracy is None

@@ -29,7 +29,7 @@ def row(epoch, test, average=None, **more):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a result; ``drawn`` is what the figures show."""
+    """Writes a result; ``drawn`` records the content of the figures."""
     drawn = {}
     monkeypatch.setattr(
         result, "draw_curves", lambda history, title, path, published: drawn.update(published=published)

@@ -29,7 +29,7 @@ EVERYTHING += ["--channels_last", "true", "--amp", "bf16", "--batch_size", "128"
 
 @pytest.fixture
 def here(capsys, one_thread):
-    """``run`` in this process, where no kill is needed: the status, the output, the errors."""
+    """Like ``run``, but in this process, for runs that are not killed. Returns status, output and errors."""
 
     def run_here(output, *more):
         status = main(command(output, *more)[3:])
@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
 
 
 def test_what_is_kept(finished):
-    """The last two epochs' checkpoints, the best one, and result.json with best and last."""
+    """Keeps the checkpoints of the last two epochs and the best one; result.json has the best and the last result."""
     names = {path.name for path in finished.iterdir()}
     assert {"checkpoint.pt", "checkpoint-0002.pt", "checkpoint-0003.pt", "best.pt"} <= names
     assert "checkpoint-0001.pt" not in names and not [name for name in names if name.startswith(".")]
@@ -81,7 +81,7 @@ def test_points_per_step_and_per_epoch(finished):
 
 
 def test_killed_at_random_moments(finished, tmp_path):
-    """With all of it switched on. At every moment there is a whole checkpoint, or none yet; the same command ends as if
+    """Every option with a state is on. A checkpoint is always complete or does not exist; the command ends as if
     nothing had happened, bit for bit."""
     folder = tmp_path / "random"
     words = command(folder, *EVERYTHING, "--checkpoint_steps", "2", "--resume=auto")
@@ -112,7 +112,7 @@ def test_auto_begins_where_there_is_nothing_and_ends_where_all_is_done(here, fin
 
 
 def test_auto_takes_the_newest_that_can_be_read(here, finished, tmp_path):
-    """A damaged checkpoint is passed over for the one before, and said; if all are damaged nothing is begun anew."""
+    """A damaged checkpoint is reported and an older one used; if all are damaged, no new run starts."""
     folder = tmp_path / "damaged"
     shutil.copytree(finished, folder)
     (folder / checkpoint.NAME).write_bytes(b"half a check")
@@ -139,7 +139,7 @@ def test_other_mathematics_is_refused(here, finished, key):
 
 
 def test_batches_cut_otherwise_are_the_same_run(here, finished, tmp_path):
-    """Half the batch, accumulated twice as often: as many samples per optimizer step."""
+    """Half the batch size and twice the accumulation: the same number of samples per optimizer step."""
     folder = tmp_path / "recut"
     shutil.copytree(finished, folder)
     for old in folder.glob("checkpoint*.pt"):
@@ -156,7 +156,7 @@ SHORT += ["--widths", "[4]", "--T", "2"]  # 12 steps of 1437 samples: 5, 5 and 2
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """SIGTERM reaches runs of this process while they compute that step."""
+    """Sends SIGTERM to runs of this process during that step."""
 
     def stop(step):
         set_lr = Trainer._set_lr
@@ -173,7 +173,7 @@ def stop_at(monkeypatch):
 
 
 def test_stopped_in_the_last_optimizer_step(here, stop_at, tmp_path):
-    """Which has fewer batches than the others: none of them comes again, however they are cut afterwards."""
+    """The last optimizer step has fewer batches. None of them is repeated, whatever the batch size after the resume."""
     assert here(tmp_path / "whole", *SHORT)[0] == 0
     go_on = stop_at(11)
     assert here(tmp_path / "stopped", *SHORT)[0] == 130
@@ -200,7 +200,7 @@ def test_a_folder_that_vanishes(tmp_path):
 
 
 def test_stopped_in_evaluation(here, monkeypatch, tmp_path):
-    """Saved at once, the epoch's training done; the evaluation comes again."""
+    """The run saves at once; the training of the epoch is done, and the evaluation is repeated."""
     assert here(tmp_path / "whole", *SHORT)[0] == 0
     evaluate = Trainer._evaluate
 
@@ -219,7 +219,7 @@ def test_stopped_in_evaluation(here, monkeypatch, tmp_path):
 
 
 def test_another_device(here, tmp_path):
-    """``train.device: auto`` may be another one after a resume: the optimizer is fused, or not, as it takes."""
+    """``train.device: auto`` may change on a resume: the new device decides whether the optimizer is fused."""
     folder = tmp_path / "run"
     assert here(folder, *SHORT)[0] == 0
     saved = checkpoint.load(folder / checkpoint.NAME)
@@ -230,14 +230,14 @@ def test_another_device(here, tmp_path):
 
 
 def test_more_epochs(here, tmp_path):
-    """May follow where the learning rate did not depend on their number; the end is that of a run begun with them."""
+    """More epochs are allowed if the learning rate did not depend on them; the result is that of a run with them."""
     words = [*SHORT, "--schedule.name", "constant"]
     for folder, epochs, more in (("whole", "2", []), ("more", "1", []), ("more", "2", ["--resume"])):
         status, _, err = here(tmp_path / folder, *words, "--epochs", epochs, *more)
         assert status == 0, err
     assert_same_end(tmp_path / "more", tmp_path / "whole", epochs=2)
     status, _, err = here(tmp_path / "more", *words, "--resume")
-    assert status == 1 and "other settings (train.epochs)" in err  # fewer than were trained
+    assert status == 1 and "other settings (train.epochs)" in err  # fewer epochs than were trained
 
 
 def test_samples_left_out_before_a_resume_count(tmp_path):
@@ -249,7 +249,7 @@ def test_samples_left_out_before_a_resume_count(tmp_path):
 
 
 def test_what_is_left_of_a_run(here, finished, tmp_path):
-    """Whatever checkpoint there is, no new run is begun over it, and the best one is gone on from if it is the last."""
+    """No new run overwrites any checkpoint, and the run continues from the best one if no other is left."""
     folder = tmp_path / "left"
     folder.mkdir()
     shutil.copy(finished / "best.pt", folder)
@@ -260,7 +260,7 @@ def test_what_is_left_of_a_run(here, finished, tmp_path):
 
 
 def test_killed_after_saving(here, finished, tmp_path):
-    """The kept checkpoint is made up for, half a file is removed, config.yaml is that of the resume."""
+    """A resume creates the missing kept checkpoint, removes a half-written file and updates config.yaml."""
     folder = tmp_path / "killed"
     shutil.copytree(finished, folder)
     (folder / "checkpoint-0003.pt").unlink()
@@ -296,7 +296,7 @@ def test_links_or_copies(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(here, tmp_path):
-    """The command names step and layer, without a traceback; the checkpoint before it stays."""
+    """The command names step and layer without a traceback; the last checkpoint stays."""
     folder = tmp_path / "nan"
     status, _, err = here(folder, "--lr", "1e30", "--checkpoint_steps", "1", "--batch_size", "256")
     assert status == 1 and "Traceback" not in err
@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(here, tmp_path):
 
 
 def test_compiled(here, tmp_path):
-    """torch.compile runs the same training, to rounding: the first epoch's loss is that of the loop as it is."""
+    """Training with torch.compile gives the same loss in the first epoch, up to rounding."""
     losses = []
     for name, more in (("plain", []), ("compiled", ["--compile", "default"])):
         status, _, err = here(tmp_path / name, *TINY, "--batch_size", "479", "--lr", "0", *more)
@@ -317,7 +317,7 @@ def test_compiled(here, tmp_path):
 
 
 def test_deterministic(tmp_path):
-    """In a process of its own: torch is set so for good."""
+    """Runs in a separate process, because the setting of torch is permanent."""
     done = run(tmp_path / "run", *TINY, "--batch_size", "479", "--deterministic", "true", "--amp", "fp16")
     assert done.returncode == 0, done.stderr
     assert float(rows(tmp_path / "run")[0]["loss_scale"]) > 0

@@ -19,7 +19,7 @@ def test_tables_are_made():
 
 
 def test_the_example_is_the_tables():
-    """And the parts of it that are written out in the text."""
+    """The parts of the calculation that the text contains are also right."""
     first, second = scaling.buckets(11_689_512, 4)
     assert first + second == 46_758_048 and first == 25 * 2**20
     inside = 2 * 7 / 8 * first / 450e9 + 14 * 3e-6
@@ -32,7 +32,7 @@ def test_the_example_is_the_tables():
 
 
 def test_it_is_sane():
-    """One GPU's worth of bytes in one node: both ways agree; more GPUs take longer; overlap never hurts."""
+    """Inside one node both ways of exchange agree; more GPUs take longer; overlap never hurts."""
     assert scaling.hierarchical(8, 1e9) == pytest.approx(scaling.ring(8, 1e9))
     assert scaling.net(18).parameters == 11_689_512 and len(scaling.net(50).norms) == 53
     for depth in scaling.DEPTHS:
@@ -47,7 +47,7 @@ def test_it_is_sane():
 
 @pytest.mark.skipif(NATIVE_ERROR is not None, reason="without the compiled library")
 def test_benchmark(tmp_path, capfd, monkeypatch):
-    """One and two processes; every row has what a row must have."""
+    """Runs with one and two processes; every row is complete."""
     monkeypatch.setattr(sys, "argv", ["scaling", "--quick", "--json", str(tmp_path / "rows.jsonl")])
     monkeypatch.delenv("RANK", raising=False)
     benchmark.main()

@@ -102,19 +102,19 @@ print(load.LIBRARY != first, load.NATIVE_ERROR)
 
 
 def test_a_second_copy_of_the_library(tmp_path):
-    """Two installations in one process: the second says so (torch would end the process), and runs on the reference."""
+    """Two installations in one process: the second reports it and uses the reference (torch would end the process)."""
     shutil.copytree(Path(sewsnn.__file__).parent, tmp_path / "sewsnn", ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run([sys.executable, "-c", TWICE, tmp_path], cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True another copy of sewsnn's compiled library is loaded already")
 
 
-# ---- a GPU that there are no kernels for
+# ---- a GPU without kernels
 
 
 @pytest.fixture
 def no_gpu_kernels(monkeypatch):
-    """A library with CUDA kernels that GPU 1 cannot run; what was asked, device by device."""
+    """Simulates a library with CUDA kernels that GPU 1 cannot run; returns the list of devices that were asked."""
     asked = []
 
     def answer(name, index):
@@ -129,7 +129,7 @@ def no_gpu_kernels(monkeypatch):
 
 
 def test_a_gpu_that_cannot_run_the_kernels(no_gpu_kernels):
-    """``auto`` falls back and says why, once; ``native`` is an error. Each GPU is asked once, and no other."""
+    """``auto`` falls back with one warning; ``native`` raises. The library is asked once per GPU that is used."""
     bad, good = torch.device("cuda", 1), torch.device("cuda", 0)
     reason = "the compiled kernels cannot run on cuda:1: the driver is too old"
     with pytest.warns(sewsnn.BackendWarning, match=reason):
@@ -164,7 +164,7 @@ def test_info_says_it(no_gpu_kernels, monkeypatch, capsys):
 
 
 def test_traced_as_a_constant(no_gpu_kernels):
-    """torch.compile asks while it traces; no call of the library is in the graph, and none breaks it."""
+    """torch.compile asks the library while it traces; the graph contains no such call and does not break."""
 
     def f(x):
         return x + (1 if load.why_not_native(torch.device("cuda", 1), ATan) is None else 2)
@@ -174,7 +174,7 @@ def test_traced_as_a_constant(no_gpu_kernels):
 
 
 def test_the_library_answers():
-    """Without a driver, too: a reason, and no crash. A library without the function is not asked."""
+    """Also without a driver it returns a reason and does not crash. A library without the function is not asked."""
     answer = load._ask("sewsnn_cuda_problem", 0)
     if "cuda" not in load.NATIVE_DEVICES:
         assert answer is None
@@ -188,7 +188,7 @@ def test_the_library_answers():
 
 
 def test_a_library_without_the_function(monkeypatch):
-    """An older one, or one for the CPU alone."""
+    """An older library, or one with only CPU kernels."""
     monkeypatch.setattr(load, "_ask", lambda *_: None)
     monkeypatch.setattr(load, "_cuda_problems", {})
     assert load.cuda_problem(0) is None and load._instruction_set() is None
@@ -234,7 +234,7 @@ def test_variables_of_the_build(variable, value, message, monkeypatch):
 
 @pytest.mark.parametrize("rank, world", [("5", "1"), ("2", "2"), ("-1", "2"), ("0", "0"), ("", "2"), ("a", "2")])
 def test_places_of_processes(rank, world, monkeypatch):
-    """A rank that there is not would train and write nothing."""
+    """A rank that does not exist would train and write nothing, so it is an error."""
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(ConfigError, match="RANK, WORLD_SIZE and LOCAL_RANK must be numbers"):

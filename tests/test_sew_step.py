@@ -14,7 +14,7 @@ from benchmarks.sew_step.judge import mark_best, too_bad
 from benchmarks.sew_step.networks import MEMORY_FORMATS, Case, available
 
 ROOT = Path(__file__).parent.parent
-# SpikingJelly's network has these widths alone.
+# SpikingJelly's network has only these widths.
 MODEL = {"name": "sew_resnet", "blocks": [1, 1, 1, 1], "widths": [64, 128, 256, 512], "num_classes": 10}
 PROVIDERS = [name for name in ("plain", "fused", "spikingjelly", "converted") if available(name)]
 
@@ -40,7 +40,7 @@ def test_rows(tmp_path):
         assert row["saved_MiB"] > 0 and (row["peak_MiB"] is None or row["peak_MiB"] > 0)
         assert row["csrc"] == common.csrc_hash() and row["sources"] == dating.sources_hash("step")
         assert row["device"] and row["commit"] and row["keep_MB"]
-        # In float64 no spike moves; each of some hundred operations on the way rounds to 2**-53.
+        # In float64 no spike changes; each of some hundred operations rounds to 2**-53.
         assert row["exact_loss_error"] < 1e-12 and row["exact_grad_error"] < 1e-11
         assert row["loss_error"] < 0.1
     for provider in PROVIDERS:
@@ -52,7 +52,7 @@ def test_rows(tmp_path):
 
 
 class MadeUpWorker:
-    """Answers at once; SpikingJelly's breaks down in the second round."""
+    """A worker that answers at once; that of SpikingJelly fails in the second round."""
 
     breaks = "spikingjelly"
 
@@ -109,11 +109,11 @@ def judged(*rows):
 def test_judging():
     theirs = [
         made_up("spikingjelly", p50=1300.0, other=500.0, saved=200.0),
-        made_up("spikingjelly_once", p50=1.0, other=1.0, saved=1.0),  # a changed one is not what the limits are about
+        made_up("spikingjelly_once", p50=1.0, other=1.0, saved=1.0),  # the limits ignore the changed SpikingJelly
         made_up("spikingjelly", "channels_last", p50=1400.0, other=400.0, saved=300.0),
     ]
     assert judged(made_up("fused"), *theirs) == []
-    # Of our two memory formats the faster counts, with all that it needs.
+    # The faster of sewsnn's two memory formats counts, in every column.
     (found,) = judged(made_up("fused"), made_up("fused", "channels_last", p50=900.0, other=101.0), *theirs)
     assert found.startswith("sew_resnet18: everything outside the convolutions is 3.96x better")
     (found,) = judged(made_up("fused", p50=1001.0), *theirs)
@@ -123,7 +123,7 @@ def test_judging():
     assert judged(made_up("fused")) == ["sew_resnet18: fused and spikingjelly were not both measured"]
     failed = {"case": "sew_resnet18", "provider": "fused", "error": "RuntimeError"}
     assert len(judged(failed, *theirs)) == 1
-    # Every model must do.
+    # Every model must meet the limits.
     assert len(judged(made_up("fused"), *theirs, made_up("fused", case="sew_resnet34"))) == 1
 
 

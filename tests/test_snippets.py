@@ -25,7 +25,7 @@ def run(page):
 
 
 class NMNIST:
-    """The form of tonic's data set: recordings in a folder that it fills by itself."""
+    """A stand-in for a data set of tonic, which fills its folder itself."""
 
     sensor_size = (34, 34, 2)
 
@@ -44,7 +44,7 @@ class NMNIST:
 
 @pytest.fixture(autouse=True)
 def prepared(tmp_path, monkeypatch, one_thread):
-    """What a page takes for granted: a file that was downloaded, a package that downloads."""
+    """Provides what a page assumes: a downloaded file, and a package that downloads."""
     monkeypatch.chdir(tmp_path)
     tonic = ModuleType("tonic")
     tonic.datasets = SimpleNamespace(NMNIST=NMNIST)

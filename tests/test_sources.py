@@ -7,12 +7,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def code(path: Path) -> str:
-    """Without comments."""
+    """Returns the text without comments."""
     return re.sub(r"//.*|/\*.*?\*/", "", path.read_text(encoding="utf-8"))
 
 
 def test_kernels_touch_memory_through_the_vocabulary_alone():
-    """Else they would not be counted, nor checked: no pointer is dereferenced in a .cuh."""
+    """No .cuh file dereferences a pointer; such an access would be neither counted nor checked."""
     for path in (ROOT / "csrc").rglob("*.cuh"):
         found = re.findall(
             r"[=(,;{]\s*\*\s*(?!\w+\)\()[A-Za-z_(]|__ldg|\basm\b|reinterpret_cast<(?!uintptr_t)", code(path)
@@ -21,7 +21,7 @@ def test_kernels_touch_memory_through_the_vocabulary_alone():
 
 
 def test_nobody_waits_for_the_device():
-    """No copy to the host, no synchronisation in csrc; no number is asked of a tensor on the way to the kernels."""
+    """csrc copies nothing to the host and never synchronises; Python reads no number of a tensor before a kernel."""
     waits = r"cuda\w*(Synchronize|Memcpy|Malloc|Free)\w*|aoti_torch_item\w*"
     for path in (ROOT / "csrc").rglob("*.*"):
         assert not re.search(waits, code(path)), path

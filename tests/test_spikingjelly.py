@@ -45,7 +45,7 @@ def test_bridge(version):
 
 
 def test_without_spikingjelly(tmp_path):
-    """sewsnn imports; the conversion says what is missing."""
+    """Without SpikingJelly, sewsnn can be imported, and the conversion says what is missing."""
     (tmp_path / "spikingjelly.py").write_text("raise ModuleNotFoundError(\"No module named 'spikingjelly'\")")
     code = """
 import torch, sewsnn

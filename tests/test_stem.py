@@ -42,7 +42,7 @@ def run(fused, z, make, T, training=True):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
 def test_equals_the_modules(make, order, T, device):
-    """float64: everything to rounding. (T = 17 runs the modules.)"""
+    """In float64 everything agrees up to rounding. (T = 17 runs the modules.)"""
     for shape in ((2, 3, 7, 9), (2, 64, 16, 20), (3, 12, 33, 70), (8, 5, 1, 1), (2, 8, 2, 3)):
         z = images(shape, device=device, order=ORDERS[order])
         for training in (True, False):
@@ -57,8 +57,8 @@ def test_equals_the_modules(make, order, T, device):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("order", ORDERS)
 def test_spikes_of_narrow_storage(dtype, order, device):
-    """They are those of the same numbers in float64, but for neurons within rounding of the threshold: the state is
-    float32 whatever the storage, so a handful at most."""
+    """The spikes equal those of the same numbers in float64, except for a few neurons within rounding of the threshold.
+    There are only few, because the state is float32 for every storage type."""
     z = images((4, 16, 32, 32), dtype, device, ORDERS[order])
     out, grads, _ = run(True, z, NEURONS["if"], 4)
     out_ref, grads_ref, _ = run(True, z.detach().double().requires_grad_(), NEURONS["if"], 4)
@@ -70,7 +70,7 @@ def test_spikes_of_narrow_storage(dtype, order, device):
 
 
 def test_empty_batch(device):
-    """No image: no spike, of the shape that max_pool2d gives, and gradients of zero."""
+    """A batch without images gives an empty result in the shape of max_pool2d, and zero gradients."""
     for shape in ((0, 3, 4, 4), (0, 3, 5, 8)):
         (out, grads, _), (out_ref, grads_ref, _) = (
             run(fused, torch.zeros(shape, device=device, requires_grad=True), NEURONS["plif"], 3, training=False)
@@ -82,15 +82,15 @@ def test_empty_batch(device):
 
 
 def test_ties_go_to_the_first_position(device):
-    """As in max_pool2d: of a silent window the first valid neuron gets the gradient, of one that fires the first that
-    does. One window of 3 x 3, its upper and left neighbours being padding."""
+    """As in max_pool2d, the gradient goes to the first neuron that fires; in a silent window to the first neuron inside
+    the image. The test has one window of 3 x 3, with padding at the top and on the left."""
     z = torch.tensor([[[[0.0, 2.0], [2.0, 2.0]]], [[[0.0, 0.0], [0.0, 0.0]]]], device=device, requires_grad=True)
     layers.bn_neuron_pool(z, None, neuron.IFNode(store_v=False), 1).sum().backward()
     assert (z.grad != 0).tolist() == [[[[False, True], [False, False]]], [[[True, False], [False, False]]]]
 
 
 def test_what_is_kept(device):
-    """z and a handful of numbers per channel: neither spikes nor indices."""
+    """It saves z and a few numbers per channel, but no spikes and no indices."""
     z = images((2, 64, 32, 32), torch.float32, device)
     kept = {}
 

@@ -30,7 +30,7 @@ NETWORKS = {
 
 
 def network(name, device, **settings):
-    """Small, in float64, in evaluation mode, with spikes in all its layers."""
+    """A small network in float64 and evaluation mode, with spikes in all layers."""
     torch.manual_seed(0)
     model, structure = NETWORKS[name]
     net = models.create_model(model, **structure, **settings)
@@ -46,7 +46,7 @@ def frames(net, T, device):
 
 
 def recorded(net, calls):
-    """Logits and the spikes of every neuron layer, of calls one after the other: both ``[T, N, ...]``."""
+    """Returns the logits and the spikes of every neuron layer over successive calls, both ``[T, N, ...]``."""
     spikes = {}
 
     def hook(name):
@@ -65,7 +65,7 @@ def recorded(net, calls):
 
 
 def assert_same(actual, expected):
-    """The same spikes, bit for bit; logits but for the order in which the classifier adds up 16 to 64 products."""
+    """Spikes are equal bit for bit; logits differ only by the order in which the classifier adds 16 to 64 products."""
     logits, spikes = actual
     assert spikes.keys() == expected[1].keys() and len(spikes) > 4
     for name, s in expected[1].items():
@@ -82,7 +82,7 @@ def one_by_one(x_seq):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_single_steps_are_all_steps_at_once(name, device):
-    """T calls in single-step mode; then again after ``reset_net``; without it the potentials go on."""
+    """T calls in single-step mode, then again after ``reset_net``; without it the potentials are kept."""
     net = network(name, device)
     x_seq = frames(net, 4, device)
     expected = recorded(net, lambda net: [net(x_seq, return_seq=True)])
@@ -99,7 +99,7 @@ def test_single_steps_are_all_steps_at_once(name, device):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_chunks_are_all_steps_at_once(name, device):
-    """Nodes that keep their state go on from call to call until ``reset_net``."""
+    """Nodes with ``keep_state`` continue from call to call until ``reset_net``."""
     make = neuron.ParametricLIFNode if "7B" in name else neuron.IFNode
     net = network(name, device, neuron=functools.partial(make, keep_state=True))
     x_seq = frames(net, 5, device)
@@ -112,7 +112,7 @@ def test_chunks_are_all_steps_at_once(name, device):
 
 @pytest.mark.parametrize("name", ["SEW ADD", "Spiking", "7B-Net"])
 def test_fused_multi_step_is_single_step(name, device):
-    """Without hooks all time-steps run in fused ops; the logits are those of single steps, but for rounding."""
+    """Without hooks all time-steps run in fused ops; the logits equal those of single steps up to rounding."""
     net = network(name, device)
     x_seq = frames(net, 4, device)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_fused_multi_step_is_single_step(name, device):
 
 
 def test_a_watched_shortcut_sees_the_same_steps():
-    """Its neuron in single-step mode gets one time-step after the other, whoever looks on."""
+    """A neuron in single-step mode gets one time-step after the other, with and without hooks."""
     net = models.create_model("sew_resnet", **SMALL, stem="small", T=4).eval()
     for module in net.modules():
         if isinstance(module, neuron.BaseNode):

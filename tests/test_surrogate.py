@@ -38,7 +38,7 @@ def test_compiled_form(cls, dtype, device):
         s, _ = functional.if_multistep(inputs, surrogate_function=cls(parameter), backend="native")
         (native,) = torch.autograd.grad(s.sum(), inputs)
         formula = cls(parameter).gradient((inputs.detach() - 1).double()).to(dtype)
-        # exp is good to 2 ulp, its argument to 1/2 ulp of a number up to 40: 40 ulp; results below 1e-37 may be 0.
+        # exp is within 2 ulp, its argument (up to 40) within 1/2 ulp: 40 ulp in total; results below 1e-37 may be 0.
         eps = torch.finfo(dtype).eps
         torch.testing.assert_close(native[0], formula[0], rtol=64 * eps, atol=1e-37)
 
@@ -93,7 +93,7 @@ def test_bad_type(value):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_the_number_is_read_by_name_and_stays(cls):
-    """Nodes may share a surrogate, and the number was checked: none is assigned that nothing would come of."""
+    """Nodes may share a surrogate, so its parameter cannot be assigned; an assignment would have no effect."""
     function = cls(1.5)
     assert getattr(function, cls.parameter_name) == function.parameter == 1.5
     assert not hasattr(function, "no_such_name")
@@ -110,7 +110,7 @@ def test_the_number_is_read_by_name_and_stays(cls):
 
 @pytest.mark.filterwarnings("ignore::sewsnn.BackendWarning")
 def test_a_class_derived_from_a_compiled_one():
-    """With a gradient of its own the kernel's is not taken; with another default alone it is."""
+    """A class with its own gradient does not use the kernel; a class that changes only the default does."""
 
     class Flat(surrogate.ATan):
         def gradient(self, x):

@@ -30,7 +30,7 @@ def _process(rank, port, folder, how, stem):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     model, (x, y) = network(stem), batch()
-    if how == "torch":  # which DistributedDataParallel refuses on the CPU; its sums by hand
+    if how == "torch":  # DistributedDataParallel refuses it on the CPU, so the test adds the gradients itself
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         wrapped = model
     else:
@@ -42,7 +42,7 @@ def _process(rank, port, folder, how, stem):
         dist.all_reduce(p.grad)
         p.grad /= 2
     torch.save((logits.detach(), [p.grad for p in model.parameters()], model.state_dict()), f"{folder}/{rank}.pt")
-    with pytest.raises(RuntimeError, match="not finite"):  # on both, though only one has them
+    with pytest.raises(RuntimeError, match="not finite"):  # on both processes, though only one has such values
         model(x if rank else x / 0)
     assert all(torch.equal(model.state_dict()[name], t) for name, t in torch.load(f"{folder}/{rank}.pt")[2].items())
     dist.destroy_process_group()

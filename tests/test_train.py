@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def refused(capsys):
-    """The one line with which a run in this process ends."""
+    """Returns the last line of a run in this process."""
     return lambda output, *more: error_of(command(output, *more)[3:], capsys)
 
 
@@ -49,7 +49,7 @@ def test_what_a_run_leaves(finished):
 
 
 def test_quick_start_reaches_98_percent(tmp_path):
-    """configs/digits.yaml as it is, one thread, since other tests may run beside: at least 98 %."""
+    """Trains configs/digits.yaml unchanged, with one thread because other tests may run; it must reach 98 %."""
     folder = tmp_path / "digits"
     words = [sys.executable, "-m", "sewsnn.cli", "train", str(CONFIG), "--output", str(folder), "--threads", "1"]
     done = subprocess.run(words, capture_output=True, text=True, **PROCESS)
@@ -59,7 +59,7 @@ def test_quick_start_reaches_98_percent(tmp_path):
 
 
 def test_interrupted_and_resumed(finished, tmp_path):
-    """SIGTERM saves at the next step and says how to go on."""
+    """SIGTERM saves at the next step and says how to continue."""
     folder = tmp_path / "stopped"
     process = subprocess.Popen(
         command(folder, "--checkpoint_steps", "0"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **PROCESS
@@ -122,7 +122,7 @@ def test_output_that_cannot_be_written(tmp_path, refused):
 
 
 def test_a_disk_that_fills_up_loses_nothing(finished, tmp_path, one_thread):
-    """The system refuses the next checkpoint (by a limit on the size of files): the last one stays, and goes on."""
+    """A limit on the size of files prevents the next checkpoint: the last one stays, and a resume continues from it."""
     folder = tmp_path / "full"
     process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **PROCESS)
     wait_for(process, lambda: in_mid_epoch(folder, 0))
@@ -201,7 +201,7 @@ def test_firing_rates_count_spikes():
 
 
 def test_a_run_begins_with_weights_of_another_dialect(finished, tmp_path, capsys):
-    """With a learning rate of 0 the weights of the file are those of the end; another network's are refused."""
+    """With learning rate 0 the final weights are those of the file; weights of another network are refused."""
     weights = tmp_path / "authors.pth"
     assert main(["convert-checkpoint", str(finished[0] / checkpoint.NAME), str(weights), "--to", "authors"]) == 0
     begun = command(tmp_path / "run", "--weights", str(weights), "--lr", "0", "--epochs", "1")[3:]

@@ -44,7 +44,7 @@ def test_each_number_of_the_table_is_what_its_name_says(folder):
 
 
 def test_a_resume_puts_back_all_that_is_saved(folder, tmp_path, one_thread):
-    """Also the random numbers: no network here draws any in training, one of your own may."""
+    """A resume also restores random numbers: no network of sewsnn draws any in training, but a user's may."""
     saved = checkpoint.load(folder / checkpoint.NAME)
     saved["config"]["output"] = str(tmp_path)
     generator = torch.Generator().manual_seed(77)

@@ -54,7 +54,7 @@ def test_batches_may_be_cut_otherwise_if_a_step_takes_as_many_samples(tmp_path):
         with pytest.raises(CheckpointError, match=r"batch_size|accumulate") as error:
             check(tmp_path, world, data={"batch_size": size}, train={"accumulate": accumulate})
         assert ("batch_size" in str(error.value)) == (size != 12)
-    for world in (1, 4):  # with the same settings the number of processes is torchrun's matter
+    for world in (1, 4):  # with the same settings torchrun may change the number of processes
         check(tmp_path, world)
 
 
@@ -80,7 +80,7 @@ def test_what_does_not_touch_the_mathematics_may_change(tmp_path):
 
 
 def test_a_checkpoint_is_kept_under_the_name_of_its_epoch_and_of_the_best(tmp_path):
-    """The newest ones only; those of later epochs stay, and the best is the last one that was called so."""
+    """Only the newest ones stay, and those of later epochs; best.pt is the last one that was marked as best."""
     for epoch in (1, 2, 9, 3, 4):
         (tmp_path / checkpoint.NAME).write_text(f"epoch {epoch}")
         checkpoint.keep(tmp_path, epoch, 2, best=epoch == 3)

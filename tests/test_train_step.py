@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Linear(nn.Module):
-    """Keeps what it was given."""
+    """A network that records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def run(step, x, y, epoch=0, index=0, group=1, last=True):
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_the_gradient_that_is_clipped_is_that_of_the_loss(amp):
-    """In fp16 not that of the scaled loss, which is 65536 times as large: its norm would end far below the bound."""
+    """In fp16 clipping uses unscaled gradients: the scaled ones are 65536 times as large."""
     model = Linear()
     before = [p.detach().clone() for p in model.parameters()]
     run(stepper(model, optimizer={"clip_norm": 0.01}, train={"amp": amp}), torch.ones(2, 6), torch.tensor([0, 1]))
@@ -87,7 +87,7 @@ def test_mixing_differs_by_epoch_step_seed_and_process(mixing):
 
 
 def test_time_steps_are_deleted_by_seed_epoch_and_step():
-    """On all processes the same: one network sees them."""
+    """The time-steps are the same on all processes, because one network sees them."""
     x, y = torch.arange(20.0).view(20, 1, 1, 1, 1).expand(20, 2, 1, 1, 6).contiguous(), torch.tensor([0, 1])
 
     def kept(epoch, index, seed=0, rank=0):
@@ -105,7 +105,7 @@ def test_time_steps_are_deleted_by_seed_epoch_and_step():
 
 
 def test_tet_is_of_each_time_step_and_counts_with_the_mean():
-    """Two of the three time-steps are right, their mean is not: a loss and an accuracy of two different things."""
+    """Two of three time-steps are right, but their mean is not: with TET, loss and accuracy use different logits."""
 
     class Given(nn.Module):
         def __init__(self):
@@ -123,7 +123,7 @@ def test_tet_is_of_each_time_step_and_counts_with_the_mean():
 
 
 def test_gradients_lie_still_only_where_a_cuda_graph_adds_to_them():
-    """Zeros instead of no gradient cost memory, and momentum and decay would move a parameter that took no part."""
+    """Unused parameters get no gradient: zeros would cost memory, and momentum and decay would change them."""
     for train, keeps in [
         ({"accumulate": 2}, False),
         ({"compile": "default", "accumulate": 2}, False),
@@ -133,7 +133,7 @@ def test_gradients_lie_still_only_where_a_cuda_graph_adds_to_them():
         model = Linear()
         step = stepper(model, train=train)
         assert all((p.grad is not None) == keeps for p in model.parameters()), train
-        step._network = model  # without the compiler
+        step._network = model  # not compiled
         run(step, torch.ones(2, 6), torch.tensor([0, 1]), last=True)
         assert all((p.grad is not None) == keeps for p in model.parameters()), train
 

@@ -27,7 +27,7 @@ def _on_cuda():
 
 
 def steps(**settings):
-    """A small network's step, and batches for it."""
+    """Returns the training step of a small network, and batches for it."""
     config = from_dict({"optimizer": {"lr": 0.1}, **settings})
     torch.manual_seed(0)
     model = create_model("sew_resnet", blocks=[1], widths=[8], num_classes=5, stem="small", T=2).cuda()
@@ -47,7 +47,7 @@ def steps(**settings):
     ids=["fp16 ema", "bf16 accumulated clipped", "mixed", "tet adamw"],
 )
 def test_a_step_does_not_wait_for_the_gpu(settings):
-    """After the first, whose set-up may, no step synchronises: else the GPU would run dry between two."""
+    """No step after the first one synchronises; otherwise the GPU would be idle between two steps."""
     stepper, batches = steps(**settings)
     sums, every = Sums(torch.device("cuda")), stepper.config.train.accumulate
     for step, (x, y) in enumerate((x.cuda(), y.cuda()) for x, y in batches):
@@ -59,7 +59,7 @@ def test_a_step_does_not_wait_for_the_gpu(settings):
 
 
 def test_batches_arrive_whole():
-    """Copied on a stream of their own while others are computed with: every number is there when it is read."""
+    """Batches are copied on a separate stream during computation; every number must arrive before it is read."""
     batches = [(torch.full((64, 3, 64, 64), float(i)).pin_memory(), torch.tensor([i])) for i in range(20)]
     weight = torch.rand(2048, 2048, device="cuda")
     for i, (x, _) in enumerate(Prefetch(batches, torch.device("cuda"), torch.Tensor.float, channels_last=True)):
@@ -86,7 +86,7 @@ def test_digits_are_learnt(words, tmp_path):
 
 
 def test_a_run_goes_on_with_the_same_bits(tmp_path):
-    """``train.deterministic``, stopped after an epoch and resumed, against one that was not stopped."""
+    """With ``train.deterministic``, a run that stops after an epoch and resumes equals an uninterrupted run."""
     words = ["--device", "cuda", "--deterministic", "true", "--schedule.name", "constant", "--amp", "bf16"]
     try:
         for name, epochs in (("whole", "2"), ("cut", "1")):

@@ -26,7 +26,7 @@ from sewsnn.train.sums import Sums
 
 @pytest.mark.parametrize("name", ["cosine", "step", "constant"])
 def test_schedules_are_torchs(name):
-    """By epoch, without warm-up: the learning rates of torch's schedulers."""
+    """By epoch and without warm-up, the learning rates equal those of torch's schedulers."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
     schedulers = {
         "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20),
@@ -44,7 +44,7 @@ def test_schedules_are_torchs(name):
 
 
 def test_warm_up_and_steps():
-    """A line from warmup_start to 1, then the cosine from its beginning to `final`, at every step."""
+    """A line from warmup_start to 1, then the whole cosine down to `final`, at every step."""
     settings = ScheduleConfig(every="step", warmup_epochs=5, warmup_start=0.1, final=0.01)
     assert factor(settings, 25, 0) == pytest.approx(0.1)
     assert factor(settings, 25, 2.5) == pytest.approx(0.55)
@@ -67,7 +67,7 @@ def test_groups_keep_their_ratio():
 
 
 def test_losses():
-    """Against the formulas, written out."""
+    """Compares the losses with their formulas."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64)
     y = torch.tensor([0, 3, 1, 1, 2])
@@ -83,7 +83,7 @@ def test_losses():
 
 @pytest.mark.parametrize("shape", [(6, 3, 8, 10), (2, 6, 3, 8, 10)])
 def test_mixup(shape):
-    """Every sample with the one before it, targets in the same proportion; the seed alone decides."""
+    """Mixup mixes each sample and target with the one before it in the same proportion; only the seed decides."""
     x, y = torch.rand(shape), torch.tensor([0, 1, 2, 3, 0, 1])
     samples = x.movedim(len(shape) - 4, 0)
     mixed, target = mix(x, y, 4, LossConfig(mixup=0.4), seed=5)
@@ -99,7 +99,7 @@ def test_mixup(shape):
 
 @pytest.mark.parametrize("shape", [(4, 3, 8, 10), (2, 4, 3, 8, 10)])
 def test_cutmix(shape):
-    """A rectangle of the sample before; the target's share is that of the pixels."""
+    """CutMix inserts a rectangle of the sample before; the target's share equals that of the pixels."""
     x = torch.arange(4.0).view(4, 1, 1, 1).expand(shape).contiguous()
     y = torch.arange(4)
     cut = 0
@@ -127,7 +127,7 @@ def test_one_of_both_mixings():
 
 
 class Linear(nn.Module):
-    """Without batch norm: what a batch gives does not depend on how it is cut."""
+    """Without batch norm the result does not depend on how a batch is divided."""
 
     def __init__(self):
         super().__init__()
@@ -160,10 +160,10 @@ def test_accumulated_batches_are_one():
 
 
 def test_accumulated_gradients_of_cuda_graphs():
-    """A replay writes its gradients where the last one did: the sum lies elsewhere, from the first batch on."""
+    """A replay overwrites the last replay's gradients, so the sum must be in other memory from the first batch on."""
     model = Linear()
     step = stepper(model, train={"compile": "reduce-overhead", "accumulate": 2})
-    step._network = model  # without graphs, which need CUDA
+    step._network = model  # without CUDA graphs, which need a GPU
     place, x, y = model.fc.weight.grad.data_ptr(), torch.randn(8, 6), torch.randint(0, 3, (8,))
     for i in range(4):
         step.run(x, y, 0, i, 2, i % 2 == 1, Sums(torch.device("cpu")))
@@ -182,7 +182,7 @@ def test_gradients_are_clipped():
 
 
 def test_moving_average():
-    """e <- d e + (1 - d) w after each optimizer step, beginning with the first w."""
+    """e <- d e + (1 - d) w after each optimizer step; e starts as the first w."""
     model = Linear()
     step, expected = stepper(model, train={"ema": 0.75}), None
     for i in range(4):
@@ -194,8 +194,8 @@ def test_moving_average():
 
 
 def test_moving_average_is_torchs():
-    """Of batch-norm statistics, too; the same names in a file. What processes share of it lies on the model's device:
-    NCCL refuses a counter on the host."""
+    """The average includes batch-norm statistics, and files have the same names. The part that processes share is on
+    the model's device, because NCCL refuses a counter on the host."""
     model = net()
     ours = Average(model, 0.9)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
@@ -232,7 +232,7 @@ def batch():
 )
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_what_is_not_finite_is_found(damage, words, amp):
-    """The step and the layer are named, and the weights are what they were."""
+    """The error names step and layer, and the weights stay unchanged."""
     model = net()
     step = stepper(model, train={"amp": amp})
     sums = Sums(torch.device("cpu"))
@@ -252,7 +252,7 @@ def test_a_batch_that_is_not_finite():
     step, sums = stepper(Linear()), Sums(torch.device("cpu"))
     step.run(torch.ones(2, 6), y, 2, 4, 1, True, sums)
     step.run(x, y, 2, 5, 1, True, sums)
-    step.run(torch.ones(2, 6), y, 2, 6, 1, True, sums)  # found later, named as it was
+    step.run(torch.ones(2, 6), y, 2, 6, 1, True, sums)  # found at a later step, but reported with its own step
     with pytest.raises(
         NonFinite, match="epoch 3, step 6: the loss is not finite; the first such value is in the batch itself"
     ):
@@ -261,7 +261,7 @@ def test_a_batch_that_is_not_finite():
 
 def test_a_gradient_that_is_not_finite():
     class Root(nn.Module):
-        """sqrt: finite at 0, its gradient is not."""
+        """sqrt is finite at 0, but its gradient is not."""
 
         def __init__(self):
             super().__init__()

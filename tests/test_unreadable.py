@@ -36,7 +36,7 @@ def folder(run, tmp_path):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Calls of the system fail for a path. As root no permission is ever missing, so they are told to."""
+    """Makes calls of the system fail for a path, because root never lacks a permission."""
 
     def fail(path, kind, calls=("open", "stat", "lstat", "listdir", "scandir")):
         def patched(call):
@@ -57,7 +57,7 @@ def failing(monkeypatch):
 
 
 class Failing:
-    """A file whose reads fail after some."""
+    """A file with reads that fail after some time."""
 
     def __init__(self, file, reads, kind):
         self.file, self.reads, self.kind = file, reads, kind
@@ -94,7 +94,7 @@ def test_auto_does_not_go_on_from_an_older_one(kind, folder, failing, capsys, mo
 
 
 def test_a_read_that_fails_is_no_damage_at_any_byte(run, tmp_path, monkeypatch):
-    """torch turns it into errors of its own; in its old format too."""
+    """torch raises errors of its own for this, also for its old format."""
     content = torch.load(run / CHECKPOINT, weights_only=True)
     torch.save(content, tmp_path / "zip.pt")
     torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -128,7 +128,7 @@ def test_too_little_memory_is_no_damage(run, folder, capsys, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_read_holds_what_nobody_knows(folder, failing, capsys, monkeypatch):
-    """Neither is a run begun in it, nor is it taken for empty."""
+    """A folder that cannot be read does not count as empty, and no run starts in it."""
     before = contents(folder)
     failing(folder, errno.EIO, ("listdir", "scandir"))
     for how in ("--resume=auto", "--epochs=2"):
@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_read_holds_what_nobody_knows(folder, failing, c
 
 
 def test_a_link_to_what_is_gone_is_a_checkpoint(folder, capsys):
-    """Its disk may come back."""
+    """A link with a missing target counts as a checkpoint, because its disk may come back."""
     (folder / CHECKPOINT).unlink()
     (folder / CHECKPOINT).symlink_to(folder / "nowhere" / "c.pt")
     status, _, err = small_run.resume(folder, "--resume=auto", capsys)
@@ -174,7 +174,7 @@ def test_weights_of_any_kind(run, tmp_path, failing, capsys):
 
 
 def test_a_target_that_may_be_there_is_not_overwritten(run, tmp_path, failing, capsys, monkeypatch):
-    """Without --force; that it cannot be looked at does not mean that it is not there."""
+    """Without --force it is not overwritten: a file that cannot be examined may exist."""
     for words in (
         ["convert-checkpoint", run / CHECKPOINT, "OUT", "--to", "authors"],
         ["export", run / CHECKPOINT, "OUT"],
@@ -198,7 +198,7 @@ def test_the_list_of_corrupt_files_is_not_begun_anew(tmp_path, failing):
 
 
 def test_prepared_events(tmp_path, failing):
-    """A file that is gone is said to be, one that cannot be read is not."""
+    """The error distinguishes a missing file from one that cannot be read."""
     with pytest.raises(UnreadableError) as error:
         event_store.read_sample(tmp_path, Sample("a.npy", 0, "", "a", 1, 0))
     assert error.value.missing
@@ -256,7 +256,7 @@ def test_a_shard_that_cannot_be_read_is_not_written_again(tmp_path, failing):
 
 
 class Samples:
-    """Ten, of which one cannot be read."""
+    """Ten files; one of them cannot be read."""
 
     def __init__(self, path, kind):
         self.path, self.kind = path, kind
@@ -275,7 +275,7 @@ class Samples:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_io_error_is_skipped_in_training(workers):
-    """Also with ``on_corrupt: skip``; a file that is not there any more is left out."""
+    """This also holds with ``on_corrupt: skip``; a file that no longer exists is left out."""
     options = Options(batch_size=5, seed=0, on_corrupt="skip", workers=workers)
 
     def source(kind):

@@ -21,7 +21,7 @@ jpeg_tree.need("webdataset", "SEWSNN_REQUIRE_TORCHVISION")
 
 @pytest.fixture
 def shards(tmp_path):
-    """Of the library: 20 training images in shards of 8, 6 test images in one."""
+    """Shards of the webdataset library: 20 training images in shards of 8, and 6 test images in one shard."""
     import webdataset
 
     folder = tmp_path / "shards"
@@ -78,7 +78,7 @@ def test_the_library_reads_shards_that_are_prepared(tmp_path):
         assert [key for key, *_ in samples] == [os.fsdecode(bytes(key)) for key in ours.keys]
         assert [label for *_, label in samples] == ours.labels.tolist()
         assert all(min(image.size) <= 40 for _, image, _ in samples)
-        assert sorted(ours.labels.tolist()) != ours.labels.tolist()  # an order was drawn
+        assert sorted(ours.labels.tolist()) != ours.labels.tolist()  # the order is random
     assert counts == {"train": [8, 7, 7], "val": [3, 3, 3]}
     again = prepare("imagenet", tree, tmp_path / "out", workers=1, size=40, per_shard=5)
     assert "(0 resized, 0 copied, 31 kept)" in again
@@ -188,7 +188,7 @@ def test_damaged_shards_are_named(shards, content, message):
 
 
 def test_each_cut_of_a_shard_is_noticed(tmp_path):
-    """At any byte before its end mark: no image may go missing without a word."""
+    """A shard that is cut at any byte before its end mark is an error: no image may be lost silently."""
     path = tmp_path / "train-000000.tar"
     end = len(GOOD.rstrip(b"\0")) // 512 * 512 + 512
     for length in range(1, end, 191):

@@ -19,7 +19,7 @@ CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What ``sewsnn train`` would train, and whether it would go on."""
+    """Returns the configuration that ``sewsnn train`` would use, and whether it would resume."""
     calls = []
     monkeypatch.setattr(loop, "train", lambda config, resume: calls.append((config, resume)))
     return calls
@@ -56,7 +56,7 @@ def test_values_that_begin_with_dashes(asked, capsys):
 
 
 def test_the_last_of_two_counts(asked):
-    """A script may put its user's words after its own."""
+    """A script may put the arguments of its user after its own."""
     assert main(["train", "--lr", "1", CONFIG, "--lr", "2", "--output=a", "--output", "b"]) == 0
     assert (asked[0][0].optimizer.lr, asked[0][0].output) == (2, "b")
 
@@ -112,7 +112,7 @@ def test_one_line(words, message, tmp_path, monkeypatch, capsys):
 
 
 def test_a_path_that_is_not_utf8(tmp_path, monkeypatch):
-    """A strict stdout does not end the program when all is done."""
+    """A stdout with strict encoding does not end the program after all work is done."""
     out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
     monkeypatch.setattr("sys.stdout", out)
     assert main(["data", "show", CONFIG, "--output", str(tmp_path / "\udcff.png")]) == 0
@@ -141,7 +141,7 @@ def _raise(error):
 
 @pytest.mark.parametrize("kind", TOO_MUCH)
 def test_too_little_memory_is_one_line(kind, tmp_path, monkeypatch, capsys):
-    """What torch, numpy, Python and the kernels say while a network is built; the run's folder is not begun."""
+    """Memory errors of torch, numpy, Python and the kernels while a network is built; no run folder is created."""
     monkeypatch.setattr(build, "build_model", lambda *_: TOO_MUCH[kind]())
     assert main(["train", CONFIG, "--output", str(tmp_path / "a")]) == 1
     err = capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_too_little_memory_is_one_line(kind, tmp_path, monkeypatch, capsys):
 
 
 def test_too_little_memory_below_another_error(monkeypatch, capsys):
-    """What torch.export says of it is not that it cannot express a network."""
+    """Too little memory in torch.export is not reported as a network that it cannot express."""
 
     def too_large(*_):
         try:

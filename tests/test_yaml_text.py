@@ -9,7 +9,7 @@ from sewsnn.cli import main
 from sewsnn.errors import ConfigError
 from sewsnn.train.yaml_text import parse_yaml, read_yaml
 
-# 243 bytes that stand for 9 ** 7 values, and merge keys that stand for 5 ** 29.
+# 243 bytes that expand to 9 ** 7 values, and merge keys that expand to 5 ** 29.
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcde", "bcdef", strict=True)
 )
@@ -103,7 +103,7 @@ def test_files_that_are_no_configuration(tmp_path, content, message, capsys):
 
 
 def test_only_regular_files(tmp_path):
-    """A FIFO is not waited for; a byte order mark is read over."""
+    """The reader does not wait for a FIFO and skips a byte order mark."""
     (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfname: x")
     assert read_yaml(tmp_path / "bom.yaml") == {"name": "x"}
     os.mkfifo(tmp_path / "fifo")

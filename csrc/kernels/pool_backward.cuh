@@ -1,8 +1,8 @@
 // The two passes of the stem's backward: reduce and apply, which both recompute dL/dy. Each thread walks down its
 // columns one row of windows after the other. It writes the spikes of the next rows to shared memory, finds the winners
 // of the windows there, and then processes the neurons of the two rows of z that have all their windows. It loads a
-// gradient for each neuron that may get it, up to four times, from the cache. In registers the gradients would need as
-// much space as the potentials.
+// gradient again for each neuron that may get it, up to nine times, all but the first time from the cache. In registers
+// the gradients would need as much space as the potentials.
 #pragma once
 
 #include "kernels/pool_tile.cuh"

@@ -25,7 +25,7 @@ class Average(nn.Module):
     def __init__(self, model: nn.Module, decay: float):
         super().__init__()
         self.module, self.decay = copy.deepcopy(model).requires_grad_(False), decay
-        # Kept on the host. The name is that of torch's AveragedModel, which readers of such files know.
+        # The counter is on the host. It has the name that torch's AveragedModel uses, which readers of files know.
         self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()

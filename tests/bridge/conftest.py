@@ -7,4 +7,4 @@ import torch
 if "SEWSNN_TEST_BRIDGE" not in os.environ:
     collect_ignore_glob = ["*.py"]
 else:
-    torch.set_num_threads(1)  # the versions run side by side
+    torch.set_num_threads(1)  # both versions run at the same time

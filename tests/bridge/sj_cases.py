@@ -14,18 +14,18 @@ SURROGATES = ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "S
 SURROGATES += ("SuperSpike", "Rect") if V2 else ()
 NODES = {"IF": neuron.IFNode, "LIF": neuron.LIFNode, "PLIF": neuron.ParametricLIFNode}
 
-# Gradients differ by rounding alone: a few operations per time-step, in another order.
+# Gradients differ only by rounding: a few operations per time-step, in another order.
 TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 2e-4, "atol": 2e-5}}
 
 
 def current(*shape, seed=0, dtype=torch.float32):
-    """Input currents that make neurons fire about every second or third time-step."""
+    """Input currents with which neurons fire about every second or third time-step."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5 + 0.8).to(dtype)
 
 
 def converted(model, **options):
-    """A converted copy, and the report."""
+    """Returns a converted copy and the report."""
     model = copy.deepcopy(model)
     report = sewsnn.convert.from_spikingjelly(model, **options)
     assert report.model is model
@@ -38,7 +38,7 @@ def gradients(loss, tensors):
 
 @contextlib.contextmanager
 def watched(model, seen):
-    """Collects in a dict what every neuron puts out, by name; a neuron that is watched is not fused."""
+    """Collects the output of every neuron by name. The hook prevents the fusion of the neuron."""
     hooks = [
         module.register_forward_hook(lambda _, __, s, name=name: seen.update({name: s.detach()}))
         for name, module in model.named_modules()
@@ -50,11 +50,11 @@ def watched(model, seen):
 
 
 def step(model, x, seen=None):
-    """One training step from rest: output, gradients by name, buffers by name. x gets a gradient, too.
+    """Runs one training step from rest. Returns output, gradients (also of x) and buffers by name.
 
     ``seen`` collects the spikes of all neurons."""
     x = x.clone().requires_grad_()
-    torch.manual_seed(0)  # of dropout
+    torch.manual_seed(0)  # for dropout
     with contextlib.nullcontext() if seen is None else watched(model, seen):
         y = model(x)
     parameters = dict(model.named_parameters())
@@ -65,7 +65,7 @@ def step(model, x, seen=None):
 
 
 def assert_same_step(actual, expected, tolerance):
-    """Every tensor to ``tolerance`` of its largest number."""
+    """Compares every tensor with a tolerance relative to its largest number."""
     for one, other in zip(actual, expected, strict=True):
         assert one.keys() == other.keys()
         for name, value in other.items():

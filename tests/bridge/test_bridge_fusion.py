@@ -46,7 +46,7 @@ SHAPE = (4, 3, 2, 8, 8)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("v_reset", [0.0, None])
 def test_sequential(kind, training, v_reset, fused):
-    """Outputs, gradients and running statistics; in double no rounding moves a spike."""
+    """Compares outputs, gradients and running statistics in double, where rounding changes no spike."""
     net = convolution(kind, v_reset=v_reset).double().train(training)
     after, report = converted(net)
     assert [entry.fused_with for entry in report.replaced] == ["1", "5"] and report.fused == 2
@@ -62,7 +62,7 @@ def test_sequential(kind, training, v_reset, fused):
 
 
 def test_sequential_in_float32():
-    """Rounding may move a spike at the threshold, and no other: at most one in ten thousand."""
+    """Rounding may change only spikes at the threshold: at most one in ten thousand."""
     torch.manual_seed(0)
     net = nn.Sequential(layer.BatchNorm2d(16, step_mode="m"), neuron.LIFNode(step_mode="m"))
     after, _ = converted(net)
@@ -99,7 +99,7 @@ def test_what_the_norm_refuses(fused):
 @every_node
 @pytest.mark.parametrize("inner", [nn, layer])
 def test_container_over_time(kind, inner, fused):
-    """The authors' old style: SeqToANNContainer(conv, bn), neuron."""
+    """The authors' old style: SeqToANNContainer(conv, bn), then the neuron."""
     torch.manual_seed(0)
     container = layer.SeqToANNContainer(inner.Conv2d(2, 5, 3, padding=1), inner.BatchNorm2d(5))
     net = nn.Sequential(container, NODES[kind](step_mode="m")).double()
@@ -112,7 +112,7 @@ def test_container_over_time(kind, inner, fused):
 
 @pytest.mark.parametrize("watched", ["0", "1", "1.surrogate_function", "2", "2.0", "3"])
 def test_hooks_are_called(watched, fused):
-    """Whatever is watched runs as the module it is."""
+    """Every module with a hook runs by itself."""
     net = nn.Sequential(
         layer.BatchNorm2d(5),
         neuron.IFNode(surrogate_function=surrogate.ATan()),
@@ -124,7 +124,7 @@ def test_hooks_are_called(watched, fused):
     calls = []
     net.get_submodule(watched).register_forward_hook(lambda *_: calls.append(1))
     net(current(4, 3, 5, 8, 8))
-    surrogate_calls = 0 if V2 else 4  # 2.0 itself only reads its settings
+    surrogate_calls = 0 if V2 else 4  # 2.0 only reads the settings of the surrogate
     assert len(calls) == (surrogate_calls if "surrogate" in watched else 1) and len(fused) == 1
 
 
@@ -152,7 +152,7 @@ def test_step_by_step_nothing_is_fused(fused):
 
 @every_node
 def test_streaming(kind, fused):
-    """Calls without reset, in evaluation: the first from rest and fused, the others from the v it left."""
+    """Calls without reset in evaluation: the first is fused and starts from rest, the others start from its v."""
     net = convolution(kind).double().eval()
     after, _ = converted(net)
     x = current(12, *SHAPE[1:], dtype=torch.float64)
@@ -164,7 +164,7 @@ def test_streaming(kind, fused):
 
 
 def test_a_forgotten_reset(fused):
-    """ends in backward, as with SpikingJelly; reset or detach is enough, and so is not to train the second call."""
+    """A missing reset raises in backward, as in SpikingJelly; with reset or detach, or without backward, it works."""
     after, _ = converted(convolution())
     x = current(*SHAPE)
     after(x).sum().backward()
@@ -178,11 +178,11 @@ def test_a_forgotten_reset(fused):
     with torch.no_grad():
         after(x)
     functional.reset_net(after)
-    after(x), after(x)  # who never calls backward may go on
+    after(x), after(x)  # without backward there is no error
 
 
 def test_training_through_v():
-    """A potential in the loss: an error, and no silent zero; with fuse=False the gradient of before."""
+    """A potential in the loss raises an error instead of a silent zero; with fuse=False the gradient is right."""
     net = nn.Sequential(layer.BatchNorm2d(2, step_mode="m"), neuron.IFNode(step_mode="m"))
     x = current(*SHAPE)
     net(x)
@@ -254,7 +254,7 @@ def test_other_norms_and_containers_are_left(fused):
 
 
 def test_a_sequential_stays_one():
-    """Names, slices, copies, pickles, changes."""
+    """Containers keep their names, slices, copies, pickles and changes."""
     net = convolution()
     keys = list(net.state_dict())
     after, _ = converted(net)
@@ -282,7 +282,7 @@ def test_settings_of_the_norm(name, fused):
 
 
 def test_autocast(fused):
-    """bfloat16 convolutions: spikes in bfloat16, of about the same rate."""
+    """With bfloat16 convolutions, spikes are in bfloat16 and have about the same rate."""
     net = convolution(surrogate_function=surrogate.ATan())
     after, _ = converted(net)
     x = current(*SHAPE)
@@ -313,7 +313,7 @@ def test_channels_last(fused):
 )
 @pytest.mark.parametrize("dims", [(3, 4), (0, 1), None])
 def test_the_order_in_memory(norm, dims):
-    """What ``view`` takes behind a neuron of SpikingJelly, it takes behind a converted one. None: channels_last."""
+    """``view`` works on the output of a converted neuron wherever it works in SpikingJelly. None: channels_last."""
     node = neuron.LIFNode(step_mode="m")
     net = node if norm is None else nn.Sequential(norm, node)
     after, _ = converted(net)
@@ -335,7 +335,7 @@ def test_an_empty_batch(fused):
 
 
 def test_global_hooks_see_every_call(fused):
-    """Those of profilers and of tools that count operations."""
+    """Global hooks, as profilers and operation counters use them."""
     after, _ = converted(convolution())
     seen = []
     hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
@@ -354,7 +354,7 @@ def test_one_time_step(fused):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled(training, fused):
-    """One graph, as before the conversion. In training its neurons run alone: v keeps its graph."""
+    """One graph, as before the conversion. In training neurons are not fused, so v keeps its graph."""
     net = convolution("LIF").double().train(training)
     after, _ = converted(net)
     x = current(*SHAPE, dtype=torch.float64)

@@ -30,7 +30,7 @@ def spiking(block, node=neuron.LIFNode):
 
 def vgg():
     net = spiking_vgg.spiking_vgg11_bn(spiking_neuron=neuron.IFNode, num_classes=7, init_weights=False, **SETTINGS)
-    # 4096 wide the classifier is most of the network, and none of it is of interest here.
+    # A classifier of width 4096 would be most of the network, and this test does not need it.
     net.classifier = nn.Sequential(layer.Linear(512 * 7 * 7, 16), neuron.IFNode(**SETTINGS), layer.Linear(16, 7))
     return net
 
@@ -55,7 +55,7 @@ MODELS = {
 
 
 def built(name):
-    """A network in multi-step mode as after some training: every norm another, and neurons that fire."""
+    """A network in multi-step mode as after some training: different norms, and neurons that fire."""
     make, shape, neurons = MODELS[name]
     torch.manual_seed(0)
     net = make()
@@ -74,7 +74,7 @@ def test_as_before(name, monkeypatch):
     monkeypatch.setattr(fusion, "by_op", lambda *args, **kwargs: calls.append(1) or by_op(*args, **kwargs))
     net, x, neurons = built(name)
 
-    # Neurons alone, float32, training: every spike of every neuron is the same.
+    # Neurons without fusion, float32, training: every spike is the same.
     after, report = converted(net, fuse=False)
     assert len(report) == neurons and report.fused == 0
     expected, actual = {}, {}
@@ -83,7 +83,7 @@ def test_as_before(name, monkeypatch):
     assert all(torch.equal(actual[name], s) for name, s in expected.items())
     assert sum(0 < s.mean() < 1 for s in expected.values()) > neurons // 2
 
-    # Fused, in double, where no rounding moves a spike: outputs, all gradients, running statistics.
+    # Fused, in double, where rounding changes no spike: outputs, all gradients, running statistics.
     net, x = net.double(), x.double()
     after, report = converted(net)
     assert list(after.state_dict()) == list(net.state_dict())
@@ -104,7 +104,7 @@ def small():
 
 
 def test_in_float32(small):
-    """Batch norm rounds otherwise, so that a potential at the threshold may fire: few do, the output hardly moves."""
+    """Batch norm rounds differently, so potentials at the threshold may fire: few do, and outputs change little."""
     net, x = small
     after, _ = converted(net)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_in_float32(small):
 
 
 def test_watched_neurons(small):
-    """Hooks on every neuron: all run as modules, every spike is the same."""
+    """With hooks on every neuron all modules run, and every spike is the same."""
     net, x = small
     after, _ = converted(net)
     expected, actual = {}, {}
@@ -157,7 +157,7 @@ def test_an_unknown_connection(small):
 
 
 def test_a_changed_downsample(small):
-    """What is no convolution and norm any more runs as it is."""
+    """A replaced convolution or norm runs by itself."""
     net, x = copy.deepcopy(small[0]).double(), small[1].double()
     net.layer2[0].downsample.append(nn.Identity())
     after, report = converted(net)

@@ -12,7 +12,7 @@ every_node = pytest.mark.parametrize("kind", NODES)
 
 
 def observe(node, x, chunks):
-    """Spikes, v, v_seq, and the gradients of all of them with respect to x and w."""
+    """Returns spikes, v, v_seq and the gradients of x and w."""
     x = x.clone().requires_grad_()
     s = torch.stack([node(t) for t in x]) if node.step_mode == "s" else torch.cat([node(c) for c in x.chunk(chunks)])
     seen = [s, node.v] + ([node.v_seq] if node.store_v_seq and getattr(node, "v_seq", None) is not None else [])
@@ -31,7 +31,7 @@ def compare(node, x, chunks=2):
         assert a.dtype == b.dtype and torch.equal(a, b)
     assert 0.1 < expected[0].mean() < 0.9
     if not V2 and not node.training and not isinstance(node, neuron.ParametricLIFNode):
-        return  # 0.0.0.0.14 leaves the surrogate out in evaluation
+        return  # 0.0.0.0.14 has no surrogate in evaluation
     for a, b in zip(actual_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a, b, **TOLERANCE[x.dtype])
 
@@ -67,7 +67,7 @@ def test_the_surrogates_parameter_means_the_same(name, alpha):
 @pytest.mark.parametrize("kind", ["LIF", "PLIF"])
 @pytest.mark.parametrize("decay_input", [True, False])
 def test_other_tau(kind, tau, decay_input):
-    """Dividing by tau and multiplying by 1 / tau round otherwise: potentials within rounding, in double."""
+    """Dividing by tau and multiplying by 1 / tau round differently: in double, potentials agree up to rounding."""
     node = NODES[kind](tau, decay_input, step_mode="m").double()
     after, _ = converted(node)
     x = current(6, 3, 200, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_other_tau(kind, tau, decay_input):
 @every_node
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_the_dtype_of_spikes(kind, dtype):
-    """and the state in float32."""
+    """Spikes keep the dtype of the input, and the state is in float32."""
     after, _ = converted(NODES[kind](step_mode="m"))
     x = current(4, 3, 20)
     s = after(x.to(dtype))
@@ -120,7 +120,7 @@ def test_settings_are_read_at_every_call(kind):
 
 
 def replaced(function, method):
-    """A method put on the object, which shrinks gradients."""
+    """A method that was replaced on the object and shrinks gradients."""
     before = getattr(function, method)
     setattr(function, method, lambda x, *args: before(x * 0.5, *args))
     return function
@@ -128,7 +128,7 @@ def replaced(function, method):
 
 @every_node
 def test_what_sewsnn_cannot_do_goes_spikingjellys_way(kind):
-    """A threshold that becomes a tensor, a smooth spike, an unknown surrogate: after the conversion."""
+    """Changes after the conversion: a threshold becomes a tensor, spiking=False, an unknown surrogate."""
     node = NODES[kind](step_mode="m")
     after, _ = converted(node)
     x = current(3, 2, 60)
@@ -140,7 +140,7 @@ def test_what_sewsnn_cannot_do_goes_spikingjellys_way(kind):
         ("surrogate_function", replaced(surrogate.ATan(), "spiking_function")),
     ):
         if name == "v_threshold" and V2:
-            continue  # 2.0 itself takes no such threshold
+            continue  # 2.0 does not accept such a threshold
         for module in (node, after):
             module.reset()
             module.v_threshold = 1.0
@@ -149,7 +149,7 @@ def test_what_sewsnn_cannot_do_goes_spikingjellys_way(kind):
         (s_after, v_after), actual = observe(after, x, 2)
         assert torch.equal(s, s_after) and torch.equal(v, v_after)
         for a, b in zip(actual, expected, strict=True):
-            torch.testing.assert_close(a, b)  # TorchScript's second run may round otherwise than its first
+            torch.testing.assert_close(a, b)  # TorchScript's second run may round differently from its first
 
 
 def test_numbers_of_other_types():
@@ -160,7 +160,7 @@ def test_numbers_of_other_types():
 
 
 def test_inputs_sewsnn_does_not_take():
-    """Counts of events, for instance, go SpikingJelly's way."""
+    """SpikingJelly's own code computes integer inputs, such as event counts."""
     node = neuron.IFNode(step_mode="m")
     after, _ = converted(node)
     x = torch.arange(12).view(3, 4) % 2

@@ -12,14 +12,14 @@ from sewsnn.convert import Left, Report, from_spikingjelly
 
 
 class Own(neuron.LIFNode):
-    """What a user derives from a node."""
+    """A class that a user derives from a node."""
 
     def neuronal_charge(self, x):
         self.v = 2 * x
 
 
 class MultiStepLIFNode(nn.Module):
-    """A node as of SpikingJelly's old clock_driven."""
+    """A node like those of SpikingJelly's old clock_driven package."""
 
     v = 0.0
 
@@ -68,7 +68,7 @@ def test_twice():
 
 
 def test_twice_and_more():
-    """A second call finds what came later."""
+    """A second call converts modules that were added later."""
     net = nn.Sequential(layer.BatchNorm2d(3), neuron.IFNode())
     from_spikingjelly(net)
     net.append(layer.BatchNorm2d(3)).append(neuron.IFNode())
@@ -77,7 +77,7 @@ def test_twice_and_more():
 
 
 def test_fuse_later_or_not_any_more():
-    """fuse says what is to be, whatever an earlier call said."""
+    """The last value of ``fuse`` counts, whatever an earlier call set."""
     net = nn.Sequential(layer.BatchNorm2d(3), neuron.IFNode())
     from_spikingjelly(net, fuse=False)
     assert type(net) is nn.Sequential

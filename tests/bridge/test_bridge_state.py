@@ -23,7 +23,7 @@ def pair(kind, **settings):
 
 @every_node
 def test_the_objects_stay(kind):
-    """Class, parameters, hooks, names: what a script holds goes on being what it was."""
+    """Objects that a script holds stay valid: classes, parameters, hooks, names."""
     node = NODES[kind](step_mode="m")
     net = nn.Sequential(layer.Linear(4, 4), node)
     calls = []
@@ -66,7 +66,7 @@ def test_state_keeps_its_graph(kind):
 
 @every_node
 def test_detach_cuts_in_place(kind):
-    """as SpikingJelly's detach does, whatever v is a result of."""
+    """detach works as in SpikingJelly, whichever operation made v."""
     for settings in ({}, {"store_v_seq": True}, {"step_mode": "s"}):
         _, after = pair(kind, **settings)
         x = current(2, 3).requires_grad_()
@@ -89,7 +89,7 @@ def test_user_set_v(kind):
 
 @every_node
 def test_another_shape_with_a_kept_v(kind):
-    """2.0 starts from rest; 0.0.0.0.14 fails, but where v can be broadcast."""
+    """2.0 starts from rest; 0.0.0.0.14 raises an error unless v can be broadcast."""
     node, after = pair(kind)
     x, other = current(2, 3, 20), current(2, 5, 20)
     node(x), after(x)
@@ -145,7 +145,7 @@ def test_scalars_in_single_step_mode(kind):
 
 @every_node
 def test_copies(kind):
-    """deepcopy, pickle and torch.save: before a call, and after one, with its state's values and without its graph."""
+    """deepcopy, pickle and torch.save before and after a call: copies have the state's values but not its graph."""
     _, after = pair(kind, store_v_seq=True)
     x = current(3, 2, 10).requires_grad_()
     for called in (False, True):
@@ -168,13 +168,13 @@ def test_moves_and_casts_carry_the_state(kind):
         module.double()
     assert after.v.dtype == torch.float64
     assert torch.equal(node(x.double()), after(x.double())) and torch.equal(node.v, after.v)
-    # Another dtype than the state's is computed in the dtype of x.
+    # If x has another dtype than the state, the dtype of x counts.
     assert after(x).dtype == x.dtype
 
 
 @every_node
 def test_replicas_have_memories_of_their_own(kind):
-    """as nn.DataParallel makes them."""
+    """Replicas, as nn.DataParallel makes them, work."""
     _, after = pair(kind)
     replica = after._replicate_for_data_parallel()
     replica._parameters = after._parameters
@@ -183,9 +183,9 @@ def test_replicas_have_memories_of_their_own(kind):
 
 
 def test_no_warnings(caplog):
-    """reset_net, set_step_mode, detach_net and set_backend know the modules for their own."""
+    """reset_net, set_step_mode, detach_net and set_backend recognise converted modules."""
     net = nn.Sequential(*(node() for node in NODES.values()))
-    functional.reset_net(net)  # 2.0 remembers what it found
+    functional.reset_net(net)  # 2.0 caches the list of modules
     sewsnn.convert.from_spikingjelly(net)
     messages = []
     if V2:
@@ -212,7 +212,7 @@ def test_no_warnings(caplog):
 def test_the_backend_is_stored_and_ignored():
     node = neuron.LIFNode(step_mode="m", backend="torch")
     after, _ = converted(node)
-    after._backend = "cupy"  # what the setter does where CuPy is installed
+    after._backend = "cupy"  # the effect of the setter if CuPy is installed
     assert torch.equal(after(current(3, 4)), node(current(3, 4))) and after.backend == "cupy"
     with pytest.raises(NotImplementedError):
         after.backend = "no such backend"
@@ -244,14 +244,14 @@ def test_an_optimizer_made_before_trains_w():
 
 
 def test_firing_rates():
-    """sewsnn's analysis knows the nodes."""
+    """sewsnn.analysis recognises converted nodes."""
     net = nn.Sequential(layer.Linear(6, 6, step_mode="m"), neuron.IFNode(step_mode="m"))
     sewsnn.convert.from_spikingjelly(net)
     assert list(sewsnn.analysis.firing_rates(net, [current(3, 2, 6)])) == ["1"]
 
 
 def test_firing_rates_of_several_batches_and_of_nodes_that_are_left():
-    """Each batch begins at rest, and what stays SpikingJelly's is as it was before."""
+    """Each batch starts at rest, and nodes that stay SpikingJelly's are unchanged afterwards."""
     left = neuron.IFNode(step_mode="m", surrogate_function=surrogate.PiecewiseLeakyReLU())
     net = nn.Sequential(layer.Linear(6, 6, step_mode="m"), neuron.IFNode(step_mode="m"), left)
     sewsnn.convert.from_spikingjelly(net)
@@ -306,7 +306,7 @@ def test_functional_form(kind):
 
 @every_node
 def test_without_compiled_kernels(kind, monkeypatch):
-    """The reference in their place: the same spikes, and a v that can be detached in place."""
+    """Without kernels the reference runs: the same spikes, and a v that can be detached in place."""
     monkeypatch.setattr(sewsnn.functional, "resolve_backend", lambda *_: "torch")
     node, after = pair(kind)
     x = current(3, 2, 20).requires_grad_()

@@ -149,7 +149,7 @@ def test_activation_checkpointing_gives_right_gradients_or_an_error(kind, fuse, 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", ["v_threshold", "v_reset", "tau"])
 def test_a_parameter_in_a_settings_place_has_the_gradient_that_spikingjelly_gives(name, when):
-    """The call goes to SpikingJelly's own code, and the report says so. (Some of its kernels take the number alone.)"""
+    """SpikingJelly's own code runs, and the report says so. (Some of its kernels accept only the number.)"""
 
     def gradient(convert):
         torch.manual_seed(0)

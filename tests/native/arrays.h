@@ -1,5 +1,5 @@
-// What the functions of the module share: NumPy arrays as the operands of kernels, and the report of what was done.
-// float32, float64 and float16 arrays are what they say; uint16 is bfloat16.
+// Common code of the module's functions: NumPy arrays as operands of kernels, and the report of accesses. float32,
+// float64 and float16 arrays have these types; uint16 stands for bfloat16.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,7 +30,7 @@ inline DType dtype_of(const py::array& a) {
   throw py::type_error("arrays must be float32, float64, float16 or uint16 (bfloat16)");
 }
 
-// The bytes an array spans, which is what a kernel may touch.
+// The bytes that an array spans. A kernel may access only these.
 inline void expose(const char* name, const py::array& a, bool filled) {
   py::ssize_t span = a.itemsize();
   for (py::ssize_t d = 0; d < a.ndim(); ++d) {
@@ -52,7 +52,7 @@ inline void* output(const char* name, Array& a) {
   return a->mutable_data();
 }
 
-// To be read and overwritten.
+// An array that a kernel reads and overwrites.
 inline void* updated(const char* name, Array& a) {
   if (!a) return nullptr;
   expose(name, *a, true);
@@ -60,7 +60,7 @@ inline void* updated(const char* name, Array& a) {
   return a->mutable_data();
 }
 
-// [rows, M], rows any number of bytes apart; or [rows, kBroadcast], each row of one number for all neurons.
+// [rows, M] with any distance between rows; or [rows, kBroadcast], where each row is one number for all neurons.
 inline Rows rows(const char* name, const Array& a, bool broadcast) {
   if (!a) return {};
   return {input(name, a), a->strides(0) / a->itemsize(), broadcast ? 0 : 1};
@@ -94,8 +94,8 @@ inline void begin(unsigned schedule) {
   device.schedule = schedule;
 }
 
-// What happened: the kernels launched, and for each buffer how often it was accessed in how many bytes.
-// Buffers named in `spare` may be larger than what kernels write.
+// The report: the launched kernels, and for each buffer the number of accesses by their size in bytes. Kernels need not
+// write all of the buffers that `spare` names.
 inline py::dict report(const std::set<std::string>& spare = {}) {
   py::list launches;
   for (const auto& l : host_device::device().launches) launches.append(py::make_tuple(l.kernel, l.grid.x, l.block.x));

@@ -17,8 +17,8 @@ CONNECT = {None: 0, "add": 1, "and": 2, "iand": 3, "add_before": 4}
 
 @dataclass
 class Block:
-    """What forward and backward are both told. Tensors are ``[T, images, C, height, width]`` in logical order;
-    ``channels_last`` is how they lie in memory."""
+    """The common settings of forward and backward. Tensors are ``[T, images, C, height, width]`` in logical order;
+    ``channels_last`` is their memory order."""
 
     neuron: str = "if"
     tau: float = 2.0
@@ -58,12 +58,12 @@ class Block:
 
 
 def affine(z, norm, block):
-    """y in the dtype of ``norm``."""
+    """Returns y in the dtype of ``norm``."""
     if not block.normalised:
         return z
     column = lambda t: t.reshape(-1, 1, 1)  # noqa: E731
     var = norm.var + torch.tensor(block.eps, dtype=norm.var.dtype)
-    # torch's square root may be one rounding off (it is MKL's).
+    # torch's square root (MKL's) may be off by one rounding.
     scale = 1 / (var.sqrt() if var.requires_grad else torch.from_numpy(np.sqrt(var.numpy())))
     scale = scale if norm.weight is None else norm.weight * scale
     y = (z - column(norm.mean)) * column(scale)
@@ -71,7 +71,7 @@ def affine(z, norm, block):
 
 
 def formula(z, shortcut, norm, leak, block, T):
-    """(out, v, A), all in the state's type: z, shortcut and norm are of that type."""
+    """Returns (out, v, A) in the state's type; z, shortcut and norm have this type."""
     y = affine(z, norm, block).expand(T, *z.shape[1:])
     x = y + shortcut if block.connect == "add_before" else y
     a, v = x, None
@@ -86,7 +86,7 @@ def formula(z, shortcut, norm, leak, block, T):
 
 
 def flat(t, block):
-    """[T, M] as it lies in memory."""
+    """Returns [T, M] in memory order."""
     if t is None:
         return None
     t = t.permute(0, 1, 3, 4, 2) if block.channels_last else t
@@ -102,7 +102,7 @@ def shaped(rows, shape, block):
 
 
 class Kernels:
-    """One call after the other, as csrc/ops makes them. Every output lies between guards; ``reports`` by kernel."""
+    """Calls the kernels one after the other as csrc/ops does, with guarded outputs. ``reports`` has one per kernel."""
 
     def __init__(self, block, layout=None, schedule=0):
         self.block, self.layout, self.schedule = block, layout or host.Layout(), schedule
@@ -139,7 +139,7 @@ class Kernels:
         return inputs, self.block.settings(z.shape, T)
 
     def forward(self, z, shortcut, norm, leak=None, T=None, keep=True, want_v=True, bits=False):
-        """out [T, ...], v [...] or None, checkpoints, bits."""
+        """Returns out [T, ...], v [...] or None, checkpoints, bits."""
         T, M, state = T or len(z), z[0].numel(), state_dtype(z.dtype)
         inputs, numbers = self.shared(z, shortcut, norm, leak, T)
         count = checkpoint_count(T) if keep and self.block.spiking else 0
@@ -160,14 +160,14 @@ class Kernels:
         )
 
     def gradient(self, grad):
-        """As csrc/ops hands it over: one number for all neurons as rows of kBroadcast."""
+        """Converts a gradient as csrc/ops does: one number for all neurons becomes rows of kBroadcast."""
         if not host.is_scalar(grad):
             return self.rows(grad)
         rows = grad.as_strided((len(grad), host.module().broadcast), (grad.stride(0), 0))
         return host.Layout().input(rows)
 
     def backward(self, z, shortcut, norm, grad_out, forward, leak=None, skip=None, frozen=False, T=None):
-        """Gradients of z, shortcut, weight, bias, leak; None where there is none."""
+        """Returns the gradients of z, shortcut, weight, bias and leak; None for a missing one."""
         block, T, M, state = self.block, T or len(z), z[0].numel(), state_dtype(z.dtype)
         read = None if block.connect == "add" else shortcut
         inputs, numbers = self.shared(z, read, norm, leak, T)

@@ -9,7 +9,7 @@ void add_bn(py::module_&);
 
 namespace {
 
-// What forward and backward are both told, from a dictionary: numbers, and arrays or None.
+// Reads the common params of forward and backward from a dictionary of numbers, and arrays or None.
 struct Given {
   py::dict at;
 
@@ -23,7 +23,7 @@ struct Given {
     Array a = array(name);
     return output(name, a);
   }
-  // Rows of one number for all neurons have kBroadcast of them.
+  // Rows with one number for all neurons contain it kBroadcast times.
   Rows read_rows(const char* name, int64_t M) const {
     const Array a = array(name);
     return rows(name, a, a && M != kBroadcast && a->shape(1) == kBroadcast);
@@ -56,7 +56,7 @@ void fill(BnBackwardParams& p, const Given& given) {
   p.grad_out = given.read_rows("grad_out", p.M);
 }
 
-// Workspace of exactly so many bytes.
+// A workspace of exactly this many bytes.
 Array workspace(int64_t bytes) { return py::array_t<uint8_t>(bytes); }
 
 py::dict statistics(const py::dict& arguments, unsigned schedule) {

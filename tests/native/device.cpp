@@ -1,5 +1,5 @@
-// The scheduler: the threads of a block are fibers (ucontext), run in turn until each has ended or waits for others.
-// Errors are exceptions that name kernel, block and thread.
+// The scheduler. The threads of a block are fibers (ucontext), which run in turn until each has ended or waits for
+// others. Errors are exceptions that name kernel, block and thread.
 #include <cuda_runtime.h>
 
 #include <dlfcn.h>
@@ -39,7 +39,7 @@ struct Fiber {
   Meeting meeting = Meeting::Block;
   unsigned mask = 0;
   uint3 index = {};
-  Slot given = {}, got[32] = {};  // what warp operations exchange
+  Slot given = {}, got[32] = {};  // values that warp operations exchange
   void* fake_stack = nullptr;     // AddressSanitizer's
 };
 
@@ -78,7 +78,7 @@ void enter() {
     if (!failure) failure = std::current_exception();
   }
   fibers[current].state = State::Done;
-  before_switch(nullptr, scheduler_stack, scheduler_stack_bytes);  // null: this fiber's stack is done with
+  before_switch(nullptr, scheduler_stack, scheduler_stack_bytes);  // null: the stack of this fiber is no longer needed
   swapcontext(&fibers[current].context, &scheduler);
 }
 
@@ -105,7 +105,7 @@ void start(size_t i, dim3 block) {
     if (f.stack == MAP_FAILED) throw std::bad_alloc();
   }
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(f.stack, kStack);  // of a fiber that an error left half-way
+  __asan_unpoison_memory_region(f.stack, kStack);  // an error may have stopped the fiber in its middle
 #endif
   f.state = State::Ready;
   f.index = {unsigned(i % block.x), unsigned(i / block.x % block.y), unsigned(i / block.x / block.y)};
@@ -116,7 +116,7 @@ void start(size_t i, dim3 block) {
   makecontext(&f.context, enter, 0);
 }
 
-// 0 .. n - 1 in the order of the schedule.
+// Returns 0 .. n - 1 in the order of the schedule.
 std::vector<size_t> turns(size_t n) {
   std::vector<size_t> order(n);
   std::iota(order.begin(), order.end(), size_t(0));
@@ -145,7 +145,7 @@ void exchange(unsigned mask, size_t first) {
   }
 }
 
-// Lets those go on who have all met. False if nobody can.
+// Lets groups of threads continue that have all arrived. Returns false if no thread can continue.
 bool release() {
   bool any = false, block = true;
   for (size_t i = 0; i < threads; ++i) {
@@ -180,7 +180,7 @@ void run_block(const std::vector<size_t>& order, dim3 block) {
   }
 }
 
-// Shared memory: the thread-local data of this library. Before a block begins, anything may be in it.
+// Shared memory is the thread-local data of this library. Before a block begins, it is filled with garbage.
 int spoil_shared(dl_phdr_info* info, size_t, void* here) {
   const auto address = reinterpret_cast<uintptr_t>(here);
   bool ours = false;
@@ -214,7 +214,7 @@ Buffer& buffer_at(uintptr_t p, size_t bytes, const char* what) {
 }
 
 void check_alignment(const Buffer& b, uintptr_t p, size_t bytes) {
-  const size_t access = std::min<size_t>(bytes, 16);  // wider packs are several accesses
+  const size_t access = std::min<size_t>(bytes, 16);  // wider packs count as several accesses
   if (p % access)
     fail("an access of " + std::to_string(access) + " bytes to " + b.name + " that is not aligned to them");
 }

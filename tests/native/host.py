@@ -1,6 +1,6 @@
 """The CUDA kernels on the host: builds the module, calls it with tensors, and wraps it as a neuron for autograd.
 
-Buffers are exactly as aligned as asked for and lie between guards: outputs between bytes that must stay as they are,
+Buffers have exactly the requested alignment and lie between guards: outputs between bytes that must not change,
 inputs between NaNs that must not be read.
 """
 
@@ -31,7 +31,7 @@ GUARD = 256  # bytes on either side of a buffer
 
 @contextmanager
 def _locked(folder: Path):
-    """One process at a time builds."""
+    """Lets only one process at a time build."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -42,11 +42,11 @@ _failed: dict[bool, str] = {}
 
 
 def build(sanitize: bool = False) -> Path:
-    """The module's file, built with CMake and Ninja where it is not up to date; what has failed is not tried again."""
+    """Builds the module with CMake and Ninja if needed and returns its file. A failed build is not repeated."""
     if sanitize in _failed:
         raise RuntimeError(_failed[sanitize])
     folder = BUILD / ("sanitized" if sanitize else "plain")
-    # Where the tools of this environment are, even if it is not activated.
+    # The tools of this environment are here, even if it is not activated.
     env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
     configure = ["cmake", "-GNinja", "-S", str(HERE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=None"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
@@ -63,7 +63,7 @@ def build(sanitize: bool = False) -> Path:
 
 @functools.cache
 def module():
-    """The module; SEWSNN_HOST_MODULE names one that is built already."""
+    """Returns the module. SEWSNN_HOST_MODULE names a module that is already built."""
     path = os.environ.get("SEWSNN_HOST_MODULE") or build()
     spec = importlib.util.spec_from_file_location("sewsnn_host", path)
     found = importlib.util.module_from_spec(spec)
@@ -72,14 +72,14 @@ def module():
 
 
 def library() -> Path:
-    """The file with the kernels themselves."""
+    """Returns the file with the kernels."""
     return Path(module().__file__).parent / "libsewsnn_host_kernels.so"
 
 
 def kernels(path: Path, family: str = "") -> set[str]:
-    """The kernels of a library, as the linker names them: those called ``<family>_...``, or those of no family."""
+    """Returns the mangled names of the kernels in a library: those named ``<family>_...``, or those of no family."""
     text = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-    # Of names like sewsnn::generic::forward_kernel<...>; what is local to a function begins with _ZZ.
+    # Names like sewsnn::generic::forward_kernel<...>; names that are local to a function begin with _ZZ.
     names = {name for name in (line.split()[-1] for line in text.splitlines()) if re.match(r"_ZN\w*?_kernelI", name)}
     found = {name: re.search(r"\d(bn|pool)_\w*kernelI", name) for name in names}
     return {name for name, match in found.items() if (match.group(1) if match else "") == family}
@@ -99,7 +99,7 @@ class Guarded:
         flat = torch.from_numpy(self.raw[begin : begin + span]).view(dtype)
         if module().sanitized:
             module().guard(self.raw, self.begin, self.end)
-            # NumPy uses small blocks again without freeing them.
+            # NumPy reuses small blocks without freeing them.
             weakref.finalize(self.raw, module().unguard, self.raw.ctypes.data, self.raw.nbytes)
         self.tensor = flat.as_strided((rows, row), (stride, 1)) if span else torch.empty(rows, row, dtype=dtype)
 
@@ -112,7 +112,7 @@ class Guarded:
 
 
 def as_array(t: torch.Tensor | None):
-    """The tensor's memory as NumPy sees it; bfloat16 as uint16."""
+    """Returns the tensor's memory as a NumPy array; bfloat16 as uint16."""
     if t is None:
         return None
     t = t.detach()
@@ -120,13 +120,13 @@ def as_array(t: torch.Tensor | None):
 
 
 class Layout:
-    """How operands lie in memory: ``offset`` in numbers off alignment, ``gap`` numbers between the rows of inputs."""
+    """Memory layout of operands: ``offset`` numbers off alignment, ``gap`` numbers between the rows of inputs."""
 
     def __init__(self, offset: int = 0, gap: int = 0):
         self.offset, self.gap = offset, gap
 
     def input(self, t: torch.Tensor | None):
-        """A guarded copy of ``[rows, M]``; rows that are repeated stay so."""
+        """Returns a guarded copy of ``[rows, M]``; repeated rows stay repeated."""
         if t is None:
             return None
         rows = 1 if t.stride(0) == 0 else len(t)
@@ -135,7 +135,7 @@ class Layout:
         return guarded.tensor.expand(t.shape)
 
     def gradient(self, t: torch.Tensor):
-        """The same; one number for all neurons as csrc/ops hands it to the kernels. And whether it is that."""
+        """The same for gradients; also returns whether it is one number for all neurons, in the form of csrc/ops."""
         if not is_scalar(t):
             return self.input(t), False
         return Layout().input(t.as_strided((len(t), module().broadcast), (t.stride(0), 0))), True
@@ -144,12 +144,12 @@ class Layout:
         return Guarded(rows, row, dtype, None, self.offset)
 
 
-#: what the last calls did: the reports of module().forward and .backward
+#: the reports of the last calls of module().forward and .backward
 reports: list[dict] = []
 
 
 class HostNeuron(torch.autograd.Function):
-    """The op as csrc/ops calls the kernels, on the CPU: same params, same buffers."""
+    """Calls the kernels on the CPU as csrc/ops does, with the same params and buffers."""
 
     @staticmethod
     def forward(ctx, x, v, leak, layout, options, v_mode, needs_grad, schedule):
@@ -236,7 +236,7 @@ class HostNeuron(torch.autograd.Function):
 
 
 def is_scalar(t: torch.Tensor) -> bool:
-    """One number for all neurons, ``[rows, ...]`` with strides of 0."""
+    """One number per row for all neurons, as ``[rows, ...]`` with strides of 0."""
     sized = [stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True) if size > 1]
     return bool(sized) and not any(sized)
 
@@ -258,7 +258,7 @@ def multistep(
     store_v_seq: bool = False,
     store_v: bool = True,
 ):
-    """``functional.<name>_multistep`` by the CUDA kernels on the host. x must be dense in one time-step."""
+    """``functional.<name>_multistep`` with the CUDA kernels on the host. Each time-step of x must be dense."""
     options = {"kind": KINDS[name], "surrogate": surrogate_function.kind, "alpha": surrogate_function.parameter}
     options |= {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset}
     options |= {"detach_reset": detach_reset, "decay_input": decay_input}

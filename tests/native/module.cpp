@@ -69,7 +69,7 @@ py::dict sample(const std::string& name, Array in, Array out, unsigned schedule)
   return report();
 }
 
-// Makes all of a byte array but [begin, end) untouchable, if this is compiled with AddressSanitizer.
+// Forbids access to a byte array outside [begin, end), if this is compiled with AddressSanitizer.
 void guard([[maybe_unused]] py::array_t<uint8_t> a, [[maybe_unused]] py::ssize_t begin,
            [[maybe_unused]] py::ssize_t end) {
   ASAN_POISON_MEMORY_REGION(a.data(), begin);

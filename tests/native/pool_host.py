@@ -9,7 +9,7 @@ from sewsnn.ops import reference
 from sewsnn.ops.reference import state_dtype
 from sewsnn.surrogate import ATan
 
-#: what the last calls of CUDA kernels did
+#: reports of the last calls of CUDA kernels
 reports: list[dict] = []
 
 
@@ -35,7 +35,7 @@ class Stem:
     # ---- the reference
 
     def normed(self):
-        """invstd, scale, bias and z - mean, rounded as the kernels do."""
+        """Returns invstd, scale, bias and z - mean, rounded as in the kernels."""
         mean, var, weight, bias = (None if n is None else n.reshape(-1, 1, 1) for n in self.norm)
         z = self.z.to(self.state)
         if mean is None:
@@ -58,7 +58,7 @@ class Stem:
         return max_pool2d(s.flatten(0, 1), 3, 2, 1).view(self.out_shape)
 
     def expected(self, grad_out=None):
-        """out; with a gradient also dL/dy summed over T, xhat, scale and dL/dleak, all in the state's type."""
+        """Returns out; with a gradient also dL/dy summed over T, xhat, scale and dL/dleak, in the state's type."""
         invstd, scale, bias, u = self.normed()
         y = (u * scale + bias).requires_grad_(grad_out is not None)
         leak = None if self.leak is None else self.leak.detach().requires_grad_(grad_out is not None)
@@ -72,7 +72,7 @@ class Stem:
     # ---- the kernels
 
     def flat(self, t):
-        """A guarded copy of [..., C, H, W] in the order of z, and as a tensor of that shape."""
+        """Returns a guarded copy of [..., C, H, W] in the order of z, and the same as a tensor of that shape."""
         order = t.movedim(-3, -1) if self.last else t
         guarded = Guarded(1, t.numel(), t.dtype, offset=self.offset)
         guarded.tensor.copy_(order.reshape(1, -1))
@@ -94,7 +94,7 @@ class Stem:
         return options | {"T": self.T, "images": n, "channels": c, "height": h, "width": w}
 
     def call(self, function, kernels, schedule, *arguments, **outs):
-        """A tensor is passed as its memory, a number as it is. ``outs``: the guarded ones among them, by name."""
+        """Passes the memory of tensors, and numbers unchanged. ``outs`` are the guarded outputs by name."""
         z = self.flat(self.z)
         given = self.given() | {"z": as_array(z)}
         report = function(kernels, schedule, given, *(a if isinstance(a, float) else as_array(a) for a in arguments))
@@ -110,7 +110,7 @@ class Stem:
         return self.shaped(out.tensor, self.out_shape)
 
     def reduce(self, kernels, grad_out, schedule=0):
-        """sums [2, C], and dL/dleak where it is learnt."""
+        """Returns the sums [2, C], and dL/dleak if the leak is learnt."""
         sums = Guarded(2, self.z.shape[1], self.state)
         leak = None if self.leak is None else Guarded(1, 1, self.state)
         arguments = self.flat(grad_out), sums.tensor, None if leak is None else leak.tensor

@@ -23,7 +23,7 @@ const CpuPoolKernels& cpu_table(const std::string& isa) {
   return kGenericPoolKernels;
 }
 
-// Those that this processor can run.
+// The kernels that this processor can run.
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> isas = {"generic"};
 #if defined(__x86_64__)
@@ -35,7 +35,7 @@ std::vector<std::string> cpu_isas() {
   return isas;
 }
 
-// In any order: 0 all at once, else one by one, backwards.
+// The order of blocks: 0 runs all in one call, any other value one by one in descending order.
 template <class F>
 void in_blocks(int64_t blocks, unsigned schedule, const F& f) {
   if (schedule == 0) return f(0, blocks);

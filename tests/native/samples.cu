@@ -1,4 +1,4 @@
-// Kernels with one fault each, which the shim must find, and one that uses all it has, whose results are known.
+// Kernels with one fault each, which the shim must find; and a kernel with known results that uses all of the shim.
 #include "samples.h"
 
 #include "core/access.h"
@@ -37,7 +37,7 @@ __global__ void missed_shuffle(float* out) {
 
 __global__ void foreign_mask(float* out) { store_global(out + threadIdx.x, __shfl_sync(0xfu, 1.f, 0)); }
 
-// Past the vocabulary that checks and counts: AddressSanitizer's to find.
+// An access without load_global, which only AddressSanitizer can find.
 __global__ void unseen_read(const float* in, float* out) { store_global(out + threadIdx.x, in[threadIdx.x + 1]); }
 
 // Each thread reads what its neighbour wrote, without a barrier in between.
@@ -47,7 +47,7 @@ __global__ void race(const float* in, float* out) {
   store_global(out + threadIdx.x, shared[(threadIdx.x + 1) % 64]);
 }
 
-// The sum of a block from shared memory that nobody has set to zero.
+// The sum of a block in shared memory that was not set to zero.
 __global__ void stale_shared(const float* in, float* out) {
   __shared__ float sum;
   if (threadIdx.x == 0)
@@ -56,7 +56,7 @@ __global__ void stale_shared(const float* in, float* out) {
   store_global(out + blockIdx.x * 64 + threadIdx.x, sum);
 }
 
-// Row r of out: what operation r gives each of 64 threads, which are numbered i.
+// Row r of out: the result of operation r for each of 64 threads i.
 __global__ void operations(float* out) {
   __shared__ int turned[64];
   const int i = int(threadIdx.x);

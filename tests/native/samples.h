@@ -6,7 +6,7 @@
 
 namespace samples {
 
-// Runs the sample of that name on 64 numbers in and as many out as it writes.
+// Runs the sample of that name with 64 numbers as input; returns all numbers that it writes.
 cudaError_t run(const std::string& name, float* in, float* out);
 
 }  // namespace samples

@@ -46,13 +46,13 @@ def operands(block, dtype, shape, seed=0):
 
 
 def moments(z, block):
-    """Mean and biased variance by channel in fp64."""
+    """Mean and biased variance of each channel in fp64."""
     z = z.double()
     return z.mean((0, 1, 3, 4)), z.var((0, 1, 3, 4), correction=0)
 
 
 def compare_forward(got, z, shortcut, norm, leak, block, T):
-    """out and v bit for bit: the same operations, one after the other, in the state's type."""
+    """out and v are equal bit for bit: the formulas do the same operations in the state's type."""
     state = state_dtype(z.dtype)
     wide = lambda t: None if t is None else t.to(state)  # noqa: E731
     out, v, a = formula(wide(z), wide(shortcut), norm, leak, block, T)
@@ -79,7 +79,7 @@ def close(actual, expected, T, terms=1, name=""):
 
 
 def compare(block, dtype, shape, layout=None, skip=False, bits=False, frozen=False, grad=None, schedule=0, seed=0):
-    """All four kernels, one after the other, each against the formulas."""
+    """Runs all four kernels and compares each with the formulas."""
     T = shape[0]
     kernels = Kernels(block, layout, schedule)
     z, shortcut, weight, bias, leak, random_grad = operands(block, dtype, shape, seed)
@@ -147,7 +147,7 @@ SHAPES = [  # images, channels, height, width: odd counts, whole packs, several 
 @pytest.mark.parametrize("connect", CONNECTIONS)
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_forward_and_backward(neuron, connect, channels_last):
-    """Every neuron and connection over every T; dtypes, shapes and options take turns."""
+    """Every neuron and connection with every T; dtypes, shapes and options alternate."""
     first = list(NEURONS).index(neuron) + CONNECTIONS.index(connect) + channels_last
     for i, T in enumerate((1, 3, 4, 5, 16, 17, 33)):
         turn = first + i
@@ -181,7 +181,7 @@ def test_without_a_neuron(connect):
 
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_other_norms(neuron):
-    """No weight and bias; constant statistics; none at all."""
+    """Cases: no weight and bias, constant statistics, no batch norm."""
     for i, T in enumerate((4, 17)):
         for dtype in DTYPES[i::2]:
             shape = (T, 1, 12, 3, 3)
@@ -193,7 +193,7 @@ def test_other_norms(neuron):
 @pytest.mark.parametrize("channels_last", (True, False))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_still_image(dtype, channels_last):
-    """One z for all time-steps: its gradient is one row, of the sum over T."""
+    """One z for all time-steps: its gradient is one row, the sum over T."""
     for T, C, connect in ((4, 8, None), (5, 3, "add"), (17, 8, "and")):
         block = Block(**NEURONS["lif_tau3"], still=True, connect=connect, channels_last=channels_last)
         _, got, kernels = compare(block, dtype, (T, 2, C, 4, 4), seed=T)
@@ -203,7 +203,7 @@ def test_still_image(dtype, channels_last):
 
 @pytest.mark.parametrize("offset, gap", [(1, 0), (0, 1), (3, 5), (8, 8), (4, 4), (2, 2)])
 def test_misaligned_views(offset, gap):
-    """Operands off their natural alignment, and rows that lie apart."""
+    """Misaligned operands, and rows with gaps between them."""
     for i, (dtype, T) in enumerate(itertools.product(DTYPES, (4, 17))):
         block = Block(**NEURONS["plif"], connect=CONNECTIONS[i % 5], channels_last=i % 3 != 0)
         compare(block, dtype, (T, 1, 16, 4, 2), host.Layout(offset, gap), skip=i % 2 == 0, seed=i)
@@ -211,7 +211,7 @@ def test_misaligned_views(offset, gap):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_packed_spikes(dtype):
-    """By one thread's byte, by two neighbours' halves, or read back where a byte is of more than two threads."""
+    """A byte comes from one thread, from two neighbours, or from a second kernel if more than two threads share it."""
     cases = (8, 3, 3, True), (8, 4, 4, False), (12, 2, 2, True), (72, 2, 1, True), (16, 7, 7, False), (4, 6, 2, False)
     for C, height, width, channels_last in cases:
         for T in (3, 17):
@@ -248,7 +248,7 @@ def test_surrogates(sigma, detach):
 
 
 def test_statistics_of_many_elements():
-    """Several blocks above each other, several beside each other, and more partial sums than threads that add them."""
+    """Several blocks along rows and along columns, and more partial sums than threads that add them."""
     for C, shape, channels_last in ((3, (64, 48), True), (160, (8, 8), True), (2, (300, 70), False)):
         for dtype in (torch.float32, torch.bfloat16):
             z = current((1, 2, C, *shape), dtype, scale=3.0, mean=-20.0)
@@ -267,7 +267,7 @@ def test_constant_channels_have_no_variance():
 
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))
 def test_statistics_that_are_not_finite(bad):
-    """Wherever the value stands, in its channel alone; and the running statistics stay as they are."""
+    """A value that is not finite affects only its channel, and the running statistics stay unchanged."""
     for position in (0, 70):
         z = current((1, 1, 9, 10, 10))
         z[0, 0, 2].view(-1)[position] = bad
@@ -308,7 +308,7 @@ def unpack(bits, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", (1, 255, 256, 257))
 def test_unpacked_spikes(count, dtype):
-    """All bytes there are; one read of each, 16 bytes written at a time."""
+    """Unpacks all values of a byte: one read of each byte, and one write of its eight numbers."""
     bits = (torch.arange(count) * 37 % 256).to(torch.uint8)
     got, report = unpack(bits, dtype)
     assert torch.equal(got, (bits[:, None] >> torch.arange(8) & 1).to(dtype))
@@ -319,7 +319,7 @@ def test_unpacked_spikes(count, dtype):
 
 
 def test_any_order_of_threads_gives_the_same_bits():
-    """What depends on the order in which threads and blocks come is a race."""
+    """Results must not depend on the order of threads and blocks; otherwise there is a race."""
     for i, (dtype, channels_last) in enumerate(itertools.product(DTYPES, (True, False))):
         results = []
         for schedule in (0, 1, 7, 8):
@@ -332,7 +332,7 @@ def test_any_order_of_threads_gives_the_same_bits():
 
 
 def test_every_kernel_is_compared():
-    """All the instances the library can launch, one after the other, each against the formulas."""
+    """Compares every instance that the library can launch with the formulas."""
     launched = set()
     for dtype, connect, T, C in itertools.product(DTYPES, (None, "and"), (4, 5), (8, 3)):
         *_, kernels = compare(Block(connect=connect), dtype, (T, 2, C, 2, 2), bits=connect is None)

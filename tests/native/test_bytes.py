@@ -12,7 +12,7 @@ neurons = pytest.mark.parametrize("name", ("if", "lif", "plif"))
 
 
 def moved(report, leave_out=()):
-    """Bytes by buffer, loads and stores together; without those that are not accessed."""
+    """Returns the bytes of loads and stores by buffer, without buffers that are not accessed."""
     total = {}
     for accesses in (report["loads"], report["stores"]):
         for name, by_size in accesses.items():
@@ -21,7 +21,7 @@ def moved(report, leave_out=()):
 
 
 def forward_backward(name, x, learn_leak=True, **settings):
-    """The reports of both, and what is kept in between."""
+    """Returns the reports of forward and backward, and the tensors that are kept between them."""
     host.reports.clear()
     x = x.requires_grad_()
     w = torch.tensor(0.3).requires_grad_(learn_leak) if name == "plif" else None
@@ -45,7 +45,7 @@ def test_budget(name, dtype):
 
 @neurons
 def test_reductions_cost_next_to_nothing(name):
-    """PLIF: the leak once per thread, served by the cache; one double per block, written and read."""
+    """PLIF: each thread loads the leak once, from the cache; one double per block is written and read."""
     _, backward = forward_backward(name, current((T, 64 * 1024)))
     if name == "plif":
         blocks = backward["launches"][0][1]
@@ -58,7 +58,7 @@ def test_reductions_cost_next_to_nothing(name):
 
 @neurons
 def test_nothing_is_kept_but_x(name):
-    """No checkpoints up to T = 16; beyond, one row of potentials per 16 time-steps."""
+    """No checkpoints up to T = 16; above, one row of potentials per 16 time-steps."""
     for steps, rows in ((4, 0), (16, 0), (17, 1), (33, 2), (500, 31)):
         forward, backward = forward_backward(name, current((steps, 256)))
         assert moved(forward).get("checkpoints", 0) == moved(backward).get("checkpoints", 0) == 4 * 256 * rows
@@ -67,7 +67,7 @@ def test_nothing_is_kept_but_x(name):
 
 @neurons
 def test_inference(name):
-    """4 B/el in half precision, and no checkpoints however long."""
+    """4 B/el in half precision, and no checkpoints for any T."""
     for steps in (4, 500):
         host.reports.clear()
         with torch.no_grad():
@@ -90,7 +90,7 @@ def test_portions(name, dtype, steps):
 
 
 def test_repeated_input_is_one_row():
-    """A static image: the accesses are T times those of a row, the memory behind them is one row."""
+    """A still image: T times the accesses of a row, all to the same row of memory."""
     x = current((1, M)).expand(T, M)
     host.reports.clear()
     host.multistep("if", x)
@@ -121,7 +121,7 @@ def test_batch_norm_budget():
             report = kernels.reports[kernel]
             by_buffer = moved(report)
             blocks = report["launches"][0][1]
-            if kernel == "statistics":  # the first value of each channel
+            if kernel == "statistics":  # it also reads the first value of each channel
                 by_buffer["z"] -= 2 * C * (blocks + 1)
             assert sum(by_buffer.pop(name, 0) for name in big) == T * row * bytes_per_element, (connect, kernel)
             assert blocks <= 2048 and sum(by_buffer.values()) <= (blocks + 1) * C * 32, (connect, kernel)

@@ -26,7 +26,7 @@ SURROGATES = [getattr(surrogate, name)() for name in surrogate.__all__ if name !
 
 
 class OnHost:
-    """The kernels' bodies as compiled by the C++ compiler."""
+    """The kernels as the C++ compiler compiles them."""
 
     device = "cpu"
 
@@ -38,7 +38,7 @@ class OnHost:
 
 
 class OnGpu:
-    """The kernels as a GPU runs them."""
+    """The kernels on a GPU."""
 
     device = "cuda"
 
@@ -77,7 +77,7 @@ def arguments(neuron, dtype, device, shape, with_v=False, seed=0):
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sizes(kernels, dtype, neuron, T):
-    """Less than a warp; odd; a tail in the second block, of wide accesses and of single ones."""
+    """Sizes: less than a warp, odd, and a tail in the second block, for wide and for single accesses."""
     for i, M in enumerate((1, 264) if T == 500 else (1, 31, 257, 264, 8 * 256 + 8)):
         name, x, settings = arguments(neuron, dtype, kernels.device, (T, M), with_v=(T + i) % 2 == 0)
         if i % 2:
@@ -89,7 +89,7 @@ def test_sizes(kernels, dtype, neuron, T):
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_options(kernels, dtype, neuron, T):
-    """Every combination of them; in half precision, but for a thorough run, every two of them together."""
+    """Every combination of options; in half precision only every pair, except in a thorough run."""
     resets, two = (0.0, None, -0.25), (False, True)
     combine = pairwise if dtype.itemsize == 2 and not THOROUGH else itertools.product
     combinations = combine(resets, two, two, two, two, ("s", "v", "sv"), (24, 21))
@@ -113,7 +113,7 @@ def test_surrogates(kernels, sigma):
 @pytest.mark.parametrize("offset, gap", [(1, 0), (0, 1), (3, 5), (0, 16), (8, 8), (4, 4), (2, 2)])
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_misaligned_views(kernels, neuron, offset, gap):
-    """Operands off their natural alignment, and rows that lie apart."""
+    """Misaligned operands, and rows with gaps between them."""
     for dtype, T, M in itertools.product(DTYPES, (1, 4, 17), (48, 45)):
         name, x, settings = arguments(neuron, dtype, kernels.device, (T, M), with_v=True)
         kernels.compare(name, x, offset=offset, gap=gap, **settings)
@@ -130,7 +130,7 @@ def test_channels_last(kernels, neuron):
 
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_repeated_input(kernels, neuron):
-    """A static image: stride 0 over T."""
+    """A still image: stride 0 over T."""
     for dtype, T, M in itertools.product(DTYPES, (2, 4, 17), (40, 37)):
         name, x, settings = arguments(neuron, dtype, kernels.device, (1, M))
         kernels.compare(name, x.expand(T, M), **settings)
@@ -139,7 +139,7 @@ def test_repeated_input(kernels, neuron):
 @pytest.mark.parametrize("T", (1, 4, 17))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients_of_sums(dtype, T):
-    """One number for all neurons (stride 0) is read as it is."""
+    """One number for all neurons (stride 0) is read without a copy."""
     for M in (40, 37):
         _, x, _ = arguments("lif_tau2", dtype, "cpu", (T, M))
         grads = []
@@ -149,7 +149,7 @@ def test_gradients_of_sums(dtype, T):
             (s.sum() + v.sum().to(s.dtype)).backward()
             grads.append(leaf.grad)
         portion = x.element_size() * neurons_per_thread(host.reports[-1])
-        # A row of it is as wide as an access, however many neurons there are.
+        # A row of it is as wide as an access, for any number of neurons.
         assert host.reports[-1]["loads"]["grad_s"] == {portion: T * M * x.element_size() // portion}
         torch.testing.assert_close(grads[0], grads[1], rtol=1e-2 if x.element_size() == 2 else 1e-5, atol=1e-6)
 
@@ -163,7 +163,7 @@ def neurons_per_thread(report):
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_and_infinity(kernels, dtype, neuron):
-    """They go where the CPU kernels let them go, and nowhere else."""
+    """NaN and infinity spread as in the CPU kernels, and to no other neurons."""
     for T, M in itertools.product((4, 17), (24, 21)):
         name, x, settings = arguments(neuron, dtype, "cpu", (T, M))
         if "w" in settings:
@@ -178,10 +178,10 @@ def test_nan_and_infinity(kernels, dtype, neuron):
             s_cpu, v_cpu, (grad_cpu, *_) = run(name, x, "native", loss="sv", **settings)
             torch.testing.assert_close(s.cpu(), s_cpu, rtol=0, atol=0)
             torch.testing.assert_close(v.cpu(), v_cpu, rtol=0, atol=0, equal_nan=True)
-            # On the GPU the surrogate's division rounds otherwise, and the storage's rounding may follow.
+            # On the GPU the surrogate's division rounds differently, which may also change the rounding to storage.
             rounding = 0 if kernels.device == "cpu" else 1e-5 + (EPS[dtype] if dtype.itemsize == 2 else 0)
             torch.testing.assert_close(grad.cpu(), grad_cpu, rtol=rounding, atol=rounding, equal_nan=True)
-            # The other neurons know nothing of it.
+            # The other neurons are not affected.
             s_clean, _, (grad_clean, *_) = run(name, clean.to(kernels.device), backend, loss="sv", **on_device)
             others = [i for i in range(M) if i not in (3, 5, 7, 11)]
             assert torch.equal(s[:, others], s_clean[:, others])
@@ -191,7 +191,7 @@ def test_nan_and_infinity(kernels, dtype, neuron):
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_to_the_cpu_kernels(dtype, neuron):
-    """Bit for bit, gradients too: the same text compiled twice. The leak's gradient is summed in another order."""
+    """Equal bit for bit, including gradients: the source is the same. The leak's gradient has another order of sums."""
     for T, M, detach, v_reset in itertools.product((1, 4, 5, 16, 33), (64, 67), (False, True), (0.0, None)):
         name, x, settings = arguments(neuron, dtype, "cpu", (T, M), with_v=True)
         settings |= {"detach_reset": detach, "v_reset": v_reset, "loss": "sv"}
@@ -203,7 +203,7 @@ def test_equal_to_the_cpu_kernels(dtype, neuron):
 
 
 def test_any_order_of_threads_gives_the_same_bits():
-    """What depends on the order in which threads and blocks come is a race."""
+    """Results must not depend on the order of threads and blocks; otherwise there is a race."""
     for dtype, T, M in itertools.product(DTYPES, (4, 33), (3 * 2048, 777)):
         name, x, settings = arguments("plif", dtype, "cpu", (T, M), with_v=True)
         results = []
@@ -221,7 +221,7 @@ def test_more_partial_sums_than_threads_add_them(kernels):
 
 
 def test_every_kernel_is_compared():
-    """All the instances the library can launch, one after the other, each against the reference."""
+    """Compares every instance that the library can launch with the reference."""
     launched = set()
     for dtype, neuron, T, M, learn_leak in itertools.product(DTYPES, NEURONS, (4, 17), (16, 15), (False, True)):
         name, x, settings = arguments(neuron, dtype, "cpu", (T, M))

@@ -9,25 +9,25 @@ from test_pool_kernels import stem
 
 T, C = 4, 64
 NUMBERS = ("mean", "var", "weight", "bias", "sums", "partials")  # per channel, and per block and channel
-# Rows of z and strips: 8 rows of windows or more in each.
+# Rows of z -> number of strips; each strip has at least 8 rows of windows.
 SIZES = ((16, 1), (32, 2), (112, 7))
 
 
 def accesses(report, kind):
-    """{bytes of each: how many} by buffer, without what is per channel."""
+    """Returns {bytes of an access: count} by buffer, without the buffers per channel."""
     return {name: dict(sizes) for name, sizes in report[kind].items() if sizes and name not in NUMBERS}
 
 
 @pytest.mark.parametrize("size, strips", SIZES)
 def test_forward(size, strips):
-    """z once, in packs of 16 bytes, but for a row above each strip; the pooled spikes once; nothing else."""
+    """It reads z once in packs of 16 bytes (plus one row above each strip), and writes the pooled spikes once."""
     pool_host.reports.clear()
     stem((1, C, size, size), torch.bfloat16).forward("cuda")
     (report,) = pool_host.reports
     rows = size + strips - 1
     assert accesses(report, "loads") == {"z": {16: rows * size * C // 8}}
     assert accesses(report, "stores") == {"out": {16: T * (size // 2) ** 2 * C // 8}}
-    # What is per channel each block reads for its own.
+    # Each block reads the numbers of its own channels.
     total = moved(report)
     assert sum(total[name] for name in NUMBERS if name in total) == 4 * 4 * C * strips
 
@@ -41,11 +41,11 @@ def test_backward(size, strips):
     grad_out = current(case.out_shape, torch.bfloat16)
     sums, _ = case.reduce("cuda", grad_out)
     case.apply("cuda", grad_out, sums, 1000)
-    positions = (3 * size // 2 - 1) ** 2  # of all windows, those inside the image
+    positions = (3 * size // 2 - 1) ** 2  # positions of all windows that are inside the image
     loads = {"z": {8: (2 * size + 3 * (strips - 1)) * size * C // 4}, "grad_out": {8: T * positions * C // 4}}
     reduced, applied = pool_host.reports
     assert accesses(reduced, "loads") == accesses(applied, "loads") == loads
     assert accesses(reduced, "stores") == {}
     assert accesses(applied, "stores") == {"grad_z": {8: size * size * C // 4}}
-    # The sums: one double per block and channel, written and read.
+    # One double per block and channel is written and read for the sums.
     assert moved(reduced)["partials"] == 2 * 2 * 8 * C * strips

@@ -48,7 +48,7 @@ def close(actual, expected, scale, T):
 
 
 def compare(case, kernels, schedule=0, sums=True):
-    """Forward and both backward passes. Returns what the kernels gave."""
+    """Runs forward and both backward passes, and returns the results of the kernels."""
     grad_out = current(case.out_shape, case.z.dtype, mean=0.1, seed=7)
     expected, grad_y, xhat, scale, grad_leak = case.expected(grad_out)
     out = case.forward(kernels, schedule)
@@ -60,7 +60,7 @@ def compare(case, kernels, schedule=0, sums=True):
     state = EPS[torch.float64 if case.state == torch.float64 else torch.float32]
     assert ((given.double() - total).abs() <= (8 * (case.T + 8) + 64) * state * (size + 1)).all()
     if leak is not None:
-        # The reference's own sum over all elements in its own order is the larger part of the difference.
+        # Most of the difference comes from the reference, which sums all elements in another order.
         bound = 64 * state * (1 + float(size[0].sum())) * case.T
         assert abs(float(leak - grad_leak)) <= bound
 
@@ -79,7 +79,7 @@ def same(results, others):
 @pytest.mark.parametrize("neuron", NEURONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sizes(kernels, dtype, neuron):
-    """Every shape in both orders, with every number of time-steps."""
+    """Every shape in both memory orders, with every number of time-steps."""
     steps = itertools.cycle(STEPS)
     for i, (shape, order) in enumerate(itertools.product(SHAPES, ORDERS)):
         compare(stem(shape, dtype, order, neuron, next(steps), seed=i, detach_reset=i % 3 > 0), kernels)
@@ -95,7 +95,7 @@ def test_wide_images(kernels, dtype):
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_options(kernels):
-    """What is not asked for: a norm, its weight, its bias, statistics that depend on z. And every surrogate."""
+    """Without a norm, its weight, its bias, or statistics that depend on z; and with every surrogate."""
     full = stem((2, 8, 9, 6)).norm
     norms = ([None] * 4, full, [*full[:2], None, None], [*full[:3], None], [*full[:2], None, full[3]])
     for norm, order, T in itertools.product(norms, ORDERS, (2, 6)):
@@ -108,7 +108,7 @@ def test_options(kernels):
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_ties(kernels):
-    """Neurons that never fire, and such that always do: the first position of each window gets its gradient."""
+    """Neurons that never or always fire: the first position of each window gets the gradient."""
     for order, shape, T in itertools.product(ORDERS, ((1, 8, 7, 8), (1, 3, 6, 5)), (4, 7)):
         for bias in (-50.0, 50.0):
             case = stem(shape, torch.float64, order, "if", T)
@@ -125,7 +125,7 @@ def test_misaligned_views(kernels, offset):
 
 
 def test_batch_norm():
-    """With the statistics of z itself, apply gives what torch's batch norm passes on."""
+    """With the statistics of z itself, apply gives the gradient of torch's batch norm."""
     for kernels, order in itertools.product(KERNELS, ORDERS):
         case = stem((3, 4, 9, 8), torch.float64, order)
         case.norm[0], case.norm[1] = case.z.mean((0, 2, 3)), case.z.var((0, 2, 3), unbiased=False)
@@ -141,7 +141,7 @@ def test_batch_norm():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_all_instruction_sets_give_the_same_bits(dtype):
-    """And any order of blocks."""
+    """The result does not depend on the order of blocks."""
     for shape, order, T in itertools.product(((2, 40, 9, 7), (1, 3, 12, 13)), ORDERS, (4, 16)):
         case = stem(shape, dtype, order, "plif", T, detach_reset=False)
         first = compare(case, "generic")
@@ -158,7 +158,7 @@ def test_any_order_of_threads_gives_the_same_bits():
 
 
 def test_every_kernel_is_compared():
-    """All of the stem's kernels that the library can launch."""
+    """Tests every kernel of the stem that the library can launch."""
     pool_host.reports.clear()
     for dtype, order, T in itertools.product(DTYPES, ORDERS, (4, 5)):
         compare(stem((1, 8, 4, 4), dtype, order, "if", T), "cuda")
@@ -168,7 +168,7 @@ def test_every_kernel_is_compared():
 
 
 def test_cpu_and_cuda_agree():
-    """Bit for bit but for sums, which are added in another order: the same text compiled twice."""
+    """Equal bit for bit, because the source is the same; only sums have another order."""
     for dtype, order, neuron in itertools.product(DTYPES, ORDERS, NEURONS):
         case = stem((2, 8, 9, 6), dtype, order, neuron, 4, detach_reset=False)
         grad_out = current(case.out_shape, dtype, seed=7)

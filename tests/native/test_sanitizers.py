@@ -9,12 +9,12 @@ import host
 import pytest
 
 HERE = Path(__file__).parent
-# One of each kind: all instances, misaligned operands, barriers and shuffles, the longest T.
+# One test of each kind: all instances, misaligned operands, barriers and shuffles, the longest T.
 CASES = "test_every_kernel or (test_misaligned_views and plif) or test_any_order or test_operations or test_a_faultless"
 
 
 def runtime() -> str | None:
-    """AddressSanitizer's runtime, which must be there before Python is."""
+    """Returns the library of AddressSanitizer, which must be loaded before Python."""
     compiler = os.environ.get("CXX", "c++")
     try:
         done = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True)
@@ -40,7 +40,7 @@ needs_runtime = pytest.mark.skipif(runtime() is None, reason="the compiler has n
 
 @needs_runtime
 def test_kernels_are_clean():
-    # -s: what the sanitizers say goes past Python, and would be lost with the process.
+    # -s: the sanitizers write directly to stderr, and captured output would be lost with the process.
     done = python("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", ".", "-k", f"({CASES}) and not cuda")
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:] + done.stderr[-8000:]
 

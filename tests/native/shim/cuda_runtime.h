@@ -1,6 +1,6 @@
-// The part of CUDA's runtime the kernels use, for the host: blocks run one after the other, the threads of a block as
-// fibers that are switched where they wait for each other (device.cpp). Nothing here copies memory or waits for a
-// device: code that tried to would not compile.
+// The part of CUDA's runtime that the kernels use, for the host. Blocks run one after the other. The threads of a block
+// are fibers, which are switched where they wait for each other (device.cpp). The shim has no function that copies
+// memory or waits for a device, so code that does this does not compile.
 #pragma once
 
 #include <cstddef>
@@ -15,8 +15,8 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// One block at a time: its shared memory can be static. As the only thread-local data of its library it lies
-// together, where device.cpp finds it and fills it with rubbish before each block.
+// Only one block runs at a time, so its shared memory can be static. It is the only thread-local data of its library,
+// so device.cpp finds it in one place and fills it with garbage before each block.
 #define __shared__ static thread_local
 
 struct uint3 {
@@ -43,11 +43,11 @@ extern dim3 blockDim, gridDim;
 
 namespace host_device {
 
-// What a thread waits at; all who must meet there have to come to the same one.
+// The place where a thread waits. All threads that must meet have to wait at the same place.
 enum class Meeting { Block, Shuffle, Vote, Warp };
 
 void meet_block();
-// Leaves `value` for the other lanes of the mask, waits for theirs, and returns lane i's from `slots`[i].
+// Gives `value` to the other lanes of the mask and waits for their values; `slots`[i] is the value of lane i.
 struct Slot {
   unsigned char bytes[16];
 };
@@ -69,7 +69,7 @@ T from_lane(Meeting what, unsigned mask, T value, int source) {
   return out;
 }
 
-// The lane a shuffle reads from: its own where the source lies outside the segment of `width` lanes.
+// The lane from which a shuffle reads: the own lane if the source is outside the segment of `width` lanes.
 inline int within(int source, int width) {
   const int first = lane() / width * width;
   return source < first || source >= first + width ? lane() : source;
@@ -137,7 +137,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (grid.x == 0 || grid.x > 0x7fffffffu || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535 ||
       threads == 0 || threads > 1024 || config->dynamicSmemBytes > 48 * 1024)
     return cudaErrorInvalidConfiguration;
-  // By value, as a launch passes them.
+  // The arguments are copied, as in a launch.
   [&](P... arguments) {
     host_device::run(reinterpret_cast<const void*>(kernel), grid, block, config->dynamicSmemBytes,
                      [&] { kernel(arguments...); });
