@@ -23,6 +23,15 @@ _THOROUGH_ONLY = ["native/test_sanitizers.py"]  # compiles all kernels again wit
 collect_ignore = ([] if HAS_CUDA else _CUDA_ONLY) + ([] if THOROUGH else _THOROUGH_ONLY)
 
 
+# Modules that take more than half a minute. They start first, so that no process ends alone with one of them.
+_LONG = {"bn_kernels", "kernels", "distributed", "train", "export", "spikingjelly", "resume", "event_training"}
+_LONG |= {"compile", "lost_logs", "recipes", "snippets", "functional", "machine_code"}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
+
+
 def pytest_report_header(config):
     cuda = f"CUDA cases run on {torch.cuda.get_device_name()}" if HAS_CUDA else "no CUDA device: without CUDA cases"
     return [cuda, "thorough" if THOROUGH else "for a commit: SEWSNN_THOROUGH=1 tries more"]
