@@ -16,10 +16,10 @@ def test_a_value_in_a_message_is_one_short_line():
         nested = [nested] * 9
     cyclic = {}
     cyclic["a"] = cyclic
-    start = time.monotonic()
+    start = time.process_time()
     for value in (nested, cyclic, "a\n" * 1000, 10**5000, b"\0" * 999, {i: i for i in range(9999)}):
         assert len(short(value)) <= 80 and "\n" not in short(value)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert (short("off"), short(1e300), short([1, 2])) == ("'off'", "1e+300", "[1, 2]")
 
 

@@ -74,10 +74,10 @@ def test_anchors_and_merge_keys_are_kept():
     ids=range(28),
 )
 def test_one_short_line_at_once(text, message):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ConfigError, match=message) as caught:
         parse_yaml(text, "F")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
