@@ -178,7 +178,8 @@ def main() -> None:
         rivals["native"] = native
         rows += measure(T, arguments.neurons, arguments.repeats, rivals)
 
-    about = environment("cpu", "neuron") | {"memory": arguments.memory}
+    run = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    about = environment("cpu", "neuron") | {"memory": arguments.memory, "run": run}
     print("LIF forward + backward, fp32, tau = 2; " + ", ".join(f"{k} {v}" for k, v in about.items()))
     print(
         f"{'T':>4} {'neurons':>9} {'provider':>13} {'p20 ms':>8} {'p50 ms':>8} {'p80 ms':>8} {'ns/el':>7} {'slower':>7}"

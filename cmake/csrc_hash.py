@@ -5,10 +5,12 @@ python cmake/csrc_hash.py          prints the hash of csrc, which setup.py compi
 
 import ast
 import hashlib
+import io
 import re
+import tokenize
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 # Numbers come first, because the quote in 1'000 does not begin a character. Strings come before comments, because a
 # string may contain "//".
@@ -35,15 +37,25 @@ def code_of(text: str) -> str:
 
 
 def python_of(text: str) -> str:
-    """Returns the syntax tree of Python code without docstrings. A syntax tree has no comments."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
+    """Returns Python without comments, docstrings and blank lines. The result does not depend on Python's version."""
+    lines = text.splitlines()
+
+    def cut(begin: tuple[int, int], end: tuple[int, int]) -> None:
+        (first, column), (last, end_column) = begin, end
+        tail = lines[last - 1].encode()[end_column:].decode()
+        lines[first - 1] = lines[first - 1].encode()[:column].decode() + tail
+        lines[first:last] = [""] * (last - first)
+
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]]
+    for node in ast.walk(ast.parse(text)):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
-        docstring = getattr(first, "value", None) if isinstance(first, ast.Expr) else None
-        if isinstance(docstring, ast.Constant) and isinstance(docstring.value, str):
-            docstring.value = ""
-    return ast.dump(tree)
+        value = first.value if isinstance(first, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            cut((value.lineno, value.col_offset), (value.end_lineno, value.end_col_offset))
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def with_includes(sources: list[Path]) -> list[Path]:
