@@ -82,8 +82,12 @@ def gain_table(neurons: list[dict], steps: list[dict]) -> str:
             text = f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
             cells.append(f"**{text}**" if rival is RIVALS[0] else f"{text} ({value / ours:.1f}x)")
         table.append(f"| {what} | " + " | ".join(cells) + " |")
-    machine = "{device}, {threads} threads, torch {torch}, {date}.".format(**neurons[-1])
-    return "\n".join([*table, "", machine + age([*neurons, *steps])])
+    measured = [
+        "{device}, {threads} threads, torch {torch}, {date}.".format(**rows[-1]) for rows in (neurons, steps) if rows
+    ]
+    machines = dict.fromkeys(measured)
+    where = next(iter(machines)) if len(machines) == 1 else "Neurons: {} Training step: {}".format(*machines)
+    return "\n".join([*table, "", where + age([*neurons, *steps])])
 
 
 def cpu_table(rows: list[dict]) -> str:

@@ -41,9 +41,11 @@ nvidia-smi -L >/dev/null 2>&1 || export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_
 pip install --quiet "setuptools>=77" wheel ninja "cmake>=3.18"
 echo "building and installing sewsnn"
 if [ -n "${SEWSNN_WHEEL:-}" ]; then
-    rm -rf "$SEWSNN_WHEEL"
+    rm -rf "$SEWSNN_WHEEL/checkout" "$SEWSNN_WHEEL"/sewsnn-*.whl  # and nothing else that lies there
     PATH="$VENV/bin:$PATH" pip wheel --quiet --no-build-isolation --no-deps --wheel-dir "$SEWSNN_WHEEL" .
-    pip install --quiet "$(echo "$SEWSNN_WHEEL"/sewsnn-*.whl)[$EXTRA]"
+    wheel=$(echo "$SEWSNN_WHEEL"/sewsnn-*.whl)
+    pip install --quiet "$wheel[$EXTRA]"
+    pip install --quiet --no-deps --force-reinstall "$wheel"  # pip keeps an installed wheel of the same version
 else
     PATH="$VENV/bin:$PATH" pip install --quiet --no-build-isolation -e ".[$EXTRA]"
 fi

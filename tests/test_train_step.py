@@ -4,39 +4,18 @@ import math
 
 import pytest
 import torch
+from linear_step import Linear, stepper
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sewsnn.data import random_temporal_delete
 from sewsnn.data.source import seed_of
 from sewsnn.models import create_model
-from sewsnn.train import build
 from sewsnn.train.average import Average
-from sewsnn.train.config import from_dict
 from sewsnn.train.distributed import Processes
-from sewsnn.train.step import Step
 from sewsnn.train.sums import Sums
 
 CPU = torch.device("cpu")
-
-
-class Linear(nn.Module):
-    """A network that records its inputs."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.fc = nn.Linear(6, 3)
-
-    def forward(self, x, return_seq=False):
-        self.seen = x
-        seq = self.fc(x.reshape(*x.shape[: x.dim() - 4 + 1], -1) if x.dim() > 3 else x)
-        return seq if return_seq or seq.dim() == 2 else seq.mean(0)
-
-
-def stepper(model, **settings):
-    config = from_dict({"optimizer": {"lr": 0.5, "momentum": 0.0, **settings.pop("optimizer", {})}, **settings})
-    return Step(config, model, build.build_optimizer(config, model), Processes("cpu"), 3)
 
 
 def run(step, x, y, epoch=0, index=0, group=1, last=True):
