@@ -8,7 +8,7 @@ from torch import nn
 
 import sewsnn
 from sewsnn import neuron
-from sewsnn.layers import BNNeuron, bn_neuron
+from sewsnn.layers import BNNeuron, NeuronConnection, bn_neuron
 from sewsnn.ops.bn import NO_NEURON
 from sewsnn.surrogate import Surrogate
 
@@ -107,6 +107,14 @@ def test_bad_argument(change, kind, message):
 def test_bad_layer(settings, kind, message):
     with pytest.raises(kind, match=message):
         BNNeuron(**{"num_features": 4, **settings})
+    if "connect_f" in settings:
+        with pytest.raises(kind, match=message):
+            NeuronConnection(neuron.IFNode(), **settings)
+
+
+def test_parameters_are_made_where_and_as_asked():
+    layer = BNNeuron(4, device="meta", dtype=torch.float64)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in layer.parameters())
 
 
 FORWARD = {

@@ -72,3 +72,15 @@ def test_alone_nothing_changes():
     model(batch()[0])
     with pytest.raises(TypeError, match="model must be a module"):
         layers.convert_sync_batchnorm(None)
+
+
+def test_every_norm_gets_the_group():
+    """The group that is asked for, or all processes; nothing else of the network is marked."""
+    model, group = network("small"), object()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    others = [m for m in model.modules() if m not in norms]
+    for given, expected in ((None, "world"), (group, group)):
+        layers.convert_sync_batchnorm(model, given)
+        assert norms and all(m.process_group == expected for m in norms)
+    assert not any(hasattr(m, "process_group") for m in others)
+    assert layers.BNNeuron(4, process_group=group).process_group is group
