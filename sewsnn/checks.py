@@ -42,7 +42,7 @@ _TRACED = ("FakeTensor", "FunctionalTensor")  # compared by name, because import
 
 
 def outlives_its_code(x: Tensor) -> bool:
-    """Whether a node may keep a tensor that is made now.
+    """Returns whether a node may keep a tensor that is made now.
 
     It may not inside a torch.func transform or forward-mode differentiation, because their tensors become invalid when
     they end. It may not keep a tensor of a tracer either, which has a shape but no values.

@@ -88,7 +88,7 @@ class UnreadableError(DataError):
 
 
 def is_of_the_disk(error: BaseException) -> bool:
-    """Whether an error means that a file cannot be read now, not that a library rejects its content.
+    """Returns whether an error means that a file cannot be read now, not that a library rejects its content.
 
     Libraries raise OSError for bad content as well, but without an error number, or with EINVAL when they seek to a
     position that no file has.

@@ -140,7 +140,7 @@ class BaseNode(nn.Module):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the next call starts from the membrane potential at which this call ends."""
+        """Returns whether the next call starts from the membrane potential at which this call ends."""
         return self.step_mode == "s" if self.keep_state is None else self.keep_state
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,7 +230,7 @@ class BaseNode(nn.Module):
         self.__dict__["_left"] = (checks.backward_number(), weakref.ref(v) if isinstance(v, Tensor) else None)
 
     def _was_left(self, v: Tensor) -> bool:
-        """Whether a call left this state; False if the user assigned it."""
+        """Returns whether a call left this state; False if the user assigned it."""
         left = self.__dict__.get("_left", (None, None))[1]
         return left is not None and left() is v
 
@@ -262,7 +262,7 @@ class BaseNode(nn.Module):
         }
 
     def can_be_fused(self) -> bool:
-        """Whether a fused op may stand for the next call of this node.
+        """Returns whether a fused op may stand for the next call of this node.
 
         Returns:
             True if :meth:`settings` describe the next call completely: multi-step mode, no kept state, no

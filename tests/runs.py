@@ -55,7 +55,7 @@ def wait_for(process, condition, seconds=120):
 
 
 def in_mid_epoch(folder, epoch):
-    """Whether the folder's checkpoint is from the middle of that epoch or a later one."""
+    """Returns whether the folder's checkpoint is from the middle of that epoch or a later one."""
     path = folder / checkpoint.NAME
     if not path.exists():
         return False

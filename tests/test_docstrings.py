@@ -47,7 +47,7 @@ def constructor_parameters(kind: type) -> set[str]:
 
 
 def is_record(kind: type) -> bool:
-    """Whether the class is a result with an Attributes section for its fields."""
+    """Returns whether the class is a result with an Attributes section for its fields."""
     return dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")
 
 

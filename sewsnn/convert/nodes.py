@@ -106,7 +106,7 @@ def why_alone_now(node: nn.Module) -> str:
 
 
 def operators_are_watched() -> bool:
-    """Whether a mode that observes torch's operators is active, for example an operator counter.
+    """Returns whether a mode that observes torch's operators is active, for example an operator counter.
 
     Such a mode (SpikingJelly and torch have some) knows SpikingJelly's operators, but not sewsnn's. Tracers have modes
     of their own and do not count.

@@ -38,7 +38,7 @@ class Block:
         return self._layer(self.convs)[0](x)
 
     def _in_order(self, *others: nn.Module | None) -> bool:
-        """Whether the block must call its modules in SpikingJelly's order, because somebody observes these calls.
+        """Returns whether the block must call its modules in SpikingJelly's order, because hooks observe these calls.
 
         The op joins the last norm and neuron with the shortcut, so it runs after the shortcut; SpikingJelly calls them
         before. ``others`` are the shortcut's modules.
@@ -59,6 +59,6 @@ class Block:
 
 
 def is_conv_norm(module: nn.Module) -> bool:
-    """Whether the module is a plain pair of convolution and norm without hooks on their joint call."""
+    """Returns whether the module is a plain pair of convolution and norm without hooks on their joint call."""
     plain = type(module) in (nn.Sequential, FusedSequential) and len(module) == 2
     return plain and not must_be_called(module)

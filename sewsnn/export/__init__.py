@@ -27,7 +27,7 @@ FORMATS = {"torch": ".pt2", "onnx": ".onnx"}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported, and the result of the check against the model. ``print(report)`` is readable.
+    """The exported file, and the result of its check against the model. ``print(report)`` is readable.
 
     Attributes:
         path: the file.

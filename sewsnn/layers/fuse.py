@@ -86,7 +86,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
 
 
 def _knows_its_pairs(kind: type) -> bool:
-    """Whether ``conv_bn_pairs`` describes the forward that runs.
+    """Returns whether ``conv_bn_pairs`` describes the forward that runs.
 
     A class derived from the one that defines ``conv_bn_pairs`` may override a method and insert something between the
     two.
@@ -98,7 +98,7 @@ def _knows_its_pairs(kind: type) -> bool:
 
 
 def _can_fold(conv: nn.Module, bn: nn.Module) -> bool:
-    """Whether the norm can be folded; a class of the user or a hook may compute something else than the weights do."""
+    """Returns whether the norm can be folded. A class of the user or a hook may compute something else."""
     ours = isinstance(bn, BNNeuron) and type(bn).forward is BNNeuron.forward
     known = type(conv) in _CONVS and (type(bn) in _NORMS or ours)
     return known and not is_altered(conv) and not is_altered(bn)

@@ -53,19 +53,19 @@ class Norm(_NormBase):
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether the module has hooks, so that its call must take place."""
+    """Returns whether the module has hooks, so that its call must take place."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class defines: it has hooks or a replaced method."""
+    """Returns whether a call of the module does more than its class defines: it has hooks or a replaced method."""
     return has_hooks(module) or not _CALLED.isdisjoint(vars(module))
 
 
 def must_be_called(module: nn.Module) -> bool:
-    """Whether the call itself must take place: for an altered module, and for every module while global hooks exist."""
+    """Returns whether the call itself must take place: the module is altered, or global hooks exist."""
     return is_altered(module) or torch.nn.modules.module._has_any_global_hook()
 
 
@@ -90,7 +90,7 @@ _modules_are_asked_for._dynamo_marked_constant = True  # torch.compile treats th
 
 
 def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
-    """Whether the op computes what the modules would compute.
+    """Returns whether the op computes what the modules would compute.
 
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.

@@ -98,7 +98,7 @@ class Block(nn.Module):
             yield tuple(self.downsample)
 
     def _downsample_is_a_pair(self) -> bool:
-        """Whether the shortcut is still a convolution and a norm without hooks on their joint call."""
+        """Returns whether the shortcut is still a convolution and a norm without hooks on their joint call."""
         return (
             type(self.downsample) is nn.Sequential and len(self.downsample) == 2 and not must_be_called(self.downsample)
         )

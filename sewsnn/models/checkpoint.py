@@ -53,7 +53,7 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every entry of the model was loaded and every entry of the file was used."""
+        """Returns whether every entry of the model was loaded and every entry of the file was used."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def differences(self) -> list[str]:

@@ -20,7 +20,7 @@ _CHECKSUM = "sewsnn.crc32"  # CRC-32 in hexadecimal digits
 
 
 def is_one(path: str | os.PathLike) -> bool:
-    """Whether the name of the file ends in ``.safetensors``."""
+    """Returns whether the name of the file ends in ``.safetensors``."""
     return str(path).endswith(_ENDING)
 
 

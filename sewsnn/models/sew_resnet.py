@@ -158,7 +158,7 @@ class SEWResNet(Network):
 
 
 def _is_stem_pool(pool: nn.Module) -> bool:
-    """Whether :func:`bn_neuron_pool` can replace this pooling layer, which somebody may have exchanged."""
+    """Returns whether :func:`bn_neuron_pool` can replace this pooling layer, which somebody may have exchanged."""
     if type(pool) is not nn.MaxPool2d or must_be_called(pool):
         return False
     settings = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)

@@ -83,12 +83,12 @@ def read_weights(
 
 
 def _is_of_training(content: Mapping[str, Any]) -> bool:
-    """Whether ``sewsnn train`` wrote the file."""
+    """Returns whether ``sewsnn train`` wrote the file."""
     return isinstance(content.get("format"), str) and content["format"] == "sewsnn.train"
 
 
 def _is_constant(name: str, value: Any) -> bool:
-    """Whether the entry is a setting of a surrogate (``alpha``), which older SpikingJelly stored as a tensor."""
+    """Returns whether the entry is a surrogate setting (``alpha``), which older SpikingJelly stored as a tensor."""
     return bool(_CONSTANT.search(name)) and isinstance(value, Tensor) and is_dense(value) and value.numel() == 1
 
 
@@ -118,14 +118,14 @@ def _container(content: Mapping[str, Any], source: str, wanted: str | None) -> s
 
 
 def _is_state(content: Any) -> bool:
-    """Whether this is a dictionary of names with at least one tensor; the report lists entries that are no tensors."""
+    """Returns whether this is a dictionary of names with at least one tensor. The report lists the other entries."""
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return False
     return any(isinstance(value, Tensor) for value in content.values())
 
 
 def is_dense(value: Tensor) -> bool:
-    """Whether a tensor is a plain array of numbers: not sparse, quantized or nested, and not on the meta device."""
+    """Returns whether a tensor is a plain array: not sparse, quantized or nested, and not on the meta device."""
     return not (value.is_meta or value.is_nested or value.is_quantized) and value.layout is torch.strided
 
 

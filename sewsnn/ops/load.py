@@ -42,7 +42,7 @@ def _load() -> str | None:
 
 
 def _is_loaded() -> bool:
-    """Whether this process has already loaded the library, because sewsnn is imported a second time."""
+    """Returns whether this process has already loaded the library, because sewsnn is imported a second time."""
     try:
         ctypes.CDLL(str(LIBRARY), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     except OSError:

@@ -103,7 +103,7 @@ def _backward(ctx, grad_out):
 
 
 def _is_channels_last(z: Tensor) -> bool:
-    """Whether z is channels_last; contiguous where both orders fit. ``lies`` in csrc/ops/pool.cpp decides the same."""
+    """Returns whether z is channels_last and not contiguous. ``lies`` in csrc/ops/pool.cpp decides the same."""
     return not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
 
 
