@@ -24,7 +24,7 @@ OPS = {
     "call": ([*_NEURON_CPU, *_CALL], [*_NEURON_CUDA, *_CALL]),
     "block": (
         [*_NEURON_CPU, *_BLOCK, "ops/bn_cpu.cpp", "inst/bn_cpu.cpp"],
-        [*_NEURON_CUDA, *_BLOCK, "ops/bn_cuda.cpp", "ops/spikes_cuda.cpp", "inst/bn_*.cu"],
+        [*_NEURON_CUDA, *_BLOCK, "ops/bn_cuda.cpp", "ops/counters.cpp", "ops/spikes_cuda.cpp", "inst/bn_*.cu"],
     ),
 }
 OPS["step"] = (

@@ -1,4 +1,4 @@
-"""Measures the overhead of a neuron call: calls from Python on a tensor of eight numbers.
+"""Measures the overhead of a call: calls from Python on tensors with very few numbers.
 
     python -m benchmarks.overhead [--device cpu|cuda] [--check] [--json FILE]
 
@@ -6,6 +6,9 @@ The result is microseconds per call by the CPU's clock. On a GPU, a round does n
 these limits: 20 us for forward without gradients, 100 us for forward + backward. They hold for a machine on which
 forward + backward of torch.relu takes 19 us; where it takes longer, the limits grow in proportion. All calls take
 turns, and the least time of many short rounds counts, because other programs can only slow a round down.
+
+A block (BNNeuron with IF and ADD) is compared with torch's BatchNorm2d, relu and add in the same run: --check fails if
+forward + backward takes more than 1.9 times as long. (The aim is 1.25.)
 """
 
 import argparse
@@ -14,10 +17,12 @@ import time
 import torch
 
 from benchmarks.common import append_rows, environment, quantiles
-from sewsnn import functional, neuron
+from sewsnn import functional, layers, neuron
 
 LIMITS_US = {"forward": 20.0, "forward_backward": 100.0}
 MOST_PATIENCE = 5  # the program repeats the rounds up to this many times while a limit is exceeded
+BLOCK, MODULES = "sewsnn.layers.BNNeuron, ADD", "torch BatchNorm2d, relu, add"
+MOST_TIMES_MODULES = 1.9
 RELU_US = 19.3  # forward + backward of torch.relu on the machine for which the limits were set
 
 
@@ -50,7 +55,23 @@ def cases(device: str) -> dict:
     for name, function in functions.items():
         found["forward", name] = without_grad(function)
         found["forward_backward", name] = with_grad(function)
-    return found
+    return found | block_cases(device)
+
+
+def block_cases(device: str) -> dict:
+    """Returns the calls of a block and of torch's modules: (case, provider) -> function."""
+    z = torch.randn(4, 1, 8, 2, 2, device=device, requires_grad=True)
+    shortcut = torch.ones_like(z, requires_grad=True)
+    frames, sum_of = (t.detach().flatten(0, 1).requires_grad_() for t in (z, shortcut))
+    block = layers.BNNeuron(8, connect_f="ADD").to(device)
+    norm = torch.nn.BatchNorm2d(8).to(device)
+    grad, grad_frames = torch.ones_like(z), torch.ones_like(frames)
+    return {
+        ("forward", BLOCK): lambda: block(z, shortcut),
+        ("forward", MODULES): lambda: torch.relu(norm(frames)) + sum_of,
+        ("forward_backward", BLOCK): lambda: block(z, shortcut).backward(grad),
+        ("forward_backward", MODULES): lambda: (torch.relu(norm(frames)) + sum_of).backward(grad_frames),
+    }
 
 
 def microseconds(call, device: str, rounds: int, calls: int = 100) -> list[float]:
@@ -72,6 +93,11 @@ def judge(least: dict[tuple[str, str], float]) -> list[str]:
     slower = max(1.0, least["forward_backward", "torch.relu"] / RELU_US)
     for (case, provider), us in least.items():
         limit = LIMITS_US[case] * slower
+        if provider == BLOCK:
+            modules = least[case, MODULES]
+            if case == "forward_backward" and us > MOST_TIMES_MODULES * modules:
+                too_slow.append(f"{case} of {BLOCK}: {us:.1f} us, {us / modules:.2f} times {MODULES}")
+            continue
         if provider.startswith("sewsnn") and us > limit:
             too_slow.append(f"{case} of {provider}: {us:.1f} us, the limit here is {limit:.0f}")
     return too_slow

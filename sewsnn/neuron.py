@@ -279,9 +279,12 @@ class BaseNode(nn.Module):
             graph_lost: True if v would have had a graph outside the fused op. These nodes ignore it; nodes converted
                 from SpikingJelly raise when backward reaches such a v.
         """
-        if torch.compiler.is_compiling() or checks.outlives_its_code(v):
+        state = self.__dict__
+        if torch.compiler.is_compiling() or "v" not in state or "v_seq" not in state:
             self.v = v
             self.v_seq = None
+        elif checks.outlives_its_code(v):  # what the assignments do, without the cost of Module.__setattr__
+            state["v"], state["v_seq"], state["_given_in"] = v, None, checks.backward_number()
 
     def charge_arguments(self) -> dict:
         """The keyword arguments that a subclass adds to :meth:`settings`.

@@ -101,8 +101,12 @@ def test_repr():
 def used(monkeypatch):
     """A list that records for each call whether the op ran."""
     calls = []
-    run = native.bn_neuron
-    monkeypatch.setattr(native, "bn_neuron", lambda *a, **kw: calls.append(True) or run(*a, **kw))
+
+    def counted(run):
+        return lambda *a, **kw: calls.append(True) or run(*a, **kw)
+
+    for name in ("bn_neuron", "bn_neuron_train"):
+        monkeypatch.setattr(native, name, counted(getattr(native, name)))
     return calls
 
 
@@ -211,7 +215,7 @@ def test_the_op_runs_where_it_can(settings, monkeypatch, device):
     """The op stores the potential like the neuron: in v if the neuron stores it, and never in v_seq."""
     calls = used(monkeypatch)
     z = current((5, 2, 4, 3, 3), torch.float64, device)
-    for bn in (norm(4, torch.float64), None, nn.Identity()):
+    for bn in (norm(4, torch.float64).to(device), None, nn.Identity()):
         nodes = [neuron.LIFNode(**settings) for _ in range(2)]
         for node, fused in zip(nodes, (True, False), strict=True):
             output = bn_neuron(z, copy.deepcopy(bn), node, fused=fused)

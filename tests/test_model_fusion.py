@@ -99,8 +99,9 @@ def test_state_is_the_same(kind):
 def test_every_layer_is_one_op(monkeypatch, device):
     """One op per neuron; the norms in Spiking ResNet's shortcuts have no neuron; ``fused=False`` uses no op."""
     calls = []
-    run = native.bn_neuron
-    monkeypatch.setattr(native, "bn_neuron", lambda *a, **kw: calls.append(a) or run(*a, **kw))
+    for name in ("bn_neuron", "bn_neuron_train"):
+        run = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, run=run, **kw: calls.append(a) or run(*a, **kw))
     for residual, expected in zip(RESIDUALS, (8, 8, 7), strict=True):
         for fused in (True, False):
             calls.clear()

@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks.overhead import LIMITS_US, RELU_US, cases, judge
+from benchmarks.overhead import BLOCK, LIMITS_US, MODULES, MOST_TIMES_MODULES, RELU_US, block_cases, cases, judge
 
 
 def times(forward, both, relu):
@@ -41,6 +41,22 @@ def test_a_call_does_little_work_in_python():
     """Other programs change the time of a call, but not the number of functions that it calls. Measured beyond those of
     torch.relu (Python 3.11, torch 2.13): 40 to 53 without gradients, 70 to 83 forward + backward."""
     counts = {key: calls_of(call) for key, call in cases("cpu").items()}
+    for case in ("forward", "forward_backward"):
+        del counts[case, BLOCK], counts[case, MODULES]
     for (case, provider), count in counts.items():
         limit = {"forward": 60, "forward_backward": 95}[case]
         assert count <= counts[case, "torch.relu"] + limit, (case, provider, count)
+
+
+def test_a_block_is_compared_with_the_modules_of_torch():
+    both = times(1.0, 1.0, RELU_US)
+    for block, wrong in ((MOST_TIMES_MODULES * 50, []), (MOST_TIMES_MODULES * 50 + 1, [BLOCK])):
+        found = judge(both | {("forward_backward", BLOCK): block, ("forward_backward", MODULES): 50.0})
+        assert len(found) == len(wrong) and all(BLOCK in line for line in found)
+
+
+def test_a_block_does_little_work_in_python():
+    """Functions called beyond those of torch: 76 forward, 89 forward + backward (Python 3.11, torch 2.13)."""
+    counts = {key: calls_of(call) for key, call in block_cases("cpu").items()}
+    for case, limit in {"forward": 85, "forward_backward": 100}.items():
+        assert counts[case, BLOCK] <= counts[case, MODULES] + limit, (case, counts)

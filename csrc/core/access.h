@@ -11,9 +11,22 @@
 #ifndef SEWSNN_TRACE_LOAD
 #define SEWSNN_TRACE_LOAD(p, bytes)
 #define SEWSNN_TRACE_STORE(p, bytes)
+#define SEWSNN_TRACE_BEGIN()
 #endif
 
 SEWSNN_BEGIN
+
+// Every kernel calls this before it touches memory. With programmatic dependent launch (multistep_launch.cuh) a kernel
+// may begin while the kernel before it on the stream still runs: it waits here until that one has ended and its writes
+// are visible. It also allows the next kernel to begin, whose blocks are placed when no block of this one waits for a
+// place.
+SEWSNN_HD void wait_for_earlier_kernels() {
+  SEWSNN_TRACE_BEGIN();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 #if defined(__CUDA_ARCH__)
 // A kernel does not write the memory that it reads with load_word, so these loads need not wait for earlier stores.
@@ -52,6 +65,41 @@ __device__ __forceinline__ uint32_t load_own_word(const uint32_t* p) {
   return w;
 }
 
+// Past the first-level cache, which may still have what was there before another block wrote.
+__device__ __forceinline__ uint2 load_others_word(const uint2* p) {
+  uint64_t w;
+  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(w) : "l"(__cvta_generic_to_global(p)));
+  return {uint32_t(w), uint32_t(w >> 32)};
+}
+__device__ __forceinline__ uint32_t load_others_word(const uint32_t* p) {
+  uint32_t w;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(w) : "l"(__cvta_generic_to_global(p)));
+  return w;
+}
+
+// Each leaves w as it is unless `wanted`. The condition is part of the instruction: around a branch the compiler would
+// take each word apart into its numbers, and wait for the load to do so.
+__device__ __forceinline__ void load_word_if(int wanted, const uint4* p, uint4& w) {
+  asm("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %4, 0;\n@wanted ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%5];\n}"
+      : "+r"(w.x), "+r"(w.y), "+r"(w.z), "+r"(w.w)
+      : "r"(wanted), "l"(__cvta_generic_to_global(p)));
+}
+__device__ __forceinline__ void load_word_if(int wanted, const uint2* p, uint2& w) {
+  asm("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %2, 0;\n@wanted ld.global.nc.v2.b32 {%0, %1}, [%3];\n}"
+      : "+r"(w.x), "+r"(w.y)
+      : "r"(wanted), "l"(__cvta_generic_to_global(p)));
+}
+__device__ __forceinline__ void load_word_if(int wanted, const uint32_t* p, uint32_t& w) {
+  asm("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %1, 0;\n@wanted ld.global.nc.b32 %0, [%2];\n}"
+      : "+r"(w)
+      : "r"(wanted), "l"(__cvta_generic_to_global(p)));
+}
+__device__ __forceinline__ void load_word_if(int wanted, const uint16_t* p, uint16_t& w) {
+  asm("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %1, 0;\n@wanted ld.global.nc.b16 %0, [%2];\n}"
+      : "+h"(w)
+      : "r"(wanted), "l"(__cvta_generic_to_global(p)));
+}
+
 template <int Bytes>
 using Word =
     std::conditional_t<Bytes % 16 == 0, uint4,
@@ -77,12 +125,41 @@ SEWSNN_HD T load_global(const T* p) {
 #endif
 }
 
+// Loads only if `wanted`, otherwise returns zeros. The condition applies to whole words: if it applied to the numbers
+// of a pack, the compiler would take each word apart at the load, and wait for it there.
+template <class T>
+SEWSNN_HD T load_global_if(bool wanted, const T* p) {
+#if defined(__CUDA_ARCH__)
+  using W = Word<int(sizeof(T))>;
+  W words[sizeof(T) / sizeof(W)] = {};
+  SEWSNN_UNROLL
+  for (int i = 0; i < int(sizeof(T) / sizeof(W)); ++i)
+    load_word_if(wanted, reinterpret_cast<const W*>(p) + i, words[i]);
+  T value;
+  memcpy(&value, words, sizeof value);
+  return value;
+#else
+  return wanted ? load_global(p) : T{};
+#endif
+}
+
 // Loads a number of 4 or 8 bytes that this thread will overwrite.
 template <class T>
 SEWSNN_HD T load_own(const T* p) {
   SEWSNN_TRACE_LOAD(p, sizeof(T));
 #if defined(__CUDA_ARCH__)
   return bit_cast_<T>(load_own_word(reinterpret_cast<const Word<int(sizeof(T))>*>(p)));
+#else
+  return *p;
+#endif
+}
+
+// Loads a number of 4 or 8 bytes that another block of this kernel may have written, after arrive() (bn_finish.cuh).
+template <class T>
+SEWSNN_HD T load_others(const T* p) {
+  SEWSNN_TRACE_LOAD(p, sizeof(T));
+#if defined(__CUDA_ARCH__)
+  return bit_cast_<T>(load_others_word(reinterpret_cast<const Word<int(sizeof(T))>*>(p)));
 #else
   return *p;
 #endif
@@ -152,6 +229,9 @@ class Cursor {
   SEWSNN_HD Cursor(void* out, int64_t M, int64_t t, int64_t i) : Cursor(Rows{out, M, 1}, t, i) {}
 
   SEWSNN_HD Pack<T, N> load() const { return load_global(reinterpret_cast<const Pack<T, N>*>(at_)); }
+  SEWSNN_HD Pack<T, N> load_if(bool wanted) const {
+    return load_global_if(wanted, reinterpret_cast<const Pack<T, N>*>(at_));
+  }
   SEWSNN_HD void store(const Pack<T, N>& pack) const { store_global(reinterpret_cast<Pack<T, N>*>(at_), pack); }
   SEWSNN_HD void move(int64_t rows) {
     at_ += uintptr_t(rows * row_bytes_);

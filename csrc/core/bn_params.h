@@ -30,9 +30,14 @@ struct BnStatisticsParams {
   DType dtype = DType::Float32;
   int64_t T = 1, M = 0;
   Channels channels;
-  Rows z;                      // [T, M] storage
-  void* partials = nullptr;    // workspace
-  void* statistics = nullptr;  // [2, C] state: mean, biased variance
+  Rows z;                        // [T, M] storage
+  void* partials = nullptr;      // workspace
+  unsigned* counters = nullptr;  // CUDA: zeros, which the kernel leaves at 0
+  void* statistics = nullptr;    // [2, C] state: mean, biased variance
+  void* running_mean = nullptr;  // [C] state, updated unless a statistic is not finite; null: not requested
+  void* running_var = nullptr;   // [C] state
+  double momentum = 0;
+  int64_t* tracked = nullptr;  // the number of calls, which grows by one; null: not requested
 };
 
 // Parameters of forward and backward.
@@ -68,6 +73,7 @@ struct BnReduceParams : BnBackwardParams {
   Rows grad_skip;                        // second gradient of the same output, which is added; data null: none
   void* grad_sum = nullptr;              // [T, M] storage: grad_out + grad_skip; null without grad_skip
   void* partials = nullptr;              // workspace
+  unsigned* counters = nullptr;          // as in BnStatisticsParams
   double* grad_leak_partials = nullptr;  // workspace; null: not requested
   void* sums = nullptr;                  // [2, C] state: sum of dL/dy (gradient of bias), of dL/dy xhat (of weight)
 };

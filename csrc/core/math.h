@@ -64,12 +64,17 @@ SEWSNN_HD V abs_(V x) {
   return select(x < Lane<V>(0), -x, x);
 }
 
-// a / b for gradients. On the device the result is within 2 ulp (0 where b exceeds 2^126), and rare cases need no
-// function call. This accuracy suffices, because no gradient is compared with a threshold.
+// a / b for gradients. On the device the result is within 2 ulp, and 0 where b exceeds 2^126 or where the result would
+// be subnormal, so that no rare case needs more instructions. This accuracy suffices, because no gradient is compared
+// with a threshold.
 template <class A, class V>
 SEWSNN_HD V divide_(A a, V b) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (std::is_same_v<V, float>) return __fdividef(a, b);
+  if constexpr (std::is_same_v<V, float>) {
+    float quotient;
+    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(quotient) : "f"(float(a)), "f"(b));
+    return quotient;
+  }
 #endif
   return a / b;
 }

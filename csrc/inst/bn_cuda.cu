@@ -16,22 +16,28 @@ SEWSNN_EXTERN(double)
 
 // If the channels are not countable, nothing will be launched, and the workspace is 0: walk_over() needs countable
 // planes.
-int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType dtype) {
-  if (!countable(channels)) return 0;
-  return with_storage(dtype, [&](auto storage) {
+BnWorkspace cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DType dtype) {
+  BnWorkspace need;
+  if (!countable(channels)) return need;
+  with_storage(dtype, [&](auto storage) {
     using Storage = typename decltype(storage)::type;
-    int64_t slabs = 1;
     for (const int N : {1, 2, kWideShort, kWide<Storage>}) {
       if (!divides(N, channels)) continue;
-      for (const int64_t length : {M, T * M})  // statistics may treat all time-steps as one
-        slabs = std::max<int64_t>(slabs, walk_over(length, channels, N, sizeof(Storage), kReducingBlocks).slabs);
+      for (const int64_t length : {M, T * M}) {  // statistics may treat all time-steps as one
+        const Walk walk = walk_over(length, channels, N, sizeof(Storage), kReducingBlocks);
+        need.bytes = std::max(need.bytes, partial_bytes(walk, sizeof(State<Storage>)) + chunk_bytes(walk));
+        need.counters = std::max(need.counters, counters_of(walk));
+      }
     }
-    return slabs * 2 * channels.count * int64_t(sizeof(State<Storage>));
   });
+  return need;
 }
 
-int64_t cuda_bn_leak_partials(const BnReduceParams& p) {
-  if (!countable(p.channels)) return 0;
+int64_t cuda_bn_leak_partials(const BnReduceParams& given) {
+  if (!countable(given.channels)) return 0;
+  BnReduceParams p = given;
+  double partials;
+  p.grad_leak_partials = &partials;  // the instance depends on whether they are wanted
   return with_storage(p.dtype, [&](auto storage) { return reduce_walk<typename decltype(storage)::type>(p).blocks(); });
 }
 
@@ -45,9 +51,8 @@ cudaError_t cuda_bn_update(const void* statistics, int64_t channels, double mome
                            void* running_mean, void* running_var, cudaStream_t stream) {
   const auto update = [&](auto tag) {
     using S = typename decltype(tag)::type;
-    const Momentum<S> o = {S(1 - momentum), S(momentum), S(count / (count - 1))};
-    return launch<kSumThreads>(bn_update_kernel<S>, 1, stream, static_cast<const S*>(statistics), channels, o,
-                               static_cast<S*>(running_mean), static_cast<S*>(running_var));
+    return launch<kSumThreads>(bn_update_kernel<S>, 1, stream, static_cast<const S*>(statistics), channels,
+                               momentum_of<S>(momentum, count, running_mean, running_var, nullptr));
   };
   return state == DType::Float64 ? update(Tag<double>()) : update(Tag<float>());
 }
@@ -60,14 +65,8 @@ cudaError_t cuda_bn_forward(const BnForwardParams& p, cudaStream_t stream) {
 
 cudaError_t cuda_bn_reduce(const BnReduceParams& p, cudaStream_t stream) {
   if (!countable(p.channels)) return cudaErrorInvalidValue;
-  return with_storage(p.dtype, [&](auto storage) {
-    using Storage = typename decltype(storage)::type;
-    using S = State<Storage>;
-    const cudaError_t error = launch_bn_reduce<Storage>(p, stream);
-    if (error != cudaSuccess) return error;
-    return launch<kSumThreads>(bn_sums_kernel<S>, blocks_of_channels(p.channels.count), stream, p, S(p.norm.eps),
-                               int64_t(reduce_walk<Storage>(p).slabs));
-  });
+  return with_storage(p.dtype,
+                      [&](auto storage) { return launch_bn_reduce<typename decltype(storage)::type>(p, stream); });
 }
 
 cudaError_t cuda_bn_apply(const BnApplyParams& p, cudaStream_t stream) {

@@ -1,4 +1,6 @@
 // The forward kernels, and the choice among the backward kernels instantiated in backward_*.cu.
+#include <atomic>
+
 #include "kernels/multistep_launch.cuh"
 
 namespace sewsnn {
@@ -9,8 +11,10 @@ namespace sewsnn {
 SEWSNN_EXTERN(float, 4)
 SEWSNN_EXTERN(float, 16)
 SEWSNN_EXTERN(Half, 4)
+SEWSNN_EXTERN(Half, 8)
 SEWSNN_EXTERN(Half, 16)
 SEWSNN_EXTERN(BFloat16, 4)
+SEWSNN_EXTERN(BFloat16, 8)
 SEWSNN_EXTERN(BFloat16, 16)
 SEWSNN_EXTERN(double, 16)
 #undef SEWSNN_EXTERN
@@ -24,6 +28,9 @@ auto with_chunk(const BackwardParams& p, F&& f) {
     using Storage = typename decltype(storage)::type;
     if constexpr (sizeof(Storage) < 8) {
       if (p.T <= 4) return f(storage, std::integral_constant<int, 4>());
+    }
+    if constexpr (sizeof(Storage) == 2) {
+      if (p.T <= 8 && backward_is_wide<Storage, 8>(p)) return f(storage, std::integral_constant<int, 8>());
     }
     return f(storage, std::integral_constant<int, int(kChunk)>());
   });
@@ -51,6 +58,22 @@ cudaError_t cuda_backward(const BackwardParams& p, cudaStream_t stream) {
 cudaError_t cuda_find_code() {
   cudaFuncAttributes attributes;
   return cudaFuncGetAttributes(&attributes, sum_partials_kernel<float>);
+}
+
+bool cuda_can_begin_early() {
+  constexpr int kDevices = 64;
+  static std::atomic<signed char> known[kDevices] = {};  // 0: not asked yet
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
+  if (known[device] == 0) {
+    cudaFuncAttributes code = {};
+    int major = 0;
+    const bool can = cudaFuncGetAttributes(&code, sum_partials_kernel<float>) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                     code.ptxVersion >= 90 && major >= 9;
+    known[device] = can ? 1 : -1;
+  }
+  return known[device] == 1;
 }
 
 cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype, void* out, cudaStream_t stream) {

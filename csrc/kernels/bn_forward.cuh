@@ -64,99 +64,119 @@ __device__ __forceinline__ void store_bits(const Cursor<uint8_t, 1>& at, const P
   at.store({{uint8_t(byte)}});
 }
 
+// What forward reads of N neurons in the kAhead time-steps from `start` on.
 template <class Storage, int N, bool Shortcut>
-__device__ __forceinline__ void forward_row(const BnForwardParams& p, const BnSetup<State<Storage>>& o,
-                                            const AnyNeuron<State<Storage>>& neuron,
-                                            const Pack<State<Storage>, N> (&norm)[3], int64_t i) {
+struct ForwardInputs {
+  Words<Storage, N> z[kAhead], shortcut[Shortcut ? kAhead : 1];
+
+  __device__ __forceinline__ void load(const BnForwardParams& p, int64_t start, int64_t i) {
+    Cursor<Storage, N> z_at(p.z, start, i), shortcut_at(p.shortcut, start, i);
+    SEWSNN_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      if (start + k < p.T) {
+        z[k].set(z_at.load());
+        if (Shortcut) shortcut[k].set(shortcut_at.load());
+      }
+      z_at.move(1), shortcut_at.move(1);
+    }
+  }
+};
+
+// Runs N neurons over kAhead time-steps, as far as they exist. v is the potential before, then after them.
+template <class Storage, int N, bool Shortcut>
+__device__ __forceinline__ void forward_steps(const BnForwardParams& p, const BnSetup<State<Storage>>& o,
+                                              const AnyNeuron<State<Storage>>& neuron,
+                                              const Pack<State<Storage>, N> (&norm)[3], int64_t start, int64_t i,
+                                              const ForwardInputs<Storage, N, Shortcut>& in,
+                                              Pack<State<Storage>, N>& v) {
   using S = State<Storage>;
   constexpr int G = N < 8 ? kAhead : 2;  // time-steps that have their A in registers at the same time
   const FireReset<S>& fire = o.sn.fire;
   const bool before = p.connect == Connect::AddBefore;
-  Cursor<Storage, N> z_at(p.z, 0, i), shortcut_at(p.shortcut, 0, i), out_at(p.out, p.M, 0, i);
-  Cursor<S, N> checkpoint_at(p.checkpoints, p.M, 0, i);
-  Cursor<uint8_t, 1> bits_at(p.bits, p.M / 8, 0, i / 8);
-  Pack<S, N> v = fill_pack<S, N>(fire.v_reset);
-
-  for (int64_t start = 0; start < p.T; start += kAhead) {
-    Pack<Storage, N> z[kAhead], shortcut[kAhead];
-    SEWSNN_UNROLL
-    for (int k = 0; k < kAhead; ++k) {
-      if (start + k < p.T) {
-        z[k] = z_at.load();
-        if (Shortcut) shortcut[k] = shortcut_at.load();
-      }
-      z_at.move(1), shortcut_at.move(1);
-    }
-    if (p.checkpoints && start > 0 && start % kChunk == 0) {
-      checkpoint_at.store(v);
-      checkpoint_at.move(1);
-    }
-    const auto input = [&](int k, int j) {
-      const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(load_(z[k].at[j]));
-      return Shortcut && before ? y + load_(shortcut[k].at[j]) : y;
-    };
-    SEWSNN_UNROLL
-    for (int group = 0; group < kAhead; group += G) {
-      Pack<S, N> a[G];
-      if (p.spiking) {
-        neuron.visit([&](const auto& n) {
-          SEWSNN_UNROLL
-          for (int k = 0; k < G; ++k) {
-            if (start + group + k >= p.T) break;
-            SEWSNN_UNROLL
-            for (int j = 0; j < N; ++j) {
-              const S h = n.charge(v.at[j], input(group + k, j));
-              a[k].at[j] = fire.fires(h) ? S(1) : S(0);
-              v.at[j] = fire.reset(h);
-            }
-          }
-        });
-      } else {
+  Cursor<Storage, N> out_at(p.out, p.M, start, i);
+  Cursor<uint8_t, 1> bits_at(p.bits, p.M / 8, start, i / 8);
+  if (p.checkpoints && start > 0 && start % kChunk == 0)
+    Cursor<S, N>(p.checkpoints, p.M, start / kChunk - 1, i).store(v);
+  const auto input = [&](int k, int j) {
+    const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(in.z[k].number(j));
+    return Shortcut && before ? y + in.shortcut[Shortcut ? k : 0].number(j) : y;
+  };
+  SEWSNN_UNROLL
+  for (int group = 0; group < kAhead; group += G) {
+    Pack<S, N> a[G];
+    if (p.spiking) {
+      neuron.visit([&](const auto& n) {
         SEWSNN_UNROLL
         for (int k = 0; k < G; ++k) {
           if (start + group + k >= p.T) break;
           SEWSNN_UNROLL
-          for (int j = 0; j < N; ++j) a[k].at[j] = input(group + k, j);
+          for (int j = 0; j < N; ++j) {
+            const S h = n.charge(v.at[j], input(group + k, j));
+            a[k].at[j] = fire.fires(h) ? S(1) : S(0);
+            v.at[j] = fire.reset(h);
+          }
         }
-      }
+      });
+    } else {
       SEWSNN_UNROLL
       for (int k = 0; k < G; ++k) {
         if (start + group + k >= p.T) break;
-        if constexpr (N >= 4) {
-          if (p.bits) {
-            store_bits(bits_at, a[k], i);
-            bits_at.move(1);
-          }
-        }
-        if (Shortcut) {
-          SEWSNN_UNROLL
-          for (int j = 0; j < N; ++j) a[k].at[j] = connected(p.connect, a[k].at[j], load_(shortcut[group + k].at[j]));
-        }
-        out_at.store(store_<Storage>(a[k]));
-        out_at.move(1);
+        SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j) a[k].at[j] = input(group + k, j);
       }
     }
+    SEWSNN_UNROLL
+    for (int k = 0; k < G; ++k) {
+      if (start + group + k >= p.T) break;
+      if constexpr (N >= 4) {
+        if (p.bits) {
+          store_bits(bits_at, a[k], i);
+          bits_at.move(1);
+        }
+      }
+      if (Shortcut) {
+        SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j)
+          a[k].at[j] = connected(p.connect, a[k].at[j], in.shortcut[Shortcut ? group + k : 0].number(j));
+      }
+      out_at.store(store_<Storage>(a[k]));
+      out_at.move(1);
+    }
   }
-  if (p.v) Cursor<S, N>(p.v, p.M, 0, i).store(v);
 }
 
 template <class Storage, int N, bool Shortcut>
 __global__ void __launch_bounds__(kThreads, 4)
     bn_forward_kernel(const BnForwardParams p, const BnSetup<State<Storage>> o, const Walk walk) {
+  wait_for_earlier_kernels();
   using S = State<Storage>;
+  Walker<N> at(walk);
+  ForwardInputs<Storage, N, Shortcut> in;
+  if (at.inside(walk)) in.load(p, 0, at.i);  // before the parameters, whose loads take as long
   Pack<S, N> norm[3];
   share_by_channel<kLine<Storage>>(walk, norm, [&](int64_t channel, S(&out)[3]) {
     load_affine(p.norm, inverse_deviation(p.norm, o.eps, channel), channel, out[0], out[1], out[2]);
   });
   const AnyNeuron<S> neuron = o.sn.load_neuron();
-  for (Walker<N> at(walk); at.inside(walk); at.advance(walk))
-    forward_row<Storage, N, Shortcut>(p, o, neuron, norm, at.i);
+  const Pack<S, N> rest = fill_pack<S, N>(o.sn.fire.v_reset);
+  Pack<S, N> v = rest;
+  for (int64_t start = 0; at.inside(walk);) {
+    forward_steps<Storage, N, Shortcut>(p, o, neuron, norm, start, at.i, in, v);
+    start += kAhead;
+    if (start >= p.T) {
+      if (p.v) Cursor<S, N>(p.v, p.M, 0, at.i).store(v);
+      v = rest, start = 0;
+      at.advance(walk);
+    }
+    if (at.inside(walk)) in.load(p, start, at.i);
+  }
 }
 
 // Reads spikes back and packs eight of them into a byte. Needed where neither one thread nor two neighbouring threads
 // had all eight.
 template <class Storage>
 __global__ void __launch_bounds__(kThreads) bn_bits_kernel(const Storage* spikes, int64_t bytes, uint8_t* bits) {
+  wait_for_earlier_kernels();
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= bytes) return;
   unsigned byte = 0;

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <climits>
+#include <cmath>
 
 #include "kernels/bn_backward.cuh"
 #include "kernels/cuda_bn_kernels.h"
@@ -33,26 +34,29 @@ inline bool countable(const Channels& c) { return c.inner <= INT_MAX && c.count 
 
 // ---- sums over channels
 
-// Number of blocks of the second stage over C channels.
-inline int64_t blocks_of_channels(int64_t C) { return divide_up(C, kSumChannels); }
-
 // z as one long time-step, if its rows follow each other in memory; images are not split.
 inline BnStatisticsParams joined(BnStatisticsParams p) {
   if (p.T > 1 && p.z.row_stride == p.M) p.M *= p.T, p.T = 1;
   return p;
 }
 
+template <class S>
+Momentum<S> momentum_of(double momentum, double count, void* running_mean, void* running_var, int64_t* tracked) {
+  return {
+      S(1 - momentum), S(momentum), S(count / (count - 1)), static_cast<S*>(running_mean), static_cast<S*>(running_var),
+      tracked};
+}
+
 template <class Storage>
 cudaError_t launch_bn_statistics(const BnStatisticsParams& given, cudaStream_t stream) {
+  using S = State<Storage>;
   constexpr int N = kWide<Storage>;
   const BnStatisticsParams p = joined(given);
   const auto go = [&](auto kernel, int neurons) {
     const Walk walk = walk_over(p.M, p.channels, neurons, sizeof(Storage), kReducingBlocks);
-    const cudaError_t error = launch(kernel, walk.blocks(), stream, p, walk);
-    if (error != cudaSuccess) return error;
     const double count = double(p.T) * double(p.M / p.channels.count);
-    return launch<kSumThreads>(bn_moments_kernel<Storage>, blocks_of_channels(p.channels.count), stream, p,
-                               int64_t(walk.slabs), count);
+    return launch(kernel, walk.blocks(), stream, p, walk, second_stage(walk, p.partials, sizeof(S), p.counters), count,
+                  momentum_of<S>(p.momentum, count, p.running_mean, p.running_var, p.tracked));
   };
   if (divides(N, p.channels) && aligned<Storage, N>(p.z, p.T)) return go(bn_statistics_kernel<Storage, N>, N);
   return go(bn_statistics_kernel<Storage, 1>, 1);
@@ -115,43 +119,69 @@ using Int = std::integral_constant<int, I>;
 // Whether backward reads the shortcut.
 inline bool reads_shortcut(Connect connect) { return connect != Connect::None && connect != Connect::Add; }
 
-// Calls f(K, N, Shortcut) for the instance that serves these params: K time-steps per chunk, N neurons per thread.
-// K = 4 serves T <= 4.
+// Whether the neuron has the options that most networks use (neurons/fire.h, neurons/any.h).
+inline bool usual(const BnParams& p) {
+  const NeuronParams& n = p.neuron;
+  const bool decay_input = n.decay_input || n.kind == NeuronKind::IF;
+  return p.spiking && n.hard_reset && n.detach_reset && decay_input && n.v_reset == 0 && !std::signbit(n.v_reset);
+}
+
+inline bool wants_leak(const BnReduceParams& p) { return p.grad_leak_partials != nullptr; }
+inline bool wants_leak(const BnApplyParams&) { return false; }
+
+// Calls f(K, N, Shortcut, Usual) for the instance that serves these params: K time-steps per chunk, N neurons per
+// thread. K = 4 serves T <= 4. In half precision K = 8 serves T <= 8, and without a shortcut that is read there are
+// instances with the usual options.
 template <class Storage, class P, class F>
 auto with_instance(const P& p, F&& f) {
+  constexpr bool half = sizeof(Storage) == 2;
   return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
-    if constexpr (sizeof(Storage) < 8) {
-      constexpr int N = kWideLong<Storage, decltype(shortcut)::value>;
-      if (p.T <= 4 && fits<Storage, kWideShort>(p)) return f(Int<4>(), Int<kWideShort>(), shortcut);
-      if (fits<Storage, N>(p)) return f(Int<int(kChunk)>(), Int<N>(), shortcut);
-    }
-    return f(Int<int(kChunk)>(), Int<1>(), shortcut);
+    constexpr bool Shortcut = decltype(shortcut)::value;
+    return with_bool(half && !Shortcut && usual(p), [&](auto is_usual) {
+      constexpr int kLong = int(kChunk);
+      if constexpr (sizeof(Storage) < 8) {
+        constexpr bool Usual = half && !Shortcut && decltype(is_usual)::value;
+        constexpr int N = kWideLong<Storage, Shortcut>;
+        if (fits<Storage, kWideShort>(p)) {
+          if (p.T <= 4) return f(Int<4>(), Int<kWideShort>(), shortcut, Bool<Usual>());
+          if constexpr (half) {
+            if (p.T <= 8) return f(Int<8>(), Int<kWideShort>(), shortcut, Bool<Usual>());
+          }
+          if constexpr (Usual) {
+            if (!wants_leak(p)) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>());
+          }
+        }
+        constexpr bool reduce = std::is_same_v<P, BnReduceParams>;  // apply never wants the gradient of the leak
+        if (fits<Storage, N>(p)) return f(Int<kLong>(), Int<N>(), shortcut, Bool<Usual && reduce>());
+      }
+      return f(Int<kLong>(), Int<1>(), shortcut, Bool<false>());
+    });
   });
 }
 
 template <class Storage>
 Walk reduce_walk(const BnReduceParams& p) {
   return with_instance<Storage>(
-      p, [&](auto, auto N, auto) { return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks); });
+      p, [&](auto, auto N, auto, auto) { return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks); });
 }
 
-// The first stage.
 template <class Storage>
 cudaError_t launch_bn_reduce(const BnReduceParams& p, cudaStream_t stream) {
+  using S = State<Storage>;
   const Walk walk = reduce_walk<Storage>(p);
-  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut) {
-    return launch(bn_reduce_kernel<Storage, K, N, decltype(shortcut)::value>, walk.blocks(), stream, p,
-                  BnSetup<State<Storage>>::from(p), walk);
+  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut, auto usual) {
+    return launch(bn_reduce_kernel<Storage, K, N, decltype(shortcut)::value, decltype(usual)::value>, walk.blocks(),
+                  stream, p, BnSetup<S>::from(p), walk, second_stage(walk, p.partials, sizeof(S), p.counters));
   });
 }
 
 template <class Storage>
 cudaError_t launch_bn_apply(const BnApplyParams& p, cudaStream_t stream) {
   using S = State<Storage>;
-  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut) {
+  return with_instance<Storage>(p, [&](auto K, auto N, auto shortcut, auto usual) {
     const Walk walk = walk_over(p.M, p.channels, N, sizeof(Storage), kMappingBlocks);
-    return launch(bn_apply_kernel<Storage, K, N, decltype(shortcut)::value>, walk.blocks(), stream, p,
-                  BnSetup<S>::from(p), S(p.count), walk);
+    return launch(bn_apply_kernel<Storage, K, N, decltype(shortcut)::value, decltype(usual)::value>, walk.blocks(),
+                  stream, p, BnSetup<S>::from(p), S(p.count), walk);
   });
 }
 

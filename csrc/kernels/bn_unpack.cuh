@@ -10,6 +10,7 @@ constexpr int kUnpackThreads = 256;
 
 template <class Storage>
 __global__ void __launch_bounds__(kUnpackThreads) bn_unpack_kernel(const uint8_t* bits, int64_t bytes, Storage* out) {
+  wait_for_earlier_kernels();
   const int64_t i = int64_t(blockIdx.x) * kUnpackThreads + threadIdx.x;
   if (i >= bytes) return;
   const uint32_t byte = load_global(bits + i);

@@ -21,7 +21,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 struct Walk {
-  int64_t rows;             // rows of a column
+  int64_t rows, stride;     // rows of a column; rows from a thread's row to its next row
   int64_t channels;         // number of channels
   int64_t image, column;    // neurons from image to image, from column to column
   int64_t step, turn;       // neurons from a thread's row to its next row, and additional ones at the end of a plane
@@ -53,9 +53,9 @@ inline Walk walk_over(int64_t M, const Channels& c, int N, int storage_bytes, in
   const int64_t depth = kThreads / w.width, steps = std::max<int64_t>(1, divide_up(w.rows, depth));
   const int64_t each = divide_up(steps, std::max<int64_t>(1, blocks / w.groups));  // a thread's rows
   w.slabs = int(divide_up(steps, each));
-  const int64_t stride = w.slabs * depth;
-  w.step = stride / w.packs * w.image + stride % w.packs * N;
-  w.step_packs = int(stride % w.packs);
+  w.stride = w.slabs * depth;
+  w.step = w.stride / w.packs * w.image + w.stride % w.packs * N;
+  w.step_packs = int(w.stride % w.packs);
   w.turn = w.image - c.inner;
   return w;
 }
@@ -77,7 +77,7 @@ struct Walker {
   }
   __device__ __forceinline__ bool inside(const Walk& w) const { return row < w.rows; }
   __device__ __forceinline__ void advance(const Walk& w) {
-    row += int64_t(w.slabs) * (kThreads / w.width);
+    row += w.stride;
     i += w.step;
     pack += w.step_packs;
     if (pack >= w.packs) pack -= w.packs, i += w.turn;

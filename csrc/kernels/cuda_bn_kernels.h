@@ -8,8 +8,11 @@
 
 namespace sewsnn {
 
-// Bytes of `partials` that statistics and reduce need.
-int64_t cuda_bn_workspace(int64_t T, int64_t M, const Channels&, DType);
+// What statistics and reduce need: bytes of `partials`, and the number of `counters`.
+struct BnWorkspace {
+  int64_t bytes = 0, counters = 0;
+};
+BnWorkspace cuda_bn_workspace(int64_t T, int64_t M, const Channels&, DType);
 // Number of partial sums that reduce writes to grad_leak_partials; cuda_sum_partials adds them.
 int64_t cuda_bn_leak_partials(const BnReduceParams&);
 

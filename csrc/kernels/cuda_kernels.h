@@ -10,6 +10,10 @@ namespace sewsnn {
 // Returns an error if the library has no code that the current device and its driver can run. It tries one kernel,
 // which stands for all.
 cudaError_t cuda_find_code();
+// Whether a kernel on the current device may begin before the kernel in front of it has ended (programmatic dependent
+// launch): the device can (compute capability 9.0), and the code that runs there waits by itself, because it was
+// compiled for such a device.
+bool cuda_can_begin_early();
 cudaError_t cuda_forward(const ForwardParams&, cudaStream_t);
 // Number of partial sums that backward writes to grad_leak_partials: the number of its blocks.
 int64_t cuda_backward_blocks(const BackwardParams&);

@@ -34,7 +34,8 @@ inline int64_t blocks_for(int64_t M, int neurons) {
   return (M + per_block - 1) / per_block;
 }
 
-// Launches a kernel like <<<blocks, Threads, 0, stream>>>. More blocks than a grid can have are an error.
+// Launches a kernel like <<<blocks, Threads, 0, stream>>>. More blocks than a grid can have are an error. Where the
+// device allows it, the kernel begins before the one in front of it has ended, and waits (wait_for_earlier_kernels).
 template <int Threads = kThreads, class... P, class... Given>
 cudaError_t launch(void (*kernel)(P...), int64_t blocks, cudaStream_t stream, const Given&... arguments) {
   if (blocks < 1 || blocks > INT_MAX) return cudaErrorInvalidConfiguration;
@@ -42,6 +43,11 @@ cudaError_t launch(void (*kernel)(P...), int64_t blocks, cudaStream_t stream, co
   config.gridDim = dim3(unsigned(blocks));
   config.blockDim = dim3(Threads);
   config.stream = stream;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = cuda_can_begin_early() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
@@ -70,7 +76,7 @@ bool backward_is_wide(const BackwardParams& p) {
          aligned<S, N>({p.grad_v0, p.M, 1}, 1);
 }
 
-// K = 4 serves T <= 4, K = kChunk serves any T.
+// K = 4 serves T <= 4, K = kChunk serves any T. K = 8 serves T <= 8 where accesses are wide.
 template <class Storage, int K>
 int64_t backward_blocks(const BackwardParams& p) {
   return blocks_for(p.M, backward_is_wide<Storage, K>(p) ? neurons_per_thread<Storage, K>() : 1);
@@ -85,8 +91,9 @@ cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
     using Neuron = typename decltype(neuron)::type;
     constexpr bool Leak = decltype(leak)::value;
     const auto setup = Setup<Neuron, S>::from(p.neuron);
-    return wide ? launch(backward_kernel<Neuron, Storage, K, N, Leak>, blocks_for(p.M, N), stream, p, setup)
-                : launch(backward_kernel<Neuron, Storage, K, 1, Leak>, blocks_for(p.M, 1), stream, p, setup);
+    if (wide) return launch(backward_kernel<Neuron, Storage, K, N, Leak>, blocks_for(p.M, N), stream, p, setup);
+    if constexpr (K == 8) return cudaErrorInvalidValue;
+    else return launch(backward_kernel<Neuron, Storage, K, 1, Leak>, blocks_for(p.M, 1), stream, p, setup);
   };
   if (p.grad_leak_partials) return go(Tag<LeakyMultiply<S>>(), Bool<true>());
   return with_neuron<S>(p.neuron, [&](auto neuron) { return go(neuron, Bool<false>()); });

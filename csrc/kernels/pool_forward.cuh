@@ -8,6 +8,7 @@ SEWSNN_BEGIN
 template <class Storage, int K, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 2 : 7)
     pool_forward_kernel(const PoolForwardParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
+  wait_for_earlier_kernels();
   using S = State<Storage>;
   __shared__ PoolNumbers<S, N> numbers[kForwardNumbers];
   __shared__ uint32_t odd_columns[2][kThreads];  // for one row of windows, and for the next

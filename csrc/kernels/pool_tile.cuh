@@ -15,6 +15,15 @@ SEWSNN_BEGIN
 constexpr int kPoolColumns = 64;  // windows of a tile
 constexpr int kPoolPacks = 32;    // packs of N channels of a tile
 
+template <class S>
+__device__ __forceinline__ bool decays_input(const AnyNeuron<S>& neuron) {
+  return neuron.form == AnyNeuron<S>::Form::Integrate || (neuron.divide.decay_input && neuron.multiply.decay_input);
+}
+template <class S>
+__device__ __forceinline__ void set_decays_input(AnyNeuron<S>& neuron) {
+  neuron.divide.decay_input = neuron.multiply.decay_input = true;
+}
+
 // How [images, C, H, W] is divided into blocks: a block has a tile of columns and packs of channels, and a strip of
 // rows of windows. The host computes it. If a row has more windows than a tile, tiles overlap by `halo` columns on
 // either side, which a block only reads.
@@ -142,10 +151,7 @@ struct PoolColumns {
   static __device__ __forceinline__ PoolColumns load(const Cursor<Storage, N>& even_at,
                                                      const Cursor<Storage, N>& odd_at, const PoolThread<N>& at,
                                                      bool valid) {
-    PoolColumns c = {fill_pack<Storage, N>(Storage()), fill_pack<Storage, N>(Storage())};
-    if (valid && at.inside) c.even = even_at.load();
-    if (valid && at.has_odd) c.odd = odd_at.load();
-    return c;
+    return {even_at.load_if(valid && at.inside), odd_at.load_if(valid && at.has_odd)};
   }
 };
 

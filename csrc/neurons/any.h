@@ -28,6 +28,12 @@ struct AnyNeuron {
   }
   SEWSNN_HD void set_leak(S leak) { multiply.set_leak(leak); }
 
+  // See FireReset; with decay_input.
+  SEWSNN_HD void assume_usual() {
+    divide.decay_input = multiply.decay_input = true;
+    divide.rest = multiply.rest = S(0);
+  }
+
   // Calls f with the chosen neuron.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable

@@ -19,6 +19,9 @@ struct FireReset {
     return {S(p.v_threshold), S(p.v_reset), p.hard_reset, p.detach_reset};
   }
 
+  // Makes constants of what most networks use, a hard reset to 0 that is detached, so that the compiler drops all else.
+  SEWSNN_HD void assume_usual() { hard = detach = true, v_reset = S(0); }
+
   // Whether the neuron fires; for a vector, a mask for select().
   template <class V>
   SEWSNN_HD auto fires(V h) const {

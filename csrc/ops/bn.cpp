@@ -1,4 +1,7 @@
-// sewsnn::bn_statistics, bn_update, bn_neuron_forward, bn_neuron_reduce and bn_neuron_apply: schemas, checks, params.
+// Batch norm + neuron + connection: schemas, checks, params. bn_neuron_train is bn_statistics, bn_neuron_forward and
+// bn_update in one call; bn_neuron_backward is bn_neuron_reduce and bn_neuron_apply. The separate ops serve statistics
+// that come from elsewhere: other processes, evaluation, or the graph of a compiler.
+//
 // Autograd and the fake kernels are in sewsnn/ops/bn.py; the readable reference in sewsnn/ops/reference.py.
 #include "ops/bn.h"
 
@@ -38,8 +41,10 @@ Operand like_z(const char* name, const Tensor& t, const Tensor& z, const Layout&
   return layout.M ? as_operand(t, layout, true, broadcast) : Operand{};
 }
 
-void set_checkpoints(BnBackwardParams& p, const Tensor& checkpoints, const Tensor& z) {
-  p.checkpoints = checkpoint_data(checkpoints, z, p.spiking ? checkpoint_count(p.T) * p.M : 0);
+void set_checkpoints(BnBackwardParams& p, const MaybeTensor& checkpoints, const Tensor& z) {
+  const int64_t count = p.spiking ? checkpoint_count(p.T) * p.M : 0;
+  STD_TORCH_CHECK(checkpoints || count == 0, "checkpoints must be those of a forward with needs_grad=True");
+  p.checkpoints = checkpoints ? checkpoint_data(*checkpoints, z, count) : nullptr;
 }
 
 }  // namespace
@@ -100,20 +105,33 @@ BnForwardCall::BnForwardCall(const Tensor& z_in, const MaybeTensor& shortcut_in,
       "only the spikes of a neuron can be packed, 8 to a byte");
   const bool keep = needs_grad && params.spiking;
   out = empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in);
-  v = mode == VMode::Final && params.spiking ? empty_strided(layout.step_sizes(), layout.step_strides(), state, z_in)
-                                             : sewsnn::empty(0, state, z_in);
-  checkpoints = sewsnn::empty(keep ? checkpoint_count(layout.T) * layout.M : 0, state, z_in);
-  bits = sewsnn::empty(pack ? layout.T * layout.M / 8 : 0, ScalarType::Byte, z_in);
+  if (mode == VMode::Final && params.spiking)
+    v = empty_strided(layout.step_sizes(), layout.step_strides(), state, z_in);
+  if (keep && layout.T > kChunk) checkpoints = sewsnn::empty(checkpoint_count(layout.T) * layout.M, state, z_in);
+  if (pack) bits = sewsnn::empty(layout.T * layout.M / 8, ScalarType::Byte, z_in);
   params.out = data(out);
   params.v = data(v);
   params.checkpoints = data(checkpoints);
   params.bits = data(bits);
 }
 
+namespace {
+
+Tensor or_empty(const MaybeTensor& t, ScalarType dtype, const Tensor& like) {
+  return t ? *t : sewsnn::empty(0, dtype, like);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> BnForwardCall::result() const {
+  const ScalarType state = state_type(out);
+  return {out, or_empty(v, state, out), or_empty(checkpoints, state, out), or_empty(bits, ScalarType::Byte, out)};
+}
+
 BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_skip_in, const Tensor& z_in,
                            const MaybeTensor& shortcut_in, const MaybeTensor& statistics_in,
                            const MaybeTensor& weight_in, const MaybeTensor& bias_in, const MaybeTensor& leak_in,
-                           const Tensor& checkpoints_in, const BnOptions& options, bool need_leak)
+                           const MaybeTensor& checkpoints_in, const BnOptions& options, bool need_leak)
     : BnCall(z_in, shortcut_in, statistics_in, weight_in, bias_in, leak_in, options), checkpoints(checkpoints_in) {
   const ScalarType state = state_type(z_in);
   set_checkpoints(params, checkpoints, z_in);
@@ -127,11 +145,16 @@ BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_sk
     params.grad_skip = grad_skip.rows;
   }
   sums = empty() ? torch::stable::new_zeros(z_in, {2, C}, state) : empty_strided({2, C}, {C, 1}, state, z_in);
-  grad_sum = grad_skip_in ? empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in)
-                          : sewsnn::empty(0, z_in.scalar_type(), z_in);
-  grad_leak = need_leak ? torch::stable::new_zeros(leak_in.value(), {}) : sewsnn::empty(0, state, z_in);
+  if (grad_skip_in) grad_sum = empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in);
+  // Without neurons nothing is launched, and the gradient is 0.
+  if (need_leak)
+    grad_leak = empty() ? torch::stable::new_zeros(leak_in.value(), {}) : empty_strided({}, {}, state, z_in);
   params.sums = sums.mutable_data_ptr();
   params.grad_sum = data(grad_sum);
+}
+
+std::tuple<Tensor, Tensor, Tensor> BnReduceCall::result() const {
+  return {sums, or_empty(grad_sum, z.holder.scalar_type(), sums), or_empty(grad_leak, sums.scalar_type(), sums)};
 }
 
 void BnReduceCall::set_leak_partials(int64_t count) {
@@ -141,26 +164,64 @@ void BnReduceCall::set_leak_partials(int64_t count) {
 
 BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const Tensor& z_in, const MaybeTensor& shortcut_in,
                          const MaybeTensor& statistics_in, const MaybeTensor& weight_in, const MaybeTensor& bias_in,
-                         const MaybeTensor& leak_in, const Tensor& checkpoints_in, const MaybeTensor& sums_in,
+                         const MaybeTensor& leak_in, const MaybeTensor& checkpoints_in, const MaybeTensor& sums_in,
                          double count, const BnOptions& options, bool need_shortcut)
     : BnCall(z_in, shortcut_in, statistics_in, weight_in, bias_in, leak_in, options),
       checkpoints(checkpoints_in),
       sums(sums_in) {
   set_checkpoints(params, checkpoints, z_in);
-  STD_TORCH_CHECK(!need_shortcut || params.connect == Connect::And || params.connect == Connect::Iand ||
-                      params.connect == Connect::AddBefore,
-                  "this connection's shortcut has no gradient of its own");
   params.sums = channel_data("sums", sums, z_in, times(2, params.channels.count));
   STD_TORCH_CHECK(!sums || empty() || (count > 0 && std::isfinite(count)), "count must be positive, got ", count);
   params.count = count;
   grad_out = like_z("grad_out", grad_out_in, z_in, layout, true);
   params.grad_out = grad_out.rows;
+  allocate(z_in, need_shortcut);
+}
+
+BnApplyCall::BnApplyCall(const BnReduceCall& first, const Tensor& z_in, bool training, bool need_shortcut)
+    : grad_out(first.grad_out), checkpoints(first.checkpoints) {
+  layout = first.layout;
+  static_cast<BnBackwardParams&>(params) = first.params;
+  if (first.params.grad_sum) {  // the two gradients of the output, which the first pass has added
+    grad_out = {*first.grad_sum, {first.params.grad_sum, layout.M, 1}};
+    params.grad_out = grad_out.rows;
+  }
+  if (training) {
+    params.sums = first.params.sums;
+    const int64_t steps = params.still ? 1 : params.T;
+    params.count = double(steps) * double(params.M / params.channels.count);
+  }
+  allocate(z_in, need_shortcut);
+}
+
+void BnApplyCall::allocate(const Tensor& z_in, bool need_shortcut) {
+  STD_TORCH_CHECK(!need_shortcut || params.connect == Connect::And || params.connect == Connect::Iand ||
+                      params.connect == Connect::AddBefore,
+                  "this connection's shortcut has no gradient of its own");
   grad_z = params.still ? empty_strided(layout.step_sizes(), layout.step_strides(), z_in.scalar_type(), z_in)
                         : empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in);
-  grad_shortcut = need_shortcut ? empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in)
-                                : sewsnn::empty(0, z_in.scalar_type(), z_in);
+  if (need_shortcut) grad_shortcut = empty_strided(layout.sizes, layout.strides, z_in.scalar_type(), z_in);
   params.grad_z = data(grad_z);
   params.grad_shortcut = data(grad_shortcut);
+}
+
+std::tuple<Tensor, Tensor> BnApplyCall::result() const {
+  return {grad_z, or_empty(grad_shortcut, grad_z.scalar_type(), grad_z)};
+}
+
+void set_running(BnStatisticsCall& call, const BnRunning& running) {
+  if (!running.mean && !running.var && !running.tracked) return;
+  STD_TORCH_CHECK(running.mean && running.var, "the running mean and the running variance belong together");
+  check_running(call.statistics, running.momentum, double(call.count()), *running.mean, *running.var);
+  call.params.running_mean = running.mean->mutable_data_ptr();
+  call.params.running_var = running.var->mutable_data_ptr();
+  call.params.momentum = running.momentum;
+  if (!running.tracked) return;
+  check_device("num_batches_tracked", *running.tracked, call.statistics);
+  STD_TORCH_CHECK(running.tracked->numel() == 1 && running.tracked->scalar_type() == ScalarType::Long,
+                  "num_batches_tracked must be one int64");
+  address(*running.tracked);
+  call.params.tracked = static_cast<int64_t*>(running.tracked->mutable_data_ptr());
 }
 
 void check_running(const Tensor& statistics, double momentum, double count, const Tensor& running_mean,
@@ -197,11 +258,23 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
       ", int v_mode, bool needs_grad, bool pack, bool training) -> (Tensor out, Tensor v, Tensor checkpoints, Tensor "
       "bits)");
   m.def(
+      "bn_neuron_train(Tensor z, Tensor? shortcut, Tensor? weight, Tensor? bias, Tensor? leak, Tensor(a!)? "
+      "running_mean, Tensor(b!)? running_var, Tensor(c!)? tracked, float momentum, float eps, int connect, int "
+      "T, " SEWSNN_NEURON
+      ", int v_mode, bool needs_grad, bool pack) -> (Tensor out, Tensor? v, Tensor? checkpoints, Tensor? "
+      "bits, Tensor statistics)");
+  m.def(
+      "bn_neuron_backward(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
+      "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float eps, int connect, int T, " SEWSNN_NEURON
+      ", bool training, bool need_shortcut, bool need_leak) -> (Tensor grad_z, Tensor? grad_shortcut, Tensor? "
+      "grad_sum, "
+      "Tensor sums, Tensor? grad_leak)");
+  m.def(
       "bn_neuron_reduce(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
-      "weight, Tensor? bias, Tensor? leak, Tensor checkpoints, float eps, int connect, int T, " SEWSNN_NEURON
+      "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float eps, int connect, int T, " SEWSNN_NEURON
       ", bool need_leak) -> (Tensor sums, Tensor grad_sum, Tensor grad_leak)");
   m.def(
       "bn_neuron_apply(Tensor grad_out, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? weight, Tensor? bias, "
-      "Tensor? leak, Tensor checkpoints, Tensor? sums, float count, float eps, int connect, int T, " SEWSNN_NEURON
+      "Tensor? leak, Tensor? checkpoints, Tensor? sums, float count, float eps, int connect, int T, " SEWSNN_NEURON
       ", bool need_shortcut) -> (Tensor grad_z, Tensor grad_shortcut)");
 }

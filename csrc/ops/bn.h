@@ -9,8 +9,6 @@
 
 namespace sewsnn {
 
-using MaybeTensor = std::optional<Tensor>;
-
 struct BnOptions {
   double eps;
   int64_t connect;
@@ -24,9 +22,17 @@ struct BnStatisticsCall {
   Layout layout;
   BnStatisticsParams params;
   Operand z;
-  Tensor statistics, partials;
+  Tensor statistics, partials;  // partials: workspace on a GPU
 
   BnStatisticsCall(const Tensor& z, int64_t T);
+  int64_t count() const { return params.T * (params.M / params.channels.count); }  // elements of a channel
+};
+
+// The running statistics and how they change: running += momentum (new - running), with the unbiased variance. Nothing
+// changes if a statistic is not finite. `tracked` counts the calls. All are undefined: there are none.
+struct BnRunning {
+  MaybeTensor mean, var, tracked;
+  double momentum;
 };
 
 // Common part of the other calls. P is the type of their params.
@@ -39,41 +45,53 @@ struct BnCall {
 
   BnCall(const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics, const MaybeTensor& weight,
          const MaybeTensor& bias, const MaybeTensor& leak, const BnOptions& options);
+  BnCall() = default;
   bool empty() const { return layout.M == 0; }
 };
 
 struct BnForwardCall : BnCall<BnForwardParams> {
-  Tensor out, v, checkpoints, bits;
+  Tensor out;
+  MaybeTensor v, checkpoints, bits;  // missing if not requested
 
   BnForwardCall(const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics, const MaybeTensor& weight,
                 const MaybeTensor& bias, const MaybeTensor& leak, const BnOptions& options, int64_t v_mode,
                 bool needs_grad, bool pack);
-  std::tuple<Tensor, Tensor, Tensor, Tensor> result() const { return {out, v, checkpoints, bits}; }
+  // Ops return an empty tensor for a result that was not requested.
+  std::tuple<Tensor, Tensor, Tensor, Tensor> result() const;
 };
 
 struct BnReduceCall : BnCall<BnReduceParams> {
   Operand grad_out, grad_skip;
-  Tensor checkpoints, sums, grad_sum, grad_leak, partials, leak_partials;
+  Tensor sums, partials, leak_partials;
+  MaybeTensor checkpoints, grad_sum, grad_leak;  // missing if not requested
 
   BnReduceCall(const Tensor& grad_out, const MaybeTensor& grad_skip, const Tensor& z, const MaybeTensor& shortcut,
                const MaybeTensor& statistics, const MaybeTensor& weight, const MaybeTensor& bias,
-               const MaybeTensor& leak, const Tensor& checkpoints, const BnOptions& options, bool need_leak);
-  bool wants_leak() const { return grad_leak.numel() != 0; }
+               const MaybeTensor& leak, const MaybeTensor& checkpoints, const BnOptions& options, bool need_leak);
+  bool wants_leak() const { return grad_leak.has_value(); }
   void set_leak_partials(int64_t count);
-  std::tuple<Tensor, Tensor, Tensor> result() const { return {sums, grad_sum, grad_leak}; }
+  std::tuple<Tensor, Tensor, Tensor> result() const;
 };
 
 struct BnApplyCall : BnCall<BnApplyParams> {
   Operand grad_out;
-  Tensor checkpoints, grad_z, grad_shortcut;
-  MaybeTensor sums;
+  Tensor grad_z;
+  MaybeTensor checkpoints, sums, grad_shortcut;
 
   BnApplyCall(const Tensor& grad_out, const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics,
-              const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& leak, const Tensor& checkpoints,
-              const MaybeTensor& sums, double count, const BnOptions& options, bool need_shortcut);
-  std::tuple<Tensor, Tensor> result() const { return {grad_z, grad_shortcut}; }
+              const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& leak,
+              const MaybeTensor& checkpoints, const MaybeTensor& sums, double count, const BnOptions& options,
+              bool need_shortcut);
+  // The second pass after `first`. `training`: the statistics are those of z alone.
+  BnApplyCall(const BnReduceCall& first, const Tensor& z, bool training, bool need_shortcut);
+  std::tuple<Tensor, Tensor> result() const;
+
+ private:
+  void allocate(const Tensor& z, bool need_shortcut);
 };
 
+// Checks the running statistics, and makes bn_statistics update them.
+void set_running(BnStatisticsCall&, const BnRunning&);
 // Checks the running statistics ([C] in the state's dtype) and the numbers that update them.
 void check_running(const Tensor& statistics, double momentum, double count, const Tensor& running_mean,
                    const Tensor& running_var);

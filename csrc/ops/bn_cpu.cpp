@@ -38,9 +38,9 @@ void parallel_slabs(const Layout& layout, int64_t slabs, const F& f) {
 }
 
 // Adds the sums of the slabs in their order. Returns [2, C].
-std::vector<double> add_slabs(const Tensor& partials, int64_t slabs, int64_t channels) {
+std::vector<double> add_slabs(const std::vector<double>& partials, int64_t slabs, int64_t channels) {
   std::vector<double> sums(size_t(2 * channels));
-  const double* from = static_cast<const double*>(partials.const_data_ptr());
+  const double* from = partials.data();
   for (int64_t slab = 0; slab < slabs; ++slab)
     for (double& sum : sums) sum += *from++;
   return sums;
@@ -64,20 +64,30 @@ std::vector<S> first_numbers(const BnStatisticsCall& call) {
   return k;
 }
 
-Tensor bn_statistics(Tensor z, int64_t T, bool check) {
-  BnStatisticsCall call(z, T);
+template <class S>
+void update_running(const S* now, int64_t C, double momentum, double count, S* mean, S* var) {
+  for (int64_t i = 0; i < 2 * C; ++i)
+    if (!std::isfinite(now[i])) return;
+  const S keep = S(1 - momentum), m = S(momentum), unbiased = S(count / (count - 1));
+  for (int64_t c = 0; c < C; ++c) {
+    mean[c] = mean[c] * keep + now[c] * m;
+    var[c] = var[c] * keep + now[C + c] * unbiased * m;
+  }
+}
+
+void run_statistics(BnStatisticsCall& call, bool check) {
   const int64_t C = call.params.channels.count, slabs = slab_count(call.layout, C);
-  call.partials = sewsnn::empty(slabs * 2 * C, ScalarType::Double, z);
-  call.params.partials = call.partials.mutable_data_ptr();
+  std::vector<double> partials(size_t(slabs * 2 * C));
+  call.params.partials = partials.data();
   with_state(call.params.dtype, [&](auto zero) {
     using S = decltype(zero);
     const std::vector<S> k = first_numbers<S>(call);
     parallel_slabs(call.layout, slabs, [&](int64_t first, int64_t last) {
       kernels().statistics(call.params, k.data(), slabs, first, last);
     });
-    const std::vector<double> sums = add_slabs(call.partials, slabs, C);
+    const std::vector<double> sums = add_slabs(partials, slabs, C);
     S* const mean = static_cast<S*>(call.params.statistics);
-    const double n = double(call.layout.T) * double(call.layout.M / C);
+    const double n = double(call.count());
     for (int64_t c = 0; c < C; ++c) {
       const double d = sums[size_t(c)] / n, variance = sums[size_t(C + c)] / n - d * d;
       mean[c] = S(double(k[size_t(c)]) + d);
@@ -87,6 +97,11 @@ Tensor bn_statistics(Tensor z, int64_t T, bool check) {
                       ": its batch statistics are not finite");
     }
   });
+}
+
+Tensor bn_statistics(Tensor z, int64_t T, bool check) {
+  BnStatisticsCall call(z, T);
+  run_statistics(call, check);
   return call.statistics;
 }
 
@@ -94,17 +109,8 @@ void bn_update(Tensor statistics, double momentum, double count, Tensor running_
   check_running(statistics, momentum, count, running_mean, running_var);
   with_state(statistics.scalar_type() == ScalarType::Double ? DType::Float64 : DType::Float32, [&](auto zero) {
     using S = decltype(zero);
-    const S* const now = static_cast<const S*>(statistics.const_data_ptr());
-    S *const mean = static_cast<S*>(running_mean.mutable_data_ptr()), *const var = static_cast<S*>(
-                                                                          running_var.mutable_data_ptr());
-    const int64_t C = statistics.size(1);
-    for (int64_t i = 0; i < 2 * C; ++i)
-      if (!std::isfinite(now[i])) return;
-    const S keep = S(1 - momentum), m = S(momentum), unbiased = S(count / (count - 1));
-    for (int64_t c = 0; c < C; ++c) {
-      mean[c] = mean[c] * keep + now[c] * m;
-      var[c] = var[c] * keep + now[C + c] * unbiased * m;
-    }
+    update_running(static_cast<const S*>(statistics.const_data_ptr()), statistics.size(1), momentum, count,
+                   static_cast<S*>(running_mean.mutable_data_ptr()), static_cast<S*>(running_var.mutable_data_ptr()));
   });
 }
 
@@ -127,6 +133,14 @@ std::vector<S> channel_table(const BnParams& p, const void* sums_or_null, double
   return table;
 }
 
+void run_forward(const BnForwardCall& call) {
+  with_state(call.params.dtype, [&](auto zero) {
+    const auto table = channel_table<decltype(zero)>(call.params, nullptr, 1);
+    parallel_blocks(call.layout,
+                    [&](int64_t first, int64_t last) { kernels().forward(call.params, table.data(), first, last); });
+  });
+}
+
 // `training` (the statistics are those of the batch) changes only the gradient.
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
                                                              MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
@@ -139,29 +153,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTens
       z, shortcut, statistics, weight, bias, leak,
       {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
       needs_grad, pack);
-  if (call.empty()) return call.result();
-  with_state(call.params.dtype, [&](auto zero) {
-    const auto table = channel_table<decltype(zero)>(call.params, nullptr, 1);
-    parallel_blocks(call.layout,
-                    [&](int64_t first, int64_t last) { kernels().forward(call.params, table.data(), first, last); });
-  });
+  if (!call.empty()) run_forward(call);
   return call.result();
 }
 
-std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor grad_skip, Tensor z,
-                                                    MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
-                                                    MaybeTensor bias, MaybeTensor leak, Tensor checkpoints, double eps,
-                                                    int64_t connect, int64_t T, int64_t kind, double tau,
-                                                    bool decay_input, double v_threshold, std::optional<double> v_reset,
-                                                    int64_t surrogate, double alpha, bool detach_reset,
-                                                    bool need_leak) {
-  BnReduceCall call(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
-                    {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
-                    need_leak);
-  if (call.empty()) return call.result();
+std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_train(
+    Tensor z, MaybeTensor shortcut, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, MaybeTensor running_mean,
+    MaybeTensor running_var, MaybeTensor tracked, double momentum, double eps, int64_t connect, int64_t T, int64_t kind,
+    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
+    bool detach_reset, int64_t v_mode, bool needs_grad, bool pack) {
+  BnStatisticsCall statistics(z, T);
+  set_running(statistics, {running_mean, running_var, tracked, momentum});
+  // All checks come before the first kernel, so that an error leaves the running statistics as they were.
+  const BnForwardCall call(
+      z, shortcut, statistics.statistics, weight, bias, leak,
+      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
+      needs_grad, pack);
+  run_statistics(statistics, true);
+  if (!call.empty()) run_forward(call);
+  if (running_mean) {
+    BnStatisticsParams& p = statistics.params;
+    if (p.tracked) ++*p.tracked;
+    with_state(p.dtype, [&](auto zero) {
+      using S = decltype(zero);
+      update_running(static_cast<const S*>(p.statistics), p.channels.count, momentum, double(statistics.count()),
+                     static_cast<S*>(p.running_mean), static_cast<S*>(p.running_var));
+    });
+  }
+  return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
+}
+
+void run_reduce(BnReduceCall& call) {
   const int64_t C = call.params.channels.count, slabs = slab_count(call.layout, C);
-  call.partials = sewsnn::empty(slabs * 2 * C, ScalarType::Double, z);
-  call.params.partials = call.partials.mutable_data_ptr();
+  std::vector<double> partials(size_t(slabs * 2 * C));
+  call.params.partials = partials.data();
   if (call.wants_leak()) call.set_leak_partials(slabs);
   with_state(call.params.dtype, [&](auto zero) {
     using S = decltype(zero);
@@ -169,38 +194,68 @@ std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor
     parallel_slabs(call.layout, slabs, [&](int64_t first, int64_t last) {
       kernels().reduce(call.params, table.data(), slabs, first, last);
     });
-    const std::vector<double> added = add_slabs(call.partials, slabs, C);
+    const std::vector<double> added = add_slabs(partials, slabs, C);
     const auto* const var = static_cast<const S*>(call.params.norm.var);
     S* const sums = static_cast<S*>(call.params.sums);
     for (int64_t c = 0; c < C; ++c) {
       sums[c] = S(added[size_t(c)]);
-      const S inverse_std = var ? S(1) / std::sqrt(var[c] + S(eps)) : S(1);
+      const S inverse_std = var ? S(1) / std::sqrt(var[c] + S(call.params.norm.eps)) : S(1);
       sums[C + c] = S(added[size_t(C + c)] * double(inverse_std));
     }
     if (!call.wants_leak()) return;
     double sum = 0;
     for (int64_t i = 0; i < slabs; ++i) sum += call.params.grad_leak_partials[i];
-    *static_cast<S*>(call.grad_leak.mutable_data_ptr()) = S(sum);
+    *static_cast<S*>(call.grad_leak->mutable_data_ptr()) = S(sum);
   });
+}
+
+std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor grad_skip, Tensor z,
+                                                    MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
+                                                    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints,
+                                                    double eps, int64_t connect, int64_t T, int64_t kind, double tau,
+                                                    bool decay_input, double v_threshold, std::optional<double> v_reset,
+                                                    int64_t surrogate, double alpha, bool detach_reset,
+                                                    bool need_leak) {
+  BnReduceCall call(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
+                    {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
+                    need_leak);
+  if (!call.empty()) run_reduce(call);
   return call.result();
 }
 
-std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
-                                           MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, Tensor checkpoints,
-                                           MaybeTensor sums, double count, double eps, int64_t connect, int64_t T,
-                                           int64_t kind, double tau, bool decay_input, double v_threshold,
-                                           std::optional<double> v_reset, int64_t surrogate, double alpha,
-                                           bool detach_reset, bool need_shortcut) {
-  const BnApplyCall call(
-      grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count,
-      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, need_shortcut);
-  if (call.empty()) return call.result();
+void run_apply(const BnApplyCall& call) {
   with_state(call.params.dtype, [&](auto zero) {
-    const auto table = channel_table<decltype(zero)>(call.params, call.params.sums, count);
+    const auto table = channel_table<decltype(zero)>(call.params, call.params.sums, call.params.count);
     parallel_blocks(call.layout,
                     [&](int64_t first, int64_t last) { kernels().apply(call.params, table.data(), first, last); });
   });
+}
+
+std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
+                                           MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
+                                           MaybeTensor checkpoints, MaybeTensor sums, double count, double eps,
+                                           int64_t connect, int64_t T, int64_t kind, double tau, bool decay_input,
+                                           double v_threshold, std::optional<double> v_reset, int64_t surrogate,
+                                           double alpha, bool detach_reset, bool need_shortcut) {
+  const BnApplyCall call(
+      grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count,
+      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, need_shortcut);
+  if (!call.empty()) run_apply(call);
   return call.result();
+}
+
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> bn_neuron_backward(
+    Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
+    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, double eps, int64_t connect, int64_t T, int64_t kind,
+    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
+    bool detach_reset, bool training, bool need_shortcut, bool need_leak) {
+  BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
+                     {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
+                     need_leak);
+  if (!first.empty()) run_reduce(first);
+  const BnApplyCall second(first, z, training, need_shortcut);
+  if (!second.empty()) run_apply(second);
+  return {second.grad_z, second.grad_shortcut, first.grad_sum, first.sums, first.grad_leak};
 }
 
 }  // namespace
@@ -212,4 +267,6 @@ STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) {
   m.impl("bn_neuron_forward", SEWSNN_BOX(sewsnn::bn_neuron_forward));
   m.impl("bn_neuron_reduce", SEWSNN_BOX(sewsnn::bn_neuron_reduce));
   m.impl("bn_neuron_apply", SEWSNN_BOX(sewsnn::bn_neuron_apply));
+  m.impl("bn_neuron_train", SEWSNN_BOX(sewsnn::bn_neuron_train));
+  m.impl("bn_neuron_backward", SEWSNN_BOX(sewsnn::bn_neuron_backward));
 }

@@ -3,6 +3,7 @@
 #include "kernels/cuda_kernels.h"
 #include "ops/bn.h"
 #include "ops/call.h"
+#include "ops/counters.h"
 #include "ops/cuda.h"
 
 namespace sewsnn {
@@ -15,16 +16,43 @@ void widen(Operand& grad, Rows& rows, int64_t T) {
   rows = grad.rows;
 }
 
-Tensor workspace(int64_t bytes, const Tensor& like) { return sewsnn::empty((bytes + 7) / 8, ScalarType::Double, like); }
+// Gives the params of statistics or reduce their workspace. The launch must follow while `counters` exists.
+template <class Call>
+Counters set_workspace(Call& call, const Tensor& z, cudaStream_t stream) {
+  auto& p = call.params;
+  const BnWorkspace need = cuda_bn_workspace(p.T, p.M, p.channels, p.dtype);
+  call.partials = sewsnn::empty((need.bytes + 7) / 8, ScalarType::Double, z);
+  p.partials = data(call.partials);
+  const Counters counters(z, need.counters, stream);
+  p.counters = counters.data;
+  return counters;
+}
+
+void run_statistics(BnStatisticsCall& call, const Tensor& z, const char* name) {
+  const cudaStream_t stream = current_stream(z);
+  const Counters counters = set_workspace(call, z, stream);
+  check_launch(cuda_bn_statistics(call.params, stream), name);
+}
+
+void run_reduce(BnReduceCall& call, const Tensor& z, const char* name) {
+  BnReduceParams& p = call.params;
+  widen(call.grad_out, p.grad_out, p.T);
+  widen(call.grad_skip, p.grad_skip, p.T);
+  const cudaStream_t stream = current_stream(z);
+  const Counters counters = set_workspace(call, z, stream);
+  const int64_t leaks = call.wants_leak() ? cuda_bn_leak_partials(p) : 0;
+  if (leaks) call.set_leak_partials(leaks);
+  check_launch(cuda_bn_reduce(p, stream), name);
+  if (leaks)
+    check_launch(cuda_sum_partials(p.grad_leak_partials, leaks, p.dtype, call.grad_leak->mutable_data_ptr(), stream),
+                 name);
+}
 
 // Does not check whether the statistics are finite, because the host would have to wait for the GPU.
 Tensor bn_statistics(Tensor z, int64_t T, bool /*check*/) {
   const auto guard = guard_of(z);
   BnStatisticsCall call(z, T);
-  BnStatisticsParams& p = call.params;
-  call.partials = workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype), z);
-  p.partials = data(call.partials);
-  check_launch(cuda_bn_statistics(p, current_stream(z)), "bn_statistics");
+  run_statistics(call, z, "bn_statistics");
   return call.statistics;
 }
 
@@ -54,10 +82,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTens
   return call.result();
 }
 
+std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_train(
+    Tensor z, MaybeTensor shortcut, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, MaybeTensor running_mean,
+    MaybeTensor running_var, MaybeTensor tracked, double momentum, double eps, int64_t connect, int64_t T, int64_t kind,
+    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
+    bool detach_reset, int64_t v_mode, bool needs_grad, bool pack) {
+  const auto guard = guard_of(z);
+  BnStatisticsCall statistics(z, T);
+  set_running(statistics, {running_mean, running_var, tracked, momentum});
+  // All checks come before the first kernel, so that an error leaves the running statistics as they were.
+  const BnForwardCall call(
+      z, shortcut, statistics.statistics, weight, bias, leak,
+      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
+      needs_grad, pack);
+  run_statistics(statistics, z, "bn_neuron_train");
+  if (!call.empty()) check_launch(cuda_bn_forward(call.params, current_stream(z)), "bn_neuron_train");
+  return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
+}
+
 std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor grad_skip, Tensor z,
                                                     MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
-                                                    MaybeTensor bias, MaybeTensor leak, Tensor checkpoints, double eps,
-                                                    int64_t connect, int64_t T, int64_t kind, double tau,
+                                                    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints,
+                                                    double eps, int64_t connect, int64_t T, int64_t kind, double tau,
                                                     bool decay_input, double v_threshold, std::optional<double> v_reset,
                                                     int64_t surrogate, double alpha, bool detach_reset,
                                                     bool need_leak) {
@@ -65,28 +111,16 @@ std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor
   BnReduceCall call(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
                     {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
                     need_leak);
-  if (call.empty()) return call.result();
-  BnReduceParams& p = call.params;
-  widen(call.grad_out, p.grad_out, p.T);
-  widen(call.grad_skip, p.grad_skip, p.T);
-  call.partials = workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype), z);
-  p.partials = data(call.partials);
-  const int64_t leaks = call.wants_leak() ? cuda_bn_leak_partials(p) : 0;
-  if (leaks) call.set_leak_partials(leaks);
-  const cudaStream_t stream = current_stream(z);
-  check_launch(cuda_bn_reduce(p, stream), "bn_neuron_reduce");
-  if (leaks)
-    check_launch(cuda_sum_partials(p.grad_leak_partials, leaks, p.dtype, call.grad_leak.mutable_data_ptr(), stream),
-                 "bn_neuron_reduce");
+  if (!call.empty()) run_reduce(call, z, "bn_neuron_reduce");
   return call.result();
 }
 
 std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
-                                           MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, Tensor checkpoints,
-                                           MaybeTensor sums, double count, double eps, int64_t connect, int64_t T,
-                                           int64_t kind, double tau, bool decay_input, double v_threshold,
-                                           std::optional<double> v_reset, int64_t surrogate, double alpha,
-                                           bool detach_reset, bool need_shortcut) {
+                                           MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
+                                           MaybeTensor checkpoints, MaybeTensor sums, double count, double eps,
+                                           int64_t connect, int64_t T, int64_t kind, double tau, bool decay_input,
+                                           double v_threshold, std::optional<double> v_reset, int64_t surrogate,
+                                           double alpha, bool detach_reset, bool need_shortcut) {
   const auto guard = guard_of(z);
   BnApplyCall call(grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count,
                    {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
@@ -95,6 +129,21 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
   widen(call.grad_out, call.params.grad_out, call.params.T);
   check_launch(cuda_bn_apply(call.params, current_stream(z)), "bn_neuron_apply");
   return call.result();
+}
+
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> bn_neuron_backward(
+    Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
+    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, double eps, int64_t connect, int64_t T, int64_t kind,
+    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
+    bool detach_reset, bool training, bool need_shortcut, bool need_leak) {
+  const auto guard = guard_of(z);
+  BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
+                     {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
+                     need_leak);
+  if (!first.empty()) run_reduce(first, z, "bn_neuron_backward");
+  const BnApplyCall second(first, z, training, need_shortcut);
+  if (!second.empty()) check_launch(cuda_bn_apply(second.params, current_stream(z)), "bn_neuron_backward");
+  return {second.grad_z, second.grad_shortcut, first.grad_sum, first.sums, first.grad_leak};
 }
 
 }  // namespace
@@ -106,4 +155,6 @@ STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) {
   m.impl("bn_neuron_forward", SEWSNN_BOX(sewsnn::bn_neuron_forward));
   m.impl("bn_neuron_reduce", SEWSNN_BOX(sewsnn::bn_neuron_reduce));
   m.impl("bn_neuron_apply", SEWSNN_BOX(sewsnn::bn_neuron_apply));
+  m.impl("bn_neuron_train", SEWSNN_BOX(sewsnn::bn_neuron_train));
+  m.impl("bn_neuron_backward", SEWSNN_BOX(sewsnn::bn_neuron_backward));
 }

@@ -30,6 +30,7 @@ struct Layout {
   int64_t T = 0, M = 1;
   bool x_in_place = false;  // x can be read without a copy
 
+  Layout() = default;
   explicit Layout(const Tensor& x) {
     sizes.assign(x.sizes().begin(), x.sizes().end());
     strides.assign(x.strides().begin(), x.strides().end());

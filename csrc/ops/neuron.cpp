@@ -70,8 +70,10 @@ BackwardCall::BackwardCall(const std::optional<Tensor>& grad_s_in, const std::op
   grad_x = empty_strided(layout.sizes, layout.strides, x_in.scalar_type(), x_in);
   grad_v0 =
       need_v ? empty_strided(layout.step_sizes(), layout.step_strides(), state, x_in) : sewsnn::empty(0, state, x_in);
-  // The gradient of the leak starts as 0, which is the result of an empty batch.
-  grad_leak = need_leak ? torch::stable::new_zeros(leak_in.value(), {}) : sewsnn::empty(0, state, x_in);
+  // Without neurons nothing is launched, and the gradient of the leak is 0.
+  grad_leak = !need_leak ? sewsnn::empty(0, state, x_in)
+              : empty()  ? torch::stable::new_zeros(leak_in.value(), {})
+                         : empty_strided({}, {}, state, x_in);
   params.grad_x = data(grad_x);
   params.grad_v0 = data(grad_v0);
 }

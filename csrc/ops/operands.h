@@ -48,7 +48,8 @@ const void* channel_data(const char* name, const std::optional<Tensor>&, const T
 Norm norm_params(const Tensor& z, int64_t channels, const std::optional<Tensor>& statistics,
                  const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps);
 
-// Null if the tensor is empty.
+// Null if the tensor is empty or missing.
 inline void* data(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
+inline void* data(const MaybeTensor& t) { return t ? data(*t) : nullptr; }
 
 }  // namespace sewsnn

@@ -97,7 +97,10 @@ PoolReduceCall::PoolReduceCall(const Tensor& grad_out_in, const Tensor& z_in, co
   sums = empty() ? torch::stable::new_zeros(z_in, {2, params.channels}, state)
                  : empty_strided({2, params.channels}, {params.channels, 1}, state, z_in);
   params.sums = data(sums);
-  grad_leak = need_leak ? torch::stable::new_zeros(leak_in.value(), {}) : sewsnn::empty(0, state, z_in);
+  // Without neurons nothing is launched, and the gradient of the leak is 0.
+  grad_leak = !need_leak ? sewsnn::empty(0, state, z_in)
+              : empty()  ? torch::stable::new_zeros(leak_in.value(), {})
+                         : empty_strided({}, {}, state, z_in);
 }
 
 void PoolReduceCall::set_partials(int64_t bytes, int64_t leak_count) {

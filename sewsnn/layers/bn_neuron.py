@@ -11,6 +11,8 @@ from sewsnn.ops import bn as native
 from sewsnn.ops import pool as native_pool
 from sewsnn.ops.reference import CONNECT, state_dtype
 
+_MODULE_OR_NONE = (nn.Module, type(None))
+
 
 def bn_neuron(
     z_seq: Tensor,
@@ -79,9 +81,10 @@ def bn_neuron(
     """
     _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
     norm = None if isinstance(bn, nn.Identity) else bn
-    if not (fused and fusing.can_fuse(z_seq, norm, neuron)):
+    settings = fusing.fusable_settings(z_seq, norm, neuron) if fused else None
+    if settings is None:
         return _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two)
-    return by_op(z_seq, norm, neuron, shortcut, connect_f, connect_before, T=T, two=two, pack_spikes=pack_spikes)
+    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes)
 
 
 def by_op(
@@ -97,32 +100,55 @@ def by_op(
     pack_spikes: bool = False,
 ) -> native.Output:
     """:func:`bn_neuron` in one op. The caller has checked with :func:`fusing.can_fuse` that the op can run."""
+    settings = {} if neuron is None else neuron.settings()
+    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes)
+
+
+def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes) -> native.Output:
     state = state_dtype(z_seq.dtype)
-    n = fusing.normalisation(norm, z_seq, T or 0, state)
-    settings, leak = fusing.neuron_settings(neuron, state)
+    numbers, leak = fusing.neuron_numbers(settings, state)
     connect = native.ADD_BEFORE if connect_before else native.CONNECTIONS[connect_f]
     binary = neuron is not None and connect in (native.NONE, native.ADD_BEFORE)
-    step_numel = z_seq.numel() if T else z_seq.numel() // len(z_seq)
+    pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
     store_v = _stores_v(neuron)
-    output = native.bn_neuron(
-        z_seq,
-        shortcut,
-        n.statistics,
-        n.weight,
-        n.bias,
-        leak,
-        native.Options(n.eps, connect, T or 0, *settings),
-        training=n.training,
-        count=n.count,
-        group=n.group,
-        store_v=store_v,
-        pack=pack_spikes and binary and step_numel % 8 == 0,
-        two=two,
-    )
-    fusing.update_running(norm, n)
+    output = None
+    if norm is not None and not torch.compiler.is_compiling():
+        output = _train(z_seq, shortcut, norm, leak, (connect, T or 0, *numbers), state, store_v, pack, two)
+    if output is None:
+        n = fusing.normalisation(norm, z_seq, T or 0, state)
+        output = native.bn_neuron(
+            z_seq,
+            shortcut,
+            n.statistics,
+            n.weight,
+            n.bias,
+            leak,
+            native.Options(n.eps, connect, T or 0, *numbers),
+            training=n.training,
+            count=n.count,
+            group=n.group,
+            store_v=store_v,
+            pack=pack,
+            two=two,
+        )
+        fusing.update_running(norm, n)
     if store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
     return output
+
+
+def _train(z_seq, shortcut, norm, leak, settings, state, store_v, pack, two) -> native.Output | None:
+    """The op in one call, with the statistics of the batch. None: this needs several calls."""
+    if not fusing.uses_batch(norm) or fusing.group_of(norm) is not None:
+        return None
+    simple, running = fusing.running_of(norm, state)
+    if not simple:
+        return None
+    weight, bias = fusing.channels_of(norm, z_seq, state)
+    fusing.check_batch(z_seq, settings[1])
+    return native.bn_neuron_train(
+        z_seq, shortcut, weight, bias, leak, running, (norm.eps, *settings), store_v, pack, two
+    )
 
 
 def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *, fused: bool = True) -> Tensor:
@@ -165,19 +191,20 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
     if z_seq.dim() != 4:
         raise ValueError(f"z_seq must be [N, C, H, W], got shape {list(z_seq.shape)}")
     norm = None if isinstance(bn, nn.Identity) else bn
-    if not fused or T > native_pool.MAX_T or not fusing.can_fuse(z_seq, norm, neuron) or _stores_v(neuron):
+    settings = fusing.fusable_settings(z_seq, norm, neuron) if fused and T <= native_pool.MAX_T else None
+    if settings is None or _stores_v(neuron):
         s_seq = bn_neuron(z_seq, bn, neuron, T=T, fused=fused).out
         return max_pool2d(s_seq.flatten(0, 1), 3, 2, 1).unflatten(0, s_seq.shape[:2])
     state = state_dtype(z_seq.dtype)
     n = fusing.normalisation(norm, z_seq, T, state)
-    settings, leak = fusing.neuron_settings(neuron, state)
+    numbers, leak = fusing.neuron_numbers(settings, state)
     out = native_pool.bn_neuron_pool(
         z_seq,
         n.statistics,
         n.weight,
         n.bias,
         leak,
-        (n.eps, T, *settings),
+        (n.eps, T, *numbers),
         training=n.training,
         count=n.count,
         group=n.group,
@@ -230,9 +257,10 @@ def check_connection(connect_f, connect_before) -> None:
 def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
     check_connection(connect_f, connect_before)
     checks.check_floating("z_seq", z_seq)
-    for name, module in (("bn", bn), ("neuron", neuron)):
-        if module is not None and not isinstance(module, nn.Module):
-            raise TypeError(f"{name} must be a module or None, got {module!r}")
+    if not isinstance(bn, _MODULE_OR_NONE):
+        raise TypeError(f"bn must be a module or None, got {bn!r}")
+    if not isinstance(neuron, _MODULE_OR_NONE):
+        raise TypeError(f"neuron must be a module or None, got {neuron!r}")
     if T is not None and (isinstance(T, bool) or not isinstance(T, int)):
         raise TypeError(f"T must be an int or None, got {type(T).__name__}")
     if T is not None and T < 1:
@@ -252,9 +280,9 @@ def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
         return
     if not isinstance(shortcut, Tensor):
         raise TypeError(f"shortcut must be a tensor (connect_f is {connect_f!r}), got {type(shortcut).__name__}")
-    expected = list(z_seq.shape) if T is None else [T, *z_seq.shape]
-    if list(shortcut.shape) != expected:
-        raise ValueError(f"shortcut must have the shape of out, {expected}, got {list(shortcut.shape)}")
+    expected = z_seq.shape if T is None else torch.Size((T, *z_seq.shape))
+    if shortcut.shape != expected:
+        raise ValueError(f"shortcut must have the shape of out, {list(expected)}, got {list(shortcut.shape)}")
     if shortcut.dtype != z_seq.dtype:
         raise TypeError(f"shortcut must have the dtype of z_seq, {z_seq.dtype}, got {shortcut.dtype}")
     if shortcut.device != z_seq.device:

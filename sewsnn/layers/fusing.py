@@ -1,6 +1,7 @@
 """Decides when one op can replace a batch norm and a neuron, and collects the arguments of that op."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from sewsnn.surrogate import ATan
 
 _FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ATAN = ATan(2.0)
+_MISSING = object()
 _CALLED = frozenset({"forward", "_conv_forward", "__call__", "_call_impl"})  # methods that a module's call runs
 _by_modules = ContextVar("by_modules", default=False)  # one value per thread: two threads may export at once
 
@@ -95,18 +97,29 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
+    return fusable_settings(z_seq, norm, neuron) is not None
+
+
+def fusable_settings(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> dict | None:
+    """Returns the settings of the neuron ({} without a neuron) if one op computes what the modules would compute, else
+    None.
+
+    Raises:
+        sewsnn.BackendError: the neuron asks for a backend that cannot run here.
+    """
     if _modules_are_asked_for() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return False
+        return None
     if torch.nn.modules.module._has_any_global_hook():  # global hooks need the call of every module
-        return False
-    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or must_be_called(norm)):
-        return False
+        return None
+    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or is_altered(norm)):
+        return None
     if neuron is None:
-        return resolve_backend("auto", z_seq.device, _ATAN) == "native"
-    if not isinstance(neuron, BaseNode) or must_be_called(neuron) or not neuron.can_be_fused():
-        return False
+        return {} if resolve_backend("auto", z_seq.device, _ATAN) == "native" else None
+    if not isinstance(neuron, BaseNode) or is_altered(neuron) or not neuron.can_be_fused():
+        return None
     settings = neuron.settings()
-    return resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
+    native_runs = resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
+    return settings if native_runs else None
 
 
 # ---- the arguments of the op
@@ -114,7 +127,7 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
 
 def group_of(norm: nn.Module):
     """The process group with which the norm shares its statistics; None: this process only."""
-    group = getattr(norm, "process_group", None)
+    group = norm.__dict__.get("process_group")
     wanted = isinstance(norm, nn.SyncBatchNorm) or group is not None
     if not (wanted and norm.training and dist.is_available() and dist.is_initialized()):
         return None
@@ -134,29 +147,72 @@ class Normalisation(NamedTuple):
     group: object = None
 
 
+def held(norm: nn.Module, name: str):
+    """A parameter or buffer of the norm. It avoids ``nn.Module.__getattr__``, which takes as long as a small kernel."""
+    attributes = norm.__dict__
+    found = attributes["_parameters"].get(name, _MISSING)
+    if found is _MISSING:
+        found = attributes["_buffers"].get(name, _MISSING)
+    return getattr(norm, name) if found is _MISSING else found  # for example a parametrised weight
+
+
+def channels_of(norm: nn.Module, z: Tensor, state: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a norm in the state's dtype, after a check of the norm."""
+    _check_constants(norm)
+    weight, bias = held(norm, "weight"), held(norm, "bias")
+    one = held(norm, "running_mean") if weight is None else weight
+    if one is not None and one.device != z.device:
+        raise ValueError(f"bn must be on the device of z_seq, {z.device}, got {one.device}")
+    if weight is not None and not (weight.dtype == state and weight.is_contiguous()):
+        weight = weight.to(state).contiguous()
+    if bias is not None and not (bias.dtype == state and bias.is_contiguous()):
+        bias = bias.to(state).contiguous()
+    return weight, bias
+
+
+def uses_batch(norm: nn.Module) -> bool:
+    """Returns whether the norm takes the statistics of its batch."""
+    return norm.training or held(norm, "running_mean") is None
+
+
+def check_batch(z: Tensor, T: int) -> None:
+    """Raises ValueError if a channel of z has only one value, so that it has no variance."""
+    if z.numel() <= z.shape[1 if T else 2]:
+        raise ValueError(f"z_seq must have more than one value per channel in training, got shape {list(z.shape)}")
+
+
 def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype) -> Normalisation:
     """Statistics of z (in training) or the running statistics, with weight and bias, in the state's dtype."""
     if norm is None:
         return Normalisation()
-    _check_constants(norm)
-    weight, bias = (None if p is None else p.to(state).contiguous() for p in (norm.weight, norm.bias))
-    held = norm.running_mean if weight is None else weight
-    if held is not None and held.device != z.device:
-        raise ValueError(f"bn must be on the device of z_seq, {z.device}, got {held.device}")
-    if not norm.training and norm.running_mean is not None:
+    weight, bias = channels_of(norm, z, state)
+    if not uses_batch(norm):
         statistics = torch.stack([norm.running_mean, norm.running_var]).to(state)
         return Normalisation(statistics, weight, bias, norm.eps)
     group = group_of(norm)
-    if group is None and z.numel() <= z.shape[1 if T else 2]:
-        raise ValueError(f"z_seq must have more than one value per channel in training, got shape {list(z.shape)}")
+    if group is None:
+        check_batch(z, T)
     statistics, count = native.moments(z, T, group)
     return Normalisation(statistics, weight, bias, norm.eps, True, count, group)
+
+
+def running_of(norm: nn.Module, state: torch.dtype) -> tuple[bool, native.Running | None]:
+    """The buffers that ``bn_neuron_train`` updates, None if there are none; and whether it can update them."""
+    mean, var = held(norm, "running_mean"), held(norm, "running_var")
+    if not (norm.training and norm.track_running_stats) or mean is None:
+        return True, None
+    momentum, tracked = norm.momentum, held(norm, "num_batches_tracked")
+    simple = type(momentum) is float and mean.dtype == var.dtype == state and mean.is_contiguous()
+    simple = simple and var.is_contiguous() and (tracked is None or tracked.dtype == torch.int64)
+    return simple, native.Running(mean, var, tracked, momentum) if simple else None
 
 
 def _check_constants(norm: nn.Module) -> None:
     """Checks that eps and momentum are constants: the ops take numbers, so a Parameter would get no gradient."""
     for name in ("eps", "momentum"):
         value = getattr(norm, name)
+        if type(value) is float and math.isfinite(value):
+            continue
         if name == "momentum" and value is None:
             continue
         if not isinstance(value, Tensor):
@@ -177,11 +233,15 @@ def update_running(norm: nn.Module | None, n: Normalisation) -> None:
     native.update_running(n.statistics, n.count, momentum, norm.running_mean, norm.running_var)
 
 
-def neuron_settings(neuron: nn.Module | None, state: torch.dtype) -> tuple[tuple, Tensor | None]:
-    """The eight numbers about a neuron that the ops take, and the leak of PLIF."""
-    if neuron is None:
+def neuron_numbers(settings: dict, state: torch.dtype) -> tuple[tuple, Tensor | None]:
+    """The eight numbers about a neuron that the ops take, and the leak of PLIF.
+
+    Args:
+        settings: those of the neuron; {}: no neuron.
+        state: dtype of the membrane potential.
+    """
+    if not settings:
         return (native.NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
-    settings = neuron.settings()
     w, v_reset, surrogate = settings.get("w"), settings["v_reset"], settings["surrogate_function"]
     numbers = (
         settings["kind"],

@@ -85,8 +85,10 @@ class BNNeuron(Norm):
             TypeError, ValueError: an argument is wrong; the message names it.
             RuntimeError: z_seq has values that are not finite, in training on the CPU.
         """
-        connection = {"connect_f": self.connect_f, "connect_before": self.connect_before}
-        return bn_neuron(z_seq, self, self.neuron, shortcut, T=T, **connection).out
+        neuron = self._modules["neuron"]  # without the cost of nn.Module.__getattr__
+        return bn_neuron(
+            z_seq, self, neuron, shortcut, connect_f=self.connect_f, connect_before=self.connect_before, T=T
+        )[0]
 
     def without_norm(self) -> "NeuronConnection":
         """The layer without batch norm, for a network whose convolutions contain the norm in their weights.

@@ -1,44 +1,37 @@
-"""The native ops of batch norm + neuron + connection: fake kernels and autograd around ``torch.ops.sewsnn``.
+"""The native ops of batch norm + neuron + connection: autograd around ``torch.ops.sewsnn``.
 
-Forward has two stages, ``bn_statistics`` and ``bn_neuron_forward``, so that the statistics can come from elsewhere
-(other processes, or the epilogue of a convolution). Backward has two stages as well: ``bn_neuron_reduce`` sums dL/dy
-and dL/dy xhat over each channel, and ``bn_neuron_apply`` uses the sums. Both recompute the neuron from z. Autograd
-keeps z, the statistics, the shortcut where its values are needed, and the neuron's checkpoints for T > 16.
+A step of training makes two calls: ``bn_neuron_train`` (statistics, forward, running statistics) and
+``bn_neuron_backward``. Both have two stages, which are also ops of their own. In forward, ``bn_statistics`` and
+``bn_neuron_forward``: the statistics can come from elsewhere (other processes, evaluation, the graph of a compiler). In
+backward, ``bn_neuron_reduce`` sums dL/dy and dL/dy xhat over each channel, and ``bn_neuron_apply`` uses the sums. Both
+recompute the neuron from z. Autograd keeps z, the statistics, the shortcut where its values are needed, and the
+neuron's checkpoints for T > 16.
 
 There are two autograd formulas, as in :mod:`sewsnn.ops.neuron` and for the same reason.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sewsnn.ops import bn_shapes
 from sewsnn.ops.load import NATIVE_ERROR
-from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, no_double_backward, no_forward_mode
-from sewsnn.ops.reference import state_dtype
-from sewsnn.ops.shapes import check_kinds, check_operands, check_size
+from sewsnn.ops.neuron import V_FINAL, V_NONE, no_double_backward, no_forward_mode
+from sewsnn.ops.options import ADD, ADD_BEFORE, CONNECTIONS, NO_NEURON, NONE, Options  # noqa: F401 - part of this module
 
-NO_NEURON = -1  # the `kind` of batch norm without a neuron
-NONE, ADD, AND, IAND, ADD_BEFORE = 0, 1, 2, 3, 4  # Connect in csrc/core/bn_params.h
-CONNECTIONS = {None: NONE, "ADD": ADD, "AND": AND, "IAND": IAND}
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_increment_version = torch._C._increment_version
 
 
-class Options(NamedTuple):
-    """The arguments of the ops besides tensors, in the order of the ops."""
+class Running(NamedTuple):
+    """The buffers that a batch norm updates in training."""
 
-    eps: float
-    connect: int
-    T: int  # 0: z has a time axis; else z is a still image that is shown T times
-    kind: int
-    tau: float
-    decay_input: bool
-    v_threshold: float
-    v_reset: float | None
-    surrogate: int
-    alpha: float
-    detach_reset: bool
+    mean: Tensor  # [C], in the dtype of the state
+    var: Tensor
+    tracked: Tensor | None  # the number of calls, one int64
+    momentum: float
 
 
 class Output(NamedTuple):
@@ -67,7 +60,7 @@ def moments(z: Tensor, T: int, group=None) -> tuple[Tensor, Tensor | float]:
         RuntimeError: on the CPU, if they are not finite. (On a GPU this check would need a synchronisation.)
     """
     count = z.numel() / z.shape[1 if T else 2]
-    statistics = torch.ops.sewsnn.bn_statistics(z.detach(), T, group is None)
+    statistics = torch.ops.sewsnn.bn_statistics.default(z.detach(), T, group is None)
     if group is None:
         return statistics, count
     mean, var = statistics.double()
@@ -99,7 +92,7 @@ def update_running(
         for running, new in ((mean, statistics[0]), (var, unbiased)):
             running.copy_(torch.where(finite, running + momentum * (new - running), running))
     else:
-        torch.ops.sewsnn.bn_update(statistics, momentum, count, mean, var)
+        torch.ops.sewsnn.bn_update.default(statistics, momentum, count, mean, var)
 
 
 def bn_neuron(
@@ -140,26 +133,60 @@ def bn_neuron(
     return Output(out, skip, v if v_mode else None, bits if pack else None)
 
 
+def bn_neuron_train(
+    z: Tensor,
+    shortcut: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    leak: Tensor | None,
+    running: Running | None,
+    options: Options | tuple,
+    store_v: bool = False,
+    pack: bool = False,
+    two: bool = False,
+) -> Output:
+    """:func:`bn_neuron` with the statistics of z, which it takes first, and with an update of the running statistics.
+
+    One call of the compiled library; for statistics of this process, outside of torch.compile.
+    """
+    mode = V_FINAL if store_v and options[3] != NO_NEURON else V_NONE
+    if torch.is_grad_enabled() and (
+        z.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (shortcut is not None and shortcut.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (leak is not None and leak.requires_grad)
+    ):
+        call = [running, options, mode, pack, two]
+        out = _apply_train(z, shortcut, weight, bias, leak, call)
+        out, skip = out if two else (out, None)
+        v, bits = call  # results without a gradient, which autograd need not handle
+    else:
+        out, v, _, bits, _ = _train(z, shortcut, weight, bias, leak, running, options, mode, False, pack)
+        skip = out if two else None
+    return Output(out, skip, v, bits)
+
+
+def _train(z, shortcut, weight, bias, leak, running, options, v_mode, needs_grad, pack):
+    """Calls ``bn_neuron_train`` below autograd. Returns (out, v, checkpoints, bits, statistics)."""
+    mean, var, tracked, momentum = running or (None, None, None, 0.0)
+    with _BelowAutograd():
+        results = _OPS["bn_neuron_train"](
+            z, shortcut, weight, bias, leak, mean, var, tracked, momentum, *options, v_mode, needs_grad, pack
+        )
+    if mean is not None:  # a backward that has saved them must notice the change
+        _increment_version((mean, var) if tracked is None else (mean, var, tracked))
+    return results
+
+
 def unpack_spikes(bits: Tensor, sizes, strides, dtype: torch.dtype) -> Tensor:
     """The spikes of ``Output.bits`` as a dense tensor of these sizes, strides and dtype."""
     return torch.ops.sewsnn.unpack_spikes(bits, list(sizes), list(strides), dtype)
 
 
-class _Saved(NamedTuple):
-    """The tensors that backward needs, in the order in which autograd saves them."""
-
-    z: Tensor
-    shortcut: Tensor | None
-    statistics: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    leak: Tensor | None
-    checkpoints: Tensor
-
-
-def _remember(ctx, inputs, checkpoints, options, training, count, group):
-    z, shortcut, *channels = inputs
-    if options.connect == ADD:  # no gradient depends on the values of the shortcut
+def _remember(ctx, z, shortcut, channels, checkpoints, options, training, count, group):
+    """Saves what backward needs. ``channels``: statistics, weight, bias and leak."""
+    if options[1] == ADD:  # no gradient depends on the values of the shortcut
         shortcut = None
     ctx.options, ctx.training, ctx.count, ctx.group = options, training, count, group
     ctx.set_materialize_grads(False)
@@ -167,46 +194,52 @@ def _remember(ctx, inputs, checkpoints, options, training, count, group):
 
 
 def _gradients(ctx, grad_out, grad_skip):
-    """Gradients of z, shortcut, statistics (always None), weight, bias and leak."""
+    """Gradients of z, shortcut, weight, bias and leak."""
     if grad_out is None:
         grad_out, grad_skip = grad_skip, None
     if grad_out is None:
-        return (None,) * 6
-    need_z, need_shortcut, _, need_weight, need_bias, need_leak, *_ = ctx.needs_input_grad
-    saved, options = _Saved(*ctx.saved_tensors), ctx.options
-    connect = NONE if options.connect == ADD else options.connect  # backward computes ADD like no connection
-    arguments = (*saved, options.eps, connect, *options[2:])
-    sums = grad_leak = None
-    if need_weight or need_bias or need_leak or grad_skip is not None or (need_z and ctx.training):
-        sums, grad_sum, grad_leak = below_autograd("bn_neuron_reduce", grad_out, grad_skip, *arguments, need_leak)
-        grad_out = grad_out if grad_skip is None else grad_sum
-    own_shortcut = need_shortcut and options.connect != ADD
-    grad_z = grad_shortcut = None
-    if need_z or own_shortcut:
-        all_sums, count = sums if ctx.training else None, 1.0
-        if ctx.training and need_z:
-            count = saved.z.numel() / saved.z.shape[1 if options.T else 2]
-            all_sums = sums_of_all(ctx, sums, count)
-        grad_z, grad_shortcut = below_autograd(
-            "bn_neuron_apply", grad_out, *arguments[:7], all_sums, count, *arguments[7:], own_shortcut
+        return (None,) * 5
+    need_z, need_shortcut, need_weight, need_bias, need_leak = ctx.needs
+    saved, options = ctx.saved_tensors, ctx.options
+    connect = NONE if options[1] == ADD else options[1]  # backward computes ADD like no connection
+    arguments = (*saved, options[0], connect, *options[2:])
+    own_shortcut = need_shortcut and options[1] != ADD
+    need_sums = need_weight or need_bias or need_leak or grad_skip is not None or (need_z and ctx.training)
+    sums = grad_leak = grad_z = grad_shortcut = None
+    if need_sums and ctx.group is None and (need_z or own_shortcut):
+        grad_z, grad_shortcut, grad_sum, sums, grad_leak = below_autograd(
+            "bn_neuron_backward", grad_out, grad_skip, *arguments, ctx.training, own_shortcut, need_leak
         )
+        grad_out = grad_out if grad_skip is None else grad_sum
+    else:
+        if need_sums:
+            sums, grad_sum, grad_leak = below_autograd("bn_neuron_reduce", grad_out, grad_skip, *arguments, need_leak)
+            grad_out = grad_out if grad_skip is None else grad_sum
+        if need_z or own_shortcut:
+            all_sums, count = sums if ctx.training else None, 1.0
+            if ctx.training and need_z:
+                z = saved[0]
+                count = z.numel() / z.shape[1 if options[2] else 2]
+                all_sums = sums_of_all(ctx, sums, count)
+            grad_z, grad_shortcut = below_autograd(
+                "bn_neuron_apply", grad_out, *arguments[:7], all_sums, count, *arguments[7:], own_shortcut
+            )
+    grad_bias, grad_weight = sums.unbind() if need_weight or need_bias else (None, None)
     return (
         grad_z if need_z else None,
         (grad_shortcut if own_shortcut else grad_out) if need_shortcut else None,
-        None,
-        sums[1] if need_weight else None,
-        sums[0] if need_bias else None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
         grad_leak if need_leak else None,
     )
 
 
 def below_autograd(name, *arguments):
     """Calls an op of backward below autograd."""
-    op = getattr(torch.ops.sewsnn, name).default
     if torch.is_grad_enabled():  # create_graph=True: the op's autograd formula raises an error
-        return op(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
+        return getattr(torch.ops.sewsnn, name).default(*arguments)
+    with _BelowAutograd():
+        return _OPS[name](*arguments)
 
 
 def sums_of_all(ctx, sums: Tensor, count: float) -> Tensor:
@@ -218,115 +251,79 @@ def sums_of_all(ctx, sums: Tensor, count: float) -> Tensor:
     return sums * (count / ctx.count).to(sums.dtype)
 
 
+class _Train(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(ctx, z, shortcut, weight, bias, leak, call):
+        running, options, v_mode, pack, two = call
+        out, v, checkpoints, bits, statistics = _train(
+            z, shortcut, weight, bias, leak, running, options, v_mode, True, pack
+        )
+        call[:] = v, bits
+        _remember(ctx, z, shortcut, (statistics, weight, bias, leak), checkpoints, options, True, 1.0, None)
+        # A view, not a detached alias: autograd then notices an in-place change of either.
+        return (out, out.view_as(out)) if two else out
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_skip=None):
+        ctx.needs = ctx.needs_input_grad[:5]
+        return *_gradients(ctx, grad_out, grad_skip), None
+
+
+# Function.apply without the work that only torch.func needs; fusing.fusable_settings has excluded torch.func.
+_apply_train = super(torch.autograd.Function, _Train).apply
+
+
 class _BnNeuron(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
 
     @staticmethod
     def forward(ctx, z, shortcut, statistics, weight, bias, leak, options, v_mode, pack, training, count, group, two):
-        inputs = (z, shortcut, statistics, weight, bias, leak)
+        channels = (statistics, weight, bias, leak)
         with torch._C._AutoDispatchBelowAutograd():
             out, v, checkpoints, bits = torch.ops.sewsnn.bn_neuron_forward.default(
-                *inputs, *options, v_mode, True, pack, training
+                z, shortcut, *channels, *options, v_mode, True, pack, training
             )
-        _remember(ctx, inputs, checkpoints, options, training, count, group)
+        _remember(ctx, z, shortcut, channels, checkpoints, options, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
-        # A view, not a detached alias: autograd then notices an in-place change of either.
         return out, out.view_as(out) if two else None, v, checkpoints, bits
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip, *_):
-        return *_gradients(ctx, grad_out, grad_skip), *(None,) * 7
+        ctx.needs = _without_statistics(ctx.needs_input_grad)
+        return *_with_statistics(_gradients(ctx, grad_out, grad_skip)), *(None,) * 7
+
+
+def _without_statistics(needs):
+    z, shortcut, _, *channels = needs[:6]
+    return z, shortcut, *channels
+
+
+def _with_statistics(gradients):
+    z, shortcut, *channels = gradients
+    return z, shortcut, None, *channels
 
 
 def _setup_context(ctx, inputs, output):
-    tensors, options, training = inputs[:6], Options(*inputs[6:17]), inputs[-1]
+    (z, shortcut, *channels), options, training = inputs[:6], Options(*inputs[6:17]), inputs[-1]
     _, v, checkpoints, bits = output
-    _remember(ctx, tensors, checkpoints, options, training, 1.0, None)
+    _remember(ctx, z, shortcut, channels, checkpoints, options, training, 1.0, None)
     ctx.mark_non_differentiable(v, checkpoints, bits)
 
 
 def _backward(ctx, grad_out, *_):
-    return *_gradients(ctx, grad_out, None), *(None,) * 15
+    ctx.needs = _without_statistics(ctx.needs_input_grad)
+    return *_with_statistics(_gradients(ctx, grad_out, None)), *(None,) * 15
 
 
-# ---- shapes and strides without data
-
-
-def _sequence(z: Tensor, T: int) -> tuple[list[int], list[int]]:
-    """Sizes and strides of a tensor like z with its time axis."""
-    seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
-    return list(seq.shape), dense_strides(seq)
-
-
-def _statistics_fake(z, T, check):
-    return z.new_empty(2, z.shape[1 if T else 2], dtype=state_dtype(z.dtype))
-
-
-def _update_fake(statistics, momentum, count, running_mean, running_var):
-    check_operands(statistics, running_mean, running_var)
-
-
-def _check_options(*values) -> None:
-    options = Options(*values)
-    if options.connect not in range(5):
-        raise RuntimeError(f"unknown connection {options.connect}")
-    if options.kind != NO_NEURON:
-        check_kinds(options.kind, options.surrogate)
-
-
-def _forward_fake(z, shortcut, statistics, weight, bias, leak, eps, connect, T, kind, *rest):
-    *_, v_mode, needs_grad, pack, _ = rest
-    _check_options(eps, connect, T, kind, *rest[:7])
-    check_operands(z, shortcut, statistics, weight, bias, leak, T=T)
-    sizes, strides = _sequence(z, T)
-    state, M = state_dtype(z.dtype), math.prod(sizes[1:])
-    spiking = kind != NO_NEURON
-    v = z.new_empty_strided(sizes[1:], strides[1:], dtype=state) if v_mode and spiking else z.new_empty(0, dtype=state)
-    kept = checkpoint_count(sizes[0]) * M if needs_grad and spiking else 0
-    return (
-        z.new_empty_strided(sizes, strides),
-        v,
-        z.new_empty(kept, dtype=state),
-        z.new_empty(sizes[0] * M // 8 if pack else 0, dtype=torch.uint8),
-    )
-
-
-def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, eps, connect, T, *rest):
-    _check_options(eps, connect, T, *rest[:8])
-    check_operands(z, grad_out, grad_skip, shortcut, statistics, weight, bias, leak, checkpoints, T=T)
-    sizes, strides = _sequence(z, T)
-    state = state_dtype(z.dtype)
-    return (
-        z.new_empty(2, sizes[2], dtype=state),
-        z.new_empty(0) if grad_skip is None else z.new_empty_strided(sizes, strides),
-        leak.new_empty(()) if rest[-1] else z.new_empty(0, dtype=state),
-    )
-
-
-def _apply_fake(
-    grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count, eps, connect, T, *rest
-):
-    _check_options(eps, connect, T, *rest[:8])
-    check_operands(z, grad_out, shortcut, statistics, weight, bias, leak, checkpoints, sums, T=T)
-    sizes, strides = _sequence(z, T)
-    return (
-        z.new_empty_strided(sizes[1:], strides[1:]) if T else z.new_empty_strided(sizes, strides),
-        z.new_empty_strided(sizes, strides) if rest[-1] else z.new_empty(0),
-    )
-
-
-def _unpack_fake(bits, sizes, strides, dtype):
-    check_size(math.prod(sizes), dtype)
-    return bits.new_empty_strided(sizes, strides, dtype=dtype)
-
-
+#: ops by name, as the functions that ``torch.ops`` calls
+_OPS = {}
 if NATIVE_ERROR is None:
-    torch.library.register_fake("sewsnn::unpack_spikes", _unpack_fake)
-    torch.library.register_fake("sewsnn::bn_statistics", _statistics_fake)
-    torch.library.register_fake("sewsnn::bn_update", _update_fake)
-    torch.library.register_fake("sewsnn::bn_neuron_forward", _forward_fake)
-    torch.library.register_fake("sewsnn::bn_neuron_reduce", _reduce_fake)
-    torch.library.register_fake("sewsnn::bn_neuron_apply", _apply_fake)
+    bn_shapes.register()
+    _CALLED = ("bn_neuron_train", "bn_neuron_backward", "bn_neuron_reduce", "bn_neuron_apply")
+    for name in (*_CALLED, "bn_neuron_pool_reduce", "bn_neuron_pool_apply"):
+        _OPS[name] = getattr(torch.ops.sewsnn, name).default._op
     torch.library.register_autograd("sewsnn::bn_neuron_forward", _backward, setup_context=_setup_context)
-    torch.library.register_autograd("sewsnn::bn_neuron_reduce", no_double_backward)
-    torch.library.register_autograd("sewsnn::bn_neuron_apply", no_double_backward)
+    for name in ("bn_neuron_reduce", "bn_neuron_apply", "bn_neuron_backward"):
+        torch.library.register_autograd(f"sewsnn::{name}", no_double_backward)

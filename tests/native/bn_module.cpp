@@ -56,8 +56,27 @@ void fill(BnBackwardParams& p, const Given& given) {
   p.grad_out = given.read_rows("grad_out", p.M);
 }
 
-// A workspace of exactly this many bytes.
-Array workspace(int64_t bytes) { return py::array_t<uint8_t>(bytes); }
+// The workspace of a kernel, of exactly the size that it asks for. The counters are zeros, and must be zeros again when
+// the kernel has ended.
+struct Workspace {
+  Array partials;
+  py::array_t<unsigned> counters;
+
+  template <class P>
+  explicit Workspace(P& p) {
+    const BnWorkspace need = cuda_bn_workspace(p.T, p.M, p.channels, p.dtype);
+    partials = py::array_t<uint8_t>(need.bytes);
+    counters = py::array_t<unsigned>(need.counters);
+    std::fill_n(counters.mutable_data(), counters.size(), 0u);
+    p.partials = output("partials", partials);
+    Array filled = counters;
+    p.counters = static_cast<unsigned*>(updated("counters", filled));
+  }
+  void check_counters() const {
+    for (py::ssize_t i = 0; i < counters.size(); ++i)
+      if (counters.data()[i]) throw std::runtime_error("counter " + std::to_string(i) + " is not 0 after the kernel");
+  }
+};
 
 py::dict statistics(const py::dict& arguments, unsigned schedule) {
   begin(schedule);
@@ -68,10 +87,16 @@ py::dict statistics(const py::dict& arguments, unsigned schedule) {
   p.T = z->shape(0), p.M = z->shape(1);
   p.channels = given.channels();
   p.z = given.read_rows("z", p.M);
-  Array partials = workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype));
-  p.partials = output("partials", partials);
+  const Workspace workspace(p);
   p.statistics = given.written("statistics");
+  Array mean = given.array("running_mean"), var = given.array("running_var");
+  if (mean) {
+    p.running_mean = updated("running_mean", mean);
+    p.running_var = updated("running_var", var);
+    p.momentum = given.number<double>("momentum");
+  }
   check(cuda_bn_statistics(p, nullptr));
+  workspace.check_counters();
   return report({"partials"});
 }
 
@@ -114,9 +139,9 @@ py::dict reduce(const py::dict& arguments, unsigned schedule) {
     leak_partials = py::array_t<double>(cuda_bn_leak_partials(p));
     p.grad_leak_partials = static_cast<double*>(output("leak_partials", leak_partials));
   }
-  Array partials = workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype));
-  p.partials = output("partials", partials);
+  const Workspace workspace(p);
   check(cuda_bn_reduce(p, nullptr));
+  workspace.check_counters();
   if (sum) check(cuda_sum_partials(p.grad_leak_partials, leak_partials->size(), p.dtype, sum, nullptr));
   return report({"partials"});
 }

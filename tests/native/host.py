@@ -24,6 +24,7 @@ from sewsnn.ops.reference import state_dtype
 from sewsnn.surrogate import ATan
 
 HERE = Path(__file__).parent
+CSRC = HERE.parent.parent / "csrc"
 BUILD = HERE.parent.parent / "build" / "native"
 KINDS = {"if": IF, "lif": LIF, "plif": PLIF}
 GUARD = 256  # bytes on either side of a buffer
@@ -42,15 +43,18 @@ _failed: dict[bool, str] = {}
 
 
 def build(sanitize: bool = False) -> Path:
-    """Builds the module with CMake and Ninja if needed and returns its file. A failed build is not repeated."""
+    """Builds the module with CMake and Ninja if needed and returns its file. A failed build is not repeated.
+    SEWSNN_HOST_CSRC names another folder of sources than csrc of this repository."""
     if sanitize in _failed:
         raise RuntimeError(_failed[sanitize])
-    folder = BUILD / ("sanitized" if sanitize else "plain")
+    folder, csrc = BUILD / ("sanitized" if sanitize else "plain"), Path(os.environ.get("SEWSNN_HOST_CSRC") or CSRC)
+    if csrc != CSRC:
+        folder = folder.with_name(f"{folder.name}{str(csrc).replace(os.sep, '+')}")
     # The tools of this environment are here, even if it is not activated.
     env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
     configure = ["cmake", "-GNinja", "-S", str(HERE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=None"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += [f"-DSANITIZE={'ON' if sanitize else 'OFF'}"]
+    configure += [f"-DSANITIZE={'ON' if sanitize else 'OFF'}", f"-Dcsrc={csrc}"]
     with _locked(folder):
         for command in (configure, ["cmake", "--build", str(folder)]):
             done = subprocess.run(command, capture_output=True, text=True, env=env)

@@ -1,6 +1,7 @@
 """The CUDA kernels of batch norm + neuron + connection on the host, compared with the formulas (bn_host.formula)."""
 
 import itertools
+import re
 from types import SimpleNamespace
 
 import host
@@ -164,6 +165,38 @@ def test_forward_and_backward(neuron, connect, channels_last):
         compare(block, DTYPES[turn % 4], (T, *shape), skip=turn % 3 == 1, seed=turn)
 
 
+def instance(report):
+    """The template arguments of the first kernel that a call launched: storage, K, N, Shortcut, Usual."""
+    name = report["launches"][0][0]
+    storage = next(s for s in ("BFloat16", "Half") if s in name)
+    return storage, *(int(number) for number in re.findall(r"L[ib](\d+)E", name.split("IN", 1)[-1]))
+
+
+# The options of which a change makes the general instances necessary.
+UNUSUAL = [{"v_reset": None}, {"v_reset": -0.25}, {"v_reset": -0.0}, {"detach_reset": False}, {"decay_input": False}]
+
+
+@pytest.mark.parametrize("channels_last", (True, False))
+@pytest.mark.parametrize("connect", CONNECTIONS)
+@pytest.mark.parametrize("T", (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17))
+def test_chunks_in_half_precision(T, connect, channels_last):
+    """K = 4, 8 or 16 time-steps per chunk, and the instance for the usual options where there is one."""
+    shape = (T, 1, 8, 4, 4)
+    reads = connect not in (None, "add")
+    K = 4 if T <= 4 else 8 if T <= 8 else 16
+    for i, neuron in enumerate(NEURONS):
+        dtype = ("Half", "BFloat16")[(i + T) % 2]
+        for options in ({}, UNUSUAL[(i + T) % len(UNUSUAL)]):
+            is_usual = not reads and (not options or (neuron == "if" and "decay_input" in options))
+            block = Block(**NEURONS[neuron], **options, connect=connect, channels_last=channels_last)
+            storage = {"Half": torch.float16, "BFloat16": torch.bfloat16}[dtype]
+            *_, kernels = compare(block, storage, shape, skip=i % 2 == 0, seed=T + i)
+            for name in ("reduce", "apply"):
+                # K = 16 has four neurons per thread where neither a shortcut nor the leak's gradient needs registers.
+                N = 4 if K < 16 or (is_usual and not (name == "reduce" and neuron == "plif")) else 2
+                assert instance(kernels.reports[name]) == (dtype, K, N, reads, is_usual), (neuron, options, name)
+
+
 @pytest.mark.parametrize("channels_last", (True, False))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_shape(dtype, channels_last):
@@ -308,11 +341,13 @@ def unpack(bits, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", (1, 255, 256, 257))
 def test_unpacked_spikes(count, dtype):
-    """Unpacks all values of a byte: one read of each byte, and one write of its eight numbers."""
+    """Unpacks all values of a byte: one read of each byte, and one write of its eight numbers, in instructions of at
+    most 16 bytes (a GPU's; the host counts a pack once)."""
     bits = (torch.arange(count) * 37 % 256).to(torch.uint8)
     got, report = unpack(bits, dtype)
     assert torch.equal(got, (bits[:, None] >> torch.arange(8) & 1).to(dtype))
-    assert report["loads"]["bits"] == {1: count} and report["stores"]["out"] == {8 * dtype.itemsize: count}
+    stored, instructions = 8 * dtype.itemsize, dtype.itemsize // 2 * count
+    assert report["loads"]["bits"] == {1: count} and report["stores"]["out"] in ({stored: count}, {16: instructions})
 
 
 # ---- all of them
@@ -334,8 +369,10 @@ def test_any_order_of_threads_gives_the_same_bits():
 def test_every_kernel_is_compared():
     """Compares every instance that the library can launch with the formulas."""
     launched = set()
-    for dtype, connect, T, C in itertools.product(DTYPES, (None, "and"), (4, 5), (8, 3)):
-        *_, kernels = compare(Block(connect=connect), dtype, (T, 2, C, 2, 2), bits=connect is None)
+    cases = itertools.product(DTYPES, (None, "and"), (4, 8, 9), (8, 6, 3), (True, False))
+    for dtype, connect, T, C, detach in cases:
+        block = Block(connect=connect, detach_reset=detach)
+        *_, kernels = compare(block, dtype, (T, 2, C, 2, 2), bits=connect is None)
         launched |= {kernel for report in kernels.reports.values() for kernel, _, _ in report["launches"]}
     for state in (torch.float32, torch.float64):
         test_running_statistics(9, state)

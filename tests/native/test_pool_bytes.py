@@ -32,16 +32,21 @@ def test_forward(size, strips):
     assert sum(total[name] for name in NUMBERS if name in total) == 4 * 4 * C * strips
 
 
+@pytest.mark.parametrize("usual", (True, False))
 @pytest.mark.parametrize("size, strips", SIZES[:2])
-def test_backward(size, strips):
-    """By each pass. z: twice, a row of windows apart, and three rows more per strip. grad_out: for each neuron that may
-    get it, which is up to nine times and from the cache. grad_z once. Packs of 8 bytes: four channels a thread."""
+def test_backward(size, strips, usual):
+    """By each pass. z: twice, a row of windows apart, and three rows more per strip. grad_z once. grad_out: twice, by
+    the thread of the window and by the one to its left; one row more per strip. With unusual settings once for each
+    neuron that may get it, which is up to nine times and from the cache. Packs of 8 bytes: four channels a thread."""
     pool_host.reports.clear()
-    case = stem((1, C, size, size), torch.bfloat16)
+    case = stem((1, C, size, size), torch.bfloat16, detach_reset=usual)
     grad_out = current(case.out_shape, torch.bfloat16)
     sums, _ = case.reduce("cuda", grad_out)
     case.apply("cuda", grad_out, sums, 1000)
-    positions = (3 * size // 2 - 1) ** 2  # positions of all windows that are inside the image
+    out = size // 2
+    positions = (
+        (out + strips - 1) * (2 * out - 1) if usual else (3 * out - 1) ** 2
+    )  # the latter are all inside the image
     loads = {"z": {8: (2 * size + 3 * (strips - 1)) * size * C // 4}, "grad_out": {8: T * positions * C // 4}}
     reduced, applied = pool_host.reports
     assert accesses(reduced, "loads") == accesses(applied, "loads") == loads

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
 #include <type_traits>
 #include <utility>
 
@@ -41,6 +42,8 @@ constexpr int warpSize = 32;
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
+typedef struct CUstream_st* cudaStream_t;
+
 namespace host_device {
 
 // The place where a thread waits. All threads that must meet have to wait at the same place.
@@ -56,9 +59,24 @@ int lane();
 
 void on_load(const void*, size_t);
 void on_store(const void*, size_t);
+void on_atomic(const void*, size_t);
+// The kernel waits for earlier ones. If it was allowed to begin before they end, this must come before every access.
+void on_begin();
 
-// Runs `thread` in every thread of the grid.
-void run(const void* kernel, dim3 grid, dim3 block, size_t dynamic_shared, const std::function<void()>& thread);
+// One argument of a launch.
+struct Argument {
+  const void* value;
+  size_t bytes;
+};
+
+struct LaunchSettings {
+  size_t dynamic_shared;
+  cudaStream_t stream;
+  bool early;  // may begin before earlier kernels have ended
+  std::initializer_list<Argument> arguments;
+};
+// Runs `thread` in every thread of the grid, or another body of this kernel (device.h), which reads the arguments.
+void run(const void* kernel, dim3 grid, dim3 block, const LaunchSettings&, const std::function<void()>& thread);
 
 template <class T>
 T from_lane(Meeting what, unsigned mask, T value, int source) {
@@ -79,6 +97,7 @@ inline int within(int source, int width) {
 
 #define SEWSNN_TRACE_LOAD(p, bytes) ::host_device::on_load(p, bytes)
 #define SEWSNN_TRACE_STORE(p, bytes) ::host_device::on_store(p, bytes)
+#define SEWSNN_TRACE_BEGIN() ::host_device::on_begin()
 
 inline void __syncthreads() { host_device::meet_block(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
@@ -107,25 +126,71 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize) {
 unsigned __ballot_sync(unsigned mask, int predicate);
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+// Blocks run one after the other, and threads switch only where they wait: every operation is atomic.
+inline unsigned atomicInc(unsigned* p, unsigned most) {
+  host_device::on_atomic(p, sizeof *p);
+  const unsigned before = *p;
+  *p = before >= most ? 0 : before + 1;
+  return before;
+}
+inline void __threadfence() {}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInitializationError = 3,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorStubLibrary = 34,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorInvalidKernelImage = 200,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorInvalidPtx = 218,
+  cudaErrorJitCompilerNotFound = 221,
+  cudaErrorUnsupportedPtxVersion = 222,
+  cudaErrorJitCompilationDisabled = 223,
+  cudaErrorSharedObjectInitFailed = 303,
+  cudaErrorSymbolNotFound = 500,
+  cudaErrorSystemNotReady = 802,
+  cudaErrorSystemDriverMismatch = 803,
+  cudaErrorCompatNotSupportedOnDevice = 804,
+};
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess             ? "no error"
-         : error == cudaErrorInvalidValue ? "invalid argument"
-                                          : "invalid configuration argument";
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    default: return "another error";
+  }
 }
-struct cudaFuncAttributes {};
+// The device is one of compute capability 9.0.
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 template <class... P>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)(P...)) {
-  return cudaSuccess;
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, void (*)(P...)) {
+  return found->ptxVersion = 90, cudaSuccess;
 }
-typedef struct CUstream_st* cudaStream_t;
+cudaError_t cudaGetDevice(int* device);
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  return *value = what == cudaDevAttrComputeCapabilityMajor ? 9 : 0, cudaSuccess;
+}
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
-  void* attrs = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
   unsigned numAttrs = 0;
 };
 
@@ -139,8 +204,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     return cudaErrorInvalidConfiguration;
   // The arguments are copied, as in a launch.
   [&](P... arguments) {
-    host_device::run(reinterpret_cast<const void*>(kernel), grid, block, config->dynamicSmemBytes,
-                     [&] { kernel(arguments...); });
+    host_device::run(
+        reinterpret_cast<const void*>(kernel), grid, block,
+        {config->dynamicSmemBytes, config->stream, config->numAttrs != 0, {{&arguments, sizeof arguments}...}},
+        [&] { kernel(arguments...); });
   }(std::forward<Given>(given)...);
   return cudaSuccess;
 }

@@ -1,0 +1,6 @@
+#include "kernels/multistep_launch.cuh"
+
+namespace sewsnn {
+template int64_t backward_blocks<BFloat16, 8>(const BackwardParams&);
+template cudaError_t launch_backward<BFloat16, 8>(const BackwardParams&, cudaStream_t);
+}  // namespace sewsnn
