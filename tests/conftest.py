@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import CUDA_PARAMS, HAS_CUDA
+from devices import CUDA_PARAMS, HAS_CUDA, PRETENDED
 from hypothesis import settings
 from thorough import THOROUGH
 
@@ -20,12 +20,15 @@ settings.load_profile("sewsnn")
 
 _CUDA_ONLY = ["test_cuda.py", "test_cuda_blocks.py", "test_training_cuda.py"]
 _THOROUGH_ONLY = ["native/test_sanitizers.py"]  # compiles all kernels again with AddressSanitizer
+# These run only in a process with the pretended CUDA device (tests/device).
+_PRETENDED_ONLY = ["device/test_on_device.py", "device/test_training_on_device.py"]
 collect_ignore = ([] if HAS_CUDA else _CUDA_ONLY) + ([] if THOROUGH else _THOROUGH_ONLY)
+collect_ignore += [] if PRETENDED else _PRETENDED_ONLY
 
 
 # Modules that take more than half a minute. They start first, so that no process ends alone with one of them.
 _LONG = {"bn_kernels", "kernels", "distributed", "train", "export", "spikingjelly", "resume", "event_training"}
-_LONG |= {"compile", "lost_logs", "recipes", "snippets", "functional", "machine_code"}
+_LONG |= {"compile", "lost_logs", "recipes", "snippets", "functional", "machine_code", "graph_training"}
 
 
 def pytest_collection_modifyitems(items):
@@ -49,3 +52,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tape(monkeypatch):
+    """The recorder that every run with ``train.cuda_graph`` takes: a tape of operations stands for the CUDA graph."""
+    from graph_tape import Recorder
+
+    from sewsnn.train import graph
+
+    recorder = Recorder()
+    monkeypatch.setattr(graph, "recorder", lambda config, *_: recorder if config.train.cuda_graph else None)
+    return recorder

@@ -72,6 +72,7 @@ def test_side_stream(name):
     expected = step(x)
     late = torch.zeros_like(x)
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         step(late)  # what is allocated or loaded for the first time may wait
     torch.cuda.synchronize()

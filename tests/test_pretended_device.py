@@ -1,0 +1,93 @@
+"""Tests with a CUDA device run on the pretended one (tests/device), in processes that load it before torch.
+
+Nothing here replaces a GPU: the kernels are compiled for the host. What runs unchanged are the CUDA bindings and
+everything above them.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from thorough import THOROUGH
+
+from sewsnn.ops.load import LIBRARY, NATIVE_DEVICES
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS / "device"))
+import plant  # noqa: E402
+
+import build  # noqa: E402
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"no pretended CUDA device: {build.why_not()}")
+
+# Modules that run together, so that no group takes much longer than the others.
+GROUPS = {
+    "the device": ["device/test_on_device.py", "test_layout.py", "test_properties.py"],
+    "training": ["device/test_training_on_device.py", "test_train_step.py", "test_train_loop.py"],
+    "neurons": ["test_neuron.py", "test_gradients.py", "test_func.py", "test_cuda.py", "test_step_mode.py"],
+    "blocks": ["test_bn_neuron.py", "test_bn_layer.py", "test_bn_autograd.py", "test_bn_layout.py", "test_fuse.py"],
+    "more blocks": ["test_bn_statistics.py", "test_bn_errors.py", "test_packed.py", "test_cuda_blocks.py"],
+}
+if THOROUGH:
+    GROUPS["all"] = ["."]
+
+
+@pytest.fixture(scope="module")
+def device():
+    """The folder of the built device. A torch whose internals have changed skips these tests, with the reason."""
+    try:
+        return build.build()
+    except RuntimeError as error:
+        text = str(error)
+        if "pretended_torch" in text and "error:" in text:
+            pytest.skip(f"the pretended device does not compile beside torch {torch.__version__}:\n{text[-2000:]}")
+        raise
+
+
+def run(device: Path, *arguments: str, timeout: int = 900) -> subprocess.CompletedProcess:
+    """Runs pytest on the device."""
+    command = [sys.executable, str(TESTS / "device"), "-q", "-m", "cuda", "-p", "no:cacheprovider", *arguments]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SEWSNN_LIBRARY"))}
+    env |= {"SEWSNN_DEVICE": str(device), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_cuda_tests(group, device):
+    done = run(device, *(f"tests/{name}" for name in GROUPS[group]))
+    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
+    assert " passed" in done.stdout
+    print(done.stdout.splitlines()[-1])
+
+
+FINDS = {
+    "no device guard": ("another_stream", "by a kernel on cuda:0|current one of the current device"),
+    "a workspace that is too small": ("other_device", "outside of the device's memory"),
+    "a gradient that is not widened": ("other_device or gradient", "outside of the device's memory"),
+    "the default stream": ("another_stream", "was launched on stream"),
+    "a temporary freed early": ("other_device", "outside of the device's memory"),
+}
+
+
+@pytest.mark.parametrize("fault", plant.FAULTS if THOROUGH else ["no device guard", "a temporary freed early"])
+def test_a_planted_fault_is_found(fault, device, tmp_path):
+    words, message = FINDS[fault]
+    folder = plant.build(fault, device, TESTS.parent / "csrc", tmp_path)
+    done = run(folder, "tests/device/test_on_device.py", "-k", words)
+    assert done.returncode == 1
+    assert re.search(message, done.stdout), done.stdout[-4000:]
+
+
+def test_the_library_that_nvcc_built(device):
+    """Its bindings run up to the launch, and every op raises the driver's error."""
+    library = Path(LIBRARY)
+    if "cuda" not in NATIVE_DEVICES:
+        pytest.skip("the compiled library has no CUDA kernels")
+    command = [sys.executable, str(TESTS / "device" / "nvcc_library.py"), str(device), str(library.resolve())]
+    env = {name: value for name, value in os.environ.items() if name != "SEWSNN_LIBRARY"}
+    done = subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
