@@ -18,8 +18,9 @@ model: {name: sew_resnet18, T: 4, connect_f: ADD, blocks: [], widths: [], stem: 
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9, nesterov: false, weight_decay: 0.0, decay_norms: true, clip_norm: 0.0}
 schedule: {name: cosine, every: epoch, step_size: 64, gamma: 0.1, final: 0.0, warmup_epochs: 0.0, warmup_start: 0.01}
 loss: {name: ce, label_smoothing: 0.0, tet_lambda: 0.05, tet_target: 1.0, mixup: 0.0, cutmix: 0.0}
-train: {epochs: 10, device: auto, amp: 'off', test_amp: 'off', channels_last: false, compile: 'off', accumulate: 1,
-  ema: 0.0, sync_bn: false, deterministic: false, checkpoint_steps: 0, keep: 0, log_steps: 50, threads: 0}
+train: {epochs: 10, device: auto, amp: 'off', test_amp: 'off', channels_last: false, compile: 'off', cuda_graph: false,
+  accumulate: 1, ema: 0.0, sync_bn: false, deterministic: false, checkpoint_steps: 0, keep: 0,
+  log_steps: 50, threads: 0}
 published: {test_accuracy: null, last_test_accuracy: null, source: ''}
 """
 

@@ -126,7 +126,7 @@ def test_sums_begin_at_nothing_or_where_a_resume_left_them():
     assert sums.values(processes) == left
     logits = torch.tensor([[6.0, 5, 4, 3, 2, 1], [6, 5, 4, 3, 2, 1], [6, 5, 4, 3, 2, 1]])
     sums.add(torch.tensor(2.0), logits, torch.tensor([0, 4, 5]), 8)
-    assert sums.values(processes) == left | {"samples": 10, "loss": 8.5, "top1": 4, "top5": 8} and sums.steps == 9
+    assert sums.values(processes) == left | {"samples": 10, "loss": 8.5, "top1": 4, "top5": 8}
     for step in (11, 9, 12):  # a batch with a loss that is not finite
         sums.add(torch.tensor(math.inf), logits, torch.tensor([0, 4, 5]), step)
     assert sums.first_bad() == 9

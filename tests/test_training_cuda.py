@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu.graph import compare_bits
 from sewsnn.cli import main
+from sewsnn.errors import UserError
 from sewsnn.models import create_model
-from sewsnn.train import build
+from sewsnn.train import build, graph
 from sewsnn.train.config import from_dict
 from sewsnn.train.distributed import Processes
 from sewsnn.train.prefetch import Prefetch
+from sewsnn.train.schedule import set_lr
 from sewsnn.train.step import Step
 from sewsnn.train.sums import Sums
 
@@ -58,6 +61,47 @@ def test_a_step_does_not_wait_for_the_gpu(settings):
     assert sums.values(stepper.processes)["samples"] == 64
 
 
+def test_replayed_steps_equal_eager_steps_bit_for_bit():
+    compare_bits("cuda")
+
+
+def test_a_replay_does_not_wait_for_the_gpu():
+    stepper, batches = steps(train={"cuda_graph": True, "amp": "fp16", "ema": 0.9}, loss={"mixup": 0.2})
+    sums = Sums(torch.device("cuda"))
+    for step, (x, y) in enumerate((x.cuda(), y.cuda()) for x, y in batches):
+        torch.cuda.set_sync_debug_mode("error" if step > graph.WARM_UP else "default")
+        set_lr(stepper.optimizer, 1 / (1 + step))
+        stepper.run(x, y, 0, step, 1, True, sums)
+    torch.cuda.set_sync_debug_mode("default")
+    assert stepper.graphed.captures == 1 and stepper.graphed.replays == len(batches) - graph.WARM_UP
+    stepper.check(sums, 0, lambda _: None)
+    assert sums.values(stepper.processes)["samples"] == 64
+
+
+def test_replays_draw_the_same_random_numbers():
+    """The generator advances with each replay as with the eager step."""
+    seen = []
+    for graphs in (False, True):
+        stepper, batches = steps(train={"cuda_graph": graphs}, optimizer={"lr": 0.125})
+        stepper.model.fc = torch.nn.Sequential(torch.nn.Dropout(0.5), stepper.model.fc)
+        torch.cuda.manual_seed(1)
+        for step, (x, y) in enumerate(batches):
+            stepper.run(x.cuda(), y.cuda(), 0, step, 1, True, Sums(torch.device("cuda")))
+        seen.append(torch.cuda.get_rng_state())
+    assert torch.equal(*seen)
+
+
+def test_a_step_that_waits_cannot_be_captured_and_the_gpu_stays_usable():
+    stepper, batches = steps(train={"cuda_graph": True})
+    stepper.model.register_forward_hook(lambda module, inputs, output: output * (output.sum().item() != 0.123))
+    stream = torch.cuda.current_stream()
+    with pytest.raises(UserError, match=r"cuda_graph: the training step cannot be captured .*captur.*\.item\(\)"):
+        for step, (x, y) in enumerate(batches):
+            stepper.run(x.cuda(), y.cuda(), 0, step, 1, True, Sums(torch.device("cuda")))
+    assert step == graph.WARM_UP and torch.cuda.current_stream() == stream
+    assert torch.ones(3, device="cuda").sum().item() == 3
+
+
 def test_batches_arrive_whole():
     """Batches are copied on a separate stream during computation; every number must arrive before it is read."""
     batches = [(torch.full((64, 3, 64, 64), float(i)).pin_memory(), torch.tensor([i])) for i in range(20)]
@@ -73,10 +117,11 @@ def test_batches_arrive_whole():
     [
         ("--amp", "fp16"),
         ("--amp", "bf16", "--channels_last", "true", "--ema", "0.9", "--accumulate", "2", "--batch_size", "16"),
+        ("--cuda_graph", "true", "--amp", "fp16", "--ema", "0.9", "--schedule.every", "step"),
         ("--compile", "default", "--drop_last", "true"),
         ("--compile", "reduce-overhead", "--drop_last", "true", "--amp", "bf16"),
     ],
-    ids=["fp16", "bf16 channels_last", "compiled", "CUDA graphs"],
+    ids=["fp16", "bf16 channels_last", "whole step captured", "compiled", "CUDA graphs"],
 )
 def test_digits_are_learnt(words, tmp_path):
     folder = tmp_path / "run"
@@ -85,9 +130,11 @@ def test_digits_are_learnt(words, tmp_path):
     assert main(["eval", str(folder), "--json", str(tmp_path / "eval.json")]) == 0
 
 
-def test_a_run_goes_on_with_the_same_bits(tmp_path):
+@pytest.mark.parametrize("graphs", ["false", "true"])
+def test_a_run_goes_on_with_the_same_bits(graphs, tmp_path):
     """With ``train.deterministic``, a run that stops after an epoch and resumes equals an uninterrupted run."""
     words = ["--device", "cuda", "--deterministic", "true", "--schedule.name", "constant", "--amp", "bf16"]
+    words += ["--cuda_graph", graphs]
     try:
         for name, epochs in (("whole", "2"), ("cut", "1")):
             assert main(["train", CONFIG, "--output", str(tmp_path / name), *words, "--epochs", epochs]) == 0

@@ -18,6 +18,7 @@ from benchmarks.common import quantiles
 from benchmarks.gpu import clock
 from benchmarks.gpu.cases import DTYPES, Rows, operand, parse
 from benchmarks.gpu.neuron import copy_milliseconds
+from benchmarks.gpu.predicted import predicted_share
 from sewsnn import layers, neuron
 from sewsnn.ops import bn as native
 from sewsnn.surrogate import ATan
@@ -90,7 +91,8 @@ def measure(arguments, rows: Rows) -> None:
             copy_ms = copy_milliseconds(moved, device, arguments.rounds)
             row = {"case": f"block_{what}", "provider": "native", "bytes": moved} | about
             row |= {f"{k}_ms": v for k, v in times.items()}
-            rows.add(row | {"GB_per_s": moved / times["p50"] / 1e6, "share_of_copy": copy_ms / times["p50"]})
+            row |= {"GB_per_s": moved / times["p50"] / 1e6, "share_of_copy": copy_ms / times["p50"]}
+            rows.add(row | {"predicted_share": predicted_share(row, rows.about["device"])})
         for name in ("native", "modules", "compile"):
             if rows.has("block_forward_backward", name, dtype, place) or (name == "compile" and device == "cpu"):
                 continue

@@ -17,6 +17,7 @@ import torch
 from benchmarks.common import quantiles
 from benchmarks.gpu import clock
 from benchmarks.gpu.cases import DTYPES, Rows, operand, parse
+from benchmarks.gpu.predicted import predicted_share
 from sewsnn import functional
 from sewsnn.ops.neuron import checkpoint_count
 from sewsnn.surrogate import ATan
@@ -103,6 +104,7 @@ def measure(arguments, rows: Rows) -> None:
             row |= {"shape": shape, "T": shape[0], "bytes": moved} | {f"{k}_ms": v for k, v in times.items()}
             row |= {"GB_per_s": moved / times["p50"] / 1e6, "copy_GB_per_s": moved / copy_ms / 1e6}
             row |= {"share_of_copy": copy_ms / times["p50"], "large_copy_GB_per_s": copied}
+            row["predicted_share"] = predicted_share(row, rows.about["device"])
             rows.add(row | about)
             if device == "cuda":
                 torch.cuda.empty_cache()

@@ -75,6 +75,7 @@ def stages(device: str, quick: bool) -> list[Stage]:
         Stage("time_neurons", (PYTHON, "-m", "benchmarks.gpu.neuron", *rows), 300, enough_s=60),
         Stage("time_blocks", (PYTHON, "-m", "benchmarks.gpu.blocks", *rows), 400, enough_s=90),
         Stage("time_steps", steps(device, quick), 500, enough_s=120),
+        Stage("time_graph", (PYTHON, "-m", "benchmarks.gpu.graph", *rows), 300, enough_s=60),
         Stage("tests_training", (*PYTEST, *marked, training), 300),
         Stage("overhead", (PYTHON, "-m", "benchmarks.overhead", "--device", device, "--json", "{json}"), 60),
         sanitizer("memcheck", *ours),

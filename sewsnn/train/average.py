@@ -28,14 +28,23 @@ class Average(nn.Module):
         # The counter is on the host. It has the name that torch's AveragedModel uses, which readers of files know.
         self.register_buffer("n_averaged", torch.tensor(0))
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Updates the average with the present weights of ``model``."""
+        self.blend(model, self.is_new())
+        self.n_averaged += 1
+
+    def is_new(self) -> bool:
+        """Returns whether there was no update yet."""
+        return not self.n_averaged
+
+    @torch.no_grad()
+    def blend(self, model: nn.Module, first: bool) -> None:
+        """Does the part of :meth:`update` that a CUDA graph can repeat: all but counting. ``first``: it is the first
+        update."""
         of_average, of_model = (list(chain(m.parameters(), m.buffers())) for m in (self.module, model))
         averaged = [(e, w) for e, w in zip(of_average, of_model, strict=True) if e.is_floating_point()]
         for e, w in zip(of_average, of_model, strict=True):
             if not e.is_floating_point():
                 e.copy_(w)
-        share = 1 - self.decay if self.n_averaged else 1.0
+        share = 1.0 if first else 1 - self.decay
         torch._foreach_lerp_([e for e, _ in averaged], [w for _, w in averaged], share)
-        self.n_averaged += 1

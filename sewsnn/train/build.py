@@ -161,7 +161,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
             {"params": [p for p in parameters if p.dim() > 1]},
             {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
         ]
-    fused = True if parameters[0].is_cuda else None
+    fused = True if parameters[0].is_cuda or config.train.cuda_graph else None
     if settings.name == "adamw":
         optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
     else:
@@ -178,4 +178,11 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
             raise ConfigError(f"optimizer: {error}") from None
     for group in optimizer.param_groups:
         group["initial_lr"] = settings.lr
+        if config.train.cuda_graph:  # a graph reads the learning rate from memory; the fused kernels take float32
+            group["lr"] = torch.tensor(settings.lr, dtype=torch.float32, device=parameters[0].device)
+    if fused and settings.name == "sgd" and settings.momentum:
+        # If the first step is skipped because of infinite gradients, torch's fused SGD leaves memory without values in
+        # the momentum. From zeros, the first step gives the same result.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

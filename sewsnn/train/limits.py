@@ -56,6 +56,11 @@ def check(config: Config) -> None:
             f"schedule.warmup_epochs must be less than train.epochs ({config.train.epochs}), got "
             f"{config.schedule.warmup_epochs}"
         )
+    if config.train.cuda_graph and config.train.compile != "off":
+        raise ConfigError(
+            f"train.cuda_graph: true and train.compile: {config.train.compile} exclude each other; set one of them to "
+            "false or off"
+        )
     _check_lr(config)
 
 

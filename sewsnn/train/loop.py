@@ -17,7 +17,7 @@ from sewsnn.layers import convert_sync_batchnorm
 from sewsnn.locking import FolderLock
 from sewsnn.models import load_checkpoint
 from sewsnn.progress import Progress, say, watched
-from sewsnn.train import build, checkpoint, metrics, state
+from sewsnn.train import build, checkpoint, graph, metrics, state
 from sewsnn.train.config import Config
 from sewsnn.train.distributed import Processes
 from sewsnn.train.evaluation import evaluate
@@ -62,6 +62,7 @@ class Trainer:
         self.device = build.choose_device(config.train.device, self.processes.local_rank)
         self.backend = build.backend_of(config, self.device)
         build.set_up_torch(config)
+        graph.recorder(config, self.device, self.processes.world)  # raises an error before the data are opened
         self.message = ""  #: what to print about a resume
         self._lock = FolderLock(self.folder, "trained in")
         try:
@@ -169,7 +170,7 @@ class Trainer:
         with Progress(title, steps, done=self.step, quiet=not self.processes.is_first) as bar:
             for x, y in batches:
                 first = self.step - self.step % settings.accumulate
-                lr = self._set_lr(first)
+                lr = self._set_lr(self.step)
                 group = min(settings.accumulate, steps - first)
                 last = self.step + 1 == first + group
                 self.stepper.run(x, y, self.epoch, self.step, group, last, sums)
@@ -190,7 +191,7 @@ class Trainer:
         sums.seconds = before + time.perf_counter()  # the GPU has finished all steps now
 
     def _set_lr(self, step: int) -> float:
-        position = self.epoch + step / self.source.steps_per_epoch
+        position = self.epoch + (step - step % self.config.train.accumulate) / self.source.steps_per_epoch
         return set_lr(self.optimizer, factor(self.config.schedule, self.config.train.epochs, position))
 
     def _batch(self, step: int):
@@ -243,16 +244,15 @@ class Trainer:
     def _finish_epoch(self) -> dict:
         config, sums = self.config, self.sums.values(self.processes)
         average = self.stepper.average
-        self.processes.share_buffers(*([self.model] if average is None else [self.model, average.module]))
-        found = [self._evaluate(self.model)]
-        if average is not None:
-            found.append(self._evaluate(average.module))
+        models = [self.model] if average is None else [self.model, average.module]
+        self.processes.share_buffers(*models)
+        found = [self._evaluate(model) for model in models]
         corrupt = {text for of in self.processes.gather(self.source.corrupt) for text in of.values()}
         if self.processes.is_first:
             corrupt = metrics.write_corrupt(self.folder / "corrupt.txt", corrupt)
         row = {
             "epoch": self.epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._set_lr(self.step - 1),
             "train_loss": sums["loss"] / sums["samples"],
             "train_accuracy": sums["top1"] / sums["samples"],
             "train_accuracy5": sums["top5"] / sums["samples"],

@@ -2,6 +2,7 @@
 
 import math
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sewsnn.train.schema import ScheduleConfig
@@ -36,11 +37,15 @@ def factor(settings: ScheduleConfig, epochs: int, position: float) -> float:
 
 
 def set_lr(optimizer: Optimizer, value: float) -> float:
-    """Sets the learning rate of every parameter group to its base learning rate times ``value``.
+    """Sets the learning rate of every parameter group to its base learning rate times ``value``. A tensor stays the
+    same tensor, because CUDA graphs read it.
 
     Returns:
         The learning rate of the first group.
     """
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * value
-    return optimizer.param_groups[0]["lr"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["initial_lr"] * value)
+        else:
+            group["lr"] = group["initial_lr"] * value
+    return optimizer.param_groups[0]["initial_lr"] * value

@@ -147,6 +147,7 @@ class TrainConfig:
     - ``epochs``; ``device``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``threads``: CPU threads, 0: torch's default.
     - ``amp``, ``test_amp``: autocast in training and in evaluation. ``channels_last``: memory format.
     - ``compile``: mode of torch.compile; ``reduce-overhead`` uses CUDA graphs.
+    - ``cuda_graph``: capture the whole training step as a CUDA graph and replay it (:mod:`sewsnn.train.graph`).
     - ``accumulate``: batches per optimizer step. ``sync_bn``: batch statistics over all processes.
     - ``ema``: decay of a moving average of the weights, which is evaluated as well; 0: none.
     - ``deterministic``: reproducible bit for bit, also on CUDA; slower.
@@ -161,6 +162,7 @@ class TrainConfig:
     test_amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = False
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    cuda_graph: bool = False
     accumulate: int = 1
     ema: float = 0.0
     sync_bn: bool = False

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from sewsnn.data.source import identity, other_data
 from sewsnn.errors import CheckpointError, UserError, out_of_memory
 from sewsnn.files import exists
@@ -95,11 +97,14 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
     """Returns the state of the run, as :func:`sewsnn.train.checkpoint.save` takes it. All processes must call this."""
     stepper, processes = trainer.stepper, trainer.processes
     running = trainer.sums.values(processes)
+    optimizer = trainer.optimizer.state_dict()
+    for group in optimizer["param_groups"]:
+        group["lr"] = float(group["lr"])  # with CUDA graphs it is a tensor
     return {
         "config": trainer.config.to_dict(),
         "model": trainer.model.state_dict(),
         "average": None if stepper.average is None else stepper.average.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": optimizer,
         "scaler": stepper.scaler.state_dict(),
         "rng": processes.gather(checkpoint.get_rng()),
         "epoch": trainer.epoch,
@@ -130,13 +135,15 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{path} was trained on other data ({words}); data.root must hold the same data, in any location"
         )
-    fused = [group["fused"] for group in trainer.optimizer.param_groups]
+    own = [(group["fused"], group["lr"]) for group in trainer.optimizer.param_groups]
     try:
         check_fit(saved, trainer.model, stepper.average, trainer.optimizer)
         trainer.model.load_state_dict(saved["model"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
-        for group, of_device in zip(trainer.optimizer.param_groups, fused, strict=True):
-            group["fused"] = of_device  # the present device decides this, not that of the checkpoint
+        for group, (fused, rate) in zip(trainer.optimizer.param_groups, own, strict=True):
+            group["fused"] = fused  # the present device decides this, not that of the checkpoint
+            if isinstance(rate, Tensor):  # the schedule sets its value before each step
+                group["lr"] = rate
         stepper.scaler.load_state_dict(saved["scaler"])
         if stepper.average is not None:
             stepper.average.load_state_dict(saved["average"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sewsnn.data import random_temporal_delete
 from sewsnn.data.source import seed_of
 from sewsnn.errors import UserError, out_of_memory
+from sewsnn.train import graph
 from sewsnn.train.average import Average
 from sewsnn.train.distributed import Processes
 from sewsnn.train.losses import Loss, mix
@@ -63,10 +64,13 @@ class Step:
         self._graphs = settings.compile in ("reduce-overhead", "max-autotune")
         # Autograd stores a first gradient without a copy, and the replay of a CUDA graph for the next batch would
         # overwrite that memory. Autograd adds to a gradient that already exists.
-        self._keeps_gradients = self._graphs and settings.accumulate > 1
-        if self._keeps_gradients:
+        self._keeps_gradients = (self._graphs or settings.cuda_graph) and settings.accumulate > 1
+        if self._keeps_gradients and self._graphs:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
+        self.graphed: graph.GraphedStep | None = None
+        if recorder := graph.recorder(config, self.device, processes.world):
+            self.graphed = graph.GraphedStep(self._train, model, self.average, optimizer, self.scaler, recorder)
 
     def run(self, x: Tensor, y: Tensor, epoch: int, step: int, group: int, last: bool, sums: Sums) -> None:
         """Trains on one batch and adds its results to ``sums``.
@@ -93,11 +97,12 @@ class Step:
         if self.config.loss.mixup or self.config.loss.cutmix:
             seed = seed_of(self.config.seed, _MIX, epoch, step, self.processes.rank)
             x, target = mix(x, y, self.classes, self.config.loss, seed)
-        waiting = self.processes.world > 1 and not last
+        first = last and self.average is not None and self.average.is_new()
         try:
-            with self._wrapped.no_sync() if waiting else contextlib.nullcontext():
-                logits, loss = self._forward(self._network, x, target)
-                self.scaler.scale(loss / group).backward()
+            if self.graphed is None:
+                self._train(x, target, y, step, group, last, first, sums)
+            else:
+                self.graphed.run((x, target, y), step, (group, last, first), sums)
         except (RuntimeError, MemoryError) as error:
             if reason := out_of_memory(error):
                 raise UserError(
@@ -108,9 +113,21 @@ class Step:
             if "finite" in str(error):
                 self.explain(epoch, step, "a batch statistic", lambda _: (x, target), largest=2.0**63)
             raise
+        sums.steps = step + 1
+        if last and self.average is not None:
+            self.average.n_averaged += 1
+
+    def _train(
+        self, x: Tensor, target: Tensor, y: Tensor, step: int | Tensor, group: int, last: bool, first: bool, sums: Sums
+    ) -> None:
+        """Does all of a step that a CUDA graph can repeat. ``first``: it is the first update of the average."""
+        waiting = self.processes.world > 1 and not last
+        with self._wrapped.no_sync() if waiting else contextlib.nullcontext():
+            logits, loss = self._forward(self._network, x, target)
+            self.scaler.scale(loss / group).backward()
         sums.add(loss.detach(), logits.detach(), y, step)
         if last:
-            self._update()
+            self._update(first)
 
     def _forward(self, network: Callable, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(self.device, self.config.train.amp):
@@ -120,7 +137,7 @@ class Step:
             logits = network(x)
             return logits, self.loss(logits, target)
 
-    def _update(self) -> None:
+    def _update(self, first: bool) -> None:
         if self.config.optimizer.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
@@ -128,7 +145,7 @@ class Step:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         if self.average is not None:
-            self.average.update(self.model)
+            self.average.blend(self.model, first)
 
     def check(self, sums: Sums, epoch: int, batch: Callable[[int], tuple[Tensor, Tensor] | None]) -> None:
         """Stops the run on all processes if its loss or gradients are infinite or NaN. Waits for the GPU.
@@ -154,8 +171,9 @@ class Step:
             self.explain(epoch, sums.steps - 1, "a gradient", batch)
 
     def release(self) -> None:
-        """Drops the references to the process group: its threads must end before Python exits."""
+        """Drops the references to the process group: its threads must end before Python exits. Drops CUDA graphs."""
         self._wrapped = self._network = self.model
+        self.graphed = None
 
     def check_weights(self, epoch: int, step: int) -> None:
         """Stops the run before weights with infinite or NaN values overwrite a good checkpoint. Waits for the GPU.

@@ -22,6 +22,9 @@ class Sums:
     Args:
         device: the device of the logits.
         values: the sums of a resumed run, as :meth:`values` returned them; None (default): zeros.
+
+    Attributes:
+        steps: the steps of the epoch so far. The caller sets it, and ``seconds`` and ``waited``.
     """
 
     def __init__(self, device: torch.device, values: dict | None = None):
@@ -32,14 +35,20 @@ class Sums:
         self._bad = torch.tensor(NEVER, device=device)
         self.steps = 0
 
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor, step: int) -> None:
-        """Adds a batch: mean loss ``[]``, ``logits [N, classes]`` and class indices ``y [N]``."""
+    def add(self, loss: Tensor, logits: Tensor, y: Tensor, step: int | Tensor) -> None:
+        """Adds a batch: mean loss ``[]``, ``logits [N, classes]`` and class indices ``y [N]``. ``step`` may be a tensor
+        on the device. It changes nothing but tensors, in place, so a CUDA graph can repeat it."""
         top = logits.topk(min(5, logits.shape[1])).indices == y[:, None]  # [N, 5]
         batch = torch.stack([loss.double() * len(y), top[:, 0].sum().double(), top.any(1).sum().double()])
         self._sums[0] += len(y)
         self._sums[1:] += batch
-        self._bad = torch.where(loss.isfinite(), self._bad, self._bad.clamp(max=step))
-        self.steps = step + 1
+        torch.where(loss.isfinite(), self._bad, self._bad.clamp(max=step), out=self._bad)
+
+    def move_to(self, other: "Sums") -> None:
+        """Keeps the values in the tensors of ``other`` from now on; ``other`` must not be used any more."""
+        other._sums.copy_(self._sums)
+        other._bad.copy_(self._bad)
+        self._sums, self._bad = other._sums, other._bad
 
     def first_bad(self) -> int:
         """Returns the first step with an infinite or NaN loss, or :data:`NEVER`."""
