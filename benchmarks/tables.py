@@ -1,10 +1,13 @@
-"""Writes the tables of measured results in README.md and docs/performance.md from the rows in benchmarks/results.
+"""Writes the tables of results in README.md and docs from the rows in benchmarks/results: measured results, and the
+predicted speed of the CUDA kernels in docs/kernels.md and docs/gpu.md.
 
 python -m benchmarks.tables
 """
 
 from benchmarks.common import RESULTS, ROOT, read_rows
 from benchmarks.dating import is_current
+from benchmarks.machine_code.hot import predictions
+from benchmarks.machine_code.pages import details, shares
 from docs.marks import fill
 
 NAMES = {
@@ -260,8 +263,10 @@ def _step_table(rows: list[dict]) -> str:
 def tables() -> dict[str, dict[str, str]]:
     """Returns all tables: page -> name of a table in it -> its text."""
     neurons, steps = read_rows(RESULTS / "cpu_neuron.jsonl"), read_rows(RESULTS / "sew_step.jsonl")
-    gpu = read_rows(RESULTS / "gpu.jsonl")
+    gpu, predicted = read_rows(RESULTS / "gpu.jsonl"), predictions()
     return {
+        "docs/kernels.md": {"predicted": details(predicted)},
+        "docs/gpu.md": {"predicted_shares": shares(predicted)},
         "README.md": {"gain": gain_table(neurons, steps), "gpu": gpu_line(gpu)},
         "docs/performance.md": {
             "cpu_table": cpu_table(neurons),

@@ -34,6 +34,9 @@ def test_goes_on_where_it_stopped(files, tmp_path):
     assert [r["stage"] for r in rows if "stage" in r] == ["library", "smoke", "time_neurons"]
     measured = [r for r in rows if r.get("place")]
     assert len(measured) == 2 * 2 * 4 * 3
+    shown = first.stdout.split("predicted from the machine code and measured here:\n")[1].splitlines()
+    assert len(shown) == 1 + len(measured) and shown[0].split()[3:5] == ["predicted", "measured"]
+    assert all("predicted_share" in row for row in measured)  # null: a CPU has no prediction
     for row in measured:
         assert row["spikes_differ"] == 0 and row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert row["csrc"] == common.csrc_hash() and row["sources"] == dating.sources_hash("neuron")
