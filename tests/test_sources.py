@@ -12,10 +12,12 @@ def code(path: Path) -> str:
 
 
 def test_kernels_touch_memory_through_the_vocabulary_alone():
-    """No .cuh file dereferences a pointer; such an access would be neither counted nor checked."""
+    """No .cuh file dereferences a pointer; such an access would be neither counted nor checked. (Empty assembly only
+    hides a register from the compiler.)"""
     for path in (ROOT / "csrc").rglob("*.cuh"):
         found = re.findall(
-            r"[=(,;{]\s*\*\s*(?!\w+\)\(|this\b)[A-Za-z_(]|__ldg|\basm\b|reinterpret_cast<(?!uintptr_t)", code(path)
+            r"[=(,;{]\s*\*\s*(?!\w+\)\(|this\b)[A-Za-z_(]|__ldg|\basm\b(?!\(\"\")|reinterpret_cast<(?!uintptr_t)",
+            code(path),
         )
         assert not found, f"{path.name}: {found}"
 
