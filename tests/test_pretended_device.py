@@ -20,9 +20,11 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS / "device"))
 import plant  # noqa: E402
 
-import build  # noqa: E402
+import device_build  # noqa: E402
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"no pretended CUDA device: {build.why_not()}")
+pytestmark = pytest.mark.skipif(
+    device_build.why_not() is not None, reason=f"no pretended CUDA device: {device_build.why_not()}"
+)
 
 # Modules that run together, so that no group takes much longer than the others.
 GROUPS = {
@@ -40,7 +42,7 @@ if THOROUGH:
 def device():
     """The folder of the built device. A torch whose internals have changed skips these tests, with the reason."""
     try:
-        return build.build()
+        return device_build.build()
     except RuntimeError as error:
         text = str(error)
         if "pretended_torch" in text and "error:" in text:

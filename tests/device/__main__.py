@@ -2,7 +2,7 @@
 
     python tests/device PYTEST_ARGUMENTS        for example  tests/test_gradients.py -m cuda
 
-It builds the device if needed (build.py). This is a program and no plugin of pytest, because the device must be loaded
+It builds the device if needed (device_build.py). This is a program and no plugin of pytest, because the device must be loaded
 before torch, and other plugins import torch.
 """
 
@@ -14,7 +14,7 @@ import cannot
 import pretend
 import pytest  # its plugins, which import torch, are loaded by pytest.main
 
-import build
+import device_build
 
 
 class Plugin:
@@ -44,10 +44,10 @@ class Plugin:
 
 
 def main() -> int:
-    reason = build.why_not() if "torch" in sys.modules else None
+    reason = device_build.why_not() if "torch" in sys.modules else None
     if reason:
         raise SystemExit(reason)
-    folder = Path(os.environ.get("SEWSNN_DEVICE") or build.build())
+    folder = Path(os.environ.get("SEWSNN_DEVICE") or device_build.build())
     device = pretend.install(folder)
 
     class Registration:

@@ -33,7 +33,7 @@ def build(fault: str, device: Path, csrc: Path, folder: Path) -> Path:
 
     Args:
         fault: a key of :data:`FAULTS`.
-        device: the folder of the device without faults (build.py).
+        device: the folder of the device without faults (device_build.py).
         csrc: the sources.
         folder: a folder for the result.
 
