@@ -18,9 +18,8 @@ from sewsnn.ops.load import LIBRARY, NATIVE_DEVICES
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS / "device"))
-import plant  # noqa: E402
-
 import device_build  # noqa: E402
+import plant  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     device_build.why_not() is not None, reason=f"no pretended CUDA device: {device_build.why_not()}"

@@ -2,8 +2,8 @@
 
     python tests/device PYTEST_ARGUMENTS        for example  tests/test_gradients.py -m cuda
 
-It builds the device if needed (device_build.py). This is a program and no plugin of pytest, because the device must be loaded
-before torch, and other plugins import torch.
+It builds the device if needed (device_build.py). This is a program and no plugin of pytest, because the device must be
+loaded before torch, and other plugins import torch.
 """
 
 import os
@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 import cannot
+import device_build
 import pretend
 import pytest  # its plugins, which import torch, are loaded by pytest.main
-
-import device_build
 
 
 class Plugin:

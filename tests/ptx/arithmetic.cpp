@@ -90,14 +90,16 @@ u32 permuted(u32 a, u32 b, u32 selector) {
 #define SIGNED_AND_UNSIGNED(PTX_OP, name, expression)                                 \
   PTX_OP(name ".s16", s16, s16, expression)                                           \
   PTX_OP(name ".u16", u16, u16, expression)                                           \
-  PTX_OP(name ".s32", s32, s32, expression) PTX_OP(name ".u32", u32, u32, expression) \
-      PTX_OP(name ".s64", s64, s64, expression) PTX_OP(name ".u64", u64, u64, expression)
+  PTX_OP(name ".s32", s32, s32, expression)                                           \
+  PTX_OP(name ".u32", u32, u32, expression) PTX_OP(name ".s64", s64, s64, expression) \
+      PTX_OP(name ".u64", u64, u64, expression)
 // Operations that wrap around are the same for both signs.
 #define WRAPPING(PTX_OP, name, expression)                                            \
   PTX_OP(name ".s16", u16, u16, expression)                                           \
   PTX_OP(name ".u16", u16, u16, expression)                                           \
-  PTX_OP(name ".s32", u32, u32, expression) PTX_OP(name ".u32", u32, u32, expression) \
-      PTX_OP(name ".s64", u64, u64, expression) PTX_OP(name ".u64", u64, u64, expression)
+  PTX_OP(name ".s32", u32, u32, expression)                                           \
+  PTX_OP(name ".u32", u32, u32, expression) PTX_OP(name ".s64", u64, u64, expression) \
+      PTX_OP(name ".u64", u64, u64, expression)
 #define BITWISE(PTX_OP, name, expression)   \
   PTX_OP(name ".b16", u16, u16, expression) \
   PTX_OP(name ".b32", u32, u32, expression) \
@@ -111,7 +113,8 @@ void add_integers(Table& table) {
 #define MAD(type, T) PTX_TERNARY("mad.lo." type, T, T, T, u64(a) * b + c)
   MAD("s16", u16)
   MAD("u16", u16)
-  MAD("s32", u32) MAD("u32", u32) MAD("s64", u64) MAD("u64", u64) PTX_BINARY("mul.wide.s16", s16, s32, s32(a) * b)
+  MAD("s32", u32)
+  MAD("u32", u32) MAD("s64", u64) MAD("u64", u64) PTX_BINARY("mul.wide.s16", s16, s32, s32(a) * b)
       PTX_BINARY("mul.wide.u16", u16, u32, u32(a) * b) PTX_BINARY("mul.wide.s32", s32, s64, s64(a) * b) PTX_BINARY(
           "mul.wide.u32", u32, u64, u64(a) * b) PTX_TERNARY("mad.wide.s32", s32, u64, u64, u64(s64(a) * b) + c)
           PTX_TERNARY("mad.wide.u32", u32, u64, u64, u64(a) * b + c)

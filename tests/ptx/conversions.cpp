@@ -55,9 +55,10 @@ using Register = std::conditional_t<std::is_signed_v<R>, s64, R>;
 #define FROM_EVERY_INTEGER(R)                                                             \
   PTX_UNARY("cvt.rn." #R ".u8", u8, R, a)                                                 \
   PTX_UNARY("cvt.rn." #R ".s8", s8, R, a)                                                 \
-  PTX_UNARY("cvt.rn." #R ".u16", u16, R, a) PTX_UNARY("cvt.rn." #R ".s16", s16, R, a)     \
-      PTX_UNARY("cvt.rn." #R ".u32", u32, R, a) PTX_UNARY("cvt.rn." #R ".s32", s32, R, a) \
-          PTX_UNARY("cvt.rn." #R ".u64", u64, R, a) PTX_UNARY("cvt.rn." #R ".s64", s64, R, a)
+  PTX_UNARY("cvt.rn." #R ".u16", u16, R, a)                                               \
+  PTX_UNARY("cvt.rn." #R ".s16", s16, R, a) PTX_UNARY("cvt.rn." #R ".u32", u32, R, a)     \
+      PTX_UNARY("cvt.rn." #R ".s32", s32, R, a) PTX_UNARY("cvt.rn." #R ".u64", u64, R, a) \
+          PTX_UNARY("cvt.rn." #R ".s64", s64, R, a)
 #define ROUNDED(R, T)                                                     \
   PTX_UNARY("cvt.rzi." #R "." #T, T, R, to_integer<R>(std::trunc(a)))     \
   PTX_UNARY("cvt.rni." #R "." #T, T, R, to_integer<R>(std::nearbyint(a))) \
