@@ -16,7 +16,8 @@ def test_kernels_touch_memory_through_the_vocabulary_alone():
     hides a register from the compiler, and one cast finds the second array of a workspace."""
     for path in (ROOT / "csrc").rglob("*.cuh"):
         found = re.findall(
-            r"[=(,;{]\s*\*\s*(?!\w+\)\(|this\b)(?!(?<=, \*)\w+;)[A-Za-z_(]|__ldg|\basm\b(?!\(\"\")|reinterpret_cast<(?!uintptr_t|double\*>\(static)",
+            r"[=(,;{]\s*\*\s*(?!\w+\)\(|this\b)(?!(?<=, \*)\w+;)[A-Za-z_(]"
+            r"|__ldg|\basm\b(?!\(\"\")|reinterpret_cast<(?!uintptr_t|double\*>\(static)",
             code(path),
         )
         assert not found, f"{path.name}: {found}"

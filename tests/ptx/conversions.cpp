@@ -4,6 +4,8 @@
 
 #include "operations.h"
 
+// clang-format off: lists of macros without semicolons look different after each run of it
+
 namespace ptx {
 namespace {
 
