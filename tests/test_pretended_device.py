@@ -49,7 +49,7 @@ def device():
         raise
 
 
-def run(device: Path, *arguments: str, timeout: int = 900) -> subprocess.CompletedProcess:
+def run(device: Path, *arguments: str, timeout: int = 1700) -> subprocess.CompletedProcess:
     """Runs pytest on the device."""
     command = [sys.executable, str(TESTS / "device"), "-q", "-m", "cuda", "-p", "no:cacheprovider", *arguments]
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SEWSNN_LIBRARY"))}
@@ -63,6 +63,16 @@ def test_cuda_tests(group, device):
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
     assert " passed" in done.stdout
     print(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("stage", ["tiny", "tiny_blocks"])
+def test_smoke_stages_of_the_gpu_run(stage, device):
+    """The first stages of ``python -m benchmarks.gpu``, which compare every kernel on small shapes."""
+    command = [sys.executable, str(TESTS / "device" / "run_module.py"), f"benchmarks.gpu.{stage}", "--device", "cuda"]
+    env = {name: value for name, value in os.environ.items() if name != "SEWSNN_LIBRARY"}
+    env |= {"SEWSNN_DEVICE": str(device), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "cases agree" in done.stdout, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
 FINDS = {
