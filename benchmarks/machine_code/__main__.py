@@ -64,12 +64,12 @@ def main() -> None:
     rows = measure(archs)
     if not rows:
         raise SystemExit("the compiled library has no CUDA kernels: build it where nvcc is, or give --arch")
+    if arguments.json:
+        Path(arguments.json).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(f"nvcc {rows[0]['nvcc']} {' '.join(options())}")
     print(table(rows))
     if any(row["arch"] == ARCH for row in rows):
         print(f"\nPredicted, not measured:\n{text_table(predictions(rows))}")
-    if arguments.json:
-        Path(arguments.json).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

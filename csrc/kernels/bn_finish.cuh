@@ -48,8 +48,9 @@ __device__ __forceinline__ bool arrive(unsigned* counter, unsigned count) {
 // Adds `count` numbers that other blocks have written, `step` apart, in their order.
 template <class S>
 __device__ __forceinline__ double add_others(const S* from, int count, int64_t step) {
-  constexpr int kAtOnce = 16;  // loads in flight
+  constexpr int kAtOnce = 8;  // loads in flight
   double sum = 0;
+  SEWSNN_ROLLED
   for (int first = 0; first < count; first += kAtOnce) {
     S x[kAtOnce];
     SEWSNN_UNROLL

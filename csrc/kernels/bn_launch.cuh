@@ -134,7 +134,7 @@ inline bool wants_leak(const BnApplyParams&) { return false; }
 // instances with the usual options.
 template <class Storage, class P, class F>
 auto with_instance(const P& p, F&& f) {
-  constexpr bool half = sizeof(Storage) == 2;
+  constexpr bool half = sizeof(Storage) == 2, reduce = std::is_same_v<P, BnReduceParams>;
   return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
     constexpr bool Shortcut = decltype(shortcut)::value;
     return with_bool(half && !Shortcut && usual(p), [&](auto is_usual) {
@@ -147,11 +147,9 @@ auto with_instance(const P& p, F&& f) {
           if constexpr (half) {
             if (p.T <= 8) return f(Int<8>(), Int<kWideShort>(), shortcut, Bool<Usual>());
           }
-          if constexpr (Usual) {
-            if (!wants_leak(p)) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>());
-          }
+          // Reduce has sums and a second stage as well, and would spill.
+          if constexpr (Usual && !reduce) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>());
         }
-        constexpr bool reduce = std::is_same_v<P, BnReduceParams>;  // apply never wants the gradient of the leak
         if (fits<Storage, N>(p)) return f(Int<kLong>(), Int<N>(), shortcut, Bool<Usual && reduce>());
       }
       return f(Int<kLong>(), Int<1>(), shortcut, Bool<false>());
