@@ -78,9 +78,10 @@ def test_smoke_stages_of_the_gpu_run(stage, device):
 FINDS = {
     "no device guard": ("another_stream", "by a kernel on cuda:0|current one of the current device"),
     "a workspace that is too small": ("other_device", "outside of the device's memory"),
-    "a gradient that is not widened": ("other_device or gradient", "outside of the device's memory"),
+    "a gradient that is not widened": ("bits_of_a_sum", "outside of the device's memory"),
     "the default stream": ("another_stream", "was launched on stream"),
-    "a temporary freed early": ("other_device", "outside of the device's memory"),
+    # The next block may lie where the freed one was: then results are wrong.
+    "a temporary freed early": ("other_device", "outside of the device's memory|AssertionError|Tensor-likes"),
 }
 
 

@@ -90,6 +90,17 @@ def test_the_bits_of_the_cpu(dtype, T):
         assert torch.equal(ours.cpu(), cpu)
 
 
+def test_the_bits_of_a_sum():
+    """The gradient of a sum is one number for all neurons."""
+    x = torch.randn(5, 1000)
+    grads = []
+    for place in ("cuda", "cpu"):
+        leaf = x.to(place).requires_grad_()
+        functional.lif_multistep(leaf, backend="native")[0].sum().backward()
+        grads.append(leaf.grad.cpu())
+    assert torch.equal(*grads)
+
+
 def test_the_other_device_and_another_stream():
     """cuda:1 while cuda:0 is current, and a stream that is not the default."""
     x = torch.randn(5, 333)
