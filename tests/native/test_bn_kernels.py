@@ -192,7 +192,7 @@ def test_chunks_in_half_precision(T, connect, channels_last):
             storage = {"Half": torch.float16, "BFloat16": torch.bfloat16}[dtype]
             *_, kernels = compare(block, storage, shape, skip=i % 2 == 0, seed=T + i)
             for name in ("reduce", "apply"):
-                # K = 16 has four neurons per thread where neither a shortcut nor the leak's gradient needs registers.
+                # K = 16 has four neurons per thread where the registers suffice: in apply with the usual options.
                 N = 4 if K < 16 or (is_usual and name == "apply") else 2
                 assert instance(kernels.reports[name]) == (dtype, K, N, reads, is_usual), (neuron, options, name)
 
