@@ -211,7 +211,7 @@ def _check_constants(norm: nn.Module) -> None:
     """Checks that eps and momentum are constants: the ops take numbers, so a Parameter would get no gradient."""
     for name in ("eps", "momentum"):
         value = getattr(norm, name)
-        if type(value) is float and math.isfinite(value):
+        if type(value) is float and abs(value) < math.inf:  # math.isfinite takes no symbols of torch.compile
             continue
         if name == "momentum" and value is None:
             continue
