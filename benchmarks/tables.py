@@ -8,6 +8,7 @@ from benchmarks.common import RESULTS, ROOT, read_rows
 from benchmarks.dating import is_current
 from benchmarks.machine_code.hot import predictions
 from benchmarks.machine_code.pages import details, shares
+from benchmarks.overhead import BLOCK, MODULES
 from docs.marks import fill
 
 NAMES = {
@@ -109,13 +110,17 @@ def cpu_table(rows: list[dict]) -> str:
 
 
 def overhead(rows: list[dict]) -> str:
-    """Returns a sentence with the overhead of a call, from the last run on a CPU."""
+    """Returns two sentences with the overhead of a call and of a block, from the last run on a CPU."""
     found = {(r["case"], r["provider"]): r for r in rows if "driver" not in r}
+    block, modules = (found["overhead_forward_backward", provider] for provider in (BLOCK, MODULES))
     forward, both = (found[f"overhead_{c}", "sewsnn.functional.lif_multistep"] for c in ("forward", "forward_backward"))
     return (
         f"A call from Python (eight numbers, `python -m benchmarks.overhead`) costs {forward['least_us']:.0f} us "
-        f"without gradients and {both['least_us']:.0f} us forward + backward: {both['device']}, torch {both['torch']}, "
-        f"{both['date']}, commit {both['commit']}." + age([forward, both])
+        f"without gradients and {both['least_us']:.0f} us forward + backward. Batch norm + neuron + ADD as one block "
+        f"cost {block['least_us']:.0f} us forward + backward; torch's BatchNorm2d, relu and add cost "
+        f"{modules['least_us']:.0f} us in the same run ({block['least_us'] / modules['least_us']:.2f} times). "
+        f"{both['device']}, torch {both['torch']}, {both['date']}, commit {both['commit']}."
+        + age([forward, both, block])
     )
 
 

@@ -49,6 +49,54 @@ void set_checkpoints(BnBackwardParams& p, const MaybeTensor& checkpoints, const 
 
 }  // namespace
 
+double NumberReader::number() {
+  STD_TORCH_CHECK(at_ < numbers_.size(), "there must be more than ", numbers_.size(), " numbers");
+  return numbers_[at_++];
+}
+
+int64_t NumberReader::whole() {
+  const double x = number();
+  STD_TORCH_CHECK(std::abs(x) <= double(kMostSteps) && x == std::floor(x), "number ", at_ - 1,
+                  " must be an integer of at most 32 bits, got ", x);
+  return int64_t(x);
+}
+
+bool NumberReader::flag() {
+  const double x = number();
+  STD_TORCH_CHECK(x == 0 || x == 1, "number ", at_ - 1, " must be 0 or 1, got ", x);
+  return x == 1;
+}
+
+BnOptions NumberReader::options() {
+  BnOptions o;
+  o.eps = number(), o.connect = whole(), o.T = whole();
+  NeuronOptions& n = o.neuron;
+  n.kind = whole(), n.tau = number(), n.decay_input = flag(), n.v_threshold = number();
+  const bool hard_reset = flag();
+  const double v_reset = number();
+  if (hard_reset) n.v_reset = v_reset;
+  n.surrogate = whole(), n.alpha = number(), n.detach_reset = flag();
+  return o;
+}
+
+void NumberReader::end() const {
+  STD_TORCH_CHECK(at_ == numbers_.size(), "there must be ", at_, " numbers, got ", numbers_.size());
+}
+
+BnTrainNumbers::BnTrainNumbers(const std::vector<double>& numbers) {
+  NumberReader read(numbers);
+  options = read.options(), momentum = read.number(), v_mode = read.whole();
+  needs_grad = read.flag(), pack = read.flag();
+  read.end();
+}
+
+BnBackwardNumbers::BnBackwardNumbers(const std::vector<double>& numbers) {
+  NumberReader read(numbers);
+  options = read.options();
+  training = read.flag(), need_shortcut = read.flag(), need_leak = read.flag();
+  read.end();
+}
+
 BnStatisticsCall::BnStatisticsCall(const Tensor& z_in, int64_t T) : layout(layout_of(with_time(z_in, T ? 1 : 0))) {
   STD_TORCH_CHECK(layout.M > 0, "z must not be empty");
   params.dtype = dtype_of(z_in);
@@ -116,6 +164,14 @@ BnForwardCall::BnForwardCall(const Tensor& z_in, const MaybeTensor& shortcut_in,
 }
 
 namespace {
+
+// A row of a [rows, C] tensor, as a view.
+Tensor row_of(const Tensor& t, int64_t row) {
+  const int64_t size = t.size(1), stride = 1;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 1, &size, &stride, row * size, &handle));
+  return Tensor(handle);
+}
 
 Tensor or_empty(const MaybeTensor& t, ScalarType dtype, const Tensor& like) {
   return t ? *t : sewsnn::empty(0, dtype, like);
@@ -209,6 +265,17 @@ std::tuple<Tensor, Tensor> BnApplyCall::result() const {
   return {grad_z, or_empty(grad_shortcut, grad_z.scalar_type(), grad_z)};
 }
 
+std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> results_of(const BnStatisticsCall& statistics,
+                                                                             const BnForwardCall& call) {
+  return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
+}
+
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> results_of(const BnReduceCall& first,
+                                                                                     const BnApplyCall& second) {
+  return {second.grad_z,         second.grad_shortcut,  first.grad_sum,
+          row_of(first.sums, 1), row_of(first.sums, 0), first.grad_leak};
+}
+
 void set_running(BnStatisticsCall& call, const BnRunning& running) {
   if (!running.mean && !running.var && !running.tracked) return;
   STD_TORCH_CHECK(running.mean && running.var, "the running mean and the running variance belong together");
@@ -259,16 +326,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
       "bits)");
   m.def(
       "bn_neuron_train(Tensor z, Tensor? shortcut, Tensor? weight, Tensor? bias, Tensor? leak, Tensor(a!)? "
-      "running_mean, Tensor(b!)? running_var, Tensor(c!)? tracked, float momentum, float eps, int connect, int "
-      "T, " SEWSNN_NEURON
-      ", int v_mode, bool needs_grad, bool pack) -> (Tensor out, Tensor? v, Tensor? checkpoints, Tensor? "
+      "running_mean, Tensor(b!)? running_var, Tensor(c!)? tracked, float[] numbers) -> (Tensor out, Tensor? v, Tensor? "
+      "checkpoints, Tensor? "
       "bits, Tensor statistics)");
   m.def(
       "bn_neuron_backward(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
-      "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float eps, int connect, int T, " SEWSNN_NEURON
-      ", bool training, bool need_shortcut, bool need_leak) -> (Tensor grad_z, Tensor? grad_shortcut, Tensor? "
-      "grad_sum, "
-      "Tensor sums, Tensor? grad_leak)");
+      "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float[] numbers) -> (Tensor grad_z, Tensor? "
+      "grad_shortcut, Tensor? grad_sum, Tensor grad_weight, Tensor grad_bias, Tensor? grad_leak)");
   m.def(
       "bn_neuron_reduce(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
       "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float eps, int connect, int T, " SEWSNN_NEURON

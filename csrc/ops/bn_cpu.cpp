@@ -159,16 +159,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTens
 
 std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_train(
     Tensor z, MaybeTensor shortcut, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, MaybeTensor running_mean,
-    MaybeTensor running_var, MaybeTensor tracked, double momentum, double eps, int64_t connect, int64_t T, int64_t kind,
-    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
-    bool detach_reset, int64_t v_mode, bool needs_grad, bool pack) {
-  BnStatisticsCall statistics(z, T);
-  set_running(statistics, {running_mean, running_var, tracked, momentum});
+    MaybeTensor running_var, MaybeTensor tracked, std::vector<double> numbers) {
+  const BnTrainNumbers n(numbers);
+  BnStatisticsCall statistics(z, n.options.T);
+  set_running(statistics, {running_mean, running_var, tracked, n.momentum});
   // All checks come before the first kernel, so that an error leaves the running statistics as they were.
-  const BnForwardCall call(
-      z, shortcut, statistics.statistics, weight, bias, leak,
-      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
-      needs_grad, pack);
+  const BnForwardCall call(z, shortcut, statistics.statistics, weight, bias, leak, n.options, n.v_mode, n.needs_grad,
+                           n.pack);
   run_statistics(statistics, true);
   if (!call.empty()) run_forward(call);
   if (running_mean) {
@@ -176,11 +173,11 @@ std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_trai
     if (p.tracked) ++*p.tracked;
     with_state(p.dtype, [&](auto zero) {
       using S = decltype(zero);
-      update_running(static_cast<const S*>(p.statistics), p.channels.count, momentum, double(statistics.count()),
+      update_running(static_cast<const S*>(p.statistics), p.channels.count, n.momentum, double(statistics.count()),
                      static_cast<S*>(p.running_mean), static_cast<S*>(p.running_var));
     });
   }
-  return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
+  return results_of(statistics, call);
 }
 
 void run_reduce(BnReduceCall& call) {
@@ -244,18 +241,16 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
   return call.result();
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> bn_neuron_backward(
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neuron_backward(
     Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
-    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, double eps, int64_t connect, int64_t T, int64_t kind,
-    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
-    bool detach_reset, bool training, bool need_shortcut, bool need_leak) {
-  BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
-                     {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
-                     need_leak);
+    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, std::vector<double> numbers) {
+  const BnBackwardNumbers n(numbers);
+  BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, n.options,
+                     n.need_leak);
   if (!first.empty()) run_reduce(first);
-  const BnApplyCall second(first, z, training, need_shortcut);
+  const BnApplyCall second(first, z, n.training, n.need_shortcut);
   if (!second.empty()) run_apply(second);
-  return {second.grad_z, second.grad_shortcut, first.grad_sum, first.sums, first.grad_leak};
+  return results_of(first, second);
 }
 
 }  // namespace

@@ -84,20 +84,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTens
 
 std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_train(
     Tensor z, MaybeTensor shortcut, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, MaybeTensor running_mean,
-    MaybeTensor running_var, MaybeTensor tracked, double momentum, double eps, int64_t connect, int64_t T, int64_t kind,
-    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
-    bool detach_reset, int64_t v_mode, bool needs_grad, bool pack) {
+    MaybeTensor running_var, MaybeTensor tracked, std::vector<double> numbers) {
   const auto guard = guard_of(z);
-  BnStatisticsCall statistics(z, T);
-  set_running(statistics, {running_mean, running_var, tracked, momentum});
+  const BnTrainNumbers n(numbers);
+  BnStatisticsCall statistics(z, n.options.T);
+  set_running(statistics, {running_mean, running_var, tracked, n.momentum});
   // All checks come before the first kernel, so that an error leaves the running statistics as they were.
-  const BnForwardCall call(
-      z, shortcut, statistics.statistics, weight, bias, leak,
-      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
-      needs_grad, pack);
+  const BnForwardCall call(z, shortcut, statistics.statistics, weight, bias, leak, n.options, n.v_mode, n.needs_grad,
+                           n.pack);
   run_statistics(statistics, z, "bn_neuron_train");
   if (!call.empty()) check_launch(cuda_bn_forward(call.params, current_stream(z)), "bn_neuron_train");
-  return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
+  return results_of(statistics, call);
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor grad_skip, Tensor z,
@@ -131,19 +128,17 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
   return call.result();
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> bn_neuron_backward(
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neuron_backward(
     Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
-    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, double eps, int64_t connect, int64_t T, int64_t kind,
-    double tau, bool decay_input, double v_threshold, std::optional<double> v_reset, int64_t surrogate, double alpha,
-    bool detach_reset, bool training, bool need_shortcut, bool need_leak) {
+    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, std::vector<double> numbers) {
   const auto guard = guard_of(z);
-  BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
-                     {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
-                     need_leak);
+  const BnBackwardNumbers n(numbers);
+  BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, n.options,
+                     n.need_leak);
   if (!first.empty()) run_reduce(first, z, "bn_neuron_backward");
-  const BnApplyCall second(first, z, training, need_shortcut);
+  const BnApplyCall second(first, z, n.training, n.need_shortcut);
   if (!second.empty()) check_launch(cuda_bn_apply(second.params, current_stream(z)), "bn_neuron_backward");
-  return {second.grad_z, second.grad_shortcut, first.grad_sum, first.sums, first.grad_leak};
+  return results_of(first, second);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from sewsnn import checks
-from sewsnn.layers import fusing
+from sewsnn.layers import fusing, usual
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import pool as native_pool
@@ -79,6 +79,16 @@ def bn_neuron(
 
     Source: main paper, section 3.2 and Table 1; supplement, A.1.
     """
+    if T is None and fused and not pack_spikes and not torch.compiler.is_compiling():
+        try:
+            output = usual.train(z_seq, bn, neuron, shortcut, connect_f, connect_before, two)
+        except Exception:
+            _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
+            fusing.check_norm(bn, z_seq)
+            fusing.check_batch(z_seq, 0)
+            raise
+        if output is not None:
+            return output
     _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
     norm = None if isinstance(bn, nn.Identity) else bn
     settings = fusing.fusable_settings(z_seq, norm, neuron) if fused else None
@@ -111,10 +121,16 @@ def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T
     binary = neuron is not None and connect in (native.NONE, native.ADD_BEFORE)
     pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
     store_v = _stores_v(neuron)
-    output = None
+    own = None
     if norm is not None and not torch.compiler.is_compiling():
-        output = _train(z_seq, shortcut, norm, leak, (connect, T or 0, *numbers), state, store_v, pack, two)
-    if output is None:
+        own = fusing.own_statistics(norm, state)
+    if own is not None:
+        fusing.check_norm(norm, z_seq)
+        fusing.check_batch(z_seq, T or 0)
+        weight, bias, running = own
+        options = native.numbers_of((norm.eps, connect, T or 0, *numbers))
+        output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, options, store_v, pack, two)
+    else:
         n = fusing.normalisation(norm, z_seq, T or 0, state)
         output = native.bn_neuron(
             z_seq,
@@ -135,20 +151,6 @@ def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T
     if store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
     return output
-
-
-def _train(z_seq, shortcut, norm, leak, settings, state, store_v, pack, two) -> native.Output | None:
-    """The op in one call, with the statistics of the batch. None: this needs several calls."""
-    if not fusing.uses_batch(norm) or fusing.group_of(norm) is not None:
-        return None
-    simple, running = fusing.running_of(norm, state)
-    if not simple:
-        return None
-    weight, bias = fusing.channels_of(norm, z_seq, state)
-    fusing.check_batch(z_seq, settings[1])
-    return native.bn_neuron_train(
-        z_seq, shortcut, weight, bias, leak, running, (norm.eps, *settings), store_v, pack, two
-    )
 
 
 def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *, fused: bool = True) -> Tensor:
@@ -261,26 +263,29 @@ def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
         raise TypeError(f"bn must be a module or None, got {bn!r}")
     if not isinstance(neuron, _MODULE_OR_NONE):
         raise TypeError(f"neuron must be a module or None, got {neuron!r}")
-    if T is not None and (isinstance(T, bool) or not isinstance(T, int)):
-        raise TypeError(f"T must be an int or None, got {type(T).__name__}")
-    if T is not None and T < 1:
-        raise ValueError(f"T must be at least 1, got {T}")
-    dims = "[T, N, C, ...]" if T is None else "a still image [N, C, ...]"
-    if z_seq.dim() < (3 if T is None else 2):
-        raise ValueError(f"z_seq must be {dims}, got shape {list(z_seq.shape)}")
-    if T is None and z_seq.shape[0] == 0:
-        raise ValueError(f"z_seq must have at least one time-step, got shape {list(z_seq.shape)}")
+    shape = z_seq.shape
+    if T is None:
+        dims, least, axis = "[T, N, C, ...]", 3, 2
+    else:
+        if isinstance(T, bool) or not isinstance(T, int):
+            raise TypeError(f"T must be an int or None, got {type(T).__name__}")
+        if T < 1:
+            raise ValueError(f"T must be at least 1, got {T}")
+        dims, least, axis = "a still image [N, C, ...]", 2, 1
+    if len(shape) < least:
+        raise ValueError(f"z_seq must be {dims}, got shape {list(shape)}")
+    if T is None and shape[0] == 0:
+        raise ValueError(f"z_seq must have at least one time-step, got shape {list(shape)}")
     features = getattr(bn, "num_features", None)
-    channels = z_seq.shape[2 if T is None else 1]
-    if features and channels != features:  # 0: a lazy norm, which takes the number from z_seq
-        raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(z_seq.shape)}")
+    if features and shape[axis] != features:  # 0: a lazy norm, which takes the number from z_seq
+        raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(shape)}")
     if connect_f is None:
         if shortcut is not None:
             raise ValueError("shortcut is given, but connect_f is None: there is nothing to connect it with")
         return
     if not isinstance(shortcut, Tensor):
         raise TypeError(f"shortcut must be a tensor (connect_f is {connect_f!r}), got {type(shortcut).__name__}")
-    expected = z_seq.shape if T is None else torch.Size((T, *z_seq.shape))
+    expected = shape if T is None else torch.Size((T, *shape))
     if shortcut.shape != expected:
         raise ValueError(f"shortcut must have the shape of out, {list(expected)}, got {list(shortcut.shape)}")
     if shortcut.dtype != z_seq.dtype:

@@ -1,7 +1,6 @@
 """Decides when one op can replace a batch norm and a neuron, and collects the arguments of that op."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from sewsnn.surrogate import ATan
 
 _FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ATAN = ATan(2.0)
-_MISSING = object()
 _CALLED = frozenset({"forward", "_conv_forward", "__call__", "_call_impl"})  # methods that a module's call runs
 _by_modules = ContextVar("by_modules", default=False)  # one value per thread: two threads may export at once
 
@@ -100,6 +98,17 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
     return fusable_settings(z_seq, norm, neuron) is not None
 
 
+def may_skip_calls(norm: nn.Module | None, neuron: nn.Module | None) -> bool:
+    """Returns whether an op may stand for the calls of the modules: it knows what they compute, and nobody listens."""
+    if _modules_are_asked_for() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return False
+    if torch.nn.modules.module._has_any_global_hook():  # global hooks need the call of every module
+        return False
+    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or is_altered(norm)):
+        return False
+    return neuron is None or (isinstance(neuron, BaseNode) and not is_altered(neuron) and neuron.can_be_fused())
+
+
 def fusable_settings(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> dict | None:
     """Returns the settings of the neuron ({} without a neuron) if one op computes what the modules would compute, else
     None.
@@ -107,16 +116,10 @@ def fusable_settings(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | 
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
-    if _modules_are_asked_for() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return None
-    if torch.nn.modules.module._has_any_global_hook():  # global hooks need the call of every module
-        return None
-    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or is_altered(norm)):
+    if not may_skip_calls(norm, neuron):
         return None
     if neuron is None:
         return {} if resolve_backend("auto", z_seq.device, _ATAN) == "native" else None
-    if not isinstance(neuron, BaseNode) or is_altered(neuron) or not neuron.can_be_fused():
-        return None
     settings = neuron.settings()
     native_runs = resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
     return settings if native_runs else None
@@ -147,32 +150,33 @@ class Normalisation(NamedTuple):
     group: object = None
 
 
-def held(norm: nn.Module, name: str):
-    """A parameter or buffer of the norm. It avoids ``nn.Module.__getattr__``, which takes as long as a small kernel."""
-    attributes = norm.__dict__
-    found = attributes["_parameters"].get(name, _MISSING)
-    if found is _MISSING:
-        found = attributes["_buffers"].get(name, _MISSING)
-    return getattr(norm, name) if found is _MISSING else found  # for example a parametrised weight
+def tensors_of(norm: nn.Module) -> tuple[Tensor | None, ...]:
+    """Weight, bias, running mean, running variance and number of calls of a norm, each None if the norm has none.
+
+    It avoids ``nn.Module.__getattr__``, which takes as long as a small kernel.
+    """
+    parameters, buffers = norm._parameters, norm._buffers
+    try:
+        running = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        return parameters["weight"], parameters["bias"], *running
+    except KeyError:  # for example a parametrised weight
+        return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked
 
 
-def channels_of(norm: nn.Module, z: Tensor, state: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of a norm in the state's dtype, after a check of the norm."""
-    _check_constants(norm)
-    weight, bias = held(norm, "weight"), held(norm, "bias")
-    one = held(norm, "running_mean") if weight is None else weight
+def check_norm(norm: nn.Module, z: Tensor) -> None:
+    """Checks the device of a norm, and that eps and momentum are constants: the ops take numbers, so a Parameter would
+    get no gradient."""
+    for name in ("eps", "momentum"):
+        value = getattr(norm, name)
+        if name == "momentum" and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            checks.check_number(f"bn.{name}", value)
+        elif value.requires_grad or value.numel() != 1:
+            raise TypeError(f"bn.{name} must be a number, got {type(value).__name__}; it is a constant, not trained")
+    one = norm.running_mean if norm.weight is None else norm.weight
     if one is not None and one.device != z.device:
         raise ValueError(f"bn must be on the device of z_seq, {z.device}, got {one.device}")
-    if weight is not None and not (weight.dtype == state and weight.is_contiguous()):
-        weight = weight.to(state).contiguous()
-    if bias is not None and not (bias.dtype == state and bias.is_contiguous()):
-        bias = bias.to(state).contiguous()
-    return weight, bias
-
-
-def uses_batch(norm: nn.Module) -> bool:
-    """Returns whether the norm takes the statistics of its batch."""
-    return norm.training or held(norm, "running_mean") is None
 
 
 def check_batch(z: Tensor, T: int) -> None:
@@ -185,10 +189,14 @@ def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype)
     """Statistics of z (in training) or the running statistics, with weight and bias, in the state's dtype."""
     if norm is None:
         return Normalisation()
-    weight, bias = channels_of(norm, z, state)
-    if not uses_batch(norm):
-        statistics = torch.stack([norm.running_mean, norm.running_var]).to(state)
-        return Normalisation(statistics, weight, bias, norm.eps)
+    check_norm(norm, z)
+    weight, bias, mean, var, _ = tensors_of(norm)
+    if weight is not None and not (weight.dtype == state and weight.is_contiguous()):
+        weight = weight.to(state).contiguous()
+    if bias is not None and not (bias.dtype == state and bias.is_contiguous()):
+        bias = bias.to(state).contiguous()
+    if not (norm.training or mean is None):
+        return Normalisation(torch.stack([mean, var]).to(state), weight, bias, norm.eps)
     group = group_of(norm)
     if group is None:
         check_batch(z, T)
@@ -196,29 +204,24 @@ def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype)
     return Normalisation(statistics, weight, bias, norm.eps, True, count, group)
 
 
-def running_of(norm: nn.Module, state: torch.dtype) -> tuple[bool, native.Running | None]:
-    """The buffers that ``bn_neuron_train`` updates, None if there are none; and whether it can update them."""
-    mean, var = held(norm, "running_mean"), held(norm, "running_var")
-    if not (norm.training and norm.track_running_stats) or mean is None:
-        return True, None
-    momentum, tracked = norm.momentum, held(norm, "num_batches_tracked")
-    simple = type(momentum) is float and mean.dtype == var.dtype == state and mean.is_contiguous()
-    simple = simple and var.is_contiguous() and (tracked is None or tracked.dtype == torch.int64)
-    return simple, native.Running(mean, var, tracked, momentum) if simple else None
-
-
-def _check_constants(norm: nn.Module) -> None:
-    """Checks that eps and momentum are constants: the ops take numbers, so a Parameter would get no gradient."""
-    for name in ("eps", "momentum"):
-        value = getattr(norm, name)
-        if type(value) is float and abs(value) < math.inf:  # math.isfinite takes no symbols of torch.compile
-            continue
-        if name == "momentum" and value is None:
-            continue
-        if not isinstance(value, Tensor):
-            checks.check_number(f"bn.{name}", value)
-        elif value.requires_grad or value.numel() != 1:
-            raise TypeError(f"bn.{name} must be a number, got {type(value).__name__}; it is a constant, not trained")
+def own_statistics(norm: nn.Module, state: torch.dtype):
+    """Returns ``(weight, bias, running)`` for ``bn_neuron_train``; None if the norm needs several calls: it shares its
+    statistics or takes the running ones, its tensors have another dtype, or its momentum is no float."""
+    weight, bias, mean, var, tracked = tensors_of(norm)
+    training = norm.training
+    if not (training or mean is None) or group_of(norm) is not None or type(norm.eps) is not float:
+        return None
+    if weight is not None and not (weight.dtype == state and weight.is_contiguous()):
+        return None
+    if bias is not None and not (bias.dtype == state and bias.is_contiguous()):
+        return None
+    if mean is None or not training or not norm.track_running_stats:
+        return weight, bias, None
+    momentum = norm.momentum
+    plain = type(momentum) is float and mean.dtype == var.dtype == state and mean.is_contiguous()
+    if not (plain and var.is_contiguous() and (tracked is None or tracked.dtype == torch.int64)):
+        return None
+    return weight, bias, (mean, var, tracked, momentum)
 
 
 def update_running(norm: nn.Module | None, n: Normalisation) -> None:
@@ -253,4 +256,9 @@ def neuron_numbers(settings: dict, state: torch.dtype) -> tuple[tuple, Tensor | 
         surrogate.parameter,
         settings["detach_reset"],
     )
-    return numbers, None if w is None else w.to(state).reshape(()).sigmoid()
+    return numbers, None if w is None else leak_of(w, state)
+
+
+def leak_of(w: Tensor, state: torch.dtype) -> Tensor:
+    """The leak 1 / tau of PLIF from its parameter w, in the dtype of the membrane potential."""
+    return w.to(state).reshape(()).sigmoid()

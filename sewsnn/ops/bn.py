@@ -19,19 +19,15 @@ from torch import Tensor
 from sewsnn.ops import bn_shapes
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import V_FINAL, V_NONE, no_double_backward, no_forward_mode
-from sewsnn.ops.options import ADD, ADD_BEFORE, CONNECTIONS, NO_NEURON, NONE, Options  # noqa: F401 - part of this module
+from sewsnn.ops.options import ADD, ADD_BEFORE, CONNECTIONS, NO_NEURON, NONE, Options, from_numbers, numbers_of  # noqa: F401
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _increment_version = torch._C._increment_version
 
 
-class Running(NamedTuple):
-    """The buffers that a batch norm updates in training."""
-
-    mean: Tensor  # [C], in the dtype of the state
-    var: Tensor
-    tracked: Tensor | None  # the number of calls, one int64
-    momentum: float
+#: the buffers that a batch norm updates in training: mean and variance ``[C]`` in the dtype of the state, the number of
+#: calls (one int64, or None), and the momentum
+Running = tuple[Tensor, Tensor, Tensor | None, float]
 
 
 class Output(NamedTuple):
@@ -140,16 +136,17 @@ def bn_neuron_train(
     bias: Tensor | None,
     leak: Tensor | None,
     running: Running | None,
-    options: Options | tuple,
+    numbers: tuple[float, ...],
     store_v: bool = False,
     pack: bool = False,
     two: bool = False,
 ) -> Output:
     """:func:`bn_neuron` with the statistics of z, which it takes first, and with an update of the running statistics.
 
-    One call of the compiled library; for statistics of this process, outside of torch.compile.
+    One call of the compiled library; for statistics of this process, outside of torch.compile. ``numbers``: the options
+    as :func:`sewsnn.ops.options.numbers_of` makes them.
     """
-    mode = V_FINAL if store_v and options[3] != NO_NEURON else V_NONE
+    mode = V_FINAL if store_v and numbers[3] != NO_NEURON else V_NONE
     if torch.is_grad_enabled() and (
         z.requires_grad
         or (weight is not None and weight.requires_grad)
@@ -157,22 +154,22 @@ def bn_neuron_train(
         or (bias is not None and bias.requires_grad)
         or (leak is not None and leak.requires_grad)
     ):
-        call = [running, options, mode, pack, two]
+        call = [running, numbers, mode, pack, two]
         out = _apply_train(z, shortcut, weight, bias, leak, call)
         out, skip = out if two else (out, None)
         v, bits = call  # results without a gradient, which autograd need not handle
     else:
-        out, v, _, bits, _ = _train(z, shortcut, weight, bias, leak, running, options, mode, False, pack)
+        out, v, _, bits, _ = _train(z, shortcut, weight, bias, leak, running, numbers, mode, False, pack)
         skip = out if two else None
     return Output(out, skip, v, bits)
 
 
-def _train(z, shortcut, weight, bias, leak, running, options, v_mode, needs_grad, pack):
+def _train(z, shortcut, weight, bias, leak, running, numbers, v_mode, needs_grad, pack):
     """Calls ``bn_neuron_train`` below autograd. Returns (out, v, checkpoints, bits, statistics)."""
     mean, var, tracked, momentum = running or (None, None, None, 0.0)
     with _BelowAutograd():
         results = _OPS["bn_neuron_train"](
-            z, shortcut, weight, bias, leak, mean, var, tracked, momentum, *options, v_mode, needs_grad, pack
+            z, shortcut, weight, bias, leak, mean, var, tracked, (*numbers, momentum, v_mode, needs_grad, pack)
         )
     if mean is not None:  # a backward that has saved them must notice the change
         _increment_version((mean, var) if tracked is None else (mean, var, tracked))
@@ -184,47 +181,54 @@ def unpack_spikes(bits: Tensor, sizes, strides, dtype: torch.dtype) -> Tensor:
     return torch.ops.sewsnn.unpack_spikes(bits, list(sizes), list(strides), dtype)
 
 
-def _remember(ctx, z, shortcut, channels, checkpoints, options, training, count, group):
-    """Saves what backward needs. ``channels``: statistics, weight, bias and leak."""
-    if options[1] == ADD:  # no gradient depends on the values of the shortcut
+def _remember(ctx, z, shortcut, channels, checkpoints, numbers, training=True, count=1.0, group=None):
+    """Saves what backward needs. ``channels``: statistics, weight, bias and leak. ``numbers``: the options."""
+    if numbers[1] == ADD:  # no gradient depends on the values of the shortcut
         shortcut = None
-    ctx.options, ctx.training, ctx.count, ctx.group = options, training, count, group
+    ctx.numbers, ctx.training, ctx.count, ctx.group = numbers, training, count, group
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(z, shortcut, *channels, checkpoints)
 
 
-def _gradients(ctx, grad_out, grad_skip):
-    """Gradients of z, shortcut, weight, bias and leak."""
+def _gradients(ctx, needs, grad_out, grad_skip):
+    """Gradients of z, shortcut, weight, bias and leak; ``needs``: which of them are needed."""
     if grad_out is None:
         grad_out, grad_skip = grad_skip, None
     if grad_out is None:
         return (None,) * 5
-    need_z, need_shortcut, need_weight, need_bias, need_leak = ctx.needs
-    saved, options = ctx.saved_tensors, ctx.options
-    connect = NONE if options[1] == ADD else options[1]  # backward computes ADD like no connection
-    arguments = (*saved, options[0], connect, *options[2:])
-    own_shortcut = need_shortcut and options[1] != ADD
-    need_sums = need_weight or need_bias or need_leak or grad_skip is not None or (need_z and ctx.training)
-    sums = grad_leak = grad_z = grad_shortcut = None
+    need_z, need_shortcut, need_weight, need_bias, need_leak = needs
+    saved, numbers, training = ctx.saved_tensors, ctx.numbers, ctx.training
+    own_shortcut = need_shortcut and numbers[1] != ADD
+    if numbers[1] == ADD:  # backward computes ADD like no connection
+        numbers = (numbers[0], NONE, *numbers[2:])
+    need_sums = need_weight or need_bias or need_leak or grad_skip is not None or (need_z and training)
+    grad_weight = grad_bias = grad_leak = grad_z = grad_shortcut = None
     if need_sums and ctx.group is None and (need_z or own_shortcut):
-        grad_z, grad_shortcut, grad_sum, sums, grad_leak = below_autograd(
-            "bn_neuron_backward", grad_out, grad_skip, *arguments, ctx.training, own_shortcut, need_leak
+        grad_z, grad_shortcut, grad_sum, grad_weight, grad_bias, grad_leak = below_autograd(
+            "bn_neuron_backward",
+            grad_out,
+            grad_skip,
+            *saved,
+            (*numbers, training + 0.0, own_shortcut + 0.0, need_leak + 0.0),
         )
         grad_out = grad_out if grad_skip is None else grad_sum
     else:
+        options, sums = from_numbers(numbers), None
         if need_sums:
-            sums, grad_sum, grad_leak = below_autograd("bn_neuron_reduce", grad_out, grad_skip, *arguments, need_leak)
+            sums, grad_sum, grad_leak = below_autograd(
+                "bn_neuron_reduce", grad_out, grad_skip, *saved, *options, need_leak
+            )
             grad_out = grad_out if grad_skip is None else grad_sum
+            grad_bias, grad_weight = sums.unbind()
         if need_z or own_shortcut:
-            all_sums, count = sums if ctx.training else None, 1.0
-            if ctx.training and need_z:
+            all_sums, count = sums if training else None, 1.0
+            if training and need_z:
                 z = saved[0]
-                count = z.numel() / z.shape[1 if options[2] else 2]
+                count = z.numel() / z.shape[1 if options.T else 2]
                 all_sums = sums_of_all(ctx, sums, count)
             grad_z, grad_shortcut = below_autograd(
-                "bn_neuron_apply", grad_out, *arguments[:7], all_sums, count, *arguments[7:], own_shortcut
+                "bn_neuron_apply", grad_out, *saved, all_sums, count, *options, own_shortcut
             )
-    grad_bias, grad_weight = sums.unbind() if need_weight or need_bias else (None, None)
     return (
         grad_z if need_z else None,
         (grad_shortcut if own_shortcut else grad_out) if need_shortcut else None,
@@ -256,23 +260,24 @@ class _Train(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, shortcut, weight, bias, leak, call):
-        running, options, v_mode, pack, two = call
+        running, numbers, v_mode, pack, two = call
         out, v, checkpoints, bits, statistics = _train(
-            z, shortcut, weight, bias, leak, running, options, v_mode, True, pack
+            z, shortcut, weight, bias, leak, running, numbers, v_mode, True, pack
         )
         call[:] = v, bits
-        _remember(ctx, z, shortcut, (statistics, weight, bias, leak), checkpoints, options, True, 1.0, None)
+        _remember(ctx, z, shortcut, (statistics, weight, bias, leak), checkpoints, numbers)
         # A view, not a detached alias: autograd then notices an in-place change of either.
         return (out, out.view_as(out)) if two else out
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip=None):
-        ctx.needs = ctx.needs_input_grad[:5]
-        return *_gradients(ctx, grad_out, grad_skip), None
+        return *_gradients(ctx, ctx.needs_input_grad[:5], grad_out, grad_skip), None
 
 
-# Function.apply without the work that only torch.func needs; fusing.fusable_settings has excluded torch.func.
+# Function.apply without the work that only torch.func needs; fusing.fusable_settings has excluded torch.func. In
+# backward, the engine calls `apply` of the node, which spends 5 us on finding the method to call.
 _apply_train = super(torch.autograd.Function, _Train).apply
+_Train._backward_cls.apply = _Train.backward
 
 
 class _BnNeuron(torch.autograd.Function):
@@ -285,14 +290,14 @@ class _BnNeuron(torch.autograd.Function):
             out, v, checkpoints, bits = torch.ops.sewsnn.bn_neuron_forward.default(
                 z, shortcut, *channels, *options, v_mode, True, pack, training
             )
-        _remember(ctx, z, shortcut, channels, checkpoints, options, training, count, group)
+        _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(options), training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
         return out, out.view_as(out) if two else None, v, checkpoints, bits
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip, *_):
-        ctx.needs = _without_statistics(ctx.needs_input_grad)
-        return *_with_statistics(_gradients(ctx, grad_out, grad_skip)), *(None,) * 7
+        needs = _without_statistics(ctx.needs_input_grad)
+        return *_with_statistics(_gradients(ctx, needs, grad_out, grad_skip)), *(None,) * 7
 
 
 def _without_statistics(needs):
@@ -306,15 +311,16 @@ def _with_statistics(gradients):
 
 
 def _setup_context(ctx, inputs, output):
-    (z, shortcut, *channels), options, training = inputs[:6], Options(*inputs[6:17]), inputs[-1]
+    (z, shortcut, *channels), options, training = inputs[:6], inputs[6:17], inputs[-1]
     _, v, checkpoints, bits = output
-    _remember(ctx, z, shortcut, channels, checkpoints, options, training, 1.0, None)
+    numbers = [float(number) for number in numbers_of(options)]  # code generators take no other numbers in the list
+    _remember(ctx, z, shortcut, channels, checkpoints, numbers, training)
     ctx.mark_non_differentiable(v, checkpoints, bits)
 
 
 def _backward(ctx, grad_out, *_):
-    ctx.needs = _without_statistics(ctx.needs_input_grad)
-    return *_with_statistics(_gradients(ctx, grad_out, None)), *(None,) * 15
+    needs = _without_statistics(ctx.needs_input_grad)
+    return *_with_statistics(_gradients(ctx, needs, grad_out, None)), *(None,) * 15
 
 
 #: ops by name, as the functions that ``torch.ops`` calls

@@ -128,7 +128,7 @@ def why_not_native(device: torch.device | str, surrogate) -> str | None:
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
     device_type = device if isinstance(device, str) else device.type
-    if device_type not in (*NATIVE_DEVICES, "meta"):  # the meta device has shapes only: the fake kernels run
+    if device_type not in NATIVE_DEVICES and device_type != "meta":  # "meta" has shapes only: the fake kernels run
         hint = " (it was built without nvcc)" if device_type == "cuda" else ""
         return f"the compiled library has no kernels for {device_type}{hint}"
     if device_type == "cuda" and not isinstance(device, str):

@@ -21,3 +21,18 @@ class Options(NamedTuple):
     surrogate: int
     alpha: float
     detach_reset: bool
+
+
+def numbers_of(options: Options | tuple) -> tuple[float, ...]:
+    """The options as numbers, for the ops that take one list of numbers: ``v_reset`` becomes two of them, whether there
+    is one and its value."""
+    eps, connect, T, kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset = options
+    hard, value = (False, 0.0) if v_reset is None else (True, v_reset)
+    return eps, connect, T, kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset
+
+
+def from_numbers(numbers: list[float]) -> Options:
+    """The options that :func:`numbers_of` has made numbers of."""
+    eps, connect, T, kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset = numbers
+    neuron = (int(kind), tau, bool(decay_input), v_threshold, value if hard else None, int(surrogate), alpha)
+    return Options(eps, int(connect), int(T), *neuron, bool(detach_reset))

@@ -20,6 +20,7 @@ os.environ["SEWSNN_LIBRARY"] = sys.argv[2]
 import torch  # noqa: E402
 
 from sewsnn.ops.load import NATIVE_DEVICES, NATIVE_ERROR, cuda_problem  # noqa: E402
+from sewsnn.ops.options import numbers_of  # noqa: E402
 
 ops = torch.ops.sewsnn
 x = torch.rand(4, 2, 8, 6, 6, device="cuda")
@@ -29,6 +30,7 @@ counted = torch.zeros((), dtype=torch.int64, device="cuda")
 none = torch.empty(0, device="cuda")
 neuron = (1, 2.0, True, 1.0, 0.0, 0, 2.0, True)  # LIF
 block, stem = (1e-5, 0, 0, *neuron), (1e-5, 4, *neuron)
+numbers = numbers_of(block)
 norm = (statistics, channel, channel, None)
 running = (channel.clone(), channel.clone(), counted)
 calls = {
@@ -36,9 +38,9 @@ calls = {
     "neuron_backward": lambda x: (x, None, x, None, None, none, *neuron, 1, False, False),
     "bn_statistics": lambda x: (x, 0, False),
     "bn_update": lambda x: (statistics, 0.1, 9.0, *running[:2]),
-    "bn_neuron_train": lambda x: (x, None, channel, channel, None, *running, 0.1, *block, 1, True, False),
+    "bn_neuron_train": lambda x: (x, None, channel, channel, None, *running, (*numbers, 0.1, 1, True, False)),
     "bn_neuron_forward": lambda x: (x, None, *norm, *block, 1, True, False, True),
-    "bn_neuron_backward": lambda x: (x, None, x, None, *norm, None, *block, True, False, False),
+    "bn_neuron_backward": lambda x: (x, None, x, None, *norm, None, (*numbers, True, False, False)),
     "bn_neuron_reduce": lambda x: (x, None, x, None, *norm, none, *block, False),
     "bn_neuron_apply": lambda x: (x, x, None, *norm, none, statistics, 9.0, *block, False),
     "bn_neuron_pool_forward": lambda x: (still, *norm, *stem, True),

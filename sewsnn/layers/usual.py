@@ -1,0 +1,72 @@
+"""The usual call of :func:`sewsnn.layers.bn_neuron` in training, with as little Python as possible.
+
+On small images a GPU is done before Python has checked the arguments of the next layer. This path therefore takes only
+what most networks use, and leaves the checks of the tensors to the compiled op, which makes all of them before it does
+anything. The general path takes everything else.
+"""
+
+from torch import Tensor, nn
+
+from sewsnn.layers import fusing
+from sewsnn.neuron import IFNode, LIFNode, ParametricLIFNode
+from sewsnn.ops import bn as native
+from sewsnn.ops.load import resolve_backend
+from sewsnn.ops.reference import state_dtype
+
+_NODES = (IFNode, LIFNode, ParametricLIFNode)  # a derived class may compute something else
+_devices = set()  # devices on which the compiled kernels have been found to run
+
+
+def train(
+    z_seq: Tensor,
+    norm: nn.Module,
+    node: nn.Module,
+    shortcut: Tensor | None,
+    connect_f: str | None,
+    connect_before: bool,
+    two: bool,
+) -> native.Output | None:
+    """Runs the op if this is a usual call in training; None: the general path must run.
+
+    The arguments are those of :func:`sewsnn.layers.bn_neuron`, not yet checked. If the op raises an error, the caller
+    looks for a clearer one.
+    """
+    node_type = type(node)
+    if node_type not in _NODES or norm is None or not fusing.may_skip_calls(norm, node):
+        return None
+    surrogate, device = node.surrogate_function, z_seq.device
+    if getattr(surrogate, "kind", None) is None or node.backend == "torch" or (connect_before and connect_f != "ADD"):
+        return None
+    if device not in _devices:
+        if resolve_backend(node.backend, device, surrogate) != "native":
+            return None
+        _devices.add(device)
+    state = state_dtype(z_seq.dtype)
+    own = fusing.own_statistics(norm, state)
+    if own is None or own[0] is None:  # only a weight tells the op the number of channels that the norm has
+        return None
+    weight, bias, running = own
+    v_reset, store_v = node.v_reset, node.store_v
+    tau, decay_input, leak = 2.0, True, None
+    if node_type is LIFNode:
+        tau, decay_input = node.tau, node.decay_input
+    elif node_type is ParametricLIFNode:
+        decay_input, leak = node.decay_input, fusing.leak_of(node.charge_arguments()["w"], state)
+    numbers = (
+        norm.eps,
+        native.ADD_BEFORE if connect_before else native.CONNECTIONS.get(connect_f, -1),
+        0,
+        node.kind,
+        tau,
+        decay_input,
+        node.v_threshold,
+        v_reset is not None,
+        0.0 if v_reset is None else v_reset,
+        surrogate.kind,
+        surrogate.parameter,
+        node.detach_reset,
+    )
+    output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, two)
+    if store_v:
+        node.set_final_v(output.v, graph_lost=output.out.requires_grad)
+    return output
