@@ -279,12 +279,20 @@ class BaseNode(nn.Module):
             graph_lost: True if v would have had a graph outside the fused op. These nodes ignore it; nodes converted
                 from SpikingJelly raise when backward reaches such a v.
         """
-        state = self.__dict__
-        if torch.compiler.is_compiling() or "v" not in state or "v_seq" not in state:
+        if torch.compiler.is_compiling():
             self.v = v
             self.v_seq = None
-        elif checks.outlives_its_code(v):  # what the assignments do, without the cost of Module.__setattr__
-            state["v"], state["v_seq"], state["_given_in"] = v, None, checks.backward_number()
+        elif checks.outlives_its_code(v):
+            self._keep_final_v(v)
+
+    def _keep_final_v(self, v: Tensor) -> None:
+        """Assigns v, and None to v_seq, without the cost of ``Module.__setattr__``."""
+        state = self.__dict__
+        if "v" in state and "v_seq" in state:
+            state["v"], state["v_seq"], state["_given_in"] = v, None, torch._C._current_graph_task_id()
+        else:  # for example a buffer
+            self.v = v
+            self.v_seq = None
 
     def charge_arguments(self) -> dict:
         """The keyword arguments that a subclass adds to :meth:`settings`.

@@ -61,7 +61,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 def is_altered(module: nn.Module) -> bool:
     """Returns whether a call of the module does more than its class defines: it has hooks or a replaced method."""
-    return has_hooks(module) or not _CALLED.isdisjoint(vars(module))
+    return has_hooks(module) or not _CALLED.isdisjoint(module.__dict__)
 
 
 def must_be_called(module: nn.Module) -> bool:

@@ -68,5 +68,9 @@ def train(
     )
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, two)
     if store_v:
-        node.set_final_v(output.v, graph_lost=output.out.requires_grad)
+        v = output.v
+        if type(v) is Tensor:
+            node._keep_final_v(v)
+        else:
+            node.set_final_v(v, graph_lost=output.out.requires_grad)
     return output

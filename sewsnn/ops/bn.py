@@ -186,8 +186,8 @@ def _remember(ctx, z, shortcut, channels, checkpoints, numbers, training=True, c
     if numbers[1] == ADD:  # no gradient depends on the values of the shortcut
         shortcut = None
     ctx.numbers, ctx.training, ctx.count, ctx.group = numbers, training, count, group
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(z, shortcut, *channels, checkpoints)
+    ctx.materialize_grads = False  # what set_materialize_grads and save_for_backward do, without a call
+    ctx.to_save = (z, shortcut, *channels, checkpoints)
 
 
 def _gradients(ctx, needs, grad_out, grad_skip):
