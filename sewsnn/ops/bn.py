@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sewsnn.ops import bn_shapes
 from sewsnn.ops.load import NATIVE_ERROR
-from sewsnn.ops.neuron import V_FINAL, V_NONE, no_double_backward, no_forward_mode
+from sewsnn.ops.neuron import V_FINAL, V_NONE, called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.options import ADD, ADD_BEFORE, CONNECTIONS, NO_NEURON, NONE, Options, from_numbers, numbers_of  # noqa: F401
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
@@ -255,6 +255,7 @@ def sums_of_all(ctx, sums: Tensor, count: float) -> Tensor:
     return sums * (count / ctx.count).to(sums.dtype)
 
 
+@called_directly
 class _Train(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
 
@@ -274,12 +275,11 @@ class _Train(torch.autograd.Function):
         return *_gradients(ctx, ctx.needs_input_grad[:5], grad_out, grad_skip), None
 
 
-# Function.apply without the work that only torch.func needs; fusing.fusable_settings has excluded torch.func. In
-# backward, the engine calls `apply` of the node, which spends 5 us on finding the method to call.
+# Function.apply without the work that only torch.func needs; fusing.may_skip_calls has excluded torch.func.
 _apply_train = super(torch.autograd.Function, _Train).apply
-_Train._backward_cls.apply = _Train.backward
 
 
+@called_directly
 class _BnNeuron(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
 

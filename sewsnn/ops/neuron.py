@@ -182,6 +182,16 @@ def no_forward_mode(ctx, *tangents):
     )
 
 
+def called_directly(function):
+    """A class decorator: autograd's engine calls ``function.backward`` itself. It calls ``apply`` of the node, and the
+    ``apply`` of torch spends 5 us on finding the method to call."""
+    node = getattr(function, "_backward_cls", None)  # not a public name of torch
+    if node is not None:
+        node.apply = function.backward
+    return function
+
+
+@called_directly
 class _Neuron(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sewsnn.ops.bn import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
-from sewsnn.ops.neuron import CHUNK, no_double_backward, no_forward_mode
+from sewsnn.ops.neuron import CHUNK, called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.shapes import check_kinds, check_operands
 
@@ -75,6 +75,7 @@ def _gradients(ctx, grad_out):
     )
 
 
+@called_directly
 class _BnNeuronPool(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
 
