@@ -3,21 +3,14 @@
 import importlib.metadata
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
 
 from benchmarks.common import ROOT
 
-
-def find_nvcc() -> Path | None:
-    """Returns the path of nvcc, found as in setup.py; None if there is none."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    candidates = [Path(home) / "bin" / "nvcc"] if home else []
-    found = shutil.which("nvcc")
-    candidates += [Path(found)] if found else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    return next((c for c in candidates if c.is_file()), None)
+find_nvcc = runpy.run_path(str(ROOT / "cmake" / "find_nvcc.py"))["find_nvcc"]
 
 
 def find_tool(name: str) -> Path:

@@ -1,11 +1,12 @@
 """Builds the pretended CUDA device, and says why it cannot be built."""
 
-import fcntl
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -40,8 +41,7 @@ def build(folder: Path = BUILD, csrc: Path = ROOT / "csrc") -> Path:
     configure = ["cmake", "-S", HERE, "-B", folder, "-GNinja", f"-DTORCH={torch}", f"-DCSRC={csrc}"]
     configure += [f"-DCSRC_HASH={csrc_hash() if csrc == ROOT / 'csrc' else 'changed'}"]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         for command in (configure, ["cmake", "--build", folder, "--parallel", os.environ.get("MAX_JOBS", "2")]):
             command = [str(part) for part in command]
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})

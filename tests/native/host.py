@@ -4,7 +4,6 @@ Buffers have exactly the requested alignment and lie between guards: outputs bet
 inputs between NaNs that must not be read.
 """
 
-import fcntl
 import functools
 import importlib.util
 import os
@@ -12,12 +11,12 @@ import re
 import subprocess
 import sys
 import weakref
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pybind11
 import torch
+from filelock import FileLock
 
 from sewsnn.ops.neuron import IF, LIF, PLIF, checkpoint_count, dense_strides
 from sewsnn.ops.reference import state_dtype
@@ -28,15 +27,6 @@ CSRC = HERE.parent.parent / "csrc"
 BUILD = HERE.parent.parent / "build" / "native"
 KINDS = {"if": IF, "lif": LIF, "plif": PLIF}
 GUARD = 256  # bytes on either side of a buffer
-
-
-@contextmanager
-def _locked(folder: Path):
-    """Lets only one process at a time build."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 _failed: dict[bool, str] = {}
@@ -55,7 +45,8 @@ def build(sanitize: bool = False) -> Path:
     configure = ["cmake", "-GNinja", "-S", str(HERE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=None"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += [f"-DSANITIZE={'ON' if sanitize else 'OFF'}", f"-Dcsrc={csrc}"]
-    with _locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # one process at a time builds
         for command in (configure, ["cmake", "--build", str(folder)]):
             done = subprocess.run(command, capture_output=True, text=True, env=env)
             if done.returncode:
