@@ -30,7 +30,10 @@ WRITTEN_FOR = "2.13."
 # Modules that run together, so that no group takes much longer than the others.
 GROUPS = {
     "the device": ["device/test_on_device.py", "test_layout.py", "test_properties.py"],
-    "training": ["device/test_training_on_device.py", "test_train_step.py", "test_train_loop.py"],
+    "training": [
+        *("device/test_training_on_device.py", "test_training_cuda.py::test_a_run_goes_on_with_the_same_bits"),
+        *("test_train_step.py", "test_train_loop.py"),
+    ],
     "neurons": ["test_neuron.py", "test_gradients.py", "test_func.py", "test_cuda.py", "test_step_mode.py"],
     "blocks": ["test_bn_neuron.py", "test_bn_layer.py", "test_bn_autograd.py", "test_bn_layout.py", "test_fuse.py"],
     "more blocks": ["test_bn_statistics.py", "test_bn_errors.py", "test_packed.py", "test_cuda_blocks.py"],
