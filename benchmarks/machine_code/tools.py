@@ -36,12 +36,18 @@ def find_tool(name: str) -> Path:
     return found
 
 
-def run(*command, text: str | None = None) -> subprocess.CompletedProcess:
+def run(*command, text: str | None = None, env: dict | None = None) -> subprocess.CompletedProcess:
     """Runs a command and returns its output. If it fails, the program ends with the command's messages."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
     return done
+
+
+def disassembled(cubin: Path) -> str:
+    """Returns the SASS of a file of machine code. nvdisasm alone says the same, but needs twice as much time."""
+    path = os.pathsep.join([str(find_tool("nvdisasm").parent), os.environ.get("PATH", "")])  # cuobjdump calls it
+    return run(find_tool("cuobjdump"), "-sass", cubin, env=os.environ | {"PATH": path}).stdout
 
 
 def nvcc_version(nvcc: Path) -> str:
