@@ -35,8 +35,8 @@ def loads_ahead(encoded: list[tuple[str, int]]) -> int:
     """Returns the largest number of loads from global memory that are in flight when the kernel waits for one of them.
 
     The function reads the instructions from top to bottom. ``encoded`` has the opcode of each and the upper half of its
-    128 bits, whose upper bits are the control bits: bits 110 to 112 name the scoreboard that the instruction will clear,
-    and bits 116 to 121 are a mask of the scoreboards that it waits for.
+    128 bits, which ends with the control bits: bits 110 to 112 name the scoreboard that the instruction will clear, and
+    bits 116 to 121 are a mask of the scoreboards that it waits for.
     """
     most, under_way = 0, [0] * 8
     for opcode, upper in encoded:

@@ -9,6 +9,9 @@ from pathlib import Path
 from filelock import FileLock
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "native"))
+import host_build  # noqa: E402
+
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "device"
 
@@ -39,6 +42,7 @@ def build(folder: Path = BUILD, csrc: Path = ROOT / "csrc") -> Path:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     torch = Path(find_spec("torch").origin).parent
     configure = ["cmake", "-S", HERE, "-B", folder, "-GNinja", f"-DTORCH={torch}", f"-DCSRC={csrc}"]
+    configure += [f"-DKERNELS={host_build.archive(csrc)}"]
     configure += [f"-DCSRC_HASH={csrc_hash() if csrc == ROOT / 'csrc' else 'changed'}"]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
