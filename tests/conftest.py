@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """300 of the digits for the pretended device, which takes hundreds of times as long as a GPU; elsewhere all."""
+    if PRETENDED:
+        datasets = pytest.importorskip("sklearn.datasets")
+        digits = datasets.load_digits()
+        few = SimpleNamespace(images=digits.images[:300], target=digits.target[:300])
+        monkeypatch.setattr(datasets, "load_digits", lambda: few)
 
 
 @pytest.fixture

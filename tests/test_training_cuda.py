@@ -20,8 +20,8 @@ from sewsnn.train.step import Step
 from sewsnn.train.sums import Sums
 
 CONFIG = str(Path(__file__).parent.parent / "configs" / "digits.yaml")
-#: A smaller network and fewer batches for the pretended device (tests/device), which takes hundreds of times as long.
-SMALLER = ["--widths", "[8]", "--blocks", "[1]", "--T", "2", "--batch_size", "256"] if PRETENDED else []
+#: A smaller network for the pretended device (tests/device), which takes hundreds of times as long as a GPU.
+SMALLER = ["--widths", "[8]", "--blocks", "[1]", "--T", "2", "--batch_size", "50"] if PRETENDED else []
 
 pytestmark = pytest.mark.cuda  # conftest.py leaves the file out without a CUDA device
 
@@ -134,7 +134,7 @@ def test_digits_are_learnt(words, tmp_path):
 
 
 @pytest.mark.parametrize("graphs", ["false", "true"])
-def test_a_run_goes_on_with_the_same_bits(graphs, tmp_path):
+def test_a_run_goes_on_with_the_same_bits(graphs, few_digits, tmp_path):
     """With ``train.deterministic``, a run that stops after an epoch and resumes equals an uninterrupted run."""
     words = ["--device", "cuda", "--deterministic", "true", "--schedule.name", "constant", "--amp", "fp16"]
     words += [*SMALLER, "--cuda_graph", graphs]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize("amp", ["off", "fp16", "bf16"] if THOROUGH else ["fp16"])
-def test_an_epoch(amp, tmp_path, device_launches):
+def test_an_epoch(amp, few_digits, tmp_path, device_launches):
     """An epoch of the quick start."""
     words = ["--device", "cuda", *SMALLER, "--epochs", "1", *(("--amp", amp) if amp != "off" else ())]
     assert main(["train", CONFIG, *words, "--output", str(tmp_path / "run")]) == 0
