@@ -67,8 +67,8 @@ def test_cuda_tests(device):
 
 @pytest.mark.parametrize("stage", ["tiny", "tiny_blocks"])
 def test_smoke_stages_of_the_gpu_run(stage, device):
-    """The first stages of ``python -m benchmarks.gpu``, which compare every kernel on small shapes. Here they take every
-    fifth case, because tests/native compares every kernel; in a thorough run every case."""
+    """The first stages of ``python -m benchmarks.gpu``, which compare kernels on small shapes. A commit takes every
+    fifth case, because tests/native compares every kernel; a thorough run takes all."""
     command = [sys.executable, str(TESTS / "device" / "run_module.py"), f"benchmarks.gpu.{stage}", "--device", "cuda"]
     command += ["--every", "1" if THOROUGH else "5"]
     env = {name: value for name, value in os.environ.items() if name != "SEWSNN_LIBRARY"}
