@@ -57,12 +57,11 @@ def one_thread():
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    """300 of the digits for the pretended device, which takes hundreds of times as long as a GPU; elsewhere all."""
-    if PRETENDED:
-        datasets = pytest.importorskip("sklearn.datasets")
-        digits = datasets.load_digits()
-        few = SimpleNamespace(images=digits.images[:300], target=digits.target[:300])
-        monkeypatch.setattr(datasets, "load_digits", lambda: few)
+    """The dataset of digits has 240 images for training and 60 for tests."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    digits = datasets.load_digits()
+    few = SimpleNamespace(images=digits.images[:300], target=digits.target[:300])
+    monkeypatch.setattr(datasets, "load_digits", lambda: few)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from sewsnn.train.schema import ScheduleConfig
 from sewsnn.train.step import Step
 
 # A warning says that a graph is captured again, for which no run here has a reason.
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("error:train.cuda_graph")]
+pytestmark = [pytest.mark.usefixtures("one_thread", "few_digits"), pytest.mark.filterwarnings("error:train.cuda_graph")]
 
-WORDS = ["--blocks", "[1]", "--widths", "[4]", "--T", "2", "--epochs", "2", "--batch_size", "200", "--threads", "1"]
+WORDS = ["--blocks", "[1]", "--widths", "[4]", "--T", "2", "--epochs", "2", "--batch_size", "32", "--threads", "1"]
 GRAPHS = ["--cuda_graph", "true"]
 #: fp16 with all that a step can do; the last batch of an epoch is smaller
 FP16 = ["--amp", "fp16", "--ema", "0.9", "--clip_norm", "1.0", "--schedule.every", "step"]
