@@ -24,6 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 LIBRARY = "libsewsnn.so"
+find_nvcc = runpy.run_path(str(ROOT / "cmake" / "find_nvcc.py"))["find_nvcc"]
 # Default architectures for each major version of nvcc. PTX of the newest one serves future GPUs.
 DEFAULT_ARCHS = {12: "7.5;8.0;8.6;9.0+PTX", 13: "7.5;8.0;8.6;9.0;10.0;12.0+PTX"}
 
@@ -47,15 +48,6 @@ def parallel_jobs():
     if jobs and not re.fullmatch("[1-9][0-9]*", jobs):
         raise SystemExit(f"MAX_JOBS must be a number of parallel compilations, 1 or more, got {jobs!r}")
     return ["--parallel", jobs] if jobs else []
-
-
-def find_nvcc():
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    candidates = [Path(home) / "bin" / "nvcc"] if home else []
-    found = shutil.which("nvcc")
-    candidates += [Path(found)] if found else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    return next((c for c in candidates if c.is_file()), None)
 
 
 def cuda_choice():

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ collect_ignore += [] if PRETENDED else _PRETENDED_ONLY
 
 # Modules that take more than half a minute. They start first, so that no process ends alone with one of them.
 _LONG = {"bn_kernels", "kernels", "distributed", "train", "export", "spikingjelly", "resume", "event_training"}
-_LONG |= {"compile", "lost_logs", "recipes", "snippets", "functional", "machine_code", "graph_training"}
+_LONG |= {"compile", "lost_logs", "recipes", "snippets", "functional", "machine_code", "pretended_device"}
 
 
 def pytest_collection_modifyitems(items):
@@ -52,6 +53,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """The dataset of digits has 240 images for training and 60 for tests."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    digits = datasets.load_digits()
+    few = SimpleNamespace(images=digits.images[:300], target=digits.target[:300])
+    monkeypatch.setattr(datasets, "load_digits", lambda: few)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_loads_that_are_requested_earlier_wait_less():
 def test_stall_counts_are_read():
     """Three instructions with 4, 2 and 15 cycles, and a NOP that does not count."""
     lines = [("MOV R1, c[0x0][0x28]", 4), ("@P0 IMAD.WIDE R2, R3, R4, R5", 2), ("EXIT", 15), ("NOP", 0)]
-    text = '\t.section\t.text.kernel,"ax"\n'
+    text = "\t\tFunction : kernel\n"
     for i, (code, stall) in enumerate(lines):
         text += f"        /*{16 * i:04x}*/   {code} ;   /* 0x00000a0000017a02 */\n"
         text += f"                                 /* 0x{stall << 41 | 0x3F << 52 | 0xFF:016x} */\n"

@@ -27,16 +27,13 @@ pytestmark = pytest.mark.skipif(
 
 WRITTEN_FOR = "2.13."
 
-# Modules that run together, so that no group takes much longer than the others.
-GROUPS = {
-    "the device": ["device/test_on_device.py", "test_layout.py", "test_properties.py"],
-    "training": ["device/test_training_on_device.py", "test_train_step.py", "test_train_loop.py"],
-    "neurons": ["test_neuron.py", "test_gradients.py", "test_func.py", "test_cuda.py", "test_step_mode.py"],
-    "blocks": ["test_bn_neuron.py", "test_bn_layer.py", "test_bn_autograd.py", "test_bn_layout.py", "test_fuse.py"],
-    "more blocks": ["test_bn_statistics.py", "test_bn_errors.py", "test_packed.py", "test_cuda_blocks.py"],
-}
-if THOROUGH:
-    GROUPS["all"] = ["."]
+# They run in one process: every process imports torch and collects tests for some seconds.
+MODULES = ["device/test_on_device.py", "device/test_training_on_device.py"]
+MODULES += ["test_training_cuda.py::test_a_run_goes_on_with_the_same_bits", "test_train_step.py", "test_train_loop.py"]
+MODULES += ["test_neuron.py", "test_gradients.py", "test_func.py", "test_step_mode.py", "test_cuda.py"]
+MODULES += ["test_bn_neuron.py", "test_bn_layer.py", "test_bn_autograd.py", "test_bn_layout.py", "test_fuse.py"]
+MODULES += ["test_bn_statistics.py", "test_bn_errors.py", "test_packed.py", "test_cuda_blocks.py"]
+MODULES += ["test_layout.py", "test_properties.py"]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +57,9 @@ def run(device: Path, *arguments: str, timeout: int = 1700) -> subprocess.Comple
     return subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_cuda_tests(group, device):
-    done = run(device, *(f"tests/{name}" for name in GROUPS[group]))
+def test_cuda_tests(device):
+    """The tests of these modules with a CUDA device; in a thorough run those of all modules."""
+    done = run(device, *(["tests"] if THOROUGH else [f"tests/{name}" for name in MODULES]))
     assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
     assert " passed" in done.stdout
     print(done.stdout.splitlines()[-1])
@@ -70,8 +67,10 @@ def test_cuda_tests(group, device):
 
 @pytest.mark.parametrize("stage", ["tiny", "tiny_blocks"])
 def test_smoke_stages_of_the_gpu_run(stage, device):
-    """The first stages of ``python -m benchmarks.gpu``, which compare every kernel on small shapes."""
+    """The first stages of ``python -m benchmarks.gpu``, which compare kernels on small shapes. A commit takes every
+    fifth case, because tests/native compares every kernel; a thorough run takes all."""
     command = [sys.executable, str(TESTS / "device" / "run_module.py"), f"benchmarks.gpu.{stage}", "--device", "cuda"]
+    command += ["--every", "1" if THOROUGH else "5"]
     env = {name: value for name, value in os.environ.items() if name != "SEWSNN_LIBRARY"}
     env |= {"SEWSNN_DEVICE": str(device), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=TESTS.parent, env=env, capture_output=True, text=True, timeout=900)

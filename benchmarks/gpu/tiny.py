@@ -1,9 +1,10 @@
 """Runs every neuron kernel once, on shapes small enough for compute-sanitizer, and compares with the reference.
 
-    python -m benchmarks.gpu.tiny [--device cuda|cpu] [--large]
+    python -m benchmarks.gpu.tiny [--device cuda|cpu] [--every N] [--large]
 
 The cases cover storage types, neurons, short and long T, aligned and odd sizes, with and without the gradient of the
-leak, an initial v and v_seq. --large launches each of the shapes that are timed once, for a profiler.
+leak, an initial v and v_seq. --every 5 takes only every fifth case. --large launches each of the shapes that are timed
+once, for a profiler.
 """
 
 import argparse
@@ -35,10 +36,10 @@ def gradients(neuron, x, v, w, backend, store_v_seq):
     return s.detach().cpu(), [g.cpu() for g in torch.autograd.grad(loss, wanted)]
 
 
-def differences(device: str):
-    """Yields for each case how it differs from the reference on the CPU, and then None."""
+def differences(device: str, every: int = 1):
+    """Yields for each case, or every n-th one, how it differs from the reference on the CPU, and then None."""
     cases = itertools.product(DTYPES, NEURONS, (3, 4, 17), (64, 301), (False, True))
-    for seed, (dtype, neuron, T, M, store_v_seq) in enumerate(cases):
+    for seed, (dtype, neuron, T, M, store_v_seq) in itertools.islice(enumerate(cases), 0, None, every):
         generator = torch.Generator().manual_seed(seed)
         state = torch.float64 if dtype == torch.float64 else torch.float32
         x = (torch.randn(T, M, generator=generator) * 1.5 + 0.5).to(dtype)
@@ -101,12 +102,13 @@ def run(doc: str, differences, what: str, large) -> None:
     """Runs the command line of a smoke test."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th case")
     parser.add_argument("--large", action="store_true")
     arguments = parser.parse_args()
     if arguments.large:
         large()
     else:
-        check(differences(arguments.device), what)
+        check(differences(arguments.device, arguments.every), what)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@
     python -m benchmarks.machine_code.executed                   executes the PTX and counts instructions
     python -m benchmarks.machine_code.one FILE.cu                shows the kernels of one file
 
-The compiler options are those of cmake/cuda.cmake. `cuobjdump` reports registers, stack and shared memory; `nvdisasm`
-lists the instructions. Both programs come with the CUDA toolkit, or from PyPI. The program keeps compiled files in
-build/machine_code.
+The compiler options are those of cmake/cuda.cmake. `cuobjdump` reports registers, stack and shared memory, and
+lists the instructions, for which it calls `nvdisasm`. Both programs come with the CUDA toolkit, or from PyPI. The
+program keeps compiled files in build/machine_code.
 
 Columns:
 

@@ -1,12 +1,12 @@
 """Makes the files of machine code: compiles csrc/inst/*.cu, or takes them out of the compiled library."""
 
-import fcntl
 import hashlib
 import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from benchmarks import dating
 from benchmarks.common import ROOT
@@ -22,15 +22,6 @@ def digest(*parts: str | bytes) -> str:
         part = part.encode() if isinstance(part, str) else part
         state.update(len(part).to_bytes(8, "little") + part)
     return state.hexdigest()[:16]
-
-
-@contextmanager
-def locked(folder: Path):
-    """Lets only one process at a time compile into the folder. Processes that waited find the compiled files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def compiled(nvcc: Path, source: Path, arch: int, key: str) -> Path:
@@ -72,5 +63,7 @@ def compiled_cubins(archs: list[int]) -> list[Path]:
     for source in sorted((csrc / "inst").glob("*.cu")):
         key = digest(version, *options(), dating.files_hash([f"inst/{source.name}"]))
         jobs += [(nvcc, source, arch, key) for arch in archs]
-    with locked(BUILD), ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    # One process at a time compiles. Those that waited find the compiled files.
+    with FileLock(BUILD / "lock"), ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
         return list(pool.map(lambda job: compiled(*job), jobs))

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.machine_code.disassembly import instructions, resources
 from benchmarks.machine_code.model import DEVICES, predict
 from benchmarks.machine_code.names import PARAMETERS, demangled, title
-from benchmarks.machine_code.tools import find_nvcc, find_tool, options, run
+from benchmarks.machine_code.tools import disassembled, find_nvcc, find_tool, options, run
 from benchmarks.machine_code.traffic import work
 
 
@@ -31,7 +31,7 @@ def kernels(cubin: Path) -> list[tuple[str, dict]]:
     """Returns (title, row) for each kernel of a cubin. The title has template arguments that names.py does not know as
     they are."""
     usage = resources(run(find_tool("cuobjdump"), "-res-usage", cubin).stdout, 90)
-    code = instructions(run(find_tool("nvdisasm"), "--print-code", "-hex", cubin).stdout)
+    code = instructions(disassembled(cubin))
     names = sorted(code)
     found = []
     for mangled, (kernel, values) in zip(names, demangled(names), strict=True):

@@ -10,7 +10,7 @@ from benchmarks.common import ROOT
 from benchmarks.machine_code.cubins import compiled_cubins, library_cubins
 from benchmarks.machine_code.disassembly import instructions, resources
 from benchmarks.machine_code.names import described, sources_of, title
-from benchmarks.machine_code.tools import find_tool, run
+from benchmarks.machine_code.tools import disassembled, find_tool, run
 
 RESULTS = ROOT / "benchmarks" / "results" / "machine_code.jsonl"
 COMMAND = "python -m benchmarks.machine_code --arch default --json benchmarks/results/machine_code.jsonl"
@@ -22,9 +22,9 @@ def cubin_rows(cubin: Path) -> list[dict]:
     data = cubin.read_bytes()
     version = re.search(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", data)
     usage = resources(run(find_tool("cuobjdump"), "-res-usage", cubin).stdout, arch)
-    code = instructions(run(find_tool("nvdisasm"), "--print-code", "-hex", cubin).stdout)
+    code = instructions(disassembled(cubin))
     if usage.keys() != code.keys():
-        raise SystemExit(f"{cubin}: cuobjdump and nvdisasm name different kernels")
+        raise SystemExit(f"{cubin}: cuobjdump names different kernels in its two lists")
     names = sorted(code)
     about = {"arch": arch}, {"nvcc": version.group(1).decode() if version else "unknown"}
     return [about[0] | a | usage[n] | code[n] | about[1] for a, n in zip(described(names), names, strict=True)]

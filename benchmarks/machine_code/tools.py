@@ -3,21 +3,14 @@
 import importlib.metadata
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
 
 from benchmarks.common import ROOT
 
-
-def find_nvcc() -> Path | None:
-    """Returns the path of nvcc, found as in setup.py; None if there is none."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    candidates = [Path(home) / "bin" / "nvcc"] if home else []
-    found = shutil.which("nvcc")
-    candidates += [Path(found)] if found else []
-    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    return next((c for c in candidates if c.is_file()), None)
+find_nvcc = runpy.run_path(str(ROOT / "cmake" / "find_nvcc.py"))["find_nvcc"]
 
 
 def find_tool(name: str) -> Path:
@@ -43,12 +36,18 @@ def find_tool(name: str) -> Path:
     return found
 
 
-def run(*command, text: str | None = None) -> subprocess.CompletedProcess:
+def run(*command, text: str | None = None, env: dict | None = None) -> subprocess.CompletedProcess:
     """Runs a command and returns its output. If it fails, the program ends with the command's messages."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, env=env)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
     return done
+
+
+def disassembled(cubin: Path) -> str:
+    """Returns the SASS of a file of machine code. nvdisasm alone says the same, but needs twice as much time."""
+    path = os.pathsep.join([str(find_tool("nvdisasm").parent), os.environ.get("PATH", "")])  # cuobjdump calls it
+    return run(find_tool("cuobjdump"), "-sass", cubin, env=os.environ | {"PATH": path}).stdout
 
 
 def nvcc_version(nvcc: Path) -> str:

@@ -1,13 +1,17 @@
 """Builds the pretended CUDA device, and says why it cannot be built."""
 
-import fcntl
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from filelock import FileLock
+
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "native"))
+import host_build  # noqa: E402
+
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "device"
 
@@ -38,10 +42,10 @@ def build(folder: Path = BUILD, csrc: Path = ROOT / "csrc") -> Path:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     torch = Path(find_spec("torch").origin).parent
     configure = ["cmake", "-S", HERE, "-B", folder, "-GNinja", f"-DTORCH={torch}", f"-DCSRC={csrc}"]
+    configure += [f"-DKERNELS={host_build.archive(csrc)}"]
     configure += [f"-DCSRC_HASH={csrc_hash() if csrc == ROOT / 'csrc' else 'changed'}"]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         for command in (configure, ["cmake", "--build", folder, "--parallel", os.environ.get("MAX_JOBS", "2")]):
             command = [str(part) for part in command]
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})

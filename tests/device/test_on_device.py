@@ -181,7 +181,7 @@ def kernels_of(device):
 
 @pytest.mark.parametrize(
     ("settings", "size"),
-    [({}, 32), ({"neuron": "PLIF"}, 16), ({"residual": "spiking", "pack_spikes": True}, 16)],
+    [({}, 16), ({"neuron": "PLIF"}, 16), ({"residual": "spiking", "pack_spikes": True}, 16)],
     ids=["ADD", "PLIF", "spiking, packed"],
 )
 def test_a_training_step_of_resnet18(settings, size, device):

@@ -1,68 +1,27 @@
-"""The CUDA kernels on the host: builds the module, calls it with tensors, and wraps it as a neuron for autograd.
+"""The CUDA kernels on the host: calls the module (host_build.py) with tensors, and wraps it as a neuron for autograd.
 
 Buffers have exactly the requested alignment and lie between guards: outputs between bytes that must not change,
 inputs between NaNs that must not be read.
 """
 
-import fcntl
 import functools
 import importlib.util
 import os
 import re
 import subprocess
-import sys
 import weakref
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pybind11
 import torch
+from host_build import build
 
 from sewsnn.ops.neuron import IF, LIF, PLIF, checkpoint_count, dense_strides
 from sewsnn.ops.reference import state_dtype
 from sewsnn.surrogate import ATan
 
-HERE = Path(__file__).parent
-CSRC = HERE.parent.parent / "csrc"
-BUILD = HERE.parent.parent / "build" / "native"
 KINDS = {"if": IF, "lif": LIF, "plif": PLIF}
 GUARD = 256  # bytes on either side of a buffer
-
-
-@contextmanager
-def _locked(folder: Path):
-    """Lets only one process at a time build."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-_failed: dict[bool, str] = {}
-
-
-def build(sanitize: bool = False) -> Path:
-    """Builds the module with CMake and Ninja if needed and returns its file. A failed build is not repeated.
-    SEWSNN_HOST_CSRC names another folder of sources than csrc of this repository."""
-    if sanitize in _failed:
-        raise RuntimeError(_failed[sanitize])
-    folder, csrc = BUILD / ("sanitized" if sanitize else "plain"), Path(os.environ.get("SEWSNN_HOST_CSRC") or CSRC)
-    if csrc != CSRC:
-        folder = folder.with_name(f"{folder.name}{str(csrc).replace(os.sep, '+')}")
-    # The tools of this environment are here, even if it is not activated.
-    env = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
-    configure = ["cmake", "-GNinja", "-S", str(HERE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=None"]
-    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += [f"-DSANITIZE={'ON' if sanitize else 'OFF'}", f"-Dcsrc={csrc}"]
-    with _locked(folder):
-        for command in (configure, ["cmake", "--build", str(folder)]):
-            done = subprocess.run(command, capture_output=True, text=True, env=env)
-            if done.returncode:
-                _failed[sanitize] = f"{' '.join(command)} failed:\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
-                raise RuntimeError(_failed[sanitize])
-    (module,) = folder.glob("sewsnn_host.*.so")
-    return module
 
 
 @functools.cache

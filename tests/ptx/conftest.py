@@ -14,7 +14,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "native")]
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from machine import Machine  # noqa: E402
-from nvcc import Listing, compiled, find_nvcc  # noqa: E402
+from nvcc import Listing, compiled, compiled_sample, find_nvcc, library_ptx  # noqa: E402
 from thorough import THOROUGH  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -48,11 +48,13 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
-def machine():
-    """The PTX of the kernels, executed by the host module."""
+def machine(tmp_path_factory):
+    """The PTX of the kernels, executed by the host module: that of the compiled library if it has some."""
     if find_nvcc() is None:
         warnings.warn("nvcc was not found: what nvcc makes of the kernels is NOT tested", stacklevel=1)
         pytest.skip("nvcc was not found")
+    if files := library_ptx(tmp_path_factory.mktemp("ptx")):
+        return Machine(Listing([*files, compiled_sample()]))
     return Machine(Listing(compiled(without=() if THOROUGH else ("half", "double"))))
 
 
