@@ -252,7 +252,7 @@ def test_occupancy(rows):
             needed = 4
         elif row["kernel"] in ("bn_reduce_kernel", "bn_apply_kernel"):
             half, shortcut = SIZE[row["Storage"]] == 2, row["Shortcut"] and row["kernel"] == "bn_reduce_kernel"
-            needed = max(2, {4: 3 + half, 8: 3, 16: 2}[row["K"]] - shortcut)
+            needed = max(2, {4: 3 + half, 8: 2 + half, 16: 2}[row["K"]] - shortcut)
         elif row["kernel"] == "bn_statistics_kernel":
             needed = 5 if row["Storage"] == "double" else 8
         elif row["kernel"] == "pool_forward_kernel":
