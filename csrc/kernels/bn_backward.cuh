@@ -12,7 +12,7 @@ SEWSNN_BEGIN
 template <class Storage, int K, int N, bool Shortcut, bool Reduce>
 constexpr int blocks_wanted() {
   if (sizeof(Storage) == 8) return 2;
-  if (sizeof(Storage) == 4) return K > kAhead || (Shortcut && Reduce) ? 2 : 3;
+  if (sizeof(Storage) == 4) return K > 2 * kAhead || (Shortcut && Reduce) ? 2 : 3;
   if (Shortcut && Reduce) return K > kAhead ? 2 : 3;
   return K == kAhead ? 4 : K * N > 32 ? 2 : 3;
 }

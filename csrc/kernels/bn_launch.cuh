@@ -139,13 +139,18 @@ auto with_instance(const P& p, F&& f) {
         constexpr int N = kWideLong<Storage, Shortcut>;
         if (fits<Storage, kWideShort>(p)) {
           if (p.T <= 4) return f(Int<4>(), Int<kWideShort>(), shortcut, Bool<Usual>());
-          if constexpr (half || Usual) {
+          if constexpr (half) {
             if (p.T <= 8) return f(Int<8>(), Int<kWideShort>(), shortcut, Bool<Usual>());
           }
           // Reduce has sums and a second stage as well, and would spill.
           if constexpr (Usual && half && !reduce) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>());
         }
-        if (fits<Storage, N>(p)) return f(Int<kLong>(), Int<N>(), shortcut, Bool<Usual && (reduce || !half)>());
+        if (fits<Storage, N>(p)) {
+          if constexpr (Usual && !half) {
+            if (p.T <= 8) return f(Int<8>(), Int<N>(), shortcut, Bool<true>());
+          }
+          return f(Int<kLong>(), Int<N>(), shortcut, Bool<Usual && (reduce || !half)>());
+        }
       }
       return f(Int<kLong>(), Int<1>(), shortcut, Bool<false>());
     });

@@ -196,7 +196,7 @@ def test_chunks(T, connect, channels_last):
             for name in ("reduce", "apply"):
                 # K = 16 has four neurons per thread where the registers suffice: in half precision in apply with the
                 # usual options. In fp32 with a shortcut they do not suffice for two.
-                N = 4 if K < 16 or (is_usual and name == "apply" and dtype != "float") else 2
+                N = 4 if K == 4 or (dtype != "float" and (K == 8 or (is_usual and name == "apply"))) else 2
                 N = 1 if K == 16 and dtype == "float" and reads else N
                 assert instance(kernels.reports[name]) == (dtype, K, N, reads, is_usual), (neuron, options, name)
 
