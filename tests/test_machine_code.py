@@ -213,7 +213,8 @@ def test_loads_are_issued_together(rows):
     - stem: both columns of z, and the gradients of a window in all time-steps;
     - with batch norm: a chunk of z, of the shortcut and of the gradient.
 
-    Doubles are left out, because nobody trains in them.
+    On architectures after sm_90 two thirds suffice: the compiler converts the first half numbers there before it issues
+    the last loads. Doubles are left out, because nobody trains in them.
     """
 
     def wrong(row):
@@ -224,6 +225,8 @@ def test_loads_are_issued_together(rows):
             needed = 2 if row["kernel"] == "pool_forward_kernel" else chunk
         else:
             needed = 2 * chunk if "K" in row else chunk
+        if row["arch"] > 90:
+            needed = needed * 2 // 3
         return f"{row['ahead']} under way, {needed} wanted" if row["ahead"] < needed else None
 
     none_of([row for row in rows if row.get("N", 1) > 1 and row["Storage"] != "double"], wrong)
