@@ -166,12 +166,12 @@ def test_every_kernel_on_every_architecture(rows):
         "bn_forward_kernel": 14,
         "bn_bits_kernel": 4,
         "bn_unpack_kernel": 4,
-        "bn_reduce_kernel": 29,
-        "bn_apply_kernel": 29,
+        "bn_reduce_kernel": 32,
+        "bn_apply_kernel": 32,
         **dict.fromkeys(("pool_forward_kernel", "pool_reduce_kernel", "pool_apply_kernel"), 13),
         "pool_sums_kernel": 2,
     }
-    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == some) == 75 + 20 + 18
+    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == some) == 75 + 26 + 18
 
 
 def test_nothing_in_local_memory(rows):
@@ -213,7 +213,8 @@ def test_loads_are_issued_together(rows):
     - stem: both columns of z, and the gradients of a window in all time-steps;
     - with batch norm: a chunk of z, of the shortcut and of the gradient.
 
-    Doubles are left out, because nobody trains in them.
+    On architectures after sm_90 two thirds suffice: the compiler converts the first half numbers there before it issues
+    the last loads. Doubles are left out, because nobody trains in them.
     """
 
     def wrong(row):
@@ -224,6 +225,8 @@ def test_loads_are_issued_together(rows):
             needed = 2 if row["kernel"] == "pool_forward_kernel" else chunk
         else:
             needed = 2 * chunk if "K" in row else chunk
+        if row["arch"] > 90:
+            needed = needed * 2 // 3
         return f"{row['ahead']} under way, {needed} wanted" if row["ahead"] < needed else None
 
     none_of([row for row in rows if row.get("N", 1) > 1 and row["Storage"] != "double"], wrong)
@@ -242,8 +245,8 @@ def test_occupancy(rows):
 
     - neuron: forward 1024; backward 512 with short chunks (384 for PLIF's gradient in half precision), 256 with longer
       ones (384 in half precision without PLIF's gradient);
-    - with batch norm: statistics 1024 (all its blocks run at once), forward 512; backward 512 with K = 4, 384 with
-      K = 8 and 256 with K = 16 in half precision; 384 and 256 in float. Reduce with a shortcut: 128 fewer up to 256.
+    - with batch norm: statistics 1024 (all its blocks run at once), forward 512; backward 512 with K = 4 (float:
+      384), 384 with K = 8 and 256 with K = 16. Reduce with a shortcut: 128 fewer up to 256.
     - stem: forward 896, backward 512 and 384 (apply in bfloat16 always 384); for doubles 768 and 256.
     """
 

@@ -233,6 +233,17 @@ class Cursor {
     return load_global_if(wanted, reinterpret_cast<const Pack<T, N>*>(at_));
   }
   SEWSNN_HD void store(const Pack<T, N>& pack) const { store_global(reinterpret_cast<Pack<T, N>*>(at_), pack); }
+  // The same bytes as words: the compiler would take a pack of 16-bit numbers apart and put it together again.
+  template <class Words>
+  SEWSNN_HD Words load_words() const {
+    static_assert(sizeof(Words) == sizeof(T) * N, "words of one pack");
+    return load_global(reinterpret_cast<const Words*>(at_));
+  }
+  template <class Words>
+  SEWSNN_HD void store_words(const Words& words) const {
+    static_assert(sizeof(Words) == sizeof(T) * N, "words of one pack");
+    store_global(reinterpret_cast<Words*>(at_), words);
+  }
   SEWSNN_HD void move(int64_t rows) {
     at_ += uintptr_t(rows * row_bytes_);
 #if defined(__CUDA_ARCH__)

@@ -33,11 +33,8 @@ BnWorkspace cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DT
   return need;
 }
 
-int64_t cuda_bn_leak_partials(const BnReduceParams& given) {
-  if (!countable(given.channels)) return 0;
-  BnReduceParams p = given;
-  double partials;
-  p.grad_leak_partials = &partials;  // the instance depends on whether they are wanted
+int64_t cuda_bn_leak_partials(const BnReduceParams& p) {
+  if (!countable(p.channels)) return 0;
   return with_storage(p.dtype, [&](auto storage) { return reduce_walk<typename decltype(storage)::type>(p).blocks(); });
 }
 

@@ -7,17 +7,12 @@
 
 SEWSNN_BEGIN
 
-// Whether an instance of reduce computes the gradient of PLIF's leak. For the largest chunk there are too few
-// registers.
-template <int K, int N, bool Usual>
-constexpr bool kHasLeak = !(Usual && K * N > 32);
-
 // The number of blocks per multiprocessor for which the registers must suffice: four with 128 registers per thread,
 // three with 168, two with 255. Reduce needs more registers than apply, for its sums and for PLIF's gradient.
 template <class Storage, int K, int N, bool Shortcut, bool Reduce>
 constexpr int blocks_wanted() {
   if (sizeof(Storage) == 8) return 2;
-  if (sizeof(Storage) == 4) return K > kAhead || (Shortcut && Reduce) ? 2 : 3;
+  if (sizeof(Storage) == 4) return K > 2 * kAhead || (Shortcut && Reduce) ? 2 : 3;
   if (Shortcut && Reduce) return K > kAhead ? 2 : 3;
   return K == kAhead ? 4 : K * N > 32 ? 2 : 3;
 }
@@ -28,7 +23,6 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
                      const SecondStage second) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
-  constexpr bool kLeak = kHasLeak<K, N, Usual>;
   Walker<N> at(walk);
   int64_t start = last_chunk<K>(p.T);
   ChunkInputs<Storage, K, N, Shortcut, true> in;
@@ -49,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
         sums[1].at[j] += step.grad_y.at[j] * (step.z.number(j) - norm[0].at[j]);
       }
     };
-    backward_chunk<Usual, kLeak>(p, options, o.sn.surrogate, norm, start, at.i, in, grad_v, leak, take);
+    backward_chunk<Usual, true>(p, options, o.sn.surrogate, norm, start, at.i, in, grad_v, leak, take);
     start -= K;
     if (start < 0) {
       start = last_chunk<K>(p.T);
@@ -59,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
     if (at.inside(walk)) in.load(p, start, at.i);
   }
   store_partials<kLine<Storage>>(walk, sums, p.partials);
-  if (kLeak && leak.wanted) {
+  if (leak.wanted) {
     const double sum = block_sum<kThreads>(leak.all);
     if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, sum);
   }
@@ -104,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
         const S u = z.number(j) - norm[0].at[j];
         grad_z.at[j] = norm[1].at[j] * (grad_y.at[j] - norm[3].at[j] - u * norm[4].at[j]);
       }
-      Cursor<Storage, N>(p.grad_z, p.M, t, at.i).store(store_<Storage>(grad_z));
+      Words<Storage, N>::of(grad_z).store(Cursor<Storage, N>(p.grad_z, p.M, t, at.i));
     };
     const auto take = [&](const Step<Storage, N>& step) {
       if (p.still) {
@@ -122,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
                            ? step.grad_y.at[j]
                            : step.grad_out.number(j) * (p.connect == Connect::And ? a : S(1) - a);
         }
-        Cursor<Storage, N>(p.grad_shortcut, p.M, step.t, at.i).store(store_<Storage>(grad));
+        Words<Storage, N>::of(grad).store(Cursor<Storage, N>(p.grad_shortcut, p.M, step.t, at.i));
       }
     };
     backward_chunk<Usual, false>(p, options, o.sn.surrogate, norm, start, at.i, in, grad_v, no_leak, take);
@@ -131,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
       start = last_chunk<K>(p.T);
       if (p.still) {
         Words<Storage, N> z;
-        z.set(Cursor<Storage, N>(p.z, 0, at.i).load());
+        z.load(Cursor<Storage, N>(p.z, 0, at.i));
         store_grad_z(0, still, z);
         still = fill_pack<S, N>(S(0));
       }

@@ -30,9 +30,9 @@ struct ChunkInputs {
     SEWSNN_UNROLL
     for (int k = 0; k < K; ++k) {
       if (k < steps) {
-        z[k].set(z_at.load());
-        if (Shortcut) shortcut[k].set(shortcut_at.load());
-        grad_out[k].set(grad_at.load());
+        z[k].load(z_at);
+        if (Shortcut) shortcut[k].load(shortcut_at);
+        grad_out[k].load(grad_at);
       }
       z_at.move(1), shortcut_at.move(1), grad_at.move(1);
     }
@@ -41,7 +41,7 @@ struct ChunkInputs {
       Cursor<Storage, N> skip_at(p.grad_skip, start, i);
       SEWSNN_UNROLL
       for (int k = 0; k < K; ++k) {
-        if (k < steps) grad_skip[k].set(skip_at.load());
+        if (k < steps) grad_skip[k].load(skip_at);
         skip_at.move(1);
       }
     }
@@ -60,10 +60,9 @@ struct ChunkInputs {
         Pack<State<Storage>, N> both;
         SEWSNN_UNROLL
         for (int j = 0; j < N; ++j) both.at[j] = grad_out[k].number(j) + grad_skip[k].number(j);
-        const Pack<Storage, N> rounded = store_<Storage>(both);
-        sum_at.store(rounded);
+        grad_out[k] = Words<Storage, N>::of(both);  // rounded
+        grad_out[k].store(sum_at);
         sum_at.move(1);
-        grad_out[k].set(rounded);
       }
     }
   }
@@ -98,20 +97,35 @@ struct Options {
   }
 };
 
-// Computes dL/dy of the time-steps of a chunk, the latest first, and calls take(step) for each. grad_v is the gradient
-// of the potential after the chunk, then of that before it.
-template <bool Usual, bool Leak, class Storage, int K, int N, bool Shortcut, bool Two, class P, class Take>
-__device__ __forceinline__ void backward_chunk(const P& p, const Options<State<Storage>, Usual>& o,
-                                               const Surrogate<State<Storage>>& surrogate,
-                                               const Pack<State<Storage>, N>* norm, int64_t start, int64_t i,
-                                               ChunkInputs<Storage, K, N, Shortcut, Two>& in,
-                                               Pack<State<Storage>, N>& grad_v, LeakSum& leak, Take&& take) {
+template <int I>
+using Int = std::integral_constant<int, I>;
+
+// A neuron or a surrogate that has been chosen before, with the interface of AnyNeuron and Surrogate.
+template <class T>
+struct Chosen {
+  const T& value;
+
+  template <class F>
+  __device__ __forceinline__ void visit(F&& f) const {
+    f(value);
+  }
+};
+
+// backward_chunk with a neuron and a surrogate, which may be Chosen. Of every Together time-steps
+// either all exist or none.
+template <int Together, bool Leak, bool Usual, class Storage, int K, int N, bool Shortcut, bool Two, class P,
+          class Neuron, class Sigma, class Take>
+__device__ __forceinline__ void chunk_with(const P& p, const Options<State<Storage>, Usual>& o, const Neuron& neuron,
+                                           const Sigma& surrogate, const Pack<State<Storage>, N>* norm, int64_t start,
+                                           int64_t i, ChunkInputs<Storage, K, N, Shortcut, Two>& in,
+                                           Pack<State<Storage>, N>& grad_v, LeakSum& leak, Take&& take) {
   using S = State<Storage>;
   constexpr int G = 2;  // time-steps that have their sigma' in registers at the same time
   const FireReset<S>& fire = o.fire;
   const bool before = p.connect == Connect::AddBefore;
   const int steps = steps_of<K>(p.T, start);
-  in.add_gradients(p, start, i);
+  // Time-steps that do not exist are branched over; the branches are the same for all threads.
+  const auto exists = [&](int k) { return Together == K || k / Together * Together < steps; };
   const auto input = [&](int k, int j) {
     const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(in.z[k].number(j));
     return Shortcut && before ? y + in.shortcut[Shortcut ? k : 0].number(j) : y;
@@ -123,8 +137,8 @@ __device__ __forceinline__ void backward_chunk(const P& p, const Options<State<S
   const auto replay = [&](auto&& potential) {
     SEWSNN_UNROLL
     for (int k = 0; k < K; ++k) {
-      if (k >= steps) {
-        if (k % G != 0) h[k] = fill_pack<S, N>(S(0));  // its group may be worked on
+      if (!exists(k)) {
+        if (Together < G && k % G != 0) h[k] = fill_pack<S, N>(S(0));  // its group may be worked on
         continue;
       }
       SEWSNN_UNROLL
@@ -132,7 +146,7 @@ __device__ __forceinline__ void backward_chunk(const P& p, const Options<State<S
     }
   };
   if (o.spiking) {
-    o.neuron.visit([&](const auto& n) {
+    neuron.visit([&](const auto& n) {
       replay([&](S& v_j, S x) {
         const S h_j = n.charge(v_j, x);
         v_j = fire.reset(h_j);
@@ -153,7 +167,7 @@ __device__ __forceinline__ void backward_chunk(const P& p, const Options<State<S
   S leak_sum = S(0);
   SEWSNN_UNROLL
   for (int group = K - G; group >= 0; group -= G) {
-    if (group >= steps) continue;
+    if (!exists(group)) continue;
     Pack<S, N> grad[G];  // dL/dA, then dL/dy
     SEWSNN_UNROLL
     for (int k = 0; k < G; ++k) {
@@ -175,10 +189,10 @@ __device__ __forceinline__ void backward_chunk(const P& p, const Options<State<S
           for (int j = 0; j < N; ++j) sg[k].at[j] = sigma(h[group + k].at[j] - fire.v_threshold);
         }
       });
-      o.neuron.visit([&](const auto& n) {
+      neuron.visit([&](const auto& n) {
         SEWSNN_UNROLL
         for (int k = G - 1; k >= 0; --k) {
-          if (group + k >= steps) continue;
+          if (!exists(group + k)) continue;
           SEWSNN_UNROLL
           for (int j = 0; j < N; ++j) {
             const S grad_h = fire.grad_h(grad[k].at[j], grad_v.at[j], h[group + k].at[j], sg[k].at[j]);
@@ -194,11 +208,53 @@ __device__ __forceinline__ void backward_chunk(const P& p, const Options<State<S
     }
     SEWSNN_UNROLL
     for (int k = G - 1; k >= 0; --k) {
-      if (group + k < steps)
+      if (exists(group + k))
         take(Step<Storage, N>{start + group + k, grad[k], h[group + k], in.z[group + k], in.grad_out[group + k]});
     }
   }
   if (Leak && leak.wanted) leak.all += double(leak_sum);
+}
+
+// Computes dL/dy of the time-steps of a chunk, the latest first, and calls take(step) for each. grad_v is the gradient
+// of the potential after the chunk, then of that before it. If Usual, the neuron is chosen once per chunk.
+template <bool Usual, bool Leak, class Storage, int K, int N, bool Shortcut, bool Two, class P, class Take>
+__device__ __forceinline__ void backward_chunk(const P& p, const Options<State<Storage>, Usual>& o,
+                                               const Surrogate<State<Storage>>& surrogate,
+                                               const Pack<State<Storage>, N>* norm, int64_t start, int64_t i,
+                                               ChunkInputs<Storage, K, N, Shortcut, Two>& in,
+                                               Pack<State<Storage>, N>& grad_v, LeakSum& leak, Take&& take) {
+  in.add_gradients(p, start, i);
+  if constexpr (Usual) {
+    using S = State<Storage>;
+    const ATan<S> form = surrogate.atan_form();
+    const Chosen<ATan<S>> atan = {form};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // ptxas would keep so many values that it runs out of registers
+    chunk_with<1, Leak, Usual>(p, o, o.neuron, atan, norm, start, i, in, grad_v, leak, take);
+#else
+    o.neuron.visit([&](const auto& n) {
+      using Neuron = std::remove_cv_t<std::remove_reference_t<decltype(n)>>;
+      const auto run = [&](auto together, auto with_leak) {
+        chunk_with<together, decltype(with_leak)::value, Usual>(p, o, Chosen<Neuron>{n}, atan, norm, start, i, in,
+                                                                grad_v, leak, take);
+      };
+      // A whole chunk has no branches, so that time-steps share what they compute and overlap. The divisions of
+      // LeakyDivide would cost more than the branches.
+      constexpr bool kWhole = !std::is_same_v<Neuron, LeakyDivide<S>>;
+      const bool whole = steps_of<K>(p.T, start) == K;
+      if constexpr (Leak && std::is_same_v<Neuron, LeakyMultiply<S>>) {       // PLIF
+        constexpr int kTogether = K == kAhead ? K : K == 2 * kAhead ? 2 : 1;  // more time-steps, fewer registers
+        if (kTogether > 1 && leak.wanted && whole) return run(Int<kTogether>(), Bool<true>());
+        if (leak.wanted) return run(Int<1>(), Bool<true>());
+      }
+      if constexpr (kWhole) {
+        if (whole) return run(Int<K>(), Bool<false>());
+      }
+      return run(Int<1>(), Bool<false>());
+    });
+#endif
+  } else {
+    chunk_with<1, Leak, Usual>(p, o, o.neuron, surrogate, norm, start, i, in, grad_v, leak, take);
+  }
 }
 
 SEWSNN_END

@@ -74,8 +74,8 @@ struct ForwardInputs {
     SEWSNN_UNROLL
     for (int k = 0; k < kAhead; ++k) {
       if (start + k < p.T) {
-        z[k].set(z_at.load());
-        if (Shortcut) shortcut[k].set(shortcut_at.load());
+        z[k].load(z_at);
+        if (Shortcut) shortcut[k].load(shortcut_at);
       }
       z_at.move(1), shortcut_at.move(1);
     }

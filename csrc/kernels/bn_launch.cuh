@@ -113,34 +113,29 @@ bool fits(const BnApplyParams& p) {
          aligned<Storage, N>({p.grad_shortcut, p.M, 1}, p.T);
 }
 
-template <int I>
-using Int = std::integral_constant<int, I>;
-
 // Whether backward reads the shortcut.
 inline bool reads_shortcut(Connect connect) { return connect != Connect::None && connect != Connect::Add; }
 
-// Whether the neuron has the options that most networks use (neurons/fire.h, neurons/any.h).
+// Whether the neuron has the options that most networks use (neurons/fire.h, neurons/any.h), and ATan or UnitATan.
 inline bool usual(const BnParams& p) {
   const NeuronParams& n = p.neuron;
   const bool decay_input = n.decay_input || n.kind == NeuronKind::IF;
-  return p.spiking && n.hard_reset && n.detach_reset && decay_input && n.v_reset == 0 && !std::signbit(n.v_reset);
+  return p.spiking && n.hard_reset && n.detach_reset && decay_input && n.v_reset == 0 && !std::signbit(n.v_reset) &&
+         Surrogate<float>::has_atan_form(n.surrogate);
 }
 
-inline bool wants_leak(const BnReduceParams& p) { return p.grad_leak_partials != nullptr; }
-inline bool wants_leak(const BnApplyParams&) { return false; }
-
 // Calls f(K, N, Shortcut, Usual) for the instance that serves these params: K time-steps per chunk, N neurons per
-// thread. K = 4 serves T <= 4. In half precision K = 8 serves T <= 8, and without a shortcut that is read there are
-// instances with the usual options.
+// thread. K = 4 serves T <= 4, and K = 8 serves T <= 8 in half precision and with the usual options. Those have
+// instances if no shortcut is read.
 template <class Storage, class P, class F>
 auto with_instance(const P& p, F&& f) {
   constexpr bool half = sizeof(Storage) == 2, reduce = std::is_same_v<P, BnReduceParams>;
   return with_bool(reads_shortcut(p.connect), [&](auto shortcut) {
     constexpr bool Shortcut = decltype(shortcut)::value;
-    return with_bool(half && !Shortcut && usual(p), [&](auto is_usual) {
+    return with_bool(sizeof(Storage) < 8 && !Shortcut && usual(p), [&](auto is_usual) {
       constexpr int kLong = int(kChunk);
       if constexpr (sizeof(Storage) < 8) {
-        constexpr bool Usual = half && !Shortcut && decltype(is_usual)::value;
+        constexpr bool Usual = !Shortcut && decltype(is_usual)::value;
         constexpr int N = kWideLong<Storage, Shortcut>;
         if (fits<Storage, kWideShort>(p)) {
           if (p.T <= 4) return f(Int<4>(), Int<kWideShort>(), shortcut, Bool<Usual>());
@@ -148,9 +143,14 @@ auto with_instance(const P& p, F&& f) {
             if (p.T <= 8) return f(Int<8>(), Int<kWideShort>(), shortcut, Bool<Usual>());
           }
           // Reduce has sums and a second stage as well, and would spill.
-          if constexpr (Usual && !reduce) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>());
+          if constexpr (Usual && half && !reduce) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>());
         }
-        if (fits<Storage, N>(p)) return f(Int<kLong>(), Int<N>(), shortcut, Bool<Usual && reduce>());
+        if (fits<Storage, N>(p)) {
+          if constexpr (Usual && !half) {
+            if (p.T <= 8) return f(Int<8>(), Int<N>(), shortcut, Bool<true>());
+          }
+          return f(Int<kLong>(), Int<N>(), shortcut, Bool<Usual && (reduce || !half)>());
+        }
       }
       return f(Int<kLong>(), Int<1>(), shortcut, Bool<false>());
     });

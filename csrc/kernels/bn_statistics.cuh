@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 4 : 8)
     count = 0;
     SEWSNN_UNROLL
     for (int k = 0; k < kAhead; ++k) {
-      if (at.inside(walk)) count = k + 1, z[k].set(Cursor<Storage, N>({p.z.data, p.z.row_stride, 1}, t, at.i).load());
+      if (at.inside(walk)) count = k + 1, z[k].load(Cursor<Storage, N>({p.z.data, p.z.row_stride, 1}, t, at.i));
       if (++t == T) {
         t = 0;
         at.advance(walk);

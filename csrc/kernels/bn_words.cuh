@@ -14,9 +14,24 @@ struct Words {
   using Word = std::conditional_t<kBytes % 4 == 0, uint32_t, uint16_t>;
   Word at[kBytes / sizeof(Word)];
 
-  __device__ __forceinline__ void set(const Pack<Storage, N>& pack) {
-    memcpy(at, &pack, kBytes);
+  __device__ __forceinline__ void load(const Cursor<Storage, N>& from) {
+    *this = from.template load_words<Words>();
     forget();
+  }
+  __device__ __forceinline__ void store(const Cursor<Storage, N>& to) const { to.store_words(*this); }
+  // The numbers in the storage type.
+  static __device__ __forceinline__ Words of(const Pack<State<Storage>, N>& numbers) {
+    Words words;
+#if SEWSNN_PAIRS
+    if constexpr (sizeof(Storage) == 2 && N % 2 == 0) {
+      SEWSNN_UNROLL
+      for (int j = 0; j < N / 2; ++j) words.at[j] = encode_pair(Storage(), numbers.at[2 * j], numbers.at[2 * j + 1]);
+      return words;
+    }
+#endif
+    const Pack<Storage, N> pack = store_<Storage>(numbers);
+    memcpy(words.at, &pack, kBytes);
+    return words;
   }
   __device__ __forceinline__ Pack<Storage, N> pack() const {
     Pack<Storage, N> numbers;

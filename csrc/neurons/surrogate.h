@@ -156,6 +156,12 @@ struct Surrogate {
     return s;
   }
 
+  // Whether it is ATan or UnitATan, and the one form of both.
+  static bool has_atan_form(SurrogateKind kind) {
+    return kind == SurrogateKind::ATan || kind == SurrogateKind::UnitATan;
+  }
+  SEWSNN_HD ATan<S> atan_form() const { return kind == SurrogateKind::UnitATan ? ATan<S>(unit_atan) : atan; }
+
   // Calls f with the chosen surrogate.
 #if defined(__CUDACC__)
 #pragma nv_exec_check_disable

@@ -13,7 +13,7 @@ from cases import EPS, current
 from sewsnn import surrogate
 from sewsnn.ops.neuron import checkpoint_count
 from sewsnn.ops.reference import state_dtype
-from sewsnn.surrogate import ATan, Sigmoid
+from sewsnn.surrogate import ATan, Sigmoid, UnitATan
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NEURONS = {
@@ -168,32 +168,36 @@ def test_forward_and_backward(neuron, connect, channels_last):
 def instance(report):
     """The template arguments of the first kernel that a call launched: storage, K, N, Shortcut, Usual."""
     name = report["launches"][0][0]
-    storage = next(s for s in ("BFloat16", "Half") if s in name)
-    return storage, *(int(number) for number in re.findall(r"L[ib](\d+)E", name.split("IN", 1)[-1]))
+    storage = next((s for s in ("BFloat16", "Half") if s in name), "float")
+    return storage, *(int(number) for number in re.findall(r"L[ib](\d+)E", name.split("kernelI", 1)[-1]))
 
 
 # The options of which a change makes the general instances necessary.
 UNUSUAL = [{"v_reset": None}, {"v_reset": -0.25}, {"v_reset": -0.0}, {"detach_reset": False}, {"decay_input": False}]
+UNUSUAL += [{"surrogate": Sigmoid(4.0)}]
 
 
 @pytest.mark.parametrize("channels_last", (True, False))
 @pytest.mark.parametrize("connect", CONNECTIONS)
 @pytest.mark.parametrize("T", (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17))
-def test_chunks_in_half_precision(T, connect, channels_last):
+def test_chunks(T, connect, channels_last):
     """K = 4, 8 or 16 time-steps per chunk, and the instance for the usual options where there is one."""
     shape = (T, 1, 8, 4, 4)
     reads = connect not in (None, "add")
-    K = 4 if T <= 4 else 8 if T <= 8 else 16
+    types = {"Half": torch.float16, "BFloat16": torch.bfloat16, "float": torch.float32}
     for i, neuron in enumerate(NEURONS):
-        dtype = ("Half", "BFloat16")[(i + T) % 2]
-        for options in ({}, UNUSUAL[(i + T) % len(UNUSUAL)]):
-            is_usual = not reads and (not options or (neuron == "if" and "decay_input" in options))
+        dtype = list(types)[(i + T) % 3]
+        for options in ({}, {"surrogate": UnitATan(1.0)}, UNUSUAL[(i + T) % len(UNUSUAL)]):
+            changed = options and options in UNUSUAL and not (neuron == "if" and "decay_input" in options)
+            is_usual = not reads and not changed
+            K = 4 if T <= 4 else 8 if T <= 8 and (dtype != "float" or is_usual) else 16
             block = Block(**NEURONS[neuron], **options, connect=connect, channels_last=channels_last)
-            storage = {"Half": torch.float16, "BFloat16": torch.bfloat16}[dtype]
-            *_, kernels = compare(block, storage, shape, skip=i % 2 == 0, seed=T + i)
+            *_, kernels = compare(block, types[dtype], shape, skip=i % 2 == 0, seed=T + i)
             for name in ("reduce", "apply"):
-                # K = 16 has four neurons per thread where the registers suffice: in apply with the usual options.
-                N = 4 if K < 16 or (is_usual and name == "apply") else 2
+                # K = 16 has four neurons per thread where the registers suffice: in half precision in apply with the
+                # usual options. In fp32 with a shortcut they do not suffice for two.
+                N = 4 if K == 4 or (dtype != "float" and (K == 8 or (is_usual and name == "apply"))) else 2
+                N = 1 if K == 16 and dtype == "float" and reads else N
                 assert instance(kernels.reports[name]) == (dtype, K, N, reads, is_usual), (neuron, options, name)
 
 
