@@ -116,12 +116,11 @@ bool fits(const BnApplyParams& p) {
 // Whether backward reads the shortcut.
 inline bool reads_shortcut(Connect connect) { return connect != Connect::None && connect != Connect::Add; }
 
-// Whether the neuron has the options that most networks use (neurons/fire.h, neurons/any.h), and ATan or UnitATan.
+// Whether the neuron has the options that most networks use (neurons/fire.h, neurons/any.h).
 inline bool usual(const BnParams& p) {
   const NeuronParams& n = p.neuron;
   const bool decay_input = n.decay_input || n.kind == NeuronKind::IF;
-  return p.spiking && n.hard_reset && n.detach_reset && decay_input && n.v_reset == 0 && !std::signbit(n.v_reset) &&
-         Surrogate<float>::has_atan_form(n.surrogate);
+  return p.spiking && n.hard_reset && n.detach_reset && decay_input && n.v_reset == 0 && !std::signbit(n.v_reset);
 }
 
 // Calls f(K, N, Shortcut, Usual) for the instance that serves these params: K time-steps per chunk, N neurons per
@@ -146,10 +145,10 @@ auto with_instance(const P& p, F&& f) {
           if constexpr (Usual && half && !reduce) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>());
         }
         if (fits<Storage, N>(p)) {
-          if constexpr (Usual && !half) {
-            if (p.T <= 8) return f(Int<8>(), Int<N>(), shortcut, Bool<true>());
-          }
-          return f(Int<kLong>(), Int<N>(), shortcut, Bool<Usual && (reduce || !half)>());
+          constexpr bool kUsual = Usual && (reduce || !half);
+          constexpr int kShort = Usual && !half ? 8 : kLong;  // no branch that the compiler discards: nvcc compiles it
+          if (p.T <= kShort) return f(Int<kShort>(), Int<N>(), shortcut, Bool<kUsual>());
+          return f(Int<kLong>(), Int<N>(), shortcut, Bool<kUsual>());
         }
       }
       return f(Int<kLong>(), Int<1>(), shortcut, Bool<false>());

@@ -157,7 +157,7 @@ struct Surrogate {
   }
 
   // Whether it is ATan or UnitATan, and the one form of both.
-  static bool has_atan_form(SurrogateKind kind) {
+  SEWSNN_HD static bool has_atan_form(SurrogateKind kind) {
     return kind == SurrogateKind::ATan || kind == SurrogateKind::UnitATan;
   }
   SEWSNN_HD ATan<S> atan_form() const { return kind == SurrogateKind::UnitATan ? ATan<S>(unit_atan) : atan; }
