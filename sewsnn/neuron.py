@@ -289,7 +289,7 @@ class BaseNode(nn.Module):
         """Assigns v, and None to v_seq, without the cost of ``Module.__setattr__``."""
         state = self.__dict__
         if "v" in state and "v_seq" in state:
-            state["v"], state["v_seq"], state["_given_in"] = v, None, torch._C._current_graph_task_id()
+            state["v"], state["v_seq"], state["_given_in"] = v, None, checks.backward_number()
         else:  # for example a buffer
             self.v = v
             self.v_seq = None

@@ -9,7 +9,7 @@ from cases import current
 
 from sewsnn import models, neuron
 from sewsnn.layers import BNNeuron, bn_neuron
-from sewsnn.ops.bn import NO_NEURON
+from sewsnn.ops.options import NO_NEURON, numbers_of
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +114,16 @@ def test_opcheck(T, dtype, cases, device):
         pack = connect in (0, 4) and kind != NO_NEURON
         torch.library.opcheck(ops.bn_neuron_forward.default, (*leaves, *options, 1, True, pack, training))
         out, _, kept, _ = ops.bn_neuron_forward(*tensors, *options, 0, True, False, training)
+        running = [*statistics.clone(), torch.tensor(3, device=device)]
+        numbers = (*numbers_of(options), 0.1, 1, True, pack)
+        train = (z, tensors[1], *tensors[3:], *running, numbers)
+        torch.library.opcheck(ops.bn_neuron_train.default, train, test_utils=untraced)
         if connect == 1:  # backward of ADD is that of no connection
             tensors[1], options = None, (1e-5, 0, *options[2:])
         reduce = (out, out, *tensors, kept, *options, kind == 2)
         torch.library.opcheck(ops.bn_neuron_reduce.default, reduce, test_utils=untraced)
+        both = (out, out, *tensors, kept, (*numbers_of(options), training, connect in (2, 3, 4), kind == 2))
+        torch.library.opcheck(ops.bn_neuron_backward.default, both, test_utils=untraced)
         apply = (out, *tensors, kept, sums if training else None, 30.0, *options, connect in (2, 3, 4))
         torch.library.opcheck(ops.bn_neuron_apply.default, apply, test_utils=untraced)
 

@@ -216,8 +216,8 @@ __device__ __forceinline__ void chunk_with(const P& p, const Options<State<Stora
 }
 
 // Computes dL/dy of the time-steps of a chunk, the latest first, and calls take(step) for each. grad_v is the gradient
-// of the potential after the chunk, then of that before it. If Usual and the surrogate is ATan, the neuron is chosen
-// once per chunk.
+// of the potential after the chunk, then of that before it. If Usual, and the surrogate is ATan or UnitATan, the neuron
+// is chosen once per chunk where registers suffice.
 template <bool Usual, bool Leak, class Storage, int K, int N, bool Shortcut, bool Two, class P, class Take>
 __device__ __forceinline__ void backward_chunk(const P& p, const Options<State<Storage>, Usual>& o,
                                                const Surrogate<State<Storage>>& surrogate,
@@ -226,14 +226,14 @@ __device__ __forceinline__ void backward_chunk(const P& p, const Options<State<S
                                                Pack<State<Storage>, N>& grad_v, LeakSum& leak, Take&& take) {
   in.add_gradients(p, start, i);
   if constexpr (Usual) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // ptxas would keep so many values that it runs out of registers
+    chunk_with<1, Leak, Usual>(p, o, o.neuron, surrogate, norm, start, i, in, grad_v, leak, take);
+#else
     using S = State<Storage>;
     if (!Surrogate<S>::has_atan_form(surrogate.kind))
       return chunk_with<1, Leak, Usual>(p, o, o.neuron, surrogate, norm, start, i, in, grad_v, leak, take);
     const ATan<S> form = surrogate.atan_form();
     const Chosen<ATan<S>> atan = {form};
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // ptxas would keep so many values that it runs out of registers
-    chunk_with<1, Leak, Usual>(p, o, o.neuron, atan, norm, start, i, in, grad_v, leak, take);
-#else
     o.neuron.visit([&](const auto& n) {
       using Neuron = std::remove_cv_t<std::remove_reference_t<decltype(n)>>;
       const auto run = [&](auto together, auto with_leak) {

@@ -124,8 +124,8 @@ inline bool usual(const BnParams& p) {
 }
 
 // Calls f(K, N, Shortcut, Usual) for the instance that serves these params: K time-steps per chunk, N neurons per
-// thread. K = 4 serves T <= 4, and K = 8 serves T <= 8 in half precision and with the usual options. Those have
-// instances if no shortcut is read.
+// thread. K = 4 serves T <= 4. K = 8 serves T <= 8 in half precision, and in fp32 with the usual options. The usual
+// options have instances of their own only if no shortcut is read.
 template <class Storage, class P, class F>
 auto with_instance(const P& p, F&& f) {
   constexpr bool half = sizeof(Storage) == 2, reduce = std::is_same_v<P, BnReduceParams>;

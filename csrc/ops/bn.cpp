@@ -165,14 +165,6 @@ BnForwardCall::BnForwardCall(const Tensor& z_in, const MaybeTensor& shortcut_in,
 
 namespace {
 
-// A row of a [rows, C] tensor, as a view.
-Tensor row_of(const Tensor& t, int64_t row) {
-  const int64_t size = t.size(1), stride = 1;
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 1, &size, &stride, row * size, &handle));
-  return Tensor(handle);
-}
-
 Tensor or_empty(const MaybeTensor& t, ScalarType dtype, const Tensor& like) {
   return t ? *t : sewsnn::empty(0, dtype, like);
 }
@@ -270,13 +262,13 @@ std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> results_of(con
   return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> results_of(const BnReduceCall& first,
-                                                                                     const BnApplyCall& second) {
-  return {second.grad_z,         second.grad_shortcut,  first.grad_sum,
-          row_of(first.sums, 1), row_of(first.sums, 0), first.grad_leak};
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> results_of(const BnReduceCall& first,
+                                                                             const BnApplyCall& second) {
+  return {second.grad_z, second.grad_shortcut, first.grad_sum, first.sums, first.grad_leak};
 }
 
 void set_running(BnStatisticsCall& call, const BnRunning& running) {
+  STD_TORCH_CHECK(call.count() > 1, "a channel must have more than one value in training");
   if (!running.mean && !running.var && !running.tracked) return;
   STD_TORCH_CHECK(running.mean && running.var, "the running mean and the running variance belong together");
   check_running(call.statistics, running.momentum, double(call.count()), *running.mean, *running.var);
@@ -332,7 +324,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def(
       "bn_neuron_backward(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
       "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float[] numbers) -> (Tensor grad_z, Tensor? "
-      "grad_shortcut, Tensor? grad_sum, Tensor grad_weight, Tensor grad_bias, Tensor? grad_leak)");
+      "grad_shortcut, Tensor? grad_sum, Tensor sums, Tensor? grad_leak)");
   m.def(
       "bn_neuron_reduce(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
       "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float eps, int connect, int T, " SEWSNN_NEURON

@@ -16,8 +16,8 @@ struct BnOptions {
   NeuronOptions neuron;
 };
 
-// Reads the list of numbers that bn_neuron_train and bn_neuron_backward take. Torch needs about 0.25 us for a number
-// that is an argument of its own, and a tenth of that for a number in a list.
+// Reads the list of numbers that bn_neuron_train and bn_neuron_backward take. Numbers that are arguments of their own
+// cost the host ten times as much (docs/kernels.md). sewsnn/ops/options.py writes the list.
 class NumberReader {
  public:
   explicit NumberReader(const std::vector<double>& numbers) : numbers_(numbers) {}
@@ -120,13 +120,12 @@ struct BnApplyCall : BnCall<BnApplyParams> {
   void allocate(const Tensor& z, bool need_shortcut);
 };
 
-// The results of bn_neuron_train and bn_neuron_backward. The gradients of weight and bias are rows of one tensor.
+// The results of bn_neuron_train and bn_neuron_backward.
 std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> results_of(const BnStatisticsCall&,
                                                                              const BnForwardCall&);
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> results_of(const BnReduceCall&,
-                                                                                     const BnApplyCall&);
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> results_of(const BnReduceCall&, const BnApplyCall&);
 
-// Checks the running statistics, and makes bn_statistics update them.
+// Checks the number of values and the running statistics, and makes bn_statistics update them.
 void set_running(BnStatisticsCall&, const BnRunning&);
 // Checks the running statistics ([C] in the state's dtype) and the numbers that update them.
 void check_running(const Tensor& statistics, double momentum, double count, const Tensor& running_mean,

@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
   return call.result();
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neuron_backward(
+std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> bn_neuron_backward(
     Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
     MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, std::vector<double> numbers) {
   const auto guard = guard_of(z);

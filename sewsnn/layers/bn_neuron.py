@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from sewsnn import checks
-from sewsnn.layers import fusing, usual
+from sewsnn.layers import fusing, quick
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import pool as native_pool
@@ -80,13 +80,16 @@ def bn_neuron(
     Source: main paper, section 3.2 and Table 1; supplement, A.1.
     """
     if T is None and fused and not pack_spikes and not torch.compiler.is_compiling():
+        refused = output = None
         try:
-            output = usual.train(z_seq, bn, neuron, shortcut, connect_f, connect_before, two)
-        except Exception:
+            output = quick.train(z_seq, bn, neuron, shortcut, connect_f, connect_before, two)
+        except native.Refused as raised:
+            refused = raised
+        if refused is not None:  # the checks find a clearer error
             _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
             fusing.check_norm(bn, z_seq)
             fusing.check_batch(z_seq, 0)
-            raise
+            raise refused.args[0]
         if output is not None:
             return output
     _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
@@ -123,13 +126,16 @@ def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T
     store_v = _stores_v(neuron)
     own = None
     if norm is not None and not torch.compiler.is_compiling():
-        own = fusing.own_statistics(norm, state)
+        own = fusing.for_one_call(norm, state)
     if own is not None:
         fusing.check_norm(norm, z_seq)
         fusing.check_batch(z_seq, T or 0)
         weight, bias, running = own
         options = native.numbers_of((norm.eps, connect, T or 0, *numbers))
-        output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, options, store_v, pack, two)
+        try:
+            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, options, store_v, pack, two)
+        except native.Refused as refused:
+            raise refused.args[0] from None
     else:
         n = fusing.normalisation(norm, z_seq, T or 0, state)
         output = native.bn_neuron(

@@ -204,9 +204,13 @@ def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype)
     return Normalisation(statistics, weight, bias, norm.eps, True, count, group)
 
 
-def own_statistics(norm: nn.Module, state: torch.dtype):
-    """Returns ``(weight, bias, running)`` for ``bn_neuron_train``; None if the norm needs several calls: it shares its
-    statistics or takes the running ones, its tensors have another dtype, or its momentum is no float."""
+OneCall = tuple[Tensor | None, Tensor | None, native.Running | None]  # weight, bias, buffers to update
+
+
+def for_one_call(norm: nn.Module, state: torch.dtype) -> OneCall | None:
+    """Returns a norm's arguments of ``bn_neuron_train``. None: the norm needs several calls, because it shares its
+    statistics or takes the running ones, its tensors are not contiguous or have another dtype than the state, or eps or
+    momentum is no float."""
     weight, bias, mean, var, tracked = tensors_of(norm)
     training = norm.training
     if not (training or mean is None) or group_of(norm) is not None or type(norm.eps) is not float:

@@ -145,6 +145,9 @@ def bn_neuron_train(
 
     One call of the compiled library; for statistics of this process, outside of torch.compile. ``numbers``: the options
     as :func:`sewsnn.ops.options.numbers_of` makes them.
+
+    Raises:
+        Refused: the op raised an error.
     """
     mode = V_FINAL if store_v and numbers[3] != NO_NEURON else V_NONE
     if torch.is_grad_enabled() and (
@@ -164,13 +167,19 @@ def bn_neuron_train(
     return Output(out, skip, v, bits)
 
 
+class Refused(Exception):
+    """``bn_neuron_train`` has raised an error, ``args[0]``, and changed nothing."""
+
+
 def _train(z, shortcut, weight, bias, leak, running, numbers, v_mode, needs_grad, pack):
     """Calls ``bn_neuron_train`` below autograd. Returns (out, v, checkpoints, bits, statistics)."""
     mean, var, tracked, momentum = running or (None, None, None, 0.0)
-    with _BelowAutograd():
-        results = _OPS["bn_neuron_train"](
-            z, shortcut, weight, bias, leak, mean, var, tracked, (*numbers, momentum, v_mode, needs_grad, pack)
-        )
+    numbers = (*numbers, momentum, v_mode, needs_grad, pack)
+    try:
+        with _BelowAutograd():
+            results = _OPS["bn_neuron_train"](z, shortcut, weight, bias, leak, mean, var, tracked, numbers)
+    except Exception as error:
+        raise Refused(error) from None
     if mean is not None:  # a backward that has saved them must notice the change
         _increment_version((mean, var) if tracked is None else (mean, var, tracked))
     return results
@@ -186,8 +195,8 @@ def _remember(ctx, z, shortcut, channels, checkpoints, numbers, training=True, c
     if numbers[1] == ADD:  # no gradient depends on the values of the shortcut
         shortcut = None
     ctx.numbers, ctx.training, ctx.count, ctx.group = numbers, training, count, group
-    ctx.materialize_grads = False  # what set_materialize_grads and save_for_backward do, without a call
-    ctx.to_save = (z, shortcut, *channels, checkpoints)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(z, shortcut, *channels, checkpoints)
 
 
 def _gradients(ctx, needs, grad_out, grad_skip):
@@ -202,24 +211,19 @@ def _gradients(ctx, needs, grad_out, grad_skip):
     if numbers[1] == ADD:  # backward computes ADD like no connection
         numbers = (numbers[0], NONE, *numbers[2:])
     need_sums = need_weight or need_bias or need_leak or grad_skip is not None or (need_z and training)
-    grad_weight = grad_bias = grad_leak = grad_z = grad_shortcut = None
+    sums = grad_leak = grad_z = grad_shortcut = None
     if need_sums and ctx.group is None and (need_z or own_shortcut):
-        grad_z, grad_shortcut, grad_sum, grad_weight, grad_bias, grad_leak = below_autograd(
-            "bn_neuron_backward",
-            grad_out,
-            grad_skip,
-            *saved,
-            (*numbers, training + 0.0, own_shortcut + 0.0, need_leak + 0.0),
+        grad_z, grad_shortcut, grad_sum, sums, grad_leak = below_autograd(
+            "bn_neuron_backward", grad_out, grad_skip, *saved, (*numbers, training, own_shortcut, need_leak)
         )
         grad_out = grad_out if grad_skip is None else grad_sum
     else:
-        options, sums = from_numbers(numbers), None
+        options = from_numbers(numbers)
         if need_sums:
             sums, grad_sum, grad_leak = below_autograd(
                 "bn_neuron_reduce", grad_out, grad_skip, *saved, *options, need_leak
             )
             grad_out = grad_out if grad_skip is None else grad_sum
-            grad_bias, grad_weight = sums.unbind()
         if need_z or own_shortcut:
             all_sums, count = sums if training else None, 1.0
             if training and need_z:
@@ -229,6 +233,7 @@ def _gradients(ctx, needs, grad_out, grad_skip):
             grad_z, grad_shortcut = below_autograd(
                 "bn_neuron_apply", grad_out, *saved, all_sums, count, *options, own_shortcut
             )
+    grad_bias, grad_weight = (None, None) if sums is None else sums.unbind()
     return (
         grad_z if need_z else None,
         (grad_shortcut if own_shortcut else grad_out) if need_shortcut else None,
@@ -313,8 +318,7 @@ def _with_statistics(gradients):
 def _setup_context(ctx, inputs, output):
     (z, shortcut, *channels), options, training = inputs[:6], inputs[6:17], inputs[-1]
     _, v, checkpoints, bits = output
-    numbers = [float(number) for number in numbers_of(options)]  # code generators take no other numbers in the list
-    _remember(ctx, z, shortcut, channels, checkpoints, numbers, training)
+    _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(options), training)
     ctx.mark_non_differentiable(v, checkpoints, bits)
 
 

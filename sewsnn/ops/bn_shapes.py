@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sewsnn.ops.neuron import checkpoint_count, dense_strides
-from sewsnn.ops.options import NO_NEURON, Options, from_numbers
+from sewsnn.ops.options import NO_NEURON, Options, check_flags, from_numbers
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.shapes import check_kinds, check_operands, check_size
 
@@ -82,6 +82,7 @@ def _unpack_fake(bits, sizes, strides, dtype):
 def _train_fake(z, shortcut, weight, bias, leak, running_mean, running_var, tracked, numbers):
     *given, _, v_mode, needs_grad, pack = numbers
     options = from_numbers(given)
+    check_flags(needs_grad, pack)
     check_operands(z, running_mean, running_var, tracked)
     results = _forward_fake(z, shortcut, None, weight, bias, leak, *options, v_mode, needs_grad, pack, True)
     out, *others = results
@@ -89,13 +90,14 @@ def _train_fake(z, shortcut, weight, bias, leak, running_mean, running_var, trac
 
 
 def _backward_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, numbers):
-    *given, _, need_shortcut, need_leak = numbers
+    *given, training, need_shortcut, need_leak = numbers
     options = from_numbers(given)
+    check_flags(training, need_shortcut, need_leak)
     tensors = (z, shortcut, statistics, weight, bias, leak, checkpoints)
     sums, grad_sum, grad_leak = _reduce_fake(grad_out, grad_skip, *tensors, *options, need_leak)
     grad_z, grad_shortcut = _apply_fake(grad_out, *tensors, sums, 1.0, *options, need_shortcut)
     wanted = grad_shortcut if need_shortcut else None, None if grad_skip is None else grad_sum
-    return grad_z, *wanted, sums[1], sums[0], grad_leak if need_leak else None
+    return grad_z, *wanted, sums, grad_leak if need_leak else None
 
 
 def register() -> None:

@@ -183,8 +183,10 @@ def no_forward_mode(ctx, *tangents):
 
 
 def called_directly(function):
-    """A class decorator: autograd's engine calls ``function.backward`` itself. It calls ``apply`` of the node, and the
-    ``apply`` of torch spends 5 us on finding the method to call."""
+    """A class decorator: autograd's engine calls ``function.backward`` itself, as it is now.
+
+    The engine calls ``apply`` of the node, and the ``apply`` of torch spends 5 us on finding the method to call.
+    """
     node = getattr(function, "_backward_cls", None)  # not a public name of torch
     if node is not None:
         node.apply = function.backward

@@ -32,7 +32,22 @@ def numbers_of(options: Options | tuple) -> tuple[float, ...]:
 
 
 def from_numbers(numbers: list[float]) -> Options:
-    """The options that :func:`numbers_of` has made numbers of."""
+    """The options that :func:`numbers_of` has made numbers of.
+
+    Raises:
+        RuntimeError: a number has no meaning. (The compiled ops check the same.)
+    """
     eps, connect, T, kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset = numbers
+    for number in (connect, T, kind, surrogate):
+        if number != int(number):
+            raise RuntimeError(f"connect, T, kind and surrogate must be integers, got {number}")
+    check_flags(decay_input, hard, detach_reset)
     neuron = (int(kind), tau, bool(decay_input), v_threshold, value if hard else None, int(surrogate), alpha)
     return Options(eps, int(connect), int(T), *neuron, bool(detach_reset))
+
+
+def check_flags(*numbers: float) -> None:
+    """Raises RuntimeError if a number is neither 0 nor 1."""
+    for number in numbers:
+        if number not in (0, 1):
+            raise RuntimeError(f"a flag must be 0 or 1, got {number}")

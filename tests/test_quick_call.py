@@ -1,14 +1,17 @@
-"""The usual path of bn_neuron in training (layers/usual.py): it gives what the general path gives, or leaves the call
-to it."""
+"""The quick path of bn_neuron in training (layers/quick.py) gives what the general path gives, or leaves the call to
+it."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from sewsnn import layers, neuron, surrogate
-from sewsnn.layers import usual
+from sewsnn.layers import quick
 from sewsnn.ops.options import Options, from_numbers, numbers_of
 
 NUMBERS = numbers_of(Options(1e-5, 0, 0, 0, 2.0, True, 1.0, 0.0, 0, 2.0, True))
@@ -38,15 +41,15 @@ def results(layer, z, shortcut, connect_f):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The results of the usual path, call by call."""
-    seen, train = [], usual.train
+    """The results of the quick path, call by call."""
+    seen, train = [], quick.train
 
     def spy(*arguments):
         seen.append(None)
         seen[-1] = train(*arguments)
         return seen[-1]
 
-    monkeypatch.setattr(usual, "train", spy)
+    monkeypatch.setattr(quick, "train", spy)
     return seen
 
 
@@ -70,7 +73,7 @@ def test_the_same_bits_as_the_general_path(device, calls, monkeypatch, node, con
     other, (z, shortcut) = copy.deepcopy(layer), inputs(device, dtype)
     found = results(layer, z, shortcut, connect_f)
     assert calls.pop() is not None
-    monkeypatch.setattr(usual, "train", lambda *_: None)
+    monkeypatch.setattr(quick, "train", lambda *_: None)
     for mine, general in zip(found, results(other, z, shortcut, connect_f), strict=True):
         assert (mine is None) == (general is None)
         assert mine is None or torch.equal(mine, general)
@@ -80,7 +83,7 @@ class Derived(neuron.IFNode):
     pass
 
 
-LEFT = {
+UNUSUAL = {
     "evaluation": lambda layer: layer.eval(),
     "cumulative average": lambda layer: setattr(layer, "momentum", None),
     "momentum is a tensor": lambda layer: setattr(layer, "momentum", torch.tensor(0.25)),
@@ -95,6 +98,8 @@ LEFT = {
     "num_batches_tracked is float": lambda layer: setattr(
         layer, "num_batches_tracked", layer.num_batches_tracked.float()
     ),
+    "no running statistics": lambda layer: setattr(layer, "track_running_stats", False),
+    "no buffers": lambda layer: [setattr(layer, name, None) for name in ("running_mean", "running_var")],
     "no weight": lambda layer: setattr(layer, "weight", None) or setattr(layer, "bias", None),
     "a derived neuron": lambda layer: setattr(layer, "neuron", Derived()),
     "a hook of the neuron": lambda layer: layer.neuron.register_forward_hook(lambda *_: None),
@@ -104,28 +109,116 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("case", LEFT)
+@pytest.mark.parametrize("case", UNUSUAL)
 def test_an_unusual_call_is_left_to_the_general_path(device, calls, monkeypatch, case):
     layer, (z, shortcut) = block(None, "ADD").to(device), inputs(device)
-    LEFT[case](layer)
+    UNUSUAL[case](layer)
     other = copy.deepcopy(layer)
     found = results(layer, z, shortcut, "ADD")
     assert calls == [None]
-    monkeypatch.setattr(usual, "train", lambda *_: None)
+    monkeypatch.setattr(quick, "train", lambda *_: None)
     for mine, general in zip(found, results(other, z, shortcut, "ADD"), strict=True):
+        assert (mine is None) == (general is None)
         assert mine is None or torch.equal(mine, general)
+
+
+@pytest.mark.parametrize("needed", ["z", "shortcut", "weight", "bias", "w", "none", "two"])
+def test_gradients_that_are_needed(device, calls, monkeypatch, needed):
+    layer, (z, shortcut) = block(neuron.ParametricLIFNode(), "ADD").to(device), inputs(device)
+    found = []
+    for run in (quick.train, lambda *_: None):
+        monkeypatch.setattr(quick, "train", run)
+        mine, leaves = copy.deepcopy(layer), [t.detach().clone() for t in (z, shortcut)]
+        leaves += [mine.weight, mine.bias, mine.neuron.w]
+        for name, leaf in zip(("z", "shortcut", "weight", "bias", "w"), leaves, strict=True):
+            leaf.requires_grad_(needed in (name, "two"))
+        out, skip, _, _ = layers.bn_neuron(
+            leaves[0], mine, mine.neuron, leaves[1], connect_f="ADD", two=needed == "two"
+        )
+        if needed != "none":
+            (out.square().sum() + (0 if skip is None else skip.sum())).backward()
+        found.append([out, skip, *(leaf.grad for leaf in leaves)])
+    assert calls and calls[0] is not None
+    assert sum(t is not None for t in found[0]) == {"two": 7, "none": 1}.get(needed, 2)
+    for mine, general in zip(*found, strict=True):
+        assert (mine is None) == (general is None)
+        assert mine is None or torch.equal(mine, general)
+
+
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_tensors_without_values_are_checked(kind):
+    """Their ops check less than the compiled ones."""
+    mode = FakeTensorMode()
+
+    def without_values(t):
+        return t.detach().to("meta") if kind == "meta" else mode.from_tensor(t.detach())
+
+    z, shortcut = map(without_values, inputs("cpu"))
+    with mode if kind == "fake" else contextlib.nullcontext():
+        layer = block(None, "ADD", device="meta" if kind == "meta" else None)
+        assert layer(z, shortcut).shape == z.shape
+        for wrong, error in (
+            ((z, shortcut[:2]), ValueError),
+            ((z, shortcut.double()), TypeError),
+            ((z[:, :, :4], shortcut[:, :, :4]), ValueError),
+            ((z[:1, :1, :, :1, :1], shortcut[:1, :1, :, :1, :1]), ValueError),
+            ((z[:0], shortcut[:0]), ValueError),
+            ((z.int(), shortcut.int()), TypeError),
+        ):
+            with pytest.raises(error):
+                layer(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda layer: setattr(layer, "momentum", nn.Parameter(torch.tensor(0.1))), TypeError),
+        (lambda layer: setattr(layer, "momentum", "0.1"), TypeError),
+        (lambda layer: setattr(layer, "momentum", float("nan")), ValueError),
+        (lambda layer: setattr(layer, "eps", float("inf")), ValueError),
+        (lambda layer: setattr(layer, "num_features", 4), ValueError),
+    ],
+    ids=["momentum is a parameter", "momentum is text", "momentum is NaN", "eps is inf", "num_features"],
+)
+@pytest.mark.parametrize("track", [True, False])
+def test_a_wrong_norm_is_an_error(device, change, error, track):
+    layer, (z, shortcut) = block(None, "ADD", track_running_stats=track).to(device), inputs(device)
+    change(layer)
+    with pytest.raises(error) as raised:
+        layer(z, shortcut)
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_one_value_per_channel_is_an_error(device, track):
+    layer, (z, shortcut) = block(None, "ADD", track_running_stats=track).to(device), inputs(device)
+    with pytest.raises(ValueError, match="more than one value"):
+        layer(z[:1, :1, :, :1, :1], shortcut[:1, :1, :, :1, :1])
+    with pytest.raises(RuntimeError, match="more than one value"):
+        nothing = (None,) * 7
+        torch.ops.sewsnn.bn_neuron_train(z[:1, :1, :, :1, :1], *nothing, (*NUMBERS, 0.1, 1, True, False))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(device, calls, reentrant):
+    layer, (z, shortcut) = block(None, "ADD").to(device), inputs(device)
+    found = []
+    for run in (layer, lambda *x: checkpoint(layer, *x, use_reentrant=reentrant)):
+        z.grad = None
+        run(z, shortcut).square().sum().backward()
+        found.append(z.grad)
+    assert len(calls) == 3 and calls[0] is not None and torch.equal(*found)
 
 
 def test_an_error_of_the_op_changes_nothing(device):
     layer, (z, shortcut) = block(None, "ADD").to(device), inputs(device)
     before = [t.clone() for t in layer.buffers()]
     for wrong, message in ((shortcut[:2], "shape of out"), (shortcut.double(), "dtype of z_seq"), (3, "a tensor")):
-        with pytest.raises((TypeError, ValueError), match=message):
+        with pytest.raises((TypeError, ValueError), match=message) as raised:
             layer(z, wrong)
+        assert raised.value.__context__ is None
     with pytest.raises(ValueError, match="8 channels"):
         layer(z[:, :, :4], shortcut[:, :, :4])
-    with pytest.raises(ValueError, match="more than one value"):
-        layer(z[:1, :1, :, :1, :1], shortcut[:1, :1, :, :1, :1])
     assert all(map(torch.equal, before, layer.buffers()))
 
 
@@ -158,6 +251,14 @@ def test_options_survive_as_numbers():
 )  # fmt: skip
 def test_wrong_numbers_are_errors(device, place, value, message):
     z, channels = torch.randn(4, 2, 8, 3, 3, device=device), torch.ones(8, device=device)
+    if value in (0.5, 2, 9, 7):  # on the meta device, too
+        for op in (torch.ops.sewsnn.bn_neuron_train, torch.ops.sewsnn.bn_neuron_backward):
+            with pytest.raises(RuntimeError, match=f"{value}"):
+                numbers = [*NUMBERS[:place], value, *NUMBERS[place + 1 :]]
+                if op is torch.ops.sewsnn.bn_neuron_train:
+                    op(z.to("meta"), *(None,) * 7, (*numbers, 0.1, 1, True, False))
+                else:
+                    op(z.to("meta"), None, z.to("meta"), *(None,) * 6, (*numbers, True, False, False))
     statistics = torch.ones(2, 8, device=device)
     wrong = [*NUMBERS]
     wrong[place] = value

@@ -1,8 +1,8 @@
-"""The usual call of :func:`sewsnn.layers.bn_neuron` in training, with as little Python as possible.
+"""The call of :func:`sewsnn.layers.bn_neuron` that most networks make in training, with as little Python as possible.
 
-On small images a GPU is done before Python has checked the arguments of the next layer. This path therefore takes only
-what most networks use, and leaves the checks of the tensors to the compiled op, which makes all of them before it does
-anything. The general path takes everything else.
+On small images a GPU is done before Python has checked the arguments of the next layer. This path leaves the checks of
+the tensors to the compiled op, which makes all of them before it does anything. Calls that are not as usual take the
+general path.
 """
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from sewsnn.ops.load import resolve_backend
 from sewsnn.ops.reference import state_dtype
 
 _NODES = (IFNode, LIFNode, ParametricLIFNode)  # a derived class may compute something else
-_devices = set()  # devices on which the compiled kernels have been found to run
+_devices = set()  # those on which the compiled kernels have been found to run
 
 
 def train(
@@ -26,33 +26,36 @@ def train(
     connect_before: bool,
     two: bool,
 ) -> native.Output | None:
-    """Runs the op if this is a usual call in training; None: the general path must run.
+    """Runs the op, or returns None: the general path must run.
 
-    The arguments are those of :func:`sewsnn.layers.bn_neuron`, not yet checked. If the op raises an error, the caller
-    looks for a clearer one.
+    The arguments are those of :func:`sewsnn.layers.bn_neuron`, not yet checked.
+
+    Raises:
+        sewsnn.ops.bn.Refused: the op raised an error; there may be a clearer one.
     """
     node_type = type(node)
-    if node_type not in _NODES or norm is None or not fusing.may_skip_calls(norm, node):
+    if node_type not in _NODES or not getattr(norm, "training", False) or type(z_seq) is not Tensor:
+        return None  # other classes of tensors, for example FakeTensor, may run no compiled op
+    if (connect_before and connect_f != "ADD") or not fusing.may_skip_calls(norm, node):
         return None
     surrogate, device = node.surrogate_function, z_seq.device
-    if getattr(surrogate, "kind", None) is None or node.backend == "torch" or (connect_before and connect_f != "ADD"):
+    if getattr(surrogate, "kind", None) is None or node.backend == "torch":
         return None
     if device not in _devices:
-        if resolve_backend(node.backend, device, surrogate) != "native":
+        if device.type == "meta" or resolve_backend(node.backend, device, surrogate) != "native":
             return None
         _devices.add(device)
     state = state_dtype(z_seq.dtype)
-    own = fusing.own_statistics(norm, state)
-    if own is None or own[0] is None:  # only a weight tells the op the number of channels that the norm has
+    weight, bias, running = fusing.for_one_call(norm, state) or (None, None, None)
+    if weight is None or running is None or weight.numel() != norm.num_features:
         return None
-    weight, bias, running = own
     v_reset, store_v = node.v_reset, node.store_v
     tau, decay_input, leak = 2.0, True, None
     if node_type is LIFNode:
         tau, decay_input = node.tau, node.decay_input
     elif node_type is ParametricLIFNode:
         decay_input, leak = node.decay_input, fusing.leak_of(node.charge_arguments()["w"], state)
-    numbers = (
+    numbers = (  # what numbers_of makes of the options, without making the options
         norm.eps,
         native.ADD_BEFORE if connect_before else native.CONNECTIONS.get(connect_f, -1),
         0,
@@ -68,9 +71,5 @@ def train(
     )
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, two)
     if store_v:
-        v = output.v
-        if type(v) is Tensor:
-            node._keep_final_v(v)
-        else:
-            node.set_final_v(v, graph_lost=output.out.requires_grad)
+        node._keep_final_v(output.v)
     return output
