@@ -280,3 +280,16 @@ def test_a_list_of_another_length_is_an_error(device):
             torch.ops.sewsnn.bn_neuron_train(z, *nothing, numbers)
         with pytest.raises(RuntimeError, match="number"):
             torch.ops.sewsnn.bn_neuron_backward(z, None, z, *nothing[:6], (*numbers, 0))
+
+
+@pytest.mark.parametrize("connect_f", ["ADD", "AND"])
+def test_batched_gradients(device, connect_f):
+    """``torch.autograd.grad(..., is_grads_batched=True)`` runs backward inside a vmap."""
+    layer, (z, shortcut) = block(neuron.ParametricLIFNode(), connect_f).to(device), inputs(device)
+    leaves = [z, shortcut, *layer.parameters()]
+    out = layer(z, shortcut)
+    grads = torch.randn(3, *out.shape, device=device)
+    batched = torch.autograd.grad(out, leaves, grads, is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(out, leaves, grad, retain_graph=True) for grad in grads]
+    for mine, each in zip(batched, zip(*singly, strict=True), strict=True):
+        assert torch.equal(mine, torch.stack(each))

@@ -23,6 +23,7 @@ from sewsnn.ops.options import ADD, ADD_BEFORE, CONNECTIONS, NO_NEURON, NONE, Op
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _increment_version = torch._C._increment_version
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 #: the buffers that a batch norm updates in training: mean and variance ``[C]`` in the dtype of the state, the number of
@@ -212,7 +213,9 @@ def _gradients(ctx, needs, grad_out, grad_skip):
         numbers = (numbers[0], NONE, *numbers[2:])
     need_sums = need_weight or need_bias or need_leak or grad_skip is not None or (need_z and training)
     sums = grad_leak = grad_z = grad_shortcut = None
-    if need_sums and ctx.group is None and (need_z or own_shortcut):
+    # With is_grads_batched, torch runs an op gradient by gradient, but only if no result is optional.
+    one_call = ctx.group is None and not _is_batched(grad_out)
+    if one_call and need_sums and (need_z or own_shortcut):
         grad_z, grad_shortcut, grad_sum, sums, grad_leak = below_autograd(
             "bn_neuron_backward", grad_out, grad_skip, *saved, (*numbers, training, own_shortcut, need_leak)
         )
