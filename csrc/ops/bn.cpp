@@ -165,6 +165,14 @@ BnForwardCall::BnForwardCall(const Tensor& z_in, const MaybeTensor& shortcut_in,
 
 namespace {
 
+// A row of a [rows, C] tensor. Like torch's unsafe_split, it does not say that it shares the memory: rows are disjoint.
+Tensor row_of(const Tensor& t, int64_t row) {
+  const int64_t size = t.size(1), stride = 1;
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 1, &size, &stride, row * size, &handle));
+  return Tensor(handle);
+}
+
 Tensor or_empty(const MaybeTensor& t, ScalarType dtype, const Tensor& like) {
   return t ? *t : sewsnn::empty(0, dtype, like);
 }
@@ -257,14 +265,13 @@ std::tuple<Tensor, Tensor> BnApplyCall::result() const {
   return {grad_z, or_empty(grad_shortcut, grad_z.scalar_type(), grad_z)};
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> results_of(const BnStatisticsCall& statistics,
-                                                                             const BnForwardCall& call) {
+BnResults results_of(const BnStatisticsCall& statistics, const BnForwardCall& call) {
   return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> results_of(const BnReduceCall& first,
-                                                                             const BnApplyCall& second) {
-  return {second.grad_z, second.grad_shortcut, first.grad_sum, first.sums, first.grad_leak};
+BnGradients results_of(const BnReduceCall& first, const BnApplyCall& second) {
+  return {second.grad_z,         second.grad_shortcut,  first.grad_sum,
+          row_of(first.sums, 1), row_of(first.sums, 0), first.grad_leak};
 }
 
 void set_running(BnStatisticsCall& call, const BnRunning& running) {
@@ -324,7 +331,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def(
       "bn_neuron_backward(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
       "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float[] numbers) -> (Tensor grad_z, Tensor? "
-      "grad_shortcut, Tensor? grad_sum, Tensor sums, Tensor? grad_leak)");
+      "grad_shortcut, Tensor? grad_sum, Tensor grad_weight, Tensor grad_bias, Tensor? grad_leak)");
   m.def(
       "bn_neuron_reduce(Tensor grad_out, Tensor? grad_skip, Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? "
       "weight, Tensor? bias, Tensor? leak, Tensor? checkpoints, float eps, int connect, int T, " SEWSNN_NEURON

@@ -120,10 +120,11 @@ struct BnApplyCall : BnCall<BnApplyParams> {
   void allocate(const Tensor& z, bool need_shortcut);
 };
 
-// The results of bn_neuron_train and bn_neuron_backward.
-std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> results_of(const BnStatisticsCall&,
-                                                                             const BnForwardCall&);
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> results_of(const BnReduceCall&, const BnApplyCall&);
+// The results of bn_neuron_train and bn_neuron_backward. The gradients of weight and bias are rows of one tensor.
+using BnResults = std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor>;
+using BnGradients = std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor>;
+BnResults results_of(const BnStatisticsCall&, const BnForwardCall&);
+BnGradients results_of(const BnReduceCall&, const BnApplyCall&);
 
 // Checks the number of values and the running statistics, and makes bn_statistics update them.
 void set_running(BnStatisticsCall&, const BnRunning&);

@@ -157,9 +157,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTens
   return call.result();
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_train(
-    Tensor z, MaybeTensor shortcut, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak, MaybeTensor running_mean,
-    MaybeTensor running_var, MaybeTensor tracked, std::vector<double> numbers) {
+BnResults bn_neuron_train(Tensor z, MaybeTensor shortcut, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
+                          MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor tracked,
+                          std::vector<double> numbers) {
   const BnTrainNumbers n(numbers);
   BnStatisticsCall statistics(z, n.options.T);
   set_running(statistics, {running_mean, running_var, tracked, n.momentum});
@@ -241,9 +241,9 @@ std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTenso
   return call.result();
 }
 
-std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> bn_neuron_backward(
-    Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
-    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints, std::vector<double> numbers) {
+BnGradients bn_neuron_backward(Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut,
+                               MaybeTensor statistics, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
+                               MaybeTensor checkpoints, std::vector<double> numbers) {
   const BnBackwardNumbers n(numbers);
   BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, n.options,
                      n.need_leak);

@@ -212,21 +212,22 @@ def _gradients(ctx, needs, grad_out, grad_skip):
     if numbers[1] == ADD:  # backward computes ADD like no connection
         numbers = (numbers[0], NONE, *numbers[2:])
     need_sums = need_weight or need_bias or need_leak or grad_skip is not None or (need_z and training)
-    sums = grad_leak = grad_z = grad_shortcut = None
+    grad_weight = grad_bias = grad_leak = grad_z = grad_shortcut = None
     # With is_grads_batched, torch runs an op gradient by gradient, but only if no result is optional.
     one_call = ctx.group is None and not _is_batched(grad_out)
     if one_call and need_sums and (need_z or own_shortcut):
-        grad_z, grad_shortcut, grad_sum, sums, grad_leak = below_autograd(
+        grad_z, grad_shortcut, grad_sum, grad_weight, grad_bias, grad_leak = below_autograd(
             "bn_neuron_backward", grad_out, grad_skip, *saved, (*numbers, training, own_shortcut, need_leak)
         )
         grad_out = grad_out if grad_skip is None else grad_sum
     else:
-        options = from_numbers(numbers)
+        options, sums = from_numbers(numbers), None
         if need_sums:
             sums, grad_sum, grad_leak = below_autograd(
                 "bn_neuron_reduce", grad_out, grad_skip, *saved, *options, need_leak
             )
             grad_out = grad_out if grad_skip is None else grad_sum
+            grad_bias, grad_weight = sums.unbind()
         if need_z or own_shortcut:
             all_sums, count = sums if training else None, 1.0
             if training and need_z:
@@ -236,7 +237,6 @@ def _gradients(ctx, needs, grad_out, grad_skip):
             grad_z, grad_shortcut = below_autograd(
                 "bn_neuron_apply", grad_out, *saved, all_sums, count, *options, own_shortcut
             )
-    grad_bias, grad_weight = (None, None) if sums is None else sums.unbind()
     return (
         grad_z if need_z else None,
         (grad_shortcut if own_shortcut else grad_out) if need_shortcut else None,

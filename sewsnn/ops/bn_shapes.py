@@ -97,7 +97,7 @@ def _backward_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, l
     sums, grad_sum, grad_leak = _reduce_fake(grad_out, grad_skip, *tensors, *options, need_leak)
     grad_z, grad_shortcut = _apply_fake(grad_out, *tensors, sums, 1.0, *options, need_shortcut)
     wanted = grad_shortcut if need_shortcut else None, None if grad_skip is None else grad_sum
-    return grad_z, *wanted, sums, grad_leak if need_leak else None
+    return grad_z, *wanted, sums[1], sums[0], grad_leak if need_leak else None
 
 
 def register() -> None:
