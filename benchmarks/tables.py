@@ -117,7 +117,7 @@ def overhead(rows: list[dict]) -> str:
     return (
         f"A call from Python (eight numbers, `python -m benchmarks.overhead`) costs {forward['least_us']:.0f} us "
         f"without gradients and {both['least_us']:.0f} us forward + backward. Batch norm + neuron + ADD as one block "
-        f"cost {block['least_us']:.0f} us forward + backward; torch's BatchNorm2d, relu and add cost "
+        f"costs {block['least_us']:.0f} us forward + backward; torch's BatchNorm2d, relu and add cost "
         f"{modules['least_us']:.0f} us in the same run ({block['least_us'] / modules['least_us']:.2f} times). "
         f"{both['device']}, torch {both['torch']}, {both['date']}, commit {both['commit']}."
         + age([forward, both, block])
