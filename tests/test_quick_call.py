@@ -3,6 +3,7 @@ it."""
 
 import contextlib
 import copy
+import re
 
 import pytest
 import torch
@@ -251,9 +252,9 @@ def test_options_survive_as_numbers():
 )  # fmt: skip
 def test_wrong_numbers_are_errors(device, place, value, message):
     z, channels = torch.randn(4, 2, 8, 3, 3, device=device), torch.ones(8, device=device)
-    if value in (0.5, 2, 9, 7):  # on the meta device, too
+    if place < 6:  # on the meta device, too
         for op in (torch.ops.sewsnn.bn_neuron_train, torch.ops.sewsnn.bn_neuron_backward):
-            with pytest.raises(RuntimeError, match=f"{value}"):
+            with pytest.raises(RuntimeError, match=re.escape(f"{value}")):
                 numbers = [*NUMBERS[:place], value, *NUMBERS[place + 1 :]]
                 if op is torch.ops.sewsnn.bn_neuron_train:
                     op(z.to("meta"), *(None,) * 7, (*numbers, 0.1, 1, True, False))

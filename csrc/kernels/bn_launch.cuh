@@ -146,7 +146,7 @@ auto with_instance(const P& p, F&& f) {
         }
         if (fits<Storage, N>(p)) {
           constexpr bool kUsual = Usual && (reduce || !half);
-          constexpr int kShort = Usual && !half ? 8 : kLong;  // no branch that the compiler discards: nvcc compiles it
+          constexpr int kShort = Usual && !half ? 8 : kLong;  // nvcc compiles the kernels of discarded branches
           if (p.T <= kShort) return f(Int<kShort>(), Int<N>(), shortcut, Bool<kUsual>());
           return f(Int<kLong>(), Int<N>(), shortcut, Bool<kUsual>());
         }

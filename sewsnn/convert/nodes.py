@@ -6,7 +6,6 @@ change settings at any time. If sewsnn has no kernel for a setting (:func:`obsta
 """
 
 import contextlib
-import math
 import numbers
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sewsnn import functional, neuron, surrogate
-from sewsnn.checks import DTYPES, backward_number
+from sewsnn.checks import DTYPES, backward_number, is_finite
 from sewsnn.layers.fusing import has_hooks
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
@@ -41,7 +40,7 @@ _SURROGATES = {
 def _is_number(value) -> bool:
     # The comparison of types comes first for speed: every call of a neuron runs this check.
     number = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
-    return number and math.isfinite(value)
+    return number and is_finite(value)
 
 
 def obstacle(node: nn.Module) -> str | None:

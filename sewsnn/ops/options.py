@@ -39,8 +39,8 @@ def from_numbers(numbers: list[float]) -> Options:
     """
     eps, connect, T, kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset = numbers
     for number in (connect, T, kind, surrogate):
-        if number != int(number):
-            raise RuntimeError(f"connect, T, kind and surrogate must be integers, got {number}")
+        if number % 1 != 0 or abs(number) >= 1 << 31:  # also NaN and infinite
+            raise RuntimeError(f"connect, T, kind and surrogate must be integers of at most 32 bits, got {number}")
     check_flags(decay_input, hard, detach_reset)
     neuron = (int(kind), tau, bool(decay_input), v_threshold, value if hard else None, int(surrogate), alpha)
     return Options(eps, int(connect), int(T), *neuron, bool(detach_reset))

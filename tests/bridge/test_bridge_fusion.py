@@ -367,3 +367,17 @@ def test_compiled(training, fused):
         found = [gradients(s.sum(), list(model.parameters())) for model, s in ((after, y), (net, expected))]
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_compiled_with_numbers_that_change():
+    """With ``dynamic=True`` the numbers of a node are symbols from the first call on."""
+    net = convolution("LIF").double().eval()
+    after, _ = converted(net)
+    compiled = torch.compile(after, backend="aot_eager", fullgraph=True, dynamic=True)
+    x = current(*SHAPE, dtype=torch.float64)
+    for v_threshold in (1.0, 0.5):
+        for model in (net, after):
+            functional.reset_net(model)
+            model[2].v_threshold = v_threshold
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), net(x))
