@@ -56,8 +56,8 @@ struct BnParams {
 
 struct BnForwardParams : BnParams {
   void* out = nullptr;          // [T, M] storage, dense
-  void* v = nullptr;            // [M] state; null: not requested
-  void* checkpoints = nullptr;  // [checkpoint_count(T), M] state; null: no backward will follow
+  void* v = nullptr;            // [states, M] state; null: not requested
+  void* checkpoints = nullptr;  // [states, checkpoint_count(T), M] state; null: no backward will follow
   void* bits = nullptr;         // [T, M / 8]: spike i of a row is bit i % 8 of byte i / 8; null: not requested
 };
 
@@ -65,17 +65,20 @@ struct BnForwardParams : BnParams {
 // recomputes dL/dy again and computes
 //   dL/dz = scale (dL/dy - sum(dL/dy) / count - xhat sum(dL/dy xhat) / count),  xhat = (z - mean) / sqrt(var + eps)
 struct BnBackwardParams : BnParams {
-  const void* checkpoints = nullptr;  // [checkpoint_count(T), M] state
+  const void* checkpoints = nullptr;  // [states, checkpoint_count(T), M] state
   Rows grad_out;                      // [T, M] storage
 };
 
 struct BnReduceParams : BnBackwardParams {
-  Rows grad_skip;                        // second gradient of the same output, which is added; data null: none
-  void* grad_sum = nullptr;              // [T, M] storage: grad_out + grad_skip; null without grad_skip
-  void* partials = nullptr;              // workspace
-  unsigned* counters = nullptr;          // as in BnStatisticsParams
-  double* grad_leak_partials = nullptr;  // workspace; null: not requested
-  void* sums = nullptr;                  // [2, C] state: sum of dL/dy (gradient of bias), of dL/dy xhat (of weight)
+  Rows grad_skip;                // second gradient of the same output, which is added; data null: none
+  void* grad_sum = nullptr;      // [T, M] storage: grad_out + grad_skip; null without grad_skip
+  void* partials = nullptr;      // workspace
+  unsigned* counters = nullptr;  // as in BnStatisticsParams
+  void* sums = nullptr;          // [2, C] state: sum of dL/dy (gradient of bias), of dL/dy xhat (of weight)
+  // Gradients of the learnt parameters. Both null: not requested.
+  double* learnt_partials = nullptr;  // kinds whose parameters are the same for all neurons: workspace
+  void* learnt_sums = nullptr;        // the others: [2, C] state, a row for each parameter
+  void* learnt_workspace = nullptr;   // for learnt_sums, as large as partials
 };
 
 struct BnApplyParams : BnBackwardParams {
@@ -109,9 +112,9 @@ struct PoolBackwardParams : PoolParams {
 };
 
 struct PoolReduceParams : PoolBackwardParams {
-  void* partials = nullptr;              // workspace
-  double* grad_leak_partials = nullptr;  // workspace; null: not requested
-  void* sums = nullptr;                  // see BnReduceParams
+  void* partials = nullptr;           // workspace
+  double* learnt_partials = nullptr;  // workspace; null: not requested
+  void* sums = nullptr;               // see BnReduceParams
 };
 
 struct PoolApplyParams : PoolBackwardParams {

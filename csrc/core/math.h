@@ -53,6 +53,13 @@ SEWSNN_HD V splat(Lane<V> s) {
   return s - V{};
 }
 
+// A number for every lane, or a number for each, as V.
+template <class V, class X>
+SEWSNN_HD V in_lanes(X x) {
+  if constexpr (std::is_same_v<X, V>) return x;
+  else return splat<V>(x);
+}
+
 // a where the condition holds, else b, for each lane, without a branch.
 template <class C, class V>
 SEWSNN_HD V select(C condition, V a, V b) {
@@ -62,6 +69,18 @@ SEWSNN_HD V select(C condition, V a, V b) {
 template <class V>
 SEWSNN_HD V abs_(V x) {
   return select(x < Lane<V>(0), -x, x);
+}
+
+// The nearest integer; of two, the even one. Exact for |x| <= 2^22 (double: 2^51), which a number of spikes does not
+// exceed; NaN stays NaN.
+template <class V>
+SEWSNN_HD V round_(V x) {
+#if defined(__CUDA_ARCH__)
+  return std::is_same_v<V, double> ? V(rint(double(x))) : V(rintf(float(x)));
+#else
+  constexpr Lane<V> shift = sizeof(Lane<V>) == 8 ? Lane<V>(6755399441055744.0) : Lane<V>(12582912.0);  // 1.5 * 2^52, 2^23
+  return (x + shift) - shift;
+#endif
 }
 
 // a / b for gradients. On the device the result is within 2 ulp, and 0 where b exceeds 2^126 or where the result would

@@ -6,21 +6,6 @@
 namespace sewsnn {
 
 enum class DType : int { Float32 = 0, Float16 = 1, BFloat16 = 2, Float64 = 3 };
-enum class NeuronKind : int { IF = 0, LIF = 1, PLIF = 2 };
-// Each number is the `kind` of a class in sewsnn/surrogate.py.
-enum class SurrogateKind : int {
-  ATan = 0,
-  Rectangular = 1,
-  Constant = 2,
-  Sigmoid = 3,
-  PiecewiseQuadratic = 4,
-  PiecewiseExp = 5,
-  SoftSign = 6,
-  SuperSpike = 7,
-  Erf = 8,
-  UnitATan = 9,
-};
-constexpr int kSurrogates = 10;
 
 // Backward replays this many time-steps at a time; forward keeps v at each boundary (T > kChunk only).
 constexpr int64_t kChunk = 16;
@@ -37,18 +22,29 @@ struct Rows {
   int64_t step = 1;
 };
 
+// The most that a neuron of neurons/registry.h has of each.
+constexpr int kMostStates = 2, kMostLearnt = 2, kMostExtra = 6;
+
+// Learnt parameters of a neuron: [parameters, channels] numbers in the state's type, on the device of the tensors.
+// Element i of a time-step belongs to channel (i / inner) % channels.
+struct LearntParams {
+  const void* data = nullptr;  // null: none
+  int64_t channels = 1, inner = 1;
+};
+
+// Which neuron, and its numbers. sewsnn/ops/spec.py names the same; everything between only passes them on.
 struct NeuronParams {
-  NeuronKind kind = NeuronKind::IF;
-  SurrogateKind surrogate = SurrogateKind::ATan;
-  double alpha = 2;  // the surrogate's parameter
-  double tau = 2;    // LIF
-  double inverse_tau = 0.5;
-  const void* leak = nullptr;  // PLIF: its 1 / tau, one number in the state's type, on the device of the tensors
+  int kind = 0;       // its place in the list of kinds (neurons/registry.h)
+  int surrogate = 0;  // its place in the list of surrogates
+  double alpha = 2;   // the surrogate's parameter
+  double tau = 2;     // membrane time constant
   double v_threshold = 1;
   double v_reset = 0;  // also the potential at rest; 0 for soft reset
   bool hard_reset = true;
   bool detach_reset = true;
   bool decay_input = true;
+  double extra[kMostExtra] = {};  // further numbers, which the header of the kind names
+  LearntParams learnt;
 };
 
 // "state" below is float for float, half and bfloat16 storage, and double for double.
@@ -57,11 +53,11 @@ struct ForwardParams {
   DType dtype = DType::Float32;
   int64_t T = 0, M = 0;
   Rows x;                       // [T, M] storage
-  const void* v0 = nullptr;     // [M]    state; null: rest (v_reset, or 0 for soft reset)
+  Rows v0;                      // [states, M] state; data null: rest
   void* s = nullptr;            // [T, M] storage, dense
-  void* v = nullptr;            // [M] or [T, M] state; null: not requested
-  bool v_seq = false;           // v is [T, M]
-  void* checkpoints = nullptr;  // [checkpoint_count(T), M] state; null: no backward will follow
+  void* v = nullptr;            // [states, M] or [states, T, M] state; null: not requested
+  bool v_seq = false;           // v is [states, T, M]
+  void* checkpoints = nullptr;  // [states, checkpoint_count(T), M] state; null: no backward will follow
 };
 
 struct BackwardParams {
@@ -69,14 +65,16 @@ struct BackwardParams {
   DType dtype = DType::Float32;
   int64_t T = 0, M = 0;
   Rows x;                             // [T, M] storage
-  const void* v0 = nullptr;           // [M] state or null
-  const void* checkpoints = nullptr;  // [checkpoint_count(T), M] state
+  Rows v0;                            // [states, M] state; data null: rest
+  const void* checkpoints = nullptr;  // [states, checkpoint_count(T), M] state
   Rows grad_s;                        // [T, M] storage; data null: zero (CPU only)
-  Rows grad_v;                        // [1, M] or [T, M] state; data null: zero
+  Rows grad_v[kMostStates];           // for each state [1, M] or [T, M] state; data null: zero
   bool v_seq = false;
-  void* grad_x = nullptr;                // [T, M] storage, dense
-  void* grad_v0 = nullptr;               // [M] state or null
-  double* grad_leak_partials = nullptr;  // one per block of neurons, summed later in index order; null: not requested
+  void* grad_x = nullptr;   // [T, M] storage, dense
+  void* grad_v0 = nullptr;  // [states, M] state or null
+  // Gradients of the learnt parameters. Both null: not requested.
+  double* learnt_partials = nullptr;  // one channel: [parameters, blocks of neurons], which are summed later in order
+  void* learnt_elements = nullptr;    // several: [parameters, M] state, summed over T; the sum over a channel follows
 };
 
 }  // namespace sewsnn

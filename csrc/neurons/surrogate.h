@@ -1,5 +1,5 @@
 // Surrogate gradients sigma'(x) with x = h - v_threshold. Each has one parameter, from which the host computes its
-// constants once. x is one S or a vector of S.
+// constants once. x is one S or a vector of S. registry.h lists them.
 // sewsnn/surrogate.py has the same formulas with their primitives. The paper uses ATan, Rectangular, Constant and
 // UnitATan (supplement, Table S3 and A.5).
 #pragma once
@@ -12,6 +12,7 @@ SEWSNN_BEGIN
 // alpha / 2 / (1 + (pi alpha x / 2)^2)
 template <class S>
 struct ATan {
+  static constexpr const char* kName = "ATan";
   S height, scale;
   static ATan of(double a) { return {S(a / 2), S(kPi * a / 2)}; }
   template <class V>
@@ -24,12 +25,14 @@ struct ATan {
 // (1 + (pi a)^2) / (1 + (pi x)^2), which is 1 at x = a and x = -a; the same form as ATan with other constants
 template <class S>
 struct UnitATan : ATan<S> {
+  static constexpr const char* kName = "UnitATan";
   static UnitATan of(double a) { return {{S(1 + kPi * a * kPi * a), S(kPi)}}; }
 };
 
 // 1 / width for |x| < width / 2
 template <class S>
 struct Rectangular {
+  static constexpr const char* kName = "Rectangular";
   S height, half_width;
   static Rectangular of(double width) { return {S(1 / width), S(width / 2)}; }
   template <class V>
@@ -41,6 +44,7 @@ struct Rectangular {
 // value
 template <class S>
 struct Constant {
+  static constexpr const char* kName = "Constant";
   S value;
   static Constant of(double v) { return {S(v)}; }
   template <class V>
@@ -52,6 +56,7 @@ struct Constant {
 // alpha p (1 - p), p = 1 / (1 + e^-(alpha x)); written with e^-|alpha x|, which cannot overflow
 template <class S>
 struct Sigmoid {
+  static constexpr const char* kName = "Sigmoid";
   S alpha;
   static Sigmoid of(double a) { return {S(a)}; }
   template <class V>
@@ -65,6 +70,7 @@ struct Sigmoid {
 // max(0, alpha - alpha^2 |x|)
 template <class S>
 struct PiecewiseQuadratic {
+  static constexpr const char* kName = "PiecewiseQuadratic";
   S alpha, alpha2;
   static PiecewiseQuadratic of(double a) { return {S(a), S(a * a)}; }
   template <class V>
@@ -77,6 +83,7 @@ struct PiecewiseQuadratic {
 // alpha / 2 e^-(alpha |x|)
 template <class S>
 struct PiecewiseExp {
+  static constexpr const char* kName = "PiecewiseExp";
   S alpha, half_alpha;
   static PiecewiseExp of(double a) { return {S(a), S(a / 2)}; }
   template <class V>
@@ -88,6 +95,7 @@ struct PiecewiseExp {
 // 1 / (2 alpha (1 / alpha + |x|)^2)
 template <class S>
 struct SoftSign {
+  static constexpr const char* kName = "SoftSign";
   S inverse, two_alpha;
   static SoftSign of(double a) { return {S(1 / a), S(2 * a)}; }
   template <class V>
@@ -100,6 +108,7 @@ struct SoftSign {
 // alpha / (1 + |x|)^2
 template <class S>
 struct SuperSpike {
+  static constexpr const char* kName = "SuperSpike";
   S alpha;
   static SuperSpike of(double a) { return {S(a)}; }
   template <class V>
@@ -112,75 +121,13 @@ struct SuperSpike {
 // alpha / sqrt(pi) e^-(alpha x)^2
 template <class S>
 struct Erf {
+  static constexpr const char* kName = "Erf";
   S alpha, height;
   static Erf of(double a) { return {S(a), S(a / kSqrtPi)}; }
   template <class V>
   SEWSNN_HD V operator()(V x) const {
     const V y = alpha * x;
     return height * exp_(-(y * y));
-  }
-};
-
-// A surrogate that is chosen at run time.
-template <class S>
-struct Surrogate {
-  SurrogateKind kind;
-  union {
-    ATan<S> atan;
-    Rectangular<S> rectangular;
-    Constant<S> constant;
-    Sigmoid<S> sigmoid;
-    PiecewiseQuadratic<S> piecewise_quadratic;
-    PiecewiseExp<S> piecewise_exp;
-    SoftSign<S> soft_sign;
-    SuperSpike<S> super_spike;
-    Erf<S> erf;
-    UnitATan<S> unit_atan;
-  };
-
-  static Surrogate from(const NeuronParams& p) {
-    Surrogate s;
-    s.kind = p.surrogate;
-    switch (p.surrogate) {
-      case SurrogateKind::ATan: s.atan = ATan<S>::of(p.alpha); break;
-      case SurrogateKind::Rectangular: s.rectangular = Rectangular<S>::of(p.alpha); break;
-      case SurrogateKind::Constant: s.constant = Constant<S>::of(p.alpha); break;
-      case SurrogateKind::Sigmoid: s.sigmoid = Sigmoid<S>::of(p.alpha); break;
-      case SurrogateKind::PiecewiseQuadratic: s.piecewise_quadratic = PiecewiseQuadratic<S>::of(p.alpha); break;
-      case SurrogateKind::PiecewiseExp: s.piecewise_exp = PiecewiseExp<S>::of(p.alpha); break;
-      case SurrogateKind::SoftSign: s.soft_sign = SoftSign<S>::of(p.alpha); break;
-      case SurrogateKind::SuperSpike: s.super_spike = SuperSpike<S>::of(p.alpha); break;
-      case SurrogateKind::Erf: s.erf = Erf<S>::of(p.alpha); break;
-      case SurrogateKind::UnitATan: s.unit_atan = UnitATan<S>::of(p.alpha); break;
-    }
-    return s;
-  }
-
-  // Whether it is ATan or UnitATan, and the one form of both.
-  SEWSNN_HD static bool has_atan_form(SurrogateKind kind) {
-    return kind == SurrogateKind::ATan || kind == SurrogateKind::UnitATan;
-  }
-  SEWSNN_HD ATan<S> atan_form() const { return kind == SurrogateKind::UnitATan ? ATan<S>(unit_atan) : atan; }
-
-  // Calls f with the chosen surrogate.
-#if defined(__CUDACC__)
-#pragma nv_exec_check_disable
-#endif
-  template <class F>
-  SEWSNN_HD auto visit(F&& f) const {
-    switch (kind) {
-      case SurrogateKind::Rectangular: return f(rectangular);
-      case SurrogateKind::Constant: return f(constant);
-      case SurrogateKind::Sigmoid: return f(sigmoid);
-      case SurrogateKind::PiecewiseQuadratic: return f(piecewise_quadratic);
-      case SurrogateKind::PiecewiseExp: return f(piecewise_exp);
-      case SurrogateKind::SoftSign: return f(soft_sign);
-      case SurrogateKind::SuperSpike: return f(super_spike);
-      case SurrogateKind::Erf: return f(erf);
-      case SurrogateKind::UnitATan: return f(unit_atan);
-      case SurrogateKind::ATan: break;
-    }
-    return f(atan);
   }
 };
 

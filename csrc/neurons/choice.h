@@ -1,0 +1,196 @@
+// The neuron and the surrogate of a call: as a type, or as a value that is chosen at run time. That choice is the same
+// for all threads and costs one branch per group of time-steps.
+#pragma once
+
+#include "neurons/registry.h"
+
+SEWSNN_BEGIN
+
+// Calls f(Tag<Neuron>) with the struct of the neuron.
+template <class S, class F>
+auto with_neuron(const NeuronParams& p, F&& f) {
+  return with_type(Kinds(), p.kind, [&](auto tag) {
+    using Kind = typename decltype(tag)::type;
+    return with_type(typename Kind::template Structs<S>(), Kind::struct_of(p), f);
+  });
+}
+
+// A value of each type of a list; kernels read only the chosen one.
+template <class... T>
+struct Each;
+template <class T>
+struct Each<T> {
+  T first;
+};
+template <class T, class... Rest>
+struct Each<T, Rest...> {
+  T first;
+  Each<Rest...> rest;
+};
+
+template <class E>
+constexpr bool is_last = false;
+template <class T>
+constexpr bool is_last<Each<T>> = true;
+
+// Calls f with the value at this place.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+template <class... T, class F>
+SEWSNN_HD auto visit(const Each<T...>& values, int place, F&& f) {
+  if constexpr (sizeof...(T) == 1) return f(values.first);
+  else return place == 0 ? f(values.first) : visit(values.rest, place - 1, f);
+}
+// Calls f with every value.
+template <class E, class F>
+SEWSNN_HD void for_each(E& values, F&& f) {
+  f(values.first);
+  if constexpr (!is_last<std::remove_const_t<E>>) for_each(values.rest, f);
+}
+
+// A neuron or a surrogate that has been chosen before, with the interface of those that are chosen at run time.
+template <class T>
+struct Chosen {
+  const T& value;
+
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+  template <class F>
+  SEWSNN_HD void visit(F&& f) const {
+    f(value);
+  }
+};
+
+// A neuron that the compiler knows.
+template <class Neuron>
+struct OneNeuron {
+  using Shape = Neuron;  // which has the sizes
+  Neuron value;
+
+  static OneNeuron from(const NeuronParams& p) { return {Neuron::from(p)}; }
+  template <class S>
+  SEWSNN_HD void set_learnt(S learnt) {
+    value.set_learnt(learnt);
+  }
+  SEWSNN_HD bool decays_input() const { return value.decays_input(); }
+  SEWSNN_HD void set_decays_input() { value.set_decays_input(); }
+  SEWSNN_HD void assume_usual() { value.assume_usual(); }
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+  template <class F>
+  SEWSNN_HD void visit(F&& f) const {
+    f(value);
+  }
+};
+
+template <class T>
+struct EachOf;
+template <class... T>
+struct EachOf<List<T...>> {
+  using type = Each<T...>;
+};
+
+// One of the neurons in Common, chosen at run time.
+template <class S>
+struct CommonNeuron {
+  using Shape = LeakyMultiply<S>;  // the sizes of all of them: one state, one learnt number
+  int chosen;
+  typename EachOf<Common<S>>::type neurons;
+
+  // Whether the neuron of a call is one of these.
+  static bool has(const NeuronParams& p) { return place(p) < Common<S>::size; }
+  static CommonNeuron from(const NeuronParams& p) {
+    CommonNeuron c;
+    c.chosen = place(p);
+    for_each(c.neurons, [&](auto& neuron) { neuron = std::decay_t<decltype(neuron)>::from(p); });
+    return c;
+  }
+  SEWSNN_HD void set_learnt(S learnt) {
+    for_each(neurons, [&](auto& neuron) { neuron.set_learnt(learnt); });
+  }
+  SEWSNN_HD bool decays_input() const {
+    bool all = true;
+    for_each(neurons, [&](const auto& neuron) { all = all && neuron.decays_input(); });
+    return all;
+  }
+  SEWSNN_HD void set_decays_input() {
+    for_each(neurons, [](auto& neuron) { neuron.set_decays_input(); });
+  }
+  SEWSNN_HD void assume_usual() {
+    for_each(neurons, [](auto& neuron) { neuron.assume_usual(); });
+  }
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+  template <class F>
+  SEWSNN_HD void visit(F&& f) const {
+    sewsnn::visit(neurons, chosen, f);
+  }
+
+ private:
+  static int place(const NeuronParams& p) {
+    return with_neuron<S>(p, [](auto tag) { return place_of<typename decltype(tag)::type>(Common<S>()); });
+  }
+};
+
+template <class T>
+struct MembersOf;
+template <class... T>
+struct MembersOf<List<T...>> {
+  using type = Members<T...>;
+};
+
+// A surrogate that is chosen at run time.
+template <class S>
+struct Surrogate {
+  int kind;
+  typename MembersOf<Surrogates<S>>::type surrogates;
+
+  static Surrogate from(const NeuronParams& p) {
+    Surrogate s;
+    s.kind = p.surrogate;
+    set(s.surrogates, p.surrogate, p.alpha);
+    return s;
+  }
+
+  // Whether it is ATan or UnitATan, and the one form of both.
+  SEWSNN_HD static bool has_atan_form(int kind) { return kind == kATan || kind == kUnitATan; }
+  SEWSNN_HD ATan<S> atan_form() const {
+    return kind == kUnitATan ? ATan<S>(member<kUnitATan>(surrogates)) : member<kATan>(surrogates);
+  }
+
+  // Calls f with the chosen surrogate.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+  template <class F>
+  SEWSNN_HD auto visit(F&& f) const {
+    return visit_from<0>(f);
+  }
+
+  static constexpr int kATan = place_of<ATan<S>>(Surrogates<S>()), kUnitATan = place_of<UnitATan<S>>(Surrogates<S>());
+
+ private:
+  template <class... T>
+  static void set(Members<T...>& members, int place, double parameter) {
+    using First = std::decay_t<decltype(members.first)>;
+    if (sizeof...(T) == 1 || place == 0) {
+      members.first = First::of(parameter);
+    } else {
+      if constexpr (sizeof...(T) > 1) set(members.rest, place - 1, parameter);
+    }
+  }
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
+  template <int I, class F>
+  SEWSNN_HD auto visit_from(F&& f) const {
+    if constexpr (I + 1 == Surrogates<S>::size) return f(member<I>(surrogates));
+    else return kind == I ? f(member<I>(surrogates)) : visit_from<I + 1>(f);
+  }
+};
+
+SEWSNN_END

@@ -1,0 +1,20 @@
+// A neuron as users know it. Its header derives a struct from Kind, and registry.h lists it.
+#pragma once
+
+#include "core/lists.h"
+#include "core/params.h"
+
+SEWSNN_BEGIN
+
+// Struct<S> computes the neuron. A kind may have several structs, which differ in rounding; struct_of then chooses.
+template <template <class> class... Struct>
+struct Kind {
+  template <class S>
+  using Structs = List<Struct<S>...>;
+  static int struct_of(const NeuronParams&) { return 0; }
+  static constexpr int kLearnt = 0;  // rows of NeuronParams::learnt
+  static constexpr int kExtra = 0;   // numbers of NeuronParams::extra
+  static constexpr bool kUsesTau = false;
+};
+
+SEWSNN_END
