@@ -13,7 +13,7 @@ from torch import nn
 from sewsnn import BackendWarning, neuron
 from sewsnn.analysis import firing_rates
 from sewsnn.layers import BNNeuron, bn_neuron
-from sewsnn.layers.fusing import can_fuse
+from sewsnn.layers.plan import can_fuse
 from sewsnn.ops import bn as native
 from sewsnn.ops import load
 from sewsnn.surrogate import Surrogate

@@ -9,8 +9,8 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from sewsnn.convert import nodes
-from sewsnn.layers.bn_neuron import by_op
-from sewsnn.layers.fusing import can_fuse, must_be_called
+from sewsnn.layers.fused import by_op
+from sewsnn.layers.plan import can_fuse, must_be_called
 from sewsnn.ops.reference import CONNECT
 
 #: SpikingJelly's norms of ``[T, N, C, ...]`` -> the numbers of dimensions that they take in step mode "m"

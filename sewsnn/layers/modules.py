@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from sewsnn.layers.bn_neuron import bn_neuron, check_connection
-from sewsnn.layers.fusing import Norm
+from sewsnn.layers.fused import bn_neuron, check_connection
+from sewsnn.layers.plan import Norm
 from sewsnn.neuron import IFNode
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, conv_over_time, over_time
-from sewsnn.layers.bn_neuron import over_steps
-from sewsnn.layers.fusing import must_be_called
+from sewsnn.layers.fused import over_steps
+from sewsnn.layers.plan import must_be_called
 from sewsnn.ops.bn import Output
 from sewsnn.ops.reference import CONNECT
 
@@ -124,12 +124,12 @@ class Block(nn.Module):
         z_seq = conv_over_time(conv, Output(skip, None, None, None))
         return bn_neuron(z_seq, bn, sn, fused=self.style.fused).out
 
-    def run(self, x: Output, two: bool) -> Output:
+    def run(self, x: Output, return_skip: bool) -> Output:
         """Runs the block on the result of the previous op, which may have ``skip`` and packed spikes.
 
         Args:
             x: ``x.out`` is the input of the branch; the shortcut reads ``x.skip`` if there is one, else ``x.out``.
-            two: also return ``skip``, because the next block reads the output twice.
+            return_skip: also return ``skip``, because the next block reads the output twice.
 
         Returns:
             ``(out, skip, v, bits)`` of the block's last op.
@@ -142,7 +142,7 @@ class Block(nn.Module):
             "spiking": {"connect_f": "ADD", "connect_before": True},
             "plain": {},
         }
-        return self._layer(self.convs, a, self._shortcut(x), two=two, **join[self.style.residual])
+        return self._layer(self.convs, a, self._shortcut(x), return_skip=return_skip, **join[self.style.residual])
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Runs the block.
@@ -153,7 +153,7 @@ class Block(nn.Module):
         Returns:
             ``[T, N, C, H', W']``: C is ``channels`` of the block, H' and W' are divided by the stride and rounded up.
         """
-        return self.run(Output(x_seq, None, None, None), two=False).out
+        return self.run(Output(x_seq, None, None, None), return_skip=False).out
 
     def extra_repr(self):
         connection = f", connect_f={self.style.connect_f!r}" if self.style.residual == "sew" else ""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from sewsnn import checks
-from sewsnn.layers import fusing, quick
+from sewsnn.layers import plan, quick
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import pool as native_pool
@@ -23,7 +23,7 @@ def bn_neuron(
     connect_f: str | None = None,
     connect_before: bool = False,
     T: int | None = None,
-    two: bool = False,
+    return_skip: bool = False,
     pack_spikes: bool = False,
     fused: bool = True,
 ) -> native.Output:
@@ -54,8 +54,8 @@ def bn_neuron(
         connect_before: add the shortcut before the neuron; needs ``connect_f="ADD"``. Default False.
         T: number of time-steps for which a still image z_seq is shown; it is normalised once. Default None: z_seq has a
             time axis.
-        two: also return ``skip``, a second handle to the values of out for the next block's shortcut. Autograd then
-            adds the two gradients inside this op's backward, which saves one pass over memory. Default False.
+        return_skip: also return ``skip``, a second handle to out for the next block's shortcut; autograd then adds the
+            two gradients inside this op's backward, which saves one pass over memory. Default False.
         pack_spikes: also return ``bits``, the packed spikes: spike i of a time-step (in the memory order of out) is bit
             i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes (a connection after the
             neuron, or no neuron), where N C H W is not a multiple of 8, and where the modules run.
@@ -82,22 +82,22 @@ def bn_neuron(
     if T is None and fused and not pack_spikes and not torch.compiler.is_compiling():
         refused = output = None
         try:
-            output = quick.train(z_seq, bn, neuron, shortcut, connect_f, connect_before, two)
+            output = quick.train(z_seq, bn, neuron, shortcut, connect_f, connect_before, return_skip)
         except native.Refused as raised:
             refused = raised
         if refused is not None:  # the checks find a clearer error
             _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
-            fusing.check_norm(bn, z_seq)
-            fusing.check_batch(z_seq, 0)
+            plan.check_norm(bn, z_seq)
+            plan.check_batch(z_seq, 0)
             raise refused.args[0]
         if output is not None:
             return output
     _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
     norm = None if isinstance(bn, nn.Identity) else bn
-    settings = fusing.fusable_settings(z_seq, norm, neuron) if fused else None
+    settings = plan.fusable_settings(z_seq, norm, neuron) if fused else None
     if settings is None:
-        return _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two)
-    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes)
+        return _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, return_skip)
+    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, return_skip, pack_spikes)
 
 
 def by_op(
@@ -109,35 +109,39 @@ def by_op(
     connect_before: bool = False,
     *,
     T: int | None = None,
-    two: bool = False,
+    return_skip: bool = False,
     pack_spikes: bool = False,
 ) -> native.Output:
-    """:func:`bn_neuron` in one op. The caller has checked with :func:`fusing.can_fuse` that the op can run."""
+    """:func:`bn_neuron` in one op. The caller has checked with :func:`plan.can_fuse` that the op can run."""
     settings = {} if neuron is None else neuron.settings()
-    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes)
+    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, return_skip, pack_spikes)
 
 
-def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes) -> native.Output:
+def _by_op(
+    z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, return_skip, pack_spikes
+) -> native.Output:
     state = state_dtype(z_seq.dtype)
-    numbers, leak = fusing.neuron_numbers(settings, state)
+    numbers, leak = plan.neuron_numbers(settings, state)
     connect = native.ADD_BEFORE if connect_before else native.CONNECTIONS[connect_f]
     binary = neuron is not None and connect in (native.NONE, native.ADD_BEFORE)
     pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
     store_v = _stores_v(neuron)
     own = None
     if norm is not None and not torch.compiler.is_compiling():
-        own = fusing.for_one_call(norm, state)
+        own = plan.for_one_call(norm, state)
     if own is not None:
-        fusing.check_norm(norm, z_seq)
-        fusing.check_batch(z_seq, T or 0)
+        plan.check_norm(norm, z_seq)
+        plan.check_batch(z_seq, T or 0)
         weight, bias, running = own
         options = native.numbers_of((norm.eps, connect, T or 0, *numbers))
         try:
-            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, options, store_v, pack, two)
+            output = native.bn_neuron_train(
+                z_seq, shortcut, weight, bias, leak, running, options, store_v, pack, return_skip
+            )
         except native.Refused as refused:
             raise refused.args[0] from None
     else:
-        n = fusing.normalisation(norm, z_seq, T or 0, state)
+        n = plan.normalisation(norm, z_seq, T or 0, state)
         output = native.bn_neuron(
             z_seq,
             shortcut,
@@ -151,9 +155,9 @@ def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T
             group=n.group,
             store_v=store_v,
             pack=pack,
-            two=two,
+            return_skip=return_skip,
         )
-        fusing.update_running(norm, n)
+        plan.update_running(norm, n)
     if store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
     return output
@@ -199,13 +203,13 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
     if z_seq.dim() != 4:
         raise ValueError(f"z_seq must be [N, C, H, W], got shape {list(z_seq.shape)}")
     norm = None if isinstance(bn, nn.Identity) else bn
-    settings = fusing.fusable_settings(z_seq, norm, neuron) if fused and T <= native_pool.MAX_T else None
+    settings = plan.fusable_settings(z_seq, norm, neuron) if fused and T <= native_pool.MAX_T else None
     if settings is None or _stores_v(neuron):
         s_seq = bn_neuron(z_seq, bn, neuron, T=T, fused=fused).out
         return max_pool2d(s_seq.flatten(0, 1), 3, 2, 1).unflatten(0, s_seq.shape[:2])
     state = state_dtype(z_seq.dtype)
-    n = fusing.normalisation(norm, z_seq, T, state)
-    numbers, leak = fusing.neuron_numbers(settings, state)
+    n = plan.normalisation(norm, z_seq, T, state)
+    numbers, leak = plan.neuron_numbers(settings, state)
     out = native_pool.bn_neuron_pool(
         z_seq,
         n.statistics,
@@ -217,7 +221,7 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
         count=n.count,
         group=n.group,
     )
-    fusing.update_running(norm, n)
+    plan.update_running(norm, n)
     return out
 
 
@@ -225,14 +229,14 @@ def _stores_v(neuron: nn.Module | None) -> bool:
     return isinstance(neuron, BaseNode) and neuron.store_v and not torch.compiler.is_exporting()
 
 
-def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two) -> native.Output:
-    if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and fusing.group_of(norm) is not None:
+def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, return_skip) -> native.Output:
+    if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and plan.group_of(norm) is not None:
         raise RuntimeError(
             "this batch norm shares its statistics with other processes, which only the fused op can do, but the op "
             "cannot run here: remove hooks from the batch norm and its neuron, use fused=True, and use a neuron and a "
             "surrogate that the compiled kernels have"
         )
-    normalise = norm.normalise if isinstance(norm, fusing.Norm) else norm
+    normalise = norm.normalise if isinstance(norm, plan.Norm) else norm
     if norm is None:
         y = z_seq if T is None else z_seq.unsqueeze(0).expand(T, *z_seq.shape)
     elif T is None:
@@ -244,7 +248,7 @@ def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two
         y = y + shortcut
     a = y if neuron is None else over_steps(neuron, y)
     out = a if connect_f is None or connect_before else CONNECT[connect_f](a, shortcut)
-    return native.Output(out, out if two else None, getattr(neuron, "v", None), None)
+    return native.Output(out, out if return_skip else None, getattr(neuron, "v", None), None)
 
 
 def over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:
