@@ -1,55 +1,28 @@
-"""Decides when one op can replace a batch norm and a neuron, and collects the arguments of that op."""
+"""Answers whether one op may stand for a batch norm, a neuron and a connection, and what it then takes: :func:`plan`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.modules.batchnorm import _NormBase
 
-from sewsnn import checks
+from sewsnn.layers.connection import NOT_CONNECTED, Connection
+from sewsnn.layers.norm import Norm, OneCall, check_norm, for_one_call
 from sewsnn.neuron import BaseNode
-from sewsnn.ops import bn as native
 from sewsnn.ops.load import resolve_backend
+from sewsnn.ops.options import ADD_BEFORE, NO_NEURON, NONE
+from sewsnn.ops.pool import MAX_T
+from sewsnn.ops.reference import state_dtype
 from sewsnn.surrogate import ATan
 
-_FUSABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+#: the classes of norms that compute a plain batch norm
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ATAN = ATan(2.0)
 _CALLED = frozenset({"forward", "_conv_forward", "__call__", "_call_impl"})  # methods that a module's call runs
 _by_modules = ContextVar("by_modules", default=False)  # one value per thread: two threads may export at once
-
-
-class Norm(_NormBase):
-    """Parameters and buffers of ``nn.BatchNorm2d`` for a layer that does more than normalise.
-
-    It is not a ``_BatchNorm``: ``nn.SyncBatchNorm.convert_sync_batchnorm`` would replace a ``_BatchNorm`` by a plain
-    norm.
-    """
-
-    def normalise(self, z: Tensor) -> Tensor:
-        """Batch norm without neuron and connection, computed by torch.
-
-        Args:
-            z: ``[N, C, ...]``.
-
-        Returns:
-            The normalised tensor ``[N, C, ...]``.
-        """
-        factor = self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            factor = 1 / float(self.num_batches_tracked) if factor is None else factor
-        training = self.training or self.running_mean is None
-        keep = not self.training or self.track_running_stats
-        running = (self.running_mean, self.running_var) if keep else (None, None)
-        return nn.functional.batch_norm(z, *running, self.weight, self.bias, training, factor or 0.0, self.eps)
-
-
-# ---- when one op can replace the modules
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -89,155 +62,102 @@ def _modules_are_asked_for() -> bool:
 _modules_are_asked_for._dynamo_marked_constant = True  # torch.compile treats the answer as a constant while it traces
 
 
-def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> bool:
-    """Returns whether the op computes what the modules would compute.
+def may_skip_calls(norm: nn.Module | None, neuron: nn.Module | None, norms: Container[type] = NORMS) -> bool:
+    """Returns whether an op may stand for the calls of the modules: it knows what they compute, and nobody listens.
 
-    Raises:
-        sewsnn.BackendError: the neuron asks for a backend that cannot run here.
+    ``norms``: the classes of norms whose call computes a plain batch norm, besides :class:`sewsnn.layers.norm.Norm`.
     """
-    return fusable_settings(z_seq, norm, neuron) is not None
-
-
-def may_skip_calls(norm: nn.Module | None, neuron: nn.Module | None) -> bool:
-    """Returns whether an op may stand for the calls of the modules: it knows what they compute, and nobody listens."""
     if _modules_are_asked_for() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     if torch.nn.modules.module._has_any_global_hook():  # global hooks need the call of every module
         return False
-    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in _FUSABLE or is_altered(norm)):
+    if norm is not None and not isinstance(norm, Norm) and (type(norm) not in norms or is_altered(norm)):
         return False
     return neuron is None or (isinstance(neuron, BaseNode) and not is_altered(neuron) and neuron.can_be_fused())
 
 
-def fusable_settings(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> dict | None:
-    """Returns the settings of the neuron ({} without a neuron) if one op computes what the modules would compute, else
-    None.
+# ---- and with what
+
+
+class Plan(NamedTuple):
+    """What an op takes besides z and the shortcut.
+
+    Attributes:
+        norm: the batch norm; None: no normalisation.
+        one_call: its arguments of ``bn_neuron_train``; None: the norm needs several calls, or there is none.
+        neuron: the neuron; None: no neuron.
+        numbers: the eight numbers about the neuron.
+        leak: 1 / tau of PLIF; None: another neuron.
+        connect: the connection with the shortcut, as the ops take it.
+        T: number of time-steps for which a still image is shown; 0: z has a time axis.
+        store_v: the neuron stores its final membrane potential.
+        pack: also return the packed spikes.
+        return_skip: also return ``skip``.
+    """
+
+    norm: nn.Module | None
+    one_call: OneCall | None
+    neuron: nn.Module | None
+    numbers: tuple
+    leak: Tensor | None
+    connect: int
+    T: int
+    store_v: bool
+    pack: bool
+    return_skip: bool
+
+
+def plan(
+    z_seq: Tensor,
+    norm: nn.Module | None,
+    neuron: nn.Module | None,
+    connection: Connection = NOT_CONNECTED,
+    *,
+    T: int | None = None,
+    return_skip: bool = False,
+    pack_spikes: bool = False,
+    pooled: bool = False,
+    norms: Container[type] = NORMS,
+) -> Plan | None:
+    """Answers whether one op may stand for the modules, and with what arguments. It changes nothing.
+
+    Args:
+        z_seq: as in :func:`sewsnn.layers.bn_neuron`, checked.
+        norm: the batch norm; None: no normalisation.
+        neuron: the neuron; None: no neuron.
+        connection: the connection with the shortcut.
+        T: number of time-steps for which a still image z_seq is shown; None: z_seq has a time axis.
+        return_skip: also return ``skip``.
+        pack_spikes: also return the packed spikes, where the values are spikes.
+        pooled: the op is the one that ends with max pooling (:func:`sewsnn.layers.bn_neuron_pool`).
+        norms: the classes of norms whose call computes a plain batch norm.
+
+    Returns:
+        What the op takes; None: the modules must run.
 
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
+        TypeError, ValueError: the op cannot take the numbers or the device of the norm, or a channel has one value.
     """
-    if not may_skip_calls(norm, neuron):
+    if not may_skip_calls(norm, neuron, norms):
         return None
-    if neuron is None:
-        return {} if resolve_backend("auto", z_seq.device, _ATAN) == "native" else None
-    settings = neuron.settings()
-    native_runs = resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
-    return settings if native_runs else None
-
-
-# ---- the arguments of the op
-
-
-def group_of(norm: nn.Module):
-    """The process group with which the norm shares its statistics; None: this process only."""
-    group = norm.__dict__.get("process_group")
-    wanted = isinstance(norm, nn.SyncBatchNorm) or group is not None
-    if not (wanted and norm.training and dist.is_available() and dist.is_initialized()):
+    settings = {} if neuron is None else neuron.settings()
+    backend, surrogate = settings.get("backend", "auto"), settings.get("surrogate_function", _ATAN)
+    if resolve_backend(backend, z_seq.device, surrogate) != "native":
         return None
-    group = dist.group.WORLD if group is None or group == "world" else group
-    return group if dist.get_world_size(group) > 1 else None
-
-
-class Normalisation(NamedTuple):
-    """A batch norm as the arguments of the ops."""
-
-    statistics: Tensor | None = None  # [2, C] mean and variance; None: no norm
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    eps: float = 0.0
-    training: bool = False  # the statistics are those of the batch
-    count: Tensor | float = 1.0  # number of values that the statistics average
-    group: object = None
-
-
-def tensors_of(norm: nn.Module) -> tuple[Tensor | None, ...]:
-    """Weight, bias, running mean, running variance and number of calls of a norm, each None if the norm has none.
-
-    It avoids ``nn.Module.__getattr__``, which takes as long as a small kernel.
-    """
-    parameters, buffers = norm._parameters, norm._buffers
-    try:
-        running = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
-        return parameters["weight"], parameters["bias"], *running
-    except KeyError:  # for example a parametrised weight
-        return norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked
-
-
-def check_norm(norm: nn.Module, z: Tensor) -> None:
-    """Checks the device of a norm, and that eps and momentum are constants: the ops take numbers, so a Parameter would
-    get no gradient."""
-    for name in ("eps", "momentum"):
-        value = getattr(norm, name)
-        if name == "momentum" and value is None:
-            continue
-        if not isinstance(value, Tensor):
-            checks.check_number(f"bn.{name}", value)
-        elif value.requires_grad or value.numel() != 1:
-            raise TypeError(f"bn.{name} must be a number, got {type(value).__name__}; it is a constant, not trained")
-    one = norm.running_mean if norm.weight is None else norm.weight
-    if one is not None and one.device != z.device:
-        raise ValueError(f"bn must be on the device of z_seq, {z.device}, got {one.device}")
-
-
-def check_batch(z: Tensor, T: int) -> None:
-    """Raises ValueError if a channel of z has only one value, so that it has no variance."""
-    if z.numel() <= z.shape[1 if T else 2]:
-        raise ValueError(f"z_seq must have more than one value per channel in training, got shape {list(z.shape)}")
-
-
-def normalisation(norm: nn.Module | None, z: Tensor, T: int, state: torch.dtype) -> Normalisation:
-    """Statistics of z (in training) or the running statistics, with weight and bias, in the state's dtype."""
-    if norm is None:
-        return Normalisation()
-    check_norm(norm, z)
-    weight, bias, mean, var, _ = tensors_of(norm)
-    if weight is not None and not (weight.dtype == state and weight.is_contiguous()):
-        weight = weight.to(state).contiguous()
-    if bias is not None and not (bias.dtype == state and bias.is_contiguous()):
-        bias = bias.to(state).contiguous()
-    if not (norm.training or mean is None):
-        return Normalisation(torch.stack([mean, var]).to(state), weight, bias, norm.eps)
-    group = group_of(norm)
-    if group is None:
-        check_batch(z, T)
-    statistics, count = native.moments(z, T, group)
-    return Normalisation(statistics, weight, bias, norm.eps, True, count, group)
-
-
-OneCall = tuple[Tensor | None, Tensor | None, native.Running | None]  # weight, bias, buffers to update
-
-
-def for_one_call(norm: nn.Module, state: torch.dtype) -> OneCall | None:
-    """Returns a norm's arguments of ``bn_neuron_train``. None: the norm needs several calls, because it shares its
-    statistics or takes the running ones, its tensors are not contiguous or have another dtype than the state, or eps or
-    momentum is no float."""
-    weight, bias, mean, var, tracked = tensors_of(norm)
-    training = norm.training
-    if not (training or mean is None) or group_of(norm) is not None or type(norm.eps) is not float:
+    store_v = isinstance(neuron, BaseNode) and neuron.store_v and not torch.compiler.is_exporting()
+    if pooled and (store_v or T > MAX_T):
         return None
-    if weight is not None and not (weight.dtype == state and weight.is_contiguous()):
-        return None
-    if bias is not None and not (bias.dtype == state and bias.is_contiguous()):
-        return None
-    if mean is None or not training or not norm.track_running_stats:
-        return weight, bias, None
-    momentum = norm.momentum
-    plain = type(momentum) is float and mean.dtype == var.dtype == state and mean.is_contiguous()
-    if not (plain and var.is_contiguous() and (tracked is None or tracked.dtype == torch.int64)):
-        return None
-    return weight, bias, (mean, var, tracked, momentum)
-
-
-def update_running(norm: nn.Module | None, n: Normalisation) -> None:
-    """Updates the running statistics after a forward that succeeded."""
-    if not (n.training and norm.training and norm.track_running_stats and norm.running_mean is not None):
-        return
-    momentum, tracked = norm.momentum, norm.num_batches_tracked
-    if tracked is not None:
-        tracked.add_(1)
-    if momentum is None:  # cumulative average; without num_batches_tracked torch leaves the statistics unchanged
-        momentum = 0.0 if tracked is None else 1 / tracked.to(n.statistics.dtype)
-    native.update_running(n.statistics, n.count, momentum, norm.running_mean, norm.running_var)
+    state = state_dtype(z_seq.dtype)
+    one_call = None
+    if norm is not None:
+        check_norm(norm, z_seq, T or 0)
+        if not (pooled or torch.compiler.is_compiling()):
+            one_call = for_one_call(norm, state)
+    numbers, leak = neuron_numbers(settings, state)
+    binary = neuron is not None and connection.number in (NONE, ADD_BEFORE)
+    pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
+    return Plan(norm, one_call, neuron, numbers, leak, connection.number, T or 0, store_v, pack, return_skip)
 
 
 def neuron_numbers(settings: dict, state: torch.dtype) -> tuple[tuple, Tensor | None]:
@@ -248,7 +168,7 @@ def neuron_numbers(settings: dict, state: torch.dtype) -> tuple[tuple, Tensor | 
         state: dtype of the membrane potential.
     """
     if not settings:
-        return (native.NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
+        return (NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
     w, v_reset, surrogate = settings.get("w"), settings["v_reset"], settings["surrogate_function"]
     numbers = (
         settings["kind"],

@@ -283,7 +283,7 @@ class _Train(torch.autograd.Function):
         return *_gradients(ctx, ctx.needs_input_grad[:5], grad_out, grad_skip), None
 
 
-# Function.apply without the work that only torch.func needs; plan.may_skip_calls has excluded torch.func.
+# Function.apply without the work that only torch.func needs; layers.plan has excluded torch.func.
 _apply_train = super(torch.autograd.Function, _Train).apply
 
 
