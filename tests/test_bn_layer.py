@@ -98,6 +98,23 @@ def test_repr():
     assert "connect_f=None\n" in repr(BNNeuron(4))
 
 
+def test_another_connection(device):
+    """The next call uses a connection that is assigned; one that does not exist is an error, and nothing changes."""
+    layer = BNNeuron(4, connect_f="ADD").to(device).eval()
+    z, shortcut = (current((3, 2, 4, 3, 3), device=device, seed=s) for s in range(2))
+    for folded in (layer, layer.without_norm()):
+        spikes = folded(z, torch.zeros_like(z))
+        folded.connect_before = True
+        with pytest.raises(ValueError, match="connect_f must be 'ADD', got 'AND'"):
+            folded.connect_f = "AND"
+        assert (folded.connect_f, folded.connect_before) == ("ADD", True)
+        assert folded(z, shortcut).unique().tolist() == [0, 1]
+        folded.connect_before = False
+        folded.connect_f = "AND"
+        assert torch.equal(folded(z, shortcut), spikes * shortcut)
+        folded.connect_f = "ADD"
+
+
 def used(monkeypatch):
     """A list that records for each call whether the op ran."""
     calls = []

@@ -41,18 +41,18 @@ def norm_neuron(
 
     It runs in one op where the op computes what SpikingJelly's modules would compute, else these modules run.
     """
-    found = None
+    planned = None
     one = type(norm) in _NORMS and norm.step_mode == "m" and z_seq.dim() in _NORMS[type(norm)]
     alike = shortcut is None or (shortcut.shape == z_seq.shape and shortcut.dtype == z_seq.dtype)
     if one and (alike or not connection.before):
-        found = _plan(z_seq, norm, node, connection if alike else NOT_CONNECTED)
-    if found is None:
+        planned = _plan(z_seq, norm, node, connection if alike else NOT_CONNECTED)
+    if planned is None:
         y = norm(z_seq)
         s_seq = node((y + shortcut).to(y.dtype) if connection.before else y)  # SpikingJelly adds in place
     elif alike:
-        return by_op(nodes.as_stacked(z_seq), shortcut, found).out
+        return by_op(nodes.as_stacked(z_seq), shortcut, planned).out
     else:
-        s_seq = by_op(nodes.as_stacked(z_seq), None, found).out
+        s_seq = by_op(nodes.as_stacked(z_seq), None, planned).out
     return connection.after_neuron(s_seq, shortcut)
 
 
@@ -75,10 +75,10 @@ def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) 
     for module in before:
         z = module(z)
     z_seq = z.unflatten(0, x_seq.shape[:2])
-    found = _plan(z_seq, norm, node) if z.dim() in _FLAT_NORMS[type(norm)] else None
-    if found is None:
+    planned = _plan(z_seq, norm, node) if z.dim() in _FLAT_NORMS[type(norm)] else None
+    if planned is None:
         return node(norm(z).unflatten(0, x_seq.shape[:2]))
-    return by_op(nodes.as_stacked(z_seq), None, found).out
+    return by_op(nodes.as_stacked(z_seq), None, planned).out
 
 
 class FusedSequential(nn.Sequential):

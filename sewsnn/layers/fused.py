@@ -121,44 +121,44 @@ def norm_neuron_connection(
             return output
     _check(z_seq, bn, neuron, shortcut, connection, T)
     norm = None if isinstance(bn, nn.Identity) else bn
-    found = None
+    planned = None
     if fused:
-        found = plan(z_seq, norm, neuron, connection, T=T, return_skip=return_skip, pack_spikes=pack_spikes)
-    if found is None:
+        planned = plan(z_seq, norm, neuron, connection, T=T, return_skip=return_skip, pack_spikes=pack_spikes)
+    if planned is None:
         return _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip)
-    return by_op(z_seq, shortcut, found)
+    return by_op(z_seq, shortcut, planned)
 
 
-def by_op(z_seq: Tensor, shortcut: Tensor | None, found: Plan) -> native.Output:
+def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Output:
     """:func:`bn_neuron` in one op, as planned."""
-    norm, neuron = found.norm, found.neuron
-    if found.one_call is not None:
-        weight, bias, running = found.one_call
-        numbers = native.numbers_of((norm.eps, found.connect, found.T, *found.numbers))
-        more = (found.store_v, found.pack, found.return_skip)
+    norm, neuron = planned.norm, planned.neuron
+    if planned.one_call is not None:
+        weight, bias, running = planned.one_call
+        numbers = native.numbers_of((norm.eps, planned.connect, planned.T, *planned.numbers))
+        more = (planned.store_v, planned.pack, planned.return_skip)
         try:
-            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, found.leak, running, numbers, *more)
+            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, planned.leak, running, numbers, *more)
         except native.Refused as refused:
             raise refused.args[0] from None
     else:
-        n = normalisation(norm, z_seq, found.T)
+        n = normalisation(norm, z_seq, planned.T)
         output = native.bn_neuron(
             z_seq,
             shortcut,
             n.statistics,
             n.weight,
             n.bias,
-            found.leak,
-            native.Options(n.eps, found.connect, found.T, *found.numbers),
+            planned.leak,
+            native.Options(n.eps, planned.connect, planned.T, *planned.numbers),
             training=n.training,
             count=n.count,
             group=n.group,
-            store_v=found.store_v,
-            pack=found.pack,
-            return_skip=found.return_skip,
+            store_v=planned.store_v,
+            pack=planned.pack,
+            return_skip=planned.return_skip,
         )
         update_running(norm, n)
-    if found.store_v:
+    if planned.store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
     return output
 
@@ -203,8 +203,8 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
     if z_seq.dim() != 4:
         raise ValueError(f"z_seq must be [N, C, H, W], got shape {list(z_seq.shape)}")
     norm = None if isinstance(bn, nn.Identity) else bn
-    found = plan(z_seq, norm, neuron, T=T, pooled=True) if fused else None
-    if found is None:
+    planned = plan(z_seq, norm, neuron, T=T, pooled=True) if fused else None
+    if planned is None:
         s_seq = bn_neuron(z_seq, bn, neuron, T=T, fused=fused).out
         return max_pool2d(s_seq.flatten(0, 1), 3, 2, 1).unflatten(0, s_seq.shape[:2])
     n = normalisation(norm, z_seq, T)
@@ -213,8 +213,8 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
         n.statistics,
         n.weight,
         n.bias,
-        found.leak,
-        (n.eps, T, *found.numbers),
+        planned.leak,
+        (n.eps, T, *planned.numbers),
         training=n.training,
         count=n.count,
         group=n.group,

@@ -1,4 +1,4 @@
-"""Answers whether one op may stand for a batch norm, a neuron and a connection, and what it then takes: :func:`plan`."""
+"""Answers whether one op may stand for a batch norm, a neuron and a connection, and what it takes: :func:`plan`."""
 
 import contextlib
 from collections.abc import Container, Iterator
