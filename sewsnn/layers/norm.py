@@ -76,7 +76,7 @@ def check_norm(norm: nn.Module, z: Tensor, T: int) -> None:
     if one is not None and one.device != z.device:
         raise ValueError(f"bn must be on the device of z_seq, {z.device}, got {one.device}")
     of_batch = norm.training or norm.running_mean is None
-    if of_batch and group_of(norm) is None and z.numel() <= z.shape[1 if T else 2]:
+    if of_batch and z.numel() <= z.shape[1 if T else 2] and group_of(norm) is None:
         raise ValueError(f"z_seq must have more than one value per channel in training, got shape {list(z.shape)}")
 
 
