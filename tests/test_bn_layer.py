@@ -13,6 +13,7 @@ from torch import nn
 from sewsnn import BackendWarning, neuron
 from sewsnn.analysis import firing_rates
 from sewsnn.layers import BNNeuron, bn_neuron
+from sewsnn.layers.connection import connection_of
 from sewsnn.layers.plan import plan
 from sewsnn.ops import bn as native
 from sewsnn.ops import load
@@ -215,6 +216,22 @@ def test_modules_run_where_the_op_cannot(name, monkeypatch, device):
     assert not calls
     for a, b in zip(*results, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_a_plan_says_what_the_op_takes_and_changes_nothing(device):
+    z, bn, node = current((3, 2, 4, 3, 4), device=device), norm(4, device=device), neuron.LIFNode(tau=3.0)
+    before = copy.deepcopy(bn.state_dict())
+    planned = plan(z, bn, node, connection_of("ADD", True), return_skip=True, pack_spikes=True)
+    assert (planned.norm, planned.neuron, planned.connect, planned.T) == (bn, node, native.ADD_BEFORE, 0)
+    assert planned.store_v and planned.pack and planned.return_skip and planned.numbers[:2] == (node.kind, 3.0)
+    assert planned.one_call[0] is bn.weight and plan(z, bn.eval(), node).one_call is None
+    assert not plan(z, bn, node, connection_of("ADD"), pack_spikes=True).pack  # sums of spikes are no bits
+    assert node.v is None and all(torch.equal(value, before[name]) for name, value in bn.state_dict().items())
+    with pytest.raises(AttributeError):
+        planned.T = 3
+    for T, store_v in ((16, False), (17, False), (16, True)):
+        node.store_v = store_v
+        assert (plan(z[0], bn, node, T=T, pooled=True) is not None) == ((T, store_v) == (16, False))
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
