@@ -7,7 +7,9 @@ general path.
 
 from torch import Tensor, nn
 
-from sewsnn.layers import fusing
+from sewsnn.layers.connection import Connection
+from sewsnn.layers.norm import for_one_call
+from sewsnn.layers.plan import leak_of, may_skip_calls
 from sewsnn.neuron import IFNode, LIFNode, ParametricLIFNode
 from sewsnn.ops import bn as native
 from sewsnn.ops.load import resolve_backend
@@ -22,13 +24,12 @@ def train(
     norm: nn.Module,
     node: nn.Module,
     shortcut: Tensor | None,
-    connect_f: str | None,
-    connect_before: bool,
-    two: bool,
+    connection: Connection,
+    return_skip: bool,
 ) -> native.Output | None:
     """Runs the op, or returns None: the general path must run.
 
-    The arguments are those of :func:`sewsnn.layers.bn_neuron`, not yet checked.
+    The arguments are those of :func:`sewsnn.layers.bn_neuron`. Only the connection has been checked.
 
     Raises:
         sewsnn.ops.bn.Refused: the op raised an error; there may be a clearer one.
@@ -36,7 +37,7 @@ def train(
     node_type = type(node)
     if node_type not in _NODES or not getattr(norm, "training", False) or type(z_seq) is not Tensor:
         return None  # other classes of tensors, for example FakeTensor, may run no compiled op
-    if (connect_before and connect_f != "ADD") or not fusing.may_skip_calls(norm, node):
+    if not may_skip_calls(norm, node):
         return None
     surrogate, device = node.surrogate_function, z_seq.device
     if getattr(surrogate, "kind", None) is None or node.backend == "torch":
@@ -46,7 +47,7 @@ def train(
             return None
         _devices.add(device)
     state = state_dtype(z_seq.dtype)
-    weight, bias, running = fusing.for_one_call(norm, state) or (None, None, None)
+    weight, bias, running = for_one_call(norm, state) or (None, None, None)
     if weight is None or running is None or weight.numel() != norm.num_features:
         return None
     v_reset, store_v = node.v_reset, node.store_v
@@ -54,10 +55,10 @@ def train(
     if node_type is LIFNode:
         tau, decay_input = node.tau, node.decay_input
     elif node_type is ParametricLIFNode:
-        decay_input, leak = node.decay_input, fusing.leak_of(node.charge_arguments()["w"], state)
+        decay_input, leak = node.decay_input, leak_of(node.charge_arguments()["w"], state)
     numbers = (  # what numbers_of makes of the options, without making the options
         norm.eps,
-        native.ADD_BEFORE if connect_before else native.CONNECTIONS.get(connect_f, -1),
+        connection.number,
         0,
         node.kind,
         tau,
@@ -69,7 +70,7 @@ def train(
         surrogate.parameter,
         node.detach_reset,
     )
-    output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, two)
+    output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:
         node._keep_final_v(output.v)
     return output
