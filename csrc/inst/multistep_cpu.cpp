@@ -4,8 +4,8 @@
 
 namespace sewsnn {
 
-template class Recurrence<float>;
-template class Recurrence<double>;
+extern template class Recurrence<float>;  // of recurrence_cpu.cpp
+extern template class Recurrence<double>;
 
 namespace {
 

@@ -4,7 +4,7 @@
 
 namespace sewsnn {
 
-extern template class Recurrence<float>;  // of multistep_cpu.cpp
+extern template class Recurrence<float>;  // of recurrence_cpu.cpp
 extern template class Recurrence<double>;
 
 namespace {

@@ -100,9 +100,6 @@ struct Options {
   }
 };
 
-template <int I>
-using Int = std::integral_constant<int, I>;
-
 // backward_chunk with a neuron and a surrogate, which may be Chosen. Of every Together time-steps
 // either all exist or none.
 template <int Together, bool Learn, bool Usual, class Storage, int K, int N, bool Shortcut, bool Two, bool Optional,

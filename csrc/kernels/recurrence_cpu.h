@@ -269,7 +269,7 @@ class Recurrence {
   SurrogateFunction<S> surrogate_ = nullptr;
 };
 
-// Not in the class: then bn_cpu.cpp and pool_cpu.cpp can leave the instances to multistep_cpu.cpp.
+// Not in the class: then all files can leave the instances to inst/recurrence_cpu.cpp.
 template <class Storage>
 Recurrence<Storage>::Recurrence(const NeuronParams& p, bool learn) : p_(p) {
   with_dynamics<S>(p, [&](auto neuron, auto decay, auto hard) {

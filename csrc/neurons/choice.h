@@ -47,6 +47,9 @@ SEWSNN_HD auto visit(const Each<T...>& values, int place, F&& f) {
   else return place == 0 ? f(values.first) : visit(values.rest, place - 1, f);
 }
 // Calls f with every value.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
 template <class E, class F>
 SEWSNN_HD void for_each(E& values, F&& f) {
   f(values.first);
