@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "core/params.h"
+#include "neurons/kinds.h"
 #include "ops/torch.h"
 
 // A neuron in the schemas: its numbers, and at the end of the arguments those that only some kinds have.
@@ -19,12 +19,13 @@
 
 namespace sewsnn {
 
-// A neuron as an op is told it. checked() says whether there is such a neuron.
+// A neuron as an op is told it. The functions raise an error if there is no such kind, no such neuron.
 struct NeuronNumbers {
   int64_t kind, surrogate;
   NeuronParams rest;
   std::vector<double> extra;
 };
+const KindInfo& kind_of(const NeuronNumbers&);
 NeuronParams checked(const NeuronNumbers&);
 
 template <class From>
