@@ -7,11 +7,12 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "core/neuron_numbers.h"
 #include "neurons/kinds.h"
 #include "ops/torch.h"
 
 // A neuron in the schemas: its numbers, and at the end of the arguments those that only some kinds have.
-// read_neuron() reads them in this order, and sewsnn/ops/spec.py writes them.
+// read_neuron() (core/neuron_numbers.h) reads them in this order, and sewsnn/ops/spec.py writes them.
 #define SEWSNN_NEURON                                                                                           \
   "int kind, float tau, bool decay_input, float v_threshold, float? v_reset, int surrogate, float alpha, bool " \
   "detach_reset"
@@ -19,25 +20,9 @@
 
 namespace sewsnn {
 
-// A neuron as an op is told it. The functions raise an error if there is no such kind, no such neuron.
-struct NeuronNumbers {
-  int64_t kind, surrogate;
-  NeuronParams rest;
-  std::vector<double> extra;
-};
+// These raise an error if there is no such kind, no such neuron.
 const KindInfo& kind_of(const NeuronNumbers&);
 NeuronParams checked(const NeuronNumbers&);
-
-template <class From>
-NeuronNumbers read_neuron(From& from) {
-  NeuronNumbers n;
-  n.kind = from.whole(), n.rest.tau = from.number(), n.rest.decay_input = from.flag();
-  n.rest.v_threshold = from.number();
-  const std::optional<double> v_reset = from.maybe_number();
-  n.rest.hard_reset = v_reset.has_value(), n.rest.v_reset = v_reset.value_or(0);
-  n.surrogate = from.whole(), n.rest.alpha = from.number(), n.rest.detach_reset = from.flag();
-  return n;
-}
 
 class Arguments {
  public:

@@ -1,5 +1,7 @@
 // The neuron ops on the GPU, on torch's current stream.
+#include "kernels/cuda_bn_kernels.h"
 #include "kernels/cuda_kernels.h"
+#include "ops/counters.h"
 #include "ops/cuda.h"
 #include "ops/neuron.h"
 
@@ -28,9 +30,14 @@ void run(const Cuda& gpu, BackwardCall& call) {
   call.set_workspace(blocks);
   gpu.check(cuda_backward(p, gpu.stream));
   const int64_t rows = call.kind().learnt;
-  if (call.wants_channels())
-    gpu.check(cuda_channel_sums(p.learnt_elements, rows, p.M, p.neuron.learnt.channels, state_of(p.dtype),
-                                data(call.grad_leak), gpu.stream));
+  if (call.wants_channels()) {
+    const Channels& channels = p.neuron.learnt.channels;
+    const BnWorkspace need = cuda_bn_workspace(1, p.M, channels, state_of(p.dtype));
+    const Tensor partials = empty((need.bytes + 7) / 8, ScalarType::Double, call.grad_x);
+    const Counters counters(call.grad_x, need.counters, gpu.stream);
+    gpu.check(cuda_channel_sums(p.learnt_elements, rows, p.M, channels, state_of(p.dtype), data(partials),
+                                counters.data, data(call.grad_leak), gpu.stream));
+  }
   if (!call.wants_shared()) return;
   const int64_t bytes = p.dtype == DType::Float64 ? 8 : 4;
   for (int64_t row = 0; row < rows; ++row)
