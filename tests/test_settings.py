@@ -175,7 +175,7 @@ def test_traced_as_a_constant(no_gpu_kernels):
 
 def test_the_library_answers():
     """Also without a driver it returns a reason and does not crash. A library without the function is not asked."""
-    answer = load._ask("sewsnn_cuda_problem", 0)
+    answer = load.ask_library("sewsnn_cuda_problem", 0)
     if "cuda" not in load.NATIVE_DEVICES:
         assert answer is None
         return
@@ -183,8 +183,8 @@ def test_the_library_answers():
     assert wrong == bool(text)
     if not torch.cuda.is_available():
         assert "driver" in text or "device" in text
-        assert load._ask("sewsnn_cuda_problem", 99)[0] == 1
-    assert load._ask("sewsnn_no_such_function") is None
+        assert load.ask_library("sewsnn_cuda_problem", 99)[0] == 1
+    assert load.ask_library("sewsnn_no_such_function") is None
 
 
 def test_a_library_without_the_function(monkeypatch):

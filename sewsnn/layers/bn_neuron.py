@@ -57,8 +57,9 @@ def bn_neuron(
         two: also return ``skip``, a second handle to the values of out for the next block's shortcut. Autograd then
             adds the two gradients inside this op's backward, which saves one pass over memory. Default False.
         pack_spikes: also return ``bits``, the packed spikes: spike i of a time-step (in the memory order of out) is bit
-            i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes (a connection after the
-            neuron, or no neuron), where N C H W is not a multiple of 8, and where the modules run.
+            i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes of 0 or 1 (a connection
+            after the neuron, an ILIFNode, or no neuron), where N C H W is not a multiple of 8, and where the modules
+            run.
         fused: False runs the modules one after the other. Default True.
 
     Returns:
@@ -94,10 +95,9 @@ def bn_neuron(
             return output
     _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
     norm = None if isinstance(bn, nn.Identity) else bn
-    settings = fusing.fusable_settings(z_seq, norm, neuron) if fused else None
-    if settings is None:
+    if not (fused and fusing.can_fuse(z_seq, norm, neuron)):
         return _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two)
-    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes)
+    return by_op(z_seq, norm, neuron, shortcut, connect_f, connect_before, T=T, two=two, pack_spikes=pack_spikes)
 
 
 def by_op(
@@ -113,15 +113,10 @@ def by_op(
     pack_spikes: bool = False,
 ) -> native.Output:
     """:func:`bn_neuron` in one op. The caller has checked with :func:`fusing.can_fuse` that the op can run."""
-    settings = {} if neuron is None else neuron.settings()
-    return _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes)
-
-
-def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T, two, pack_spikes) -> native.Output:
     state = state_dtype(z_seq.dtype)
-    numbers, leak = fusing.neuron_numbers(settings, state)
+    spec, leak = (None, None) if neuron is None else (neuron.spec(), neuron.learnt_parameters(state))
     connect = native.ADD_BEFORE if connect_before else native.CONNECTIONS[connect_f]
-    binary = neuron is not None and connect in (native.NONE, native.ADD_BEFORE)
+    binary = neuron is not None and neuron.binary_spikes and connect in (native.NONE, native.ADD_BEFORE)
     pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
     store_v = _stores_v(neuron)
     own = None
@@ -131,7 +126,7 @@ def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T
         fusing.check_norm(norm, z_seq)
         fusing.check_batch(z_seq, T or 0)
         weight, bias, running = own
-        options = native.numbers_of((norm.eps, connect, T or 0, *numbers))
+        options = native.Options(norm.eps, connect, T or 0, spec).numbers
         try:
             output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, options, store_v, pack, two)
         except native.Refused as refused:
@@ -145,7 +140,7 @@ def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T
             n.weight,
             n.bias,
             leak,
-            native.Options(n.eps, connect, T or 0, *numbers),
+            native.Options(n.eps, connect, T or 0, spec),
             training=n.training,
             count=n.count,
             group=n.group,
@@ -156,6 +151,8 @@ def _by_op(z_seq, norm, neuron, settings, shortcut, connect_f, connect_before, T
         fusing.update_running(norm, n)
     if store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
+        if len(neuron.state_names) > 1:
+            output = output._replace(v=output.v[0])
     return output
 
 
@@ -199,20 +196,19 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
     if z_seq.dim() != 4:
         raise ValueError(f"z_seq must be [N, C, H, W], got shape {list(z_seq.shape)}")
     norm = None if isinstance(bn, nn.Identity) else bn
-    settings = fusing.fusable_settings(z_seq, norm, neuron) if fused and T <= native_pool.MAX_T else None
-    if settings is None or _stores_v(neuron):
+    poolable = fused and T <= native_pool.MAX_T and not _stores_v(neuron) and fusing.can_fuse(z_seq, norm, neuron)
+    if not (poolable and native_pool.has(neuron.spec())):
         s_seq = bn_neuron(z_seq, bn, neuron, T=T, fused=fused).out
         return max_pool2d(s_seq.flatten(0, 1), 3, 2, 1).unflatten(0, s_seq.shape[:2])
     state = state_dtype(z_seq.dtype)
     n = fusing.normalisation(norm, z_seq, T, state)
-    numbers, leak = fusing.neuron_numbers(settings, state)
     out = native_pool.bn_neuron_pool(
         z_seq,
         n.statistics,
         n.weight,
         n.bias,
-        leak,
-        (n.eps, T, *numbers),
+        neuron.learnt_parameters(state),
+        (n.eps, T, *neuron.spec().arguments),
         training=n.training,
         count=n.count,
         group=n.group,
@@ -285,6 +281,13 @@ def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
     features = getattr(bn, "num_features", None)
     if features and shape[axis] != features:  # 0: a lazy norm, which takes the number from z_seq
         raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(shape)}")
+    if isinstance(neuron, BaseNode):
+        neuron.check_channels("z_seq", shape, axis)
+        if connect_f in ("AND", "IAND") and not neuron.binary_spikes:
+            raise ValueError(
+                f"connect_f={connect_f!r} needs spikes of 0 or 1, but {type(neuron).__name__} sends several in a "
+                "time-step: use 'ADD'"
+            )
     if connect_f is None:
         if shortcut is not None:
             raise ValueError("shortcut is given, but connect_f is None: there is nothing to connect it with")

@@ -95,7 +95,7 @@ def can_fuse(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) ->
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
-    return fusable_settings(z_seq, norm, neuron) is not None
+    return may_skip_calls(norm, neuron) and native_runs(z_seq.device, neuron)
 
 
 def may_skip_calls(norm: nn.Module | None, neuron: nn.Module | None) -> bool:
@@ -109,20 +109,15 @@ def may_skip_calls(norm: nn.Module | None, neuron: nn.Module | None) -> bool:
     return neuron is None or (isinstance(neuron, BaseNode) and not is_altered(neuron) and neuron.can_be_fused())
 
 
-def fusable_settings(z_seq: Tensor, norm: nn.Module | None, neuron: nn.Module | None) -> dict | None:
-    """Returns the settings of the neuron ({} without a neuron) if one op computes what the modules would compute, else
-    None.
+def native_runs(device: torch.device, neuron: nn.Module | None) -> bool:
+    """Returns whether the compiled kernels can run the neuron (None: batch norm alone) on a device.
 
     Raises:
         sewsnn.BackendError: the neuron asks for a backend that cannot run here.
     """
-    if not may_skip_calls(norm, neuron):
-        return None
     if neuron is None:
-        return {} if resolve_backend("auto", z_seq.device, _ATAN) == "native" else None
-    settings = neuron.settings()
-    native_runs = resolve_backend(settings["backend"], z_seq.device, settings["surrogate_function"]) == "native"
-    return settings if native_runs else None
+        return resolve_backend("auto", device, _ATAN) == "native"
+    return neuron.runs_native(device)
 
 
 # ---- the arguments of the op
@@ -238,31 +233,3 @@ def update_running(norm: nn.Module | None, n: Normalisation) -> None:
     if momentum is None:  # cumulative average; without num_batches_tracked torch leaves the statistics unchanged
         momentum = 0.0 if tracked is None else 1 / tracked.to(n.statistics.dtype)
     native.update_running(n.statistics, n.count, momentum, norm.running_mean, norm.running_var)
-
-
-def neuron_numbers(settings: dict, state: torch.dtype) -> tuple[tuple, Tensor | None]:
-    """The eight numbers about a neuron that the ops take, and the leak of PLIF.
-
-    Args:
-        settings: those of the neuron; {}: no neuron.
-        state: dtype of the membrane potential.
-    """
-    if not settings:
-        return (native.NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
-    w, v_reset, surrogate = settings.get("w"), settings["v_reset"], settings["surrogate_function"]
-    numbers = (
-        settings["kind"],
-        float(settings.get("tau", 2.0)),
-        settings.get("decay_input", True),
-        float(settings["v_threshold"]),
-        None if v_reset is None else float(v_reset),
-        surrogate.kind,
-        surrogate.parameter,
-        settings["detach_reset"],
-    )
-    return numbers, None if w is None else leak_of(w, state)
-
-
-def leak_of(w: Tensor, state: torch.dtype) -> Tensor:
-    """The leak 1 / tau of PLIF from its parameter w, in the dtype of the membrane potential."""
-    return w.to(state).reshape(()).sigmoid()
