@@ -121,7 +121,7 @@ def no_gpu_kernels(monkeypatch):
         asked.append((name, index))
         return (1, "the driver is too old") if index == 1 else (0, "")
 
-    monkeypatch.setattr(load, "_ask", answer)
+    monkeypatch.setattr(load, "ask_library", answer)
     monkeypatch.setattr(load, "_cuda_problems", {})
     monkeypatch.setattr(load, "_announced", set())
     monkeypatch.setattr(load, "NATIVE_DEVICES", ("cpu", "cuda"))
@@ -189,7 +189,7 @@ def test_the_library_answers():
 
 def test_a_library_without_the_function(monkeypatch):
     """An older library, or one with only CPU kernels."""
-    monkeypatch.setattr(load, "_ask", lambda *_: None)
+    monkeypatch.setattr(load, "ask_library", lambda *_: None)
     monkeypatch.setattr(load, "_cuda_problems", {})
     assert load.cuda_problem(0) is None and load._instruction_set() is None
 

@@ -7,8 +7,7 @@ the ops that take one list of numbers. csrc/core/params.h has the same names.
 
 import math
 import numbers
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 
@@ -69,66 +68,59 @@ class NeuronSpec:
     v_reset: float | None = 0.0
     detach_reset: bool = True
     extra: tuple[float, ...] = ()
+    #: why the compiled library cannot compute this neuron with a surrogate of its own; None if it can
+    missing: str | None = field(init=False, repr=False, compare=False)
+    #: the neuron among the arguments of an op, in the order of the schemas, where the compiled library has it
+    arguments: tuple | None = field(init=False, repr=False, compare=False)
+    #: the last argument of an op, ``extra``, where it is not the default
+    tail: tuple = field(init=False, repr=False, compare=False)
+    #: the neuron for the ops that take one list of numbers
+    numbers: tuple[float, ...] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         model = NEURONS.get(self.kind)
         if model is None:
             raise ValueError(f"unknown neuron {self.kind!r}; there are {', '.join(NEURONS)}")
-        if not callable(self.surrogate):
-            raise TypeError(
-                f"surrogate_function must be one of sewsnn.surrogate, or callable on h - v_threshold, "
-                f"got {type(self.surrogate).__name__}"
-            )
-        for name in ("v_threshold", "v_reset"):
-            if getattr(self, name) is not None or name == "v_threshold":
-                self._set(name)
-        if model.uses_tau:
-            check_tau(self.tau)
-            self._set("tau")
         if len(self.extra) != len(model.extra):
             raise ValueError(f"{self.kind} has the numbers {model.extra}, got {self.extra}")
-        for name, number in zip(model.extra, self.extra, strict=True):
-            check_number(name, number)
-        object.__setattr__(self, "extra", tuple(constant(number) for number in self.extra))
-
-    def _set(self, name: str) -> None:
-        value = getattr(self, name)
-        check_number(name, value)
-        object.__setattr__(self, name, constant(value))
-
-    @property
-    def model(self) -> type:
-        """The neuron's class in :mod:`sewsnn.ops.reference`."""
-        return NEURONS[self.kind]
-
-    @property
-    def missing(self) -> str | None:
-        """Why the compiled library cannot compute this neuron with any surrogate of its own; None if it can."""
+        surrogate = self.surrogate
+        if not callable(surrogate):
+            raise TypeError(
+                f"surrogate_function must be one of sewsnn.surrogate, or callable on h - v_threshold, "
+                f"got {type(surrogate).__name__}"
+            )
+        v_threshold = _checked("v_threshold", self.v_threshold)
+        v_reset = None if self.v_reset is None else _checked("v_reset", self.v_reset)
+        tau = 2.0
+        if model.uses_tau:
+            check_tau(self.tau)
+            tau = constant(self.tau)
+        extra = tuple(_checked(name, number) for name, number in zip(model.extra, self.extra, strict=True))
+        missing, arguments, form = None, None, getattr(surrogate, "kind", None)
         if self.kind not in KINDS:
-            return f"the compiled library has no neuron {self.kind}"
-        form = getattr(self.surrogate, "kind", None)
-        fits = isinstance(form, int) if self.model.surrogate else form == self.kind
-        return None if fits else f"{type(self.surrogate).__name__} has no compiled form for the neuron {self.kind}"
+            missing = f"the compiled library has no neuron {self.kind}"
+        elif not (isinstance(form, int) if model.surrogate else form == self.kind):
+            missing = f"{type(surrogate).__name__} has no compiled form for the neuron {self.kind}"
+        else:
+            fire = (form, surrogate.parameter) if model.surrogate else (0, 1.0)
+            number = KINDS[self.kind].number
+            arguments = (number, tau, self.decay_input, v_threshold, v_reset, *fire, self.detach_reset)
+        for name, value in (
+            ("tau", tau),
+            ("v_threshold", v_threshold),
+            ("v_reset", v_reset),
+            ("extra", extra),
+            ("missing", missing),
+            ("arguments", arguments),
+            ("tail", (list(extra),) if extra else ()),
+            ("numbers", None if arguments is None else numbers_of(arguments, extra)),
+        ):
+            object.__setattr__(self, name, value)
 
-    @cached_property
-    def arguments(self) -> tuple:
-        """The arguments of the ops that describe the neuron, in the order of their schemas; ``extra`` comes last there.
 
-        Only for a neuron that the compiled library has.
-        """
-        surrogate, alpha = (self.surrogate.kind, self.surrogate.parameter) if self.model.surrogate else (0, 1.0)
-        settings = (self.tau, self.decay_input, self.v_threshold, self.v_reset)
-        return KINDS[self.kind].number, *settings, surrogate, alpha, self.detach_reset
-
-    @property
-    def tail(self) -> tuple:
-        """The last argument of the ops, ``extra``, where it is not the default."""
-        return (list(self.extra),) if self.extra else ()
-
-    @cached_property
-    def numbers(self) -> tuple[float, ...]:
-        """The neuron for the ops that take one list of numbers."""
-        return numbers_of(self.arguments, self.extra)
+def _checked(name: str, value) -> float:
+    check_number(name, value)
+    return constant(value)
 
 
 #: the arguments of the ops for batch norm without a neuron
