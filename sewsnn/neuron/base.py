@@ -193,6 +193,9 @@ class BaseNode(nn.Module):
     def runs_native(self, device: torch.device) -> bool:
         """Returns whether the compiled kernels compute this node on a device.
 
+        Args:
+            device: the device of the input.
+
         Raises:
             sewsnn.BackendError: the node asks for a backend that cannot run there.
         """

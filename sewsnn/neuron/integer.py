@@ -76,12 +76,17 @@ class ILIFNode(BaseNode, settings=_SETTINGS):
         v_threshold: float = 1.0,
         surrogate_function: MultiLevelSpikeCount | None = None,
         detach_reset: bool = False,
-        *args,
+        step_mode: str = "m",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+        *,
+        keep_state: bool | None = None,
+        store_v: bool = True,
         normalize: bool = False,
-        **kwargs,
     ):
         counts = MultiLevelSpikeCount(4) if surrogate_function is None else surrogate_function
-        super().__init__(v_threshold, None, counts, detach_reset, *args, **kwargs)
+        kept = {"keep_state": keep_state, "store_v": store_v}
+        super().__init__(v_threshold, None, counts, detach_reset, step_mode, backend, store_v_seq, **kept)
         self.tau = tau
         self.normalize = normalize
 

@@ -93,8 +93,9 @@ class NeuronSpec:
         v_reset = None if self.v_reset is None else _checked("v_reset", self.v_reset)
         tau = 2.0
         if model.uses_tau:
-            check_tau(self.tau)
-            tau = constant(self.tau)
+            tau = _checked("tau", self.tau)
+            if tau < 1:
+                check_tau(self.tau)
         extra = tuple(_checked(name, number) for name, number in zip(model.extra, self.extra, strict=True))
         missing, arguments, form = None, None, getattr(surrogate, "kind", None)
         if self.kind not in KINDS:
@@ -119,6 +120,8 @@ class NeuronSpec:
 
 
 def _checked(name: str, value) -> float:
+    if type(value) is float and -math.inf < value < math.inf and not torch.compiler.is_compiling():
+        return value
     check_number(name, value)
     return constant(value)
 
