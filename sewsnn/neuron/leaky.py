@@ -42,35 +42,53 @@ class _Leaky(BaseNode, settings={"channels": _channels}):
             self._learns_threshold = True
             self.threshold = nn.Parameter(torch.full(shape, float(v_threshold)))
 
+    # A data descriptor hides the instance's dictionary, where nn.Module keeps a plain setting, so they read and write it.
+    # A getter that raises AttributeError makes Python ask nn.Module's __getattr__, which finds parameters.
+
+    def _plain(self, name: str) -> float:
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
     def _present(self, learnt: Tensor) -> float | Tensor:
         """The value of a learnt setting without a graph."""
         return learnt.detach().clone() if self.channels is not None else float(learnt.detach())
+
+    def _assign(self, name: str, parameter: str, learns: bool, value: float) -> None:
+        if learns:
+            raise AttributeError(
+                f"{name} is learnt and cannot be assigned: change the parameter {parameter} inside torch.no_grad()"
+            )
+        self.__dict__[name] = value
 
     @property
     def tau(self) -> float | Tensor:
         """The membrane time constant in time-steps. If it is learnt: the present ``1 / sigmoid(w)``, a float or with
         ``channels`` a tensor ``[C]``."""
-        return self._present(1 / self.w.sigmoid()) if self._learns_tau else self.__dict__["tau"]
+        return self._present(1 / self.w.sigmoid()) if self._learns_tau else self._plain("tau")
 
     @tau.setter
     def tau(self, value: float) -> None:
-        if self._learns_tau:
-            raise AttributeError("tau is learnt and cannot be assigned: change the parameter w inside torch.no_grad()")
-        self.__dict__["tau"] = value
+        self._assign("tau", "w", self._learns_tau, value)
+
+    @tau.deleter
+    def tau(self) -> None:
+        del self.__dict__["tau"]
 
     @property
     def v_threshold(self) -> float | Tensor:
         """The firing threshold. If it is learnt: the present ``threshold``, a float or with ``channels`` a tensor
         ``[C]``."""
-        return self._present(self.threshold) if self._learns_threshold else self.__dict__["v_threshold"]
+        return self._present(self.threshold) if self._learns_threshold else self._plain("v_threshold")
 
     @v_threshold.setter
     def v_threshold(self, value: float) -> None:
-        if self._learns_threshold:
-            raise AttributeError(
-                "v_threshold is learnt and cannot be assigned: change the parameter threshold inside torch.no_grad()"
-            )
-        self.__dict__["v_threshold"] = value
+        self._assign("v_threshold", "threshold", self._learns_threshold, value)
+
+    @v_threshold.deleter
+    def v_threshold(self) -> None:
+        del self.__dict__["v_threshold"]
 
     @property
     def kind(self) -> str:
