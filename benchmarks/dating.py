@@ -11,11 +11,11 @@ from functools import cache
 from benchmarks.common import ROOT
 
 _hashes = runpy.run_path(str(ROOT / "cmake" / "csrc_hash.py"))
-_NEURON = ["ops/neuron.cpp", "ops/operands.cpp", "ops/memory.cpp"]
-_NEURON_CPU = [*_NEURON, "ops/neuron_cpu.cpp", "inst/multistep_cpu.cpp"]
+_NEURON = ["ops/neuron.cpp", "ops/arguments.cpp", "ops/operands.cpp", "ops/memory.cpp"]
+_NEURON_CPU = [*_NEURON, "inst/multistep_cpu.cpp"]
 _NEURON_CUDA = [*_NEURON, "ops/neuron_cuda.cpp", "ops/cuda.cpp", "inst/multistep_cuda.cu", "inst/backward_*.cu"]
 _BLOCK = ["ops/bn.cpp", "ops/spikes.cpp"]
-_STEM = ["ops/pool.cpp"]
+_STEM = ["ops/stem.cpp"]
 _CALL = ["sewsnn/functional.py", "sewsnn/neuron.py", "sewsnn/checks.py", "sewsnn/ops/neuron.py", "sewsnn/ops/load.py"]
 
 #: measured op -> the files with its code, for a CPU and for CUDA
@@ -28,8 +28,8 @@ OPS = {
     ),
 }
 OPS["step"] = (
-    [*OPS["block"][0], *_STEM, "ops/pool_cpu.cpp", "inst/pool_cpu.cpp"],
-    [*OPS["block"][1], *_STEM, "ops/pool_cuda.cpp", "inst/pool_*.cu"],
+    [*OPS["block"][0], *_STEM, "inst/pool_cpu.cpp"],
+    [*OPS["block"][1], *_STEM, "ops/stem_cuda.cpp", "inst/pool_*.cu"],
 )
 
 

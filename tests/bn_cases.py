@@ -52,7 +52,7 @@ class Case:
     node: str = "LIF"
     T: int | None = None
     training: bool = True
-    two: bool = False
+    return_skip: bool = False
     norm: dict[str, Any] | None = field(default_factory=dict)  # None: no normalisation
     neuron: dict[str, Any] = field(default_factory=dict)
     shortcut: Tensor | None = None
@@ -109,7 +109,13 @@ def by_op(case: Case, fused: bool = True) -> Result:
     z, shortcut = (None if t is None else t.detach().requires_grad_() for t in (case.z, case.shortcut))
     bn, sn = case.bn(), case.sn()
     connect_f, before = CONNECTIONS[case.connection]
-    options = {"connect_f": connect_f, "connect_before": before, "T": case.T, "two": case.two, "fused": fused}
+    options = {
+        "connect_f": connect_f,
+        "connect_before": before,
+        "T": case.T,
+        "return_skip": case.return_skip,
+        "fused": fused,
+    }
     output = bn_neuron(z, bn, sn, shortcut, **options)
     loss_of(output.out, output.skip).backward()
     named = {"z": z, "shortcut": shortcut, "weight": getattr(bn, "weight", None), "bias": getattr(bn, "bias", None)}
@@ -152,7 +158,7 @@ def by_reference(case: Case) -> Result:
         y_seq, s, statistics=None, connect_f=connect_f, connect_before=before, neuron=spec, learnt=learnt
     )
     out = out.to(z.dtype)
-    loss_of(out, out if case.two else None).backward()
+    loss_of(out, out if case.return_skip else None).backward()
     named = {"z": z, "shortcut": shortcut, "weight": weight, "bias": bias, "w": w}
     terms = {"z": scale * (y_seq.grad.abs().max() if y_seq.numel() else 0)}
     if bn is not None:

@@ -39,7 +39,7 @@ def test_what_is_kept(training, connection, T, device):
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        output = call(z, shortcut, connection, bn=norm(4, device=device, training=training), two=True)
+        output = call(z, shortcut, connection, bn=norm(4, device=device, training=training), return_skip=True)
     kept.pop(0, None)  # empty tensors
     large = [z] if connection in ("none", "ADD") else [z, shortcut]
     assert all(t.untyped_storage().data_ptr() in kept for t in large)
@@ -49,10 +49,10 @@ def test_what_is_kept(training, connection, T, device):
     assert output.out.untyped_storage().data_ptr() not in kept
 
 
-@pytest.mark.parametrize("two", [False, True], ids=["one reader", "two readers"])
+@pytest.mark.parametrize("return_skip", [False, True], ids=["one reader", "two readers"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("connection", CONNECTIONS)
-def test_gradients_of_any_subset(connection, training, two, device):
+def test_gradients_of_any_subset(connection, training, return_skip, device):
     """Each gradient alone, and all gradients but one, have the same bits as all together; no other tensor gets one."""
     names = ["z", "weight", "bias", "w", *(["shortcut"] if connection != "none" else [])]
 
@@ -62,7 +62,7 @@ def test_gradients_of_any_subset(connection, training, two, device):
         inputs = {"z": z, "shortcut": shortcut, "weight": bn.weight, "bias": bn.bias, "w": node.w}
         for name in names:
             inputs[name].requires_grad_(name in wanted)
-        output = call(z, shortcut, connection, node, bn, two=two)
+        output = call(z, shortcut, connection, node, bn, return_skip=return_skip)
         loss_of(output.out, output.skip).backward()
         return {name: inputs[name].grad for name in names}
 
@@ -104,14 +104,16 @@ def test_gradient_of_one_number(connection, device):
 def test_two_readers(connection, T, device):
     """``skip`` shares out's memory. Backward adds the gradients of both; either may be missing."""
     z = current((2, 4, 3, 5) if T else SHAPE, device=device)
-    compare(Case(z, connection, T=T, two=True))
+    compare(Case(z, connection, T=T, return_skip=True))
     one = by_op(Case(z, connection, T=T)).grads
 
     for reader in ("out", "skip"):
         case = Case(z, connection, T=T)
         x, s = (None if t is None else t.detach().requires_grad_() for t in (case.z, case.shortcut))
         connect_f, before = CONNECTIONS[connection]
-        output = bn_neuron(x, case.bn(), case.sn(), s, connect_f=connect_f, connect_before=before, T=T, two=True)
+        output = bn_neuron(
+            x, case.bn(), case.sn(), s, connect_f=connect_f, connect_before=before, T=T, return_skip=True
+        )
         assert output.skip.data_ptr() == output.out.data_ptr() and torch.equal(output.skip, output.out)
         read = getattr(output, reader)
         (read * current(read.shape, device=device, mean=0.1, seed=1)).sum(dtype=torch.float64).backward()
@@ -133,7 +135,7 @@ class Nothing(torch.autograd.Function):
 def test_neither_reader_has_a_gradient(device):
     for connection in CONNECTIONS:
         z, shortcut = pair(device, connection)
-        output = call(z, shortcut, connection, two=True)
+        output = call(z, shortcut, connection, return_skip=True)
         (Nothing.apply(output.out) + Nothing.apply(output.skip)).sum().backward()
         assert z.grad is None and (shortcut is None or shortcut.grad is None)
 
@@ -172,7 +174,7 @@ def test_what_is_not_kept_may_change(device):
 def test_two_readers_see_no_change(device):
     """out and skip share memory: an in-place change of one raises an error where it would falsify a gradient."""
     z, _ = pair(device, "none")
-    output = call(z, two=True)
+    output = call(z, return_skip=True)
     with pytest.raises(RuntimeError, match="modified inplace"):
         output.skip.mul_(2)
     output.out.mul_(2)

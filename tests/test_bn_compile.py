@@ -131,7 +131,9 @@ def test_opcheck(T, dtype, cases, device):
 
 def test_compiled_without_gradients(device):
     bn, node = norm(4, device=device, training=False), neuron.LIFNode(store_v=False)
-    compiled = torch.compile(lambda z: bn_neuron(z, bn, node, two=True)[:2], fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda z: bn_neuron(z, bn, node, return_skip=True)[:2], fullgraph=True, backend="aot_eager"
+    )
     z = current((3, 2, 4, 3, 5), device=device)
     with torch.no_grad():
         out, skip = compiled(z)

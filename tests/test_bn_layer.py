@@ -13,7 +13,8 @@ from torch import nn
 from sewsnn import BackendWarning, neuron
 from sewsnn.analysis import firing_rates
 from sewsnn.layers import BNNeuron, bn_neuron
-from sewsnn.layers.fusing import can_fuse
+from sewsnn.layers.connection import connection_of
+from sewsnn.layers.plan import plan
 from sewsnn.ops import bn as native
 from sewsnn.ops import load
 from sewsnn.surrogate import ATan, Surrogate
@@ -96,6 +97,23 @@ def test_repr():
     assert before.startswith(f"BNNeuron(\n  {nn.BatchNorm2d(4).extra_repr()}, connect_f='ADD', connect_before=True\n")
     assert "(neuron): IFNode(v_threshold=1.0" in before
     assert "connect_f=None\n" in repr(BNNeuron(4))
+
+
+def test_another_connection(device):
+    """The next call uses a connection that is assigned; one that does not exist is an error, and nothing changes."""
+    layer = BNNeuron(4, connect_f="ADD").to(device).eval()
+    z, shortcut = (current((3, 2, 4, 3, 3), device=device, seed=s) for s in range(2))
+    for folded in (layer, layer.without_norm()):
+        spikes = folded(z, torch.zeros_like(z))
+        folded.connect_before = True
+        with pytest.raises(ValueError, match="connect_f must be 'ADD', got 'AND'"):
+            folded.connect_f = "AND"
+        assert (folded.connect_f, folded.connect_before) == ("ADD", True)
+        assert folded(z, shortcut).unique().tolist() == [0, 1]
+        folded.connect_before = False
+        folded.connect_f = "AND"
+        assert torch.equal(folded(z, shortcut), spikes * shortcut)
+        folded.connect_f = "ADD"
 
 
 def used(monkeypatch):
@@ -200,6 +218,22 @@ def test_modules_run_where_the_op_cannot(name, monkeypatch, device):
         assert (a is None and b is None) or torch.equal(a, b)
 
 
+def test_a_plan_says_what_the_op_takes_and_changes_nothing(device):
+    z, bn, node = current((3, 2, 4, 3, 4), device=device), norm(4, device=device), neuron.LIFNode(tau=3.0)
+    before = copy.deepcopy(bn.state_dict())
+    planned = plan(z, bn, node, connection_of("ADD", True), return_skip=True, pack_spikes=True)
+    assert (planned.norm, planned.neuron, planned.connect, planned.T) == (bn, node, native.ADD_BEFORE, 0)
+    assert planned.store_v and planned.pack and planned.return_skip and planned.numbers[:2] == (node.kind, 3.0)
+    assert planned.one_call[0] is bn.weight and plan(z, bn.eval(), node).one_call is None
+    assert not plan(z, bn, node, connection_of("ADD"), pack_spikes=True).pack  # sums of spikes are no bits
+    assert node.v is None and all(torch.equal(value, before[name]) for name, value in bn.state_dict().items())
+    with pytest.raises(AttributeError):
+        planned.T = 3
+    for T, store_v in ((16, False), (17, False), (16, True)):
+        node.store_v = store_v
+        assert (plan(z[0], bn, node, T=T, pooled=True) is not None) == ((T, store_v) == (16, False))
+
+
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_lazy_norm(monkeypatch):
     """The first call runs the modules and sets the number of channels; later calls treat it like any norm."""
@@ -257,9 +291,9 @@ def test_layer_by_modules(settings, training, T, device):
     results = []
     for node in (neuron.LIFNode(), neuron.LIFNode(backend="torch")):
         layer = layer_like(norm(4, torch.float64, device, training, **settings), node, device, **settings)
-        assert can_fuse(torch.ones(1, device=device), layer, layer.neuron) == (node.backend == "auto")
         for seed in range(2):
             z = current((2, 4, 3, 3) if T else (3, 2, 4, 3, 3), torch.float64, device, seed=seed).requires_grad_()
+            assert (plan(z, layer, layer.neuron, T=T) is None) == (node.backend == "torch")
             out = layer(z, T=T)
             (out * current(out.shape, out.dtype, device, seed=5)).sum().backward()
         results.append([out.detach(), z.grad, layer.neuron.v, *layer.buffers(), *(p.grad for p in layer.parameters())])

@@ -49,7 +49,7 @@ LAYOUTS = {
 def test_layout(layout, device):
     z = LAYOUTS[layout][0](device)
     for connection in ("none", "IAND", "before"):
-        compare(Case(z, connection, two=True))
+        compare(Case(z, connection, return_skip=True))
     compare(Case(z[0], "AND", T=5))
 
 

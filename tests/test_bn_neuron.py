@@ -21,9 +21,9 @@ SURROGATES = [getattr(surrogate, name) for name in surrogate.__all__ if name != 
 def test_equals_the_reference(connection, node, dtype, device):
     """Outputs bit for bit and all gradients: T within a chunk and beyond it, still images, training and frozen."""
     for training in (True, False):
-        compare(Case(current((3, 2, 8, 3, 5), dtype, device), connection, node, training=training, two=True))
+        compare(Case(current((3, 2, 8, 3, 5), dtype, device), connection, node, training=training, return_skip=True))
         compare(Case(current((2, 3, 5, 4), dtype, device), connection, node, T=17, training=training))
-    compare(Case(current((33, 2, 3, 5, 3), dtype, device), connection, node, two=True))
+    compare(Case(current((33, 2, 3, 5, 3), dtype, device), connection, node, return_skip=True))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 64, 72])
@@ -32,7 +32,7 @@ def test_channels(order, channels, device):
     """Numbers of channels below, equal to and above that of a vector; planes of 1, 15 and 35 numbers."""
     for plane in ((1, 1), (3, 5), (5, 7)):
         z = current((3 * 2, channels, *plane), device=device).contiguous(memory_format=order).unflatten(0, (3, 2))
-        result = compare(Case(z, "ADD", two=True))
+        result = compare(Case(z, "ADD", return_skip=True))
         assert result.out.stride()[1:] == z.stride()[1:]
 
 
@@ -149,7 +149,7 @@ def test_equals_the_modules(connection, node, device):
     """
     for training, T in ((True, None), (False, None), (True, 5), (False, 5)):
         z = current((2, 3, 4, 5) if T else (6, 2, 3, 4, 5), torch.float64, device)
-        case = Case(z, connection, node, T, training, two=True)
+        case = Case(z, connection, node, T, training, return_skip=True)
         fused, modules = by_op(case), by_op(case, fused=False)
         tolerance = {"rtol": 1e4 * EPS[z.dtype], "atol": 1e4 * EPS[z.dtype]}
         torch.testing.assert_close(fused.out, modules.out, **tolerance)
@@ -184,7 +184,7 @@ def test_empty_batch(device):
     """Empty input with frozen statistics gives empty results and zero gradients; in training it is an error."""
     z = torch.zeros(3, 0, 4, 5, 5, device=device)
     for connection in CONNECTIONS:
-        result = by_op(Case(z, connection, "PLIF", training=False, two=True))
+        result = by_op(Case(z, connection, "PLIF", training=False, return_skip=True))
         assert result.out.shape == result.grads["z"].shape == z.shape
         assert not any(result.grads[name].any() for name in ("weight", "bias", "w"))
     with pytest.raises(ValueError, match="more than one value per channel"):

@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from sewsnn import analysis, functional, layers, models, neuron
-from sewsnn.layers import fusing
+from sewsnn.layers.plan import by_modules, plan
 
 NODES = [neuron.IFNode, neuron.LIFNode, neuron.ParametricLIFNode]
 MODES = [{"keep_state": True}, {"step_mode": "s"}, {}]
@@ -271,7 +271,7 @@ def test_fusing_is_a_matter_of_each_thread():
     inside, leave = threading.Event(), threading.Event()
 
     def export():
-        with fusing.by_modules():
+        with by_modules():
             inside.set()
             leave.wait(10)
 
@@ -279,9 +279,9 @@ def test_fusing_is_a_matter_of_each_thread():
     thread.start()
     inside.wait(10)
     block, z = layers.BNNeuron(3), torch.randn(2, 2, 3, 4, 4)
-    assert fusing.can_fuse(z, block, block.neuron)
-    with fusing.by_modules():
+    assert plan(z, block, block.neuron) is not None
+    with by_modules():
         leave.set()
         thread.join()
-        assert not fusing.can_fuse(z, block, block.neuron)
-    assert fusing.can_fuse(z, block, block.neuron)
+        assert plan(z, block, block.neuron) is None
+    assert plan(z, block, block.neuron) is not None

@@ -1,10 +1,12 @@
 """The top level of the package: its version, and parts that are imported at first use."""
 
 import importlib.metadata
+import pkgutil
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -37,3 +39,17 @@ def test_training_and_export_are_imported_when_used():
 def test_other_names_are_errors(module):
     with pytest.raises(AttributeError, match=rf"module '{module.__name__}' has no attribute 'trian'"):
         module.trian  # noqa: B018
+
+
+def test_no_function_hides_a_module():
+    """``import sewsnn.layers.x`` and the attribute ``sewsnn.layers.x`` are the same thing, in every package."""
+    packages, hidden = [sewsnn], []
+    for package in packages:
+        for found in pkgutil.iter_modules(package.__path__):
+            value = getattr(package, found.name, None)
+            if found.ispkg and isinstance(value, ModuleType):
+                packages.append(value)
+            if value is not None and not isinstance(value, ModuleType):
+                hidden.append(f"{package.__name__}.{found.name}")
+    assert {sewsnn.layers, sewsnn.models, sewsnn.train, sewsnn.export} <= set(packages) and not hidden
+    assert callable(sewsnn.layers.fuse)

@@ -124,7 +124,7 @@ def test_an_unusual_call_is_left_to_the_general_path(device, calls, monkeypatch,
         assert mine is None or torch.equal(mine, general)
 
 
-@pytest.mark.parametrize("needed", ["z", "shortcut", "weight", "bias", "w", "none", "two"])
+@pytest.mark.parametrize("needed", ["z", "shortcut", "weight", "bias", "w", "none", "return_skip"])
 def test_gradients_that_are_needed(device, calls, monkeypatch, needed):
     layer, (z, shortcut) = block(neuron.ParametricLIFNode(), "ADD").to(device), inputs(device)
     found = []
@@ -133,15 +133,15 @@ def test_gradients_that_are_needed(device, calls, monkeypatch, needed):
         mine, leaves = copy.deepcopy(layer), [t.detach().clone() for t in (z, shortcut)]
         leaves += [mine.weight, mine.bias, mine.neuron.w]
         for name, leaf in zip(("z", "shortcut", "weight", "bias", "w"), leaves, strict=True):
-            leaf.requires_grad_(needed in (name, "two"))
+            leaf.requires_grad_(needed in (name, "return_skip"))
         out, skip, _, _ = layers.bn_neuron(
-            leaves[0], mine, mine.neuron, leaves[1], connect_f="ADD", two=needed == "two"
+            leaves[0], mine, mine.neuron, leaves[1], connect_f="ADD", return_skip=needed == "return_skip"
         )
         if needed != "none":
             (out.square().sum() + (0 if skip is None else skip.sum())).backward()
         found.append([out, skip, *(leaf.grad for leaf in leaves)])
     assert calls and calls[0] is not None
-    assert sum(t is not None for t in found[0]) == {"two": 7, "none": 1}.get(needed, 2)
+    assert sum(t is not None for t in found[0]) == {"return_skip": 7, "none": 1}.get(needed, 2)
     for mine, general in zip(*found, strict=True):
         assert (mine is None) == (general is None)
         assert mine is None or torch.equal(mine, general)

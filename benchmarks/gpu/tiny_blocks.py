@@ -57,7 +57,7 @@ def block(shape, kind, connection, dtype, device, channels_last, training):
     if connection:
         settings["shortcut"] = shortcut.requires_grad_()
     z.requires_grad_()
-    output = layers.bn_neuron(z, bn, node, two=True, pack_spikes=True, **settings)
+    output = layers.bn_neuron(z, bn, node, return_skip=True, pack_spikes=True, **settings)
     inputs = [z, *bn.parameters(), *([shortcut] if connection else []), *(node.parameters() if node else ())]
     grads = torch.autograd.grad([output.out, output.skip], inputs, [grad, grad_skip])
     return output.out.detach(), output.bits, [*grads, bn.running_mean, bn.running_var]

@@ -220,6 +220,7 @@ SEWSNN_HD void forget([[maybe_unused]] Pack<T, N>& pack) {
 template <class T, int N>
 class Cursor {
  public:
+  Cursor() = default;
   // If step is 0, a row holds kBroadcast equal numbers (core/params.h), and load() needs no special case.
   SEWSNN_HD Cursor(const Rows& rows, int64_t t, int64_t i)
       : at_(reinterpret_cast<uintptr_t>(static_cast<const T*>(rows.data) + i * rows.step)),
@@ -243,6 +244,11 @@ class Cursor {
   SEWSNN_HD void store_words(const Words& words) const {
     static_assert(sizeof(Words) == sizeof(T) * N, "words of one pack");
     store_global(reinterpret_cast<Words*>(at_), words);
+  }
+  SEWSNN_HD Cursor moved(int64_t rows) const {
+    Cursor other = *this;
+    other.move(rows);
+    return other;
   }
   SEWSNN_HD void move(int64_t rows) {
     at_ += uintptr_t(rows * row_bytes_);

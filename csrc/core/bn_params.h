@@ -12,11 +12,6 @@ namespace sewsnn {
 // g is the connection of the main paper's Table 1. AddBefore is the order of Spiking ResNet: out = SN(y + S).
 enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4 };
 
-// Element i of a row belongs to channel (i / inner) % count: inner is 1 for channels_last, H * W for contiguous.
-struct Channels {
-  int64_t count = 1, inner = 1;
-};
-
 // All arrays are [C], in the state's type.
 struct Norm {
   const void* mean = nullptr;    // null: no normalisation, y = z (the convolution's weights include it)

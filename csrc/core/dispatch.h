@@ -17,11 +17,6 @@ auto with_storage(DType dtype, F&& f) {
   return f(Tag<float>());
 }
 
-template <bool B>
-struct Bool {
-  static constexpr bool value = B;
-};
-
 template <class F>
 auto with_bool(bool b, F&& f) {
   return b ? f(Bool<true>()) : f(Bool<false>());

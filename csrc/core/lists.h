@@ -12,19 +12,18 @@ struct Tag {
   using type = T;
 };
 
+// Numbers as types, for arguments of generic functions.
+template <bool B>
+struct Bool {
+  static constexpr bool value = B;
+};
+template <int I>
+using Int = std::integral_constant<int, I>;
+
 template <class... T>
 struct List {
   static constexpr int size = sizeof...(T);
 };
-
-template <class... Lists>
-struct Joined;
-template <class... A>
-struct Joined<List<A...>> {
-  using type = List<A...>;
-};
-template <class... A, class... B, class... Rest>
-struct Joined<List<A...>, List<B...>, Rest...> : Joined<List<A..., B...>, Rest...> {};
 
 // The place of T in the list; its size if T is not in it.
 template <class T, class... U>

@@ -25,11 +25,15 @@ struct Rows {
 // The most that a neuron of neurons/registry.h has of each.
 constexpr int kMostStates = 2, kMostLearnt = 2, kMostExtra = 6;
 
+// Element i of a time-step belongs to channel (i / inner) % count: inner is 1 for channels_last, H * W for contiguous.
+struct Channels {
+  int64_t count = 1, inner = 1;
+};
+
 // Learnt parameters of a neuron: [parameters, channels] numbers in the state's type, on the device of the tensors.
-// Element i of a time-step belongs to channel (i / inner) % channels.
 struct LearntParams {
   const void* data = nullptr;  // null: none
-  int64_t channels = 1, inner = 1;
+  Channels channels;           // one channel: the same for all neurons
 };
 
 // Which neuron, and its numbers. sewsnn/ops/spec.py names the same; everything between only passes them on.

@@ -3,6 +3,10 @@
 #include "kernels/cpu_bn_kernels.h"
 
 namespace sewsnn {
+
+extern template class Recurrence<float>;  // of recurrence_cpu.cpp
+extern template class Recurrence<double>;
+
 namespace {
 
 void statistics(const BnStatisticsParams& p, const void* table, int64_t slabs, int64_t first, int64_t last) {

@@ -33,9 +33,21 @@ BnWorkspace cuda_bn_workspace(int64_t T, int64_t M, const Channels& channels, DT
   return need;
 }
 
-int64_t cuda_bn_leak_partials(const BnReduceParams& p) {
+int64_t cuda_bn_learnt_partials(const BnReduceParams& p) {
   if (!countable(p.channels)) return 0;
   return with_storage(p.dtype, [&](auto storage) { return reduce_walk<typename decltype(storage)::type>(p).blocks(); });
+}
+
+cudaError_t cuda_channel_sums(const void* elements, int64_t rows, int64_t M, const Channels& channels, DType state,
+                              void* workspace, unsigned* counters, void* out, cudaStream_t stream) {
+  if (!countable(channels)) return cudaErrorInvalidValue;
+  const auto sum = [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    const Walk walk = walk_over(M, channels, 1, sizeof(S), kReducingBlocks);
+    return launch(channel_sums_kernel<S>, walk.blocks(), stream, static_cast<const S*>(elements), rows, M, walk,
+                  second_stage(walk, workspace, sizeof(S), counters), workspace, static_cast<S*>(out));
+  };
+  return state == DType::Float64 ? sum(Tag<double>()) : sum(Tag<float>());
 }
 
 cudaError_t cuda_bn_statistics(const BnStatisticsParams& p, cudaStream_t stream) {

@@ -3,6 +3,10 @@
 #include "kernels/cpu_kernels.h"
 
 namespace sewsnn {
+
+extern template class Recurrence<float>;  // of recurrence_cpu.cpp
+extern template class Recurrence<double>;
+
 namespace {
 
 void forward(const ForwardParams& p, int64_t first, int64_t last) {

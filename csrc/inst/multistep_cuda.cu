@@ -30,7 +30,7 @@ auto with_chunk(const BackwardParams& p, F&& f) {
       if (p.T <= 4) return f(storage, std::integral_constant<int, 4>());
     }
     if constexpr (sizeof(Storage) == 2) {
-      if (p.T <= 8 && backward_is_wide<Storage, 8>(p)) return f(storage, std::integral_constant<int, 8>());
+      if (p.T <= 8 && backward_is_common_and_wide<Storage, 8>(p)) return f(storage, std::integral_constant<int, 8>());
     }
     return f(storage, std::integral_constant<int, int(kChunk)>());
   });
@@ -80,6 +80,14 @@ cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype
   if (dtype == DType::Float64)
     return launch<kSumThreads>(sum_partials_kernel<double>, 1, stream, partials, count, static_cast<double*>(out));
   return launch<kSumThreads>(sum_partials_kernel<float>, 1, stream, partials, count, static_cast<float*>(out));
+}
+
+cudaError_t cuda_sum_rows(const void* numbers, int64_t rows, int64_t n, DType state, void* out, cudaStream_t stream) {
+  if (state == DType::Float64)
+    return launch<kSumThreads>(sum_rows_kernel<double>, rows, stream, static_cast<const double*>(numbers), n,
+                               static_cast<double*>(out));
+  return launch<kSumThreads>(sum_rows_kernel<float>, rows, stream, static_cast<const float*>(numbers), n,
+                             static_cast<float*>(out));
 }
 
 }  // namespace sewsnn

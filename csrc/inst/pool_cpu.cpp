@@ -3,6 +3,10 @@
 #include "kernels/pool_backward_cpu.h"
 
 namespace sewsnn {
+
+extern template class Recurrence<float>;  // of recurrence_cpu.cpp
+extern template class Recurrence<double>;
+
 namespace {
 
 int64_t blocks(const PoolParams& p) { return pool_blocks(p); }

@@ -49,7 +49,7 @@ int64_t cuda_pool_workspace(const PoolReduceParams& p) {
   return reduce_tiling(p).blocks_per_slice(p.images) * 2 * p.channels * int64_t(sizeof(double));
 }
 
-int64_t cuda_pool_leak_partials(const PoolReduceParams& p) {
+int64_t cuda_pool_learnt_partials(const PoolReduceParams& p) {
   const PoolTiling g = reduce_tiling(p);
   return g.slices * g.blocks_per_slice(p.images);
 }

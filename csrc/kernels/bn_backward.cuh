@@ -9,7 +9,7 @@ SEWSNN_BEGIN
 
 // The number of blocks per multiprocessor for which the registers must suffice: four with 128 registers per thread,
 // three with 168, two with 255. Reduce needs more registers than apply, for its sums and for PLIF's gradient.
-template <class Storage, int K, int N, bool Shortcut, bool Reduce>
+template <class Storage, int K, int N, bool Shortcut, bool Reduce, class Neurons>
 constexpr int blocks_wanted() {
   if (sizeof(Storage) == 8) return 2;
   if (sizeof(Storage) == 4) return K > 2 * kAhead || (Shortcut && Reduce) ? 2 : 3;
@@ -17,45 +17,60 @@ constexpr int blocks_wanted() {
   return K == kAhead ? 4 : K * N > 32 ? 2 : 3;
 }
 
-template <class Storage, int K, int N, bool Shortcut, bool Usual>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, true>())
-    bn_reduce_kernel(const BnReduceParams p, const BnSetup<State<Storage>> o, const Walk walk,
-                     const SecondStage second) {
+template <class Storage, int K, int N, bool Shortcut, bool Usual, class Neurons>
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, true, Neurons>())
+    bn_reduce_kernel(const BnReduceParams p, const BnSetup<Neurons, State<Storage>> o, const Walk walk,
+                     const SecondStage second, const SecondStage second_learnt) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
+  using Shape = typename Neurons::Shape;
   Walker<N> at(walk);
   int64_t start = last_chunk<K>(p.T);
-  ChunkInputs<Storage, K, N, Shortcut, true> in;
+  ChunkInputs<Storage, K, N, Shortcut, true, kOptionalShortcut<Neurons>> in;
   if (at.inside(walk)) in.load(p, start, at.i);  // before the parameters, whose loads take as long
   Pack<S, N> norm[3];
   share_by_channel<kLine<Storage>>(walk, norm, [&](int64_t channel, S(&out)[3]) {
     load_affine(p.norm, inverse_deviation(p.norm, o.eps, channel), channel, out[0], out[1], out[2]);
   });
-  const Options<S, Usual> options(p, o);
-  LeakSum leak = {p.grad_leak_partials != nullptr, 0};
-  Pack<S, N> grad_v = fill_pack<S, N>(S(0));
-  Pack<S, N> sums[2] = {grad_v, grad_v};  // of dL/dy, and of dL/dy (z - mean)
+  const Options<Neurons, S, Usual> options(p, o);
+  const auto learnt = share_learnt<Shape, kLine<Storage>, S, N>(walk, o.sn.learnt);
+  LearntGrads<Shape, S, N> grad_learnt = {p.learnt_partials != nullptr || p.learnt_sums != nullptr};
+  auto grads = zeros<S, N, Shape::kStates>();
+  Pack<S, N> sums[2] = {fill_pack<S, N>(S(0)), fill_pack<S, N>(S(0))};  // of dL/dy, and of dL/dy (z - mean)
   while (at.inside(walk)) {
-    const auto take = [&](const Step<Storage, N>& step) {
+    const auto take = [&](const Step<Storage, N, Shape::kStates>& step) {
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
         sums[0].at[j] += step.grad_y.at[j];
         sums[1].at[j] += step.grad_y.at[j] * (step.z.number(j) - norm[0].at[j]);
       }
     };
-    backward_chunk<Usual, true>(p, options, o.sn.surrogate, norm, start, at.i, in, grad_v, leak, take);
+    backward_chunk<Usual, true>(p, options, o.sn.surrogate, learnt, norm, start, at.i, in, grads, grad_learnt, take);
     start -= K;
     if (start < 0) {
       start = last_chunk<K>(p.T);
-      grad_v = fill_pack<S, N>(S(0));
+      grads = zeros<S, N, Shape::kStates>();
       at.advance(walk);
     }
     if (at.inside(walk)) in.load(p, start, at.i);
   }
   store_partials<kLine<Storage>>(walk, sums, p.partials);
-  if (leak.wanted) {
-    const double sum = block_sum<kThreads>(leak.all);
-    if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, sum);
+  if constexpr (Shape::kPerChannel) {
+    if (grad_learnt.wanted) {
+      Pack<S, N> learnt_sums[2] = {grad_learnt.own.sums[0], fill_pack<S, N>(S(0))};
+      if constexpr (Shape::kLearnt > 1) learnt_sums[1] = grad_learnt.own.sums[1];
+      __syncthreads();  // store_partials uses the same shared memory
+      store_partials<kLine<Storage>>(walk, learnt_sums, p.learnt_workspace);
+      double sum;
+      if (finish_group<S>(walk, second_learnt, p.learnt_workspace, sum)) {
+        const Entry mine(walk);
+        if (mine.inside)
+          store_global(static_cast<S*>(p.learnt_sums) + mine.q * walk.channels + mine.channel, S(sum));
+      }
+    }
+  } else if (grad_learnt.wanted) {
+    const double sum = block_sum<kThreads>(grad_learnt.shared);
+    if (threadIdx.x == 0) store_global(p.learnt_partials + blockIdx.x, sum);
   }
   double sum;
   if (!finish_group<S>(walk, second, p.partials, sum)) return;
@@ -65,15 +80,16 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
   store_global(static_cast<S*>(p.sums) + mine.q * walk.channels + mine.channel, S(sum));
 }
 
-template <class Storage, int K, int N, bool Shortcut, bool Usual>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, false>())
-    bn_apply_kernel(const BnApplyParams p, const BnSetup<State<Storage>> o, const State<Storage> count,
+template <class Storage, int K, int N, bool Shortcut, bool Usual, class Neurons>
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, false, Neurons>())
+    bn_apply_kernel(const BnApplyParams p, const BnSetup<Neurons, State<Storage>> o, const State<Storage> count,
                     const Walk walk) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
+  using Shape = typename Neurons::Shape;
   Walker<N> at(walk);
   int64_t start = last_chunk<K>(p.T);
-  ChunkInputs<Storage, K, N, Shortcut, false> in;
+  ChunkInputs<Storage, K, N, Shortcut, false, kOptionalShortcut<Neurons>> in;
   if (at.inside(walk)) in.load(p, start, at.i);
   // mean, scale, bias, and the two numbers in dL/dz = scale (dL/dy - norm[3] - (z - mean) norm[4])
   Pack<S, N> norm[5];
@@ -86,10 +102,11 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
     out[3] = load_global(sums) / count;
     out[4] = load_global(sums + p.channels.count) / count * inverse;
   });
-  const Options<S, Usual> options(p, o);
-  LeakSum no_leak = {};
-  Pack<S, N> grad_v = fill_pack<S, N>(S(0));
-  Pack<S, N> still = grad_v;  // sum of dL/dy over T, if z is one row
+  const Options<Neurons, S, Usual> options(p, o);
+  const auto learnt = share_learnt<Shape, kLine<Storage>, S, N>(walk, o.sn.learnt);
+  LearntGrads<Shape, S, N> not_wanted = {};
+  auto grads = zeros<S, N, Shape::kStates>();
+  Pack<S, N> still = fill_pack<S, N>(S(0));  // sum of dL/dy over T, if z is one row
   while (at.inside(walk)) {
     const auto store_grad_z = [&](int64_t t, const Pack<S, N>& grad_y, const Words<Storage, N>& z) {
       Pack<S, N> grad_z;
@@ -100,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
       }
       Words<Storage, N>::of(grad_z).store(Cursor<Storage, N>(p.grad_z, p.M, t, at.i));
     };
-    const auto take = [&](const Step<Storage, N>& step) {
+    const auto take = [&](const Step<Storage, N, Shape::kStates>& step) {
       if (p.still) {
         SEWSNN_UNROLL
         for (int j = 0; j < N; ++j) still.at[j] += step.grad_y.at[j];
@@ -111,7 +128,9 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
         Pack<S, N> grad;
         SEWSNN_UNROLL
         for (int j = 0; j < N; ++j) {
-          const S a = !options.spiking ? step.h.at[j] : options.fire.fires(step.h.at[j]) ? S(1) : S(0);
+          S a = step.h[0].at[j];
+          if (options.spiking)
+            a = spike_as<S>(options.neuron.spikes(options.fire, of_neuron(step.h, j), of_neuron(learnt, j)), S(1), S(0));
           grad.at[j] = p.connect == Connect::AddBefore
                            ? step.grad_y.at[j]
                            : step.grad_out.number(j) * (p.connect == Connect::And ? a : S(1) - a);
@@ -119,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
         Words<Storage, N>::of(grad).store(Cursor<Storage, N>(p.grad_shortcut, p.M, step.t, at.i));
       }
     };
-    backward_chunk<Usual, false>(p, options, o.sn.surrogate, norm, start, at.i, in, grad_v, no_leak, take);
+    backward_chunk<Usual, false>(p, options, o.sn.surrogate, learnt, norm, start, at.i, in, grads, not_wanted, take);
     start -= K;
     if (start < 0) {
       start = last_chunk<K>(p.T);
@@ -129,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
         store_grad_z(0, still, z);
         still = fill_pack<S, N>(S(0));
       }
-      grad_v = fill_pack<S, N>(S(0));
+      grads = zeros<S, N, Shape::kStates>();
       at.advance(walk);
     }
     if (at.inside(walk)) in.load(p, start, at.i);

@@ -18,7 +18,7 @@ SEWSNN_HD int steps_of(int64_t T, int64_t start) {
 }
 
 // What backward reads of N neurons in the K time-steps from `start` on. If Two, there may be a second gradient.
-template <class Storage, int K, int N, bool Shortcut, bool Two>
+template <class Storage, int K, int N, bool Shortcut, bool Two, bool Optional>
 struct ChunkInputs {
   Words<Storage, N> z[K], shortcut[Shortcut ? K : 1], grad_out[K], grad_skip[Two ? K : 1];
 
@@ -31,7 +31,7 @@ struct ChunkInputs {
     for (int k = 0; k < K; ++k) {
       if (k < steps) {
         z[k].load(z_at);
-        if (Shortcut) shortcut[k].load(shortcut_at);
+        if (Shortcut && (!Optional || p.shortcut.data)) shortcut[k].load(shortcut_at);
         grad_out[k].load(grad_at);
       }
       z_at.move(1), shortcut_at.move(1), grad_at.move(1);
@@ -69,92 +69,77 @@ struct ChunkInputs {
 };
 
 // The values of a time-step when its dL/dy has been computed.
-template <class Storage, int N>
+template <class Storage, int N, int States>
 struct Step {
   int64_t t;
   Pack<State<Storage>, N> grad_y;
-  Pack<State<Storage>, N> h;  // of the neuron; without a neuron: its input
+  Packs<State<Storage>, N, States> h;  // of the neuron; without a neuron: its input
   Words<Storage, N> z, grad_out;
 };
 
-// The sum of dL/dleak over all chunks. A chunk is summed in the state's type.
-struct LeakSum {
+// The gradients of learnt parameters over all chunks. A number that is shared by all neurons is summed per chunk in the
+// state's type.
+template <class Shape, class S, int N>
+struct LearntGrads {
   bool wanted;
-  double all;
+  double shared = 0;
+  OwnSums<S, N, kOwnLearnt<Shape>> own;
 };
 
 // The options of the neuron. If Usual, those that most networks use are constants of the compiler: hard reset to 0,
 // detached, decay_input.
-template <class S, bool Usual>
+template <class Neurons, class S, bool Usual>
 struct Options {
   FireReset<S> fire;
-  AnyNeuron<S> neuron;
+  Neurons neuron;
   bool spiking;
 
-  __device__ __forceinline__ Options(const BnParams& p, const BnSetup<S>& o)
+  __device__ __forceinline__ Options(const BnParams& p, const BnSetup<Neurons, S>& o)
       : fire(o.sn.fire), neuron(o.sn.load_neuron()), spiking(p.spiking) {
     if (Usual) fire.assume_usual(), neuron.assume_usual(), spiking = true;
   }
 };
 
-template <int I>
-using Int = std::integral_constant<int, I>;
-
-// A neuron or a surrogate that has been chosen before, with the interface of AnyNeuron and Surrogate.
-template <class T>
-struct Chosen {
-  const T& value;
-
-  template <class F>
-  __device__ __forceinline__ void visit(F&& f) const {
-    f(value);
-  }
-};
-
 // backward_chunk with a neuron and a surrogate, which may be Chosen. Of every Together time-steps
 // either all exist or none.
-template <int Together, bool Leak, bool Usual, class Storage, int K, int N, bool Shortcut, bool Two, class P,
-          class Neuron, class Sigma, class Take>
-__device__ __forceinline__ void chunk_with(const P& p, const Options<State<Storage>, Usual>& o, const Neuron& neuron,
-                                           const Sigma& surrogate, const Pack<State<Storage>, N>* norm, int64_t start,
-                                           int64_t i, ChunkInputs<Storage, K, N, Shortcut, Two>& in,
-                                           Pack<State<Storage>, N>& grad_v, LeakSum& leak, Take&& take) {
+template <int Together, bool Learn, bool Usual, class Storage, int K, int N, bool Shortcut, bool Two, bool Optional,
+          class Neurons, class P, class Neuron, class Sigma, class Take>
+__device__ __forceinline__ void chunk_with(const P& p, const Options<Neurons, State<Storage>, Usual>& o,
+                                           const Neuron& neuron, const Sigma& surrogate,
+                                           const LearntPacks<typename Neurons::Shape, State<Storage>, N>& learnt,
+                                           const Pack<State<Storage>, N>* norm, int64_t start, int64_t i,
+                                           ChunkInputs<Storage, K, N, Shortcut, Two, Optional>& in,
+                                           StatePacks<typename Neurons::Shape, State<Storage>, N>& grads,
+                                           LearntGrads<typename Neurons::Shape, State<Storage>, N>& grad_learnt,
+                                           Take&& take) {
   using S = State<Storage>;
+  using Shape = typename Neurons::Shape;
+  constexpr int States = Shape::kStates;
   constexpr int G = 2;  // time-steps that have their sigma' in registers at the same time
   const FireReset<S>& fire = o.fire;
   const bool before = p.connect == Connect::AddBefore;
+  const bool gated = Shortcut && !before && (!Optional || p.shortcut.data);  // And, Iand
   const int steps = steps_of<K>(p.T, start);
-  // Time-steps that do not exist are branched over; the branches are the same for all threads.
   const auto exists = [&](int k) { return Together == K || k / Together * Together < steps; };
   const auto input = [&](int k, int j) {
     const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(in.z[k].number(j));
     return Shortcut && before ? y + in.shortcut[Shortcut ? k : 0].number(j) : y;
   };
 
-  const Pack<S, N> v_start =
-      initial_v<S, N>(nullptr, K < kChunk ? nullptr : p.checkpoints, fire.v_reset, start, p.M, i);
-  Pack<S, N> v = v_start, h[K];
-  const auto replay = [&](auto&& potential) {
+  const auto at_start = initial_states<Shape, S, N>({}, K < kChunk ? nullptr : p.checkpoints,
+                                                    at_rest<Shape, S, N>(o.neuron, fire), p.T, start, p.M, i);
+  Packs<S, N, States> h[K];
+  if (o.spiking) {
+    const auto filled = [](int k) { return Together < G && k % G != 0; };  // its group may be worked on
+    neuron.visit([&](const auto& n) { replay<K>(n, fire, learnt, at_start, h, exists, filled, input); });
+  } else {
     SEWSNN_UNROLL
     for (int k = 0; k < K; ++k) {
-      if (!exists(k)) {
-        if (Together < G && k % G != 0) h[k] = fill_pack<S, N>(S(0));  // its group may be worked on
-        continue;
-      }
+      h[k] = zeros<S, N, States>();
+      if (!exists(k)) continue;
       SEWSNN_UNROLL
-      for (int j = 0; j < N; ++j) h[k].at[j] = potential(v.at[j], input(k, j));
+      for (int j = 0; j < N; ++j) h[k][0].at[j] = input(k, j);
     }
-  };
-  if (o.spiking) {
-    neuron.visit([&](const auto& n) {
-      replay([&](S& v_j, S x) {
-        const S h_j = n.charge(v_j, x);
-        v_j = fire.reset(h_j);
-        return h_j;
-      });
-    });
-  } else {
-    replay([](S&, S x) { return x; });
   }
 
   if (K > kAhead) {  // there are too few registers for both y and h
@@ -164,7 +149,7 @@ __device__ __forceinline__ void chunk_with(const P& p, const Options<State<Stora
       if (Shortcut) in.shortcut[Shortcut ? k : 0].forget();
     }
   }
-  S leak_sum = S(0);
+  SharedSum<S> shared;
   SEWSNN_UNROLL
   for (int group = K - G; group >= 0; group -= G) {
     if (!exists(group)) continue;
@@ -174,89 +159,82 @@ __device__ __forceinline__ void chunk_with(const P& p, const Options<State<Stora
       SEWSNN_UNROLL
       for (int j = 0; j < N; ++j) {
         grad[k].at[j] = in.grad_out[group + k].number(j);
-        if (Shortcut && !before) {  // And, Iand
+        if (gated) {
           const S s = in.shortcut[Shortcut ? group + k : 0].number(j);
           grad[k].at[j] *= p.connect == Connect::And ? s : -s;
         }
       }
     }
     if (o.spiking) {
-      Pack<S, N> sg[G];  // sigma'(h - v_threshold): one uniform branch for the whole group
-      surrogate.visit([&](auto sigma) {
-        SEWSNN_UNROLL
-        for (int k = 0; k < G; ++k) {
-          SEWSNN_UNROLL
-          for (int j = 0; j < N; ++j) sg[k].at[j] = sigma(h[group + k].at[j] - fire.v_threshold);
-        }
-      });
+      Pack<S, N> sigma[G];
+      surrogate_values<Shape>(surrogate, fire, learnt, h + group, sigma);
       neuron.visit([&](const auto& n) {
-        SEWSNN_UNROLL
-        for (int k = G - 1; k >= 0; --k) {
-          if (!exists(group + k)) continue;
-          SEWSNN_UNROLL
-          for (int j = 0; j < N; ++j) {
-            const S grad_h = fire.grad_h(grad[k].at[j], grad_v.at[j], h[group + k].at[j], sg[k].at[j]);
-            grad_v.at[j] = n.grad_v(grad_h);  // contains the division that grad_x may need
-            grad[k].at[j] = n.grad_x(grad_h);
-            if (Leak && leak.wanted) {
-              const S v_k = group + k == 0 ? v_start.at[j] : fire.reset(h[group + k == 0 ? 0 : group + k - 1].at[j]);
-              leak_sum += grad_h * n.d_leak(v_k, input(group + k, j));
-            }
-          }
-        }
+        const auto run = [&](auto& sums) {
+          run_backward<G, Learn>(
+              n, fire, learnt, group, at_start, h, sigma, grads, sums, exists, input,
+              [&](int k, int j) { return grad[k].at[j]; }, [](int) {},
+              [&](int k, int j, S grad_y) { grad[k].at[j] = grad_y; }, [](int) {}, [&] { return grad_learnt.wanted; });
+        };
+        if constexpr (Shape::kPerChannel) run(grad_learnt.own);
+        else run(shared);
       });
     }
     SEWSNN_UNROLL
     for (int k = G - 1; k >= 0; --k) {
       if (exists(group + k))
-        take(Step<Storage, N>{start + group + k, grad[k], h[group + k], in.z[group + k], in.grad_out[group + k]});
+        take(Step<Storage, N, States>{start + group + k, grad[k], h[group + k], in.z[group + k],
+                                      in.grad_out[group + k]});
     }
   }
-  if (Leak && leak.wanted) leak.all += double(leak_sum);
+  if (Learn && !Shape::kPerChannel && grad_learnt.wanted) grad_learnt.shared += double(shared.sum);
 }
 
-// Computes dL/dy of the time-steps of a chunk, the latest first, and calls take(step) for each. grad_v is the gradient
-// of the potential after the chunk, then of that before it. If Usual, and the surrogate is ATan or UnitATan, the neuron
+// Computes dL/dy of the time-steps of a chunk, the latest first, and calls take(step) for each. grads are the gradients
+// of the states after the chunk, then of those before it. If Usual, and the surrogate is ATan or UnitATan, the neuron
 // is chosen once per chunk where registers suffice.
-template <bool Usual, bool Leak, class Storage, int K, int N, bool Shortcut, bool Two, class P, class Take>
-__device__ __forceinline__ void backward_chunk(const P& p, const Options<State<Storage>, Usual>& o,
+template <bool Usual, bool Learn, class Storage, int K, int N, bool Shortcut, bool Two, bool Optional, class Neurons,
+          class P, class Take>
+__device__ __forceinline__ void backward_chunk(const P& p, const Options<Neurons, State<Storage>, Usual>& o,
                                                const Surrogate<State<Storage>>& surrogate,
+                                               const LearntPacks<typename Neurons::Shape, State<Storage>, N>& learnt,
                                                const Pack<State<Storage>, N>* norm, int64_t start, int64_t i,
-                                               ChunkInputs<Storage, K, N, Shortcut, Two>& in,
-                                               Pack<State<Storage>, N>& grad_v, LeakSum& leak, Take&& take) {
+                                               ChunkInputs<Storage, K, N, Shortcut, Two, Optional>& in,
+                                               StatePacks<typename Neurons::Shape, State<Storage>, N>& grads,
+                                               LearntGrads<typename Neurons::Shape, State<Storage>, N>& grad_learnt,
+                                               Take&& take) {
   in.add_gradients(p, start, i);
+  const auto with = [&](auto together, auto learn, const auto& neuron, const auto& sigma) {
+    chunk_with<decltype(together)::value, decltype(learn)::value, Usual>(p, o, neuron, sigma, learnt, norm, start, i, in,
+                                                                        grads, grad_learnt, take);
+  };
   if constexpr (Usual) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // ptxas would keep so many values that it runs out of registers
-    chunk_with<1, Leak, Usual>(p, o, o.neuron, surrogate, norm, start, i, in, grad_v, leak, take);
+    with(Int<1>(), Bool<Learn>(), o.neuron, surrogate);
 #else
     using S = State<Storage>;
-    if (!Surrogate<S>::has_atan_form(surrogate.kind))
-      return chunk_with<1, Leak, Usual>(p, o, o.neuron, surrogate, norm, start, i, in, grad_v, leak, take);
+    if (!Surrogate<S>::has_atan_form(surrogate.kind)) return with(Int<1>(), Bool<Learn>(), o.neuron, surrogate);
     const ATan<S> form = surrogate.atan_form();
     const Chosen<ATan<S>> atan = {form};
     o.neuron.visit([&](const auto& n) {
       using Neuron = std::remove_cv_t<std::remove_reference_t<decltype(n)>>;
-      const auto run = [&](auto together, auto with_leak) {
-        chunk_with<together, decltype(with_leak)::value, Usual>(p, o, Chosen<Neuron>{n}, atan, norm, start, i, in,
-                                                                grad_v, leak, take);
-      };
+      const Chosen<Neuron> chosen = {n};
       // A whole chunk has no branches, so that time-steps share what they compute and overlap. The divisions of
       // LeakyDivide would cost more than the branches.
       constexpr bool kWhole = !std::is_same_v<Neuron, LeakyDivide<S>>;
       const bool whole = steps_of<K>(p.T, start) == K;
-      if constexpr (Leak && std::is_same_v<Neuron, LeakyMultiply<S>>) {       // PLIF
+      if constexpr (Learn && Neuron::kLearnt > 0) {                           // PLIF
         constexpr int kTogether = K == kAhead ? K : K == 2 * kAhead ? 2 : 1;  // more time-steps, fewer registers
-        if (kTogether > 1 && leak.wanted && whole) return run(Int<kTogether>(), Bool<true>());
-        if (leak.wanted) return run(Int<1>(), Bool<true>());
+        if (kTogether > 1 && grad_learnt.wanted && whole) return with(Int<kTogether>(), Bool<true>(), chosen, atan);
+        if (grad_learnt.wanted) return with(Int<1>(), Bool<true>(), chosen, atan);
       }
       if constexpr (kWhole) {
-        if (whole) return run(Int<K>(), Bool<false>());
+        if (whole) return with(Int<K>(), Bool<false>(), chosen, atan);
       }
-      return run(Int<1>(), Bool<false>());
+      return with(Int<1>(), Bool<false>(), chosen, atan);
     });
 #endif
   } else {
-    chunk_with<1, Leak, Usual>(p, o, o.neuron, surrogate, norm, start, i, in, grad_v, leak, take);
+    with(Int<1>(), Bool<Learn>(), o.neuron, surrogate);
   }
 }
 

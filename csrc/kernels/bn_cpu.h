@@ -1,4 +1,4 @@
-// Batch norm + IF/LIF/PLIF + connection on the CPU. As in multistep_cpu.h, a tile of neurons runs all its time-steps in
+// Batch norm + neuron + connection on the CPU. As in multistep_cpu.h, a tile of neurons runs all its time-steps in
 // the first-level cache, so each pass reads every operand from memory once. Sums over channels are computed slab by
 // slab. The number of slabs depends only on the shape, so the result does not depend on the number of threads.
 #pragma once
@@ -46,7 +46,8 @@ void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t
   for (int64_t slab = first; slab < last; ++slab) {
     const auto [begin, end] = Slab::of(slab, slabs, p.M);
     NormLanes<S> lanes(p.channels, table, 1);
-    ChannelSums<S> sums(lanes, p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
+    double* const to = static_cast<double*>(p.partials) + slab * 2 * p.channels.count;
+    ChannelSums<S, kNormRows> sums(lanes, p.channels.count, {{to, to + p.channels.count}});
     for (int64_t i = begin; i < end; i += kTile) {
       sums.move_to(i);
       const int n = tile_size(i, end);
@@ -79,23 +80,28 @@ void bn_statistics_slabs(const BnStatisticsParams& p, const void* table, int64_t
 template <class Storage>
 void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t first, int64_t last) {
   using S = State<Storage>;
-  const S leak = leak_of<S>(p.neuron), rest = S(p.neuron.v_reset);
-  const ForwardFunction<S> forward = select_forward<S>(p.neuron);
+  const Recurrence<S> neuron(p.neuron);
+  const int states = p.spiking ? neuron.states() : 0;
+  const int64_t kept = checkpoint_count(p.T);
   const Sink<Storage> out = sink_of<Storage>(p.out, p.T, p.M);
   // The spikes are the output, in the type in which they are computed.
   const bool direct = std::is_same_v<Storage, S> && p.spiking && !connects_after(p.connect) && !p.bits;
   uint8_t* const bits = static_cast<uint8_t*>(p.bits);
   NormLanes<S> lanes(p.channels, table, kBias + 1);
+  LearntLanes<S> learnt(p.neuron.learnt, neuron.learnt(), neuron.own_learnt());
   Scratch<S, 2> scratch(p.T);
   S *const y = scratch[0], *const a = scratch[1];
-  alignas(64) S v[kTile];
+  alignas(64) S v[kMostStates][kTile];
   Padded<Storage> z_tail, shortcut_tail, out_tail;
 
   const int64_t end = last * kBlock < p.M ? last * kBlock : p.M;
   for (int64_t i = first * kBlock; i < end; i += kTile) {
     lanes.move_to(i);
     const int n = tile_size(i, end);
-    Source<S> before = {&rest, 0, 0};
+    ForwardTile<S> tile = {};
+    tile.learnt = learnt.at(i);
+    tile.x = {y, kTile, 1};
+    for (int k = 0; k < states; ++k) tile.before[k] = neuron.at_rest(k), tile.after[k] = v[k];
     for (int64_t t = 0; t < p.T; t += kChunk) {
       const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
       Source<Storage> z = Source<Storage>::of(p.z, t, i), shortcut = source_at<Storage>(p.shortcut, t, i);
@@ -108,19 +114,22 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
       }
       normalise(steps, z, shortcut, p.connect == Connect::AddBefore, lanes, y);
       if (p.spiking) {
-        Sink<S> s = {a, kTile, false};
+        tile.steps = steps;
+        tile.s = {a, kTile, false};
         if constexpr (std::is_same_v<Storage, S>)
-          if (direct) s = sink;
-        forward(p.neuron, leak, {steps, {y, kTile, 1}, before, v, s, {}});
-        before = {v, 0, 1};
-        if (p.checkpoints && t + kChunk < p.T)
-          memcpy(static_cast<S*>(p.checkpoints) + t / kChunk * p.M + i, v, n * sizeof(S));
+          if (direct) tile.s = sink;
+        neuron.forward(tile);
+        for (int k = 0; k < states; ++k) {
+          tile.before[k] = {v[k], 0, 1};
+          if (p.checkpoints && t + kChunk < p.T)
+            memcpy(static_cast<S*>(p.checkpoints) + (k * kept + t / kChunk) * p.M + i, v[k], n * sizeof(S));
+        }
       }
       if (!direct) connect(p.connect, steps, p.spiking ? a : y, shortcut, sink);
       if (n < kTile) out_tail.copy_to(out_here, steps, n);
       if (bits) pack_spikes(steps, a, bits + (t * p.M + i) / 8, p.M / 8, n);
     }
-    if (p.v) memcpy(static_cast<S*>(p.v) + i, v, n * sizeof(S));
+    for (int k = 0; p.v && k < states; ++k) memcpy(static_cast<S*>(p.v) + k * p.M + i, v[k], n * sizeof(S));
   }
   if (out.streaming) finish_streaming();
 }
@@ -131,25 +140,22 @@ class GradY {
  public:
   using S = State<Storage>;
 
-  explicit GradY(const BnBackwardParams& p)
+  explicit GradY(const BnBackwardParams& p, bool learn = false)
       : p_(p),
-        leak_(leak_of<S>(p.neuron)),
-        rest_(S(p.neuron.v_reset)),
-        fire_(FireReset<S>::from(p.neuron)),
-        replay_(select_replay<S>(p.neuron)),
-        backward_(select_backward<S>(p.neuron)),
-        surrogate_(select_surrogate<S>(p.neuron)),
+        neuron_(p.neuron, learn),
+        learnt_(p.neuron.learnt, neuron_.learnt(), neuron_.own_learnt()),
         scratch_(p.T) {}
 
   GradY(const GradY&) = delete;
 
   void begin(int64_t i, int n) {
     i_ = i, n_ = n;
-    memset(gv_, 0, sizeof gv_);
+    memset(grads_, 0, sizeof grads_);
   }
+  int learnt() const { return neuron_.learnt(); }
 
-  // grad_out has rows of whole tiles.
-  void run(int64_t t, int64_t steps, const Source<Storage>& grad_out, const NormLanes<S>& lanes, double* grad_leak) {
+  // grad_out has rows of whole tiles. The gradients of learnt parameters are added to grad_learnt [parameters, kTile].
+  void run(int64_t t, int64_t steps, const Source<Storage>& grad_out, const NormLanes<S>& lanes, double* grad_learnt) {
     z_ = Source<Storage>::of(p_.z, t, i_);
     Source<Storage> shortcut = source_at<Storage>(p_.shortcut, t, i_);
     if (n_ < kTile) {
@@ -163,23 +169,23 @@ class GradY {
     if (!direct) connect_grad_a(p_.connect, steps, grad_out, shortcut, dy_);
     normalise(steps, z_, shortcut, p_.connect == Connect::AddBefore, lanes, y_);
     if (!p_.spiking) return;
-    Source<S> before = v_before<S>(nullptr, p_.checkpoints, t, p_.M, i_, &rest_);
-    if (n_ < kTile) before = v_tail_.filled(before, 1, n_);
     BackwardTile<S> tile = {};
     tile.steps = steps;
     tile.x = {y_, kTile, 1};
-    tile.v_before = before;
+    set_before<S>(tile.before, neuron_, {}, p_.checkpoints, p_.T, t, p_.M, i_);
+    if (n_ < kTile) before_tail_.fill(tile.before, neuron_.states(), 1, n_);
     tile.grad_s = grad_a;
-    tile.grad_v_after = {gv_, 0, 1};
-    tile.grad_v_before = gv_;
+    for (int k = 0; k < neuron_.states(); ++k) {
+      tile.grad_after[k] = {grads_[k], 0, 1};
+      tile.grad_before[k] = grads_[k];
+      tile.h[k] = scratch_[kFirst + k];
+    }
     tile.grad_x = {dy_, kTile, false};
-    tile.h = h_;
-    tile.g = g_;
-    tile.keep_grad_h = grad_leak != nullptr;
-    replay_(p_.neuron, leak_, tile);
-    surrogate_(p_.neuron, h_, g_, steps * kTile);
-    backward_(p_.neuron, leak_, tile);
-    if (grad_leak) leak_gradient(p_.neuron, leak_, tile, grad_leak);
+    tile.g = sigma_;
+    tile.spikes = p_.connect == Connect::And || p_.connect == Connect::Iand ? spikes_ : nullptr;
+    tile.learnt = learnt_.at(i_);
+    tile.grad_learnt = grad_learnt;
+    neuron_.backward(tile);
   }
 
   Group<S> dy(int64_t t, int i) const { return Group<S>::read_from(dy_ + t * kTile + i); }
@@ -189,39 +195,42 @@ class GradY {
     if (p_.connect == Connect::AddBefore) {
       each_group<S>(steps, [&](int64_t t, int i) { to.put(t, i, dy(t, i)); });
     } else {
-      connect_grad_shortcut(p_.connect, steps, grad_out, p_.spiking ? h_ : y_, p_.spiking ? &fire_ : nullptr, to);
+      connect_grad_shortcut(p_.connect, steps, grad_out, p_.spiking ? spikes_ : y_, to);
     }
   }
 
  private:
+  static constexpr int kFirst = 4;  // of the scratch arrays for the states
   const BnBackwardParams& p_;
-  const S leak_, rest_;
-  const FireReset<S> fire_;
-  const BackwardFunction<S> replay_, backward_;
-  const SurrogateFunction<S> surrogate_;
+  const Recurrence<S> neuron_;
+  LearntLanes<S> learnt_;
   int64_t i_ = 0;
   int n_ = 0;
   Source<Storage> z_ = {};
-  Scratch<S, 4> scratch_;
+  Scratch<S, kFirst + kMostStates> scratch_;
   // dy_ holds dL/dA (unless dL/dA is dL/dout in memory), then dL/dy.
-  S *const y_ = scratch_[0], *const dy_ = scratch_[1], *const h_ = scratch_[2], *const g_ = scratch_[3];
-  alignas(64) S gv_[kTile];
+  S *const y_ = scratch_[0], *const dy_ = scratch_[1], *const sigma_ = scratch_[2], *const spikes_ = scratch_[3];
+  alignas(64) S grads_[kMostStates][kTile];
   Padded<Storage> z_tail_, shortcut_tail_;
-  Padded<S> v_tail_;
+  PaddedStates<S> before_tail_;
 };
 
 // Sums of dL/dy and of dL/dy (z - mean) for each channel, as [2, C] doubles per slab.
 template <class Storage>
 void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, int64_t first, int64_t last) {
   using S = State<Storage>;
-  GradY<Storage> grad(p);
+  const bool per_channel = p.learnt_sums != nullptr, learn = per_channel || p.learnt_partials;
+  GradY<Storage> grad(p, learn);
+  const int64_t C = p.channels.count;
   const Sink<Storage> grad_sum = sink_of<Storage>(p.grad_sum, p.T, p.M);
   Padded<Storage> out_tail, skip_tail, sums_here;
   for (int64_t slab = first; slab < last; ++slab) {
     const auto [begin, end] = Slab::of(slab, slabs, p.M);
     NormLanes<S> lanes(p.channels, table, kBias + 1);
-    ChannelSums<S> sums(lanes, p.channels.count, static_cast<double*>(p.partials) + slab * 2 * p.channels.count);
-    double grad_leak[kTile] = {};
+    double* const to = static_cast<double*>(p.partials) + slab * 2 * C;
+    double* const learnt = per_channel ? static_cast<double*>(p.learnt_workspace) + slab * 2 * C : nullptr;
+    ChannelSums<S, kNormRows, 4> sums(lanes, C, {{to, to + C, learnt, learnt ? learnt + C : nullptr}});
+    double grad_learnt[kMostLearnt * kTile] = {};
     for (int64_t i = begin; i < end; i += kTile) {
       sums.move_to(i);
       const int n = tile_size(i, end);
@@ -238,7 +247,7 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
           if (n < kTile) sums_here.copy_to(far, steps, n);
           grad_out = {near.data, near.row_stride, 1};
         }
-        grad.run(t, steps, grad_out, lanes, p.grad_leak_partials ? grad_leak : nullptr);
+        grad.run(t, steps, grad_out, lanes, learn ? grad_learnt : nullptr);
         const Source<Storage> z = grad.z();
         for (int j = 0; j < kTile; j += kGroupSize<S>) {
           const Group<S> mean = lanes.group(kMean, j);
@@ -252,12 +261,16 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
           sums.add(1, j, products);
         }
       }
+      if (per_channel) {
+        for (int q = 0; q < kMostLearnt; ++q) sums.add(2 + q, grad_learnt + q * kTile);
+        memset(grad_learnt, 0, sizeof grad_learnt);
+      }
     }
     sums.flush();
-    if (p.grad_leak_partials) {
+    if (p.learnt_partials) {
       double sum = 0;
-      for (double lane : grad_leak) sum += lane;
-      p.grad_leak_partials[slab] = sum;
+      for (int j = 0; j < kTile; ++j) sum += grad_learnt[j];
+      p.learnt_partials[slab] = sum;
     }
   }
   if (grad_sum.streaming) finish_streaming();

@@ -3,120 +3,15 @@
 #pragma once
 
 #include "core/bn_params.h"
+#include "kernels/channel_lanes_cpu.h"
 #include "kernels/multistep_cpu.h"
 
 SEWSNN_BEGIN
 
 // The rows of a channel table [kNormRows, C]: the numbers of each channel that a call needs.
 enum NormRow : int { kMean, kScale, kBias, kMeanGrad, kMeanGradU, kNormRows };
-
-// The rows of the table, with one number for each neuron of a tile.
 template <class S>
-class NormLanes {
- public:
-  NormLanes(const Channels& channels, const void* table, int rows)
-      : channels_(channels), table_(static_cast<const S*>(table)), rows_(rows) {}
-
-  const S* row(int r) const { return direct() ? table_ + r * channels_.count + place_.channel : lanes_[r]; }
-  // The numbers of a row for the group that begins at lane i.
-  Group<S> group(int r, int i) const { return Group<S>::read_from(row(r) + i); }
-
-  // Whether the tile at neuron i has other channels than the current tile.
-  bool differs(int64_t i) const { return !(place_ == place(i)); }
-  void move_to(int64_t i) {
-    if (!differs(i)) return;
-    place_ = place(i);
-    if (direct()) return;
-    each([&](int lane, int n, int64_t c) {
-      for (int r = 0; r < rows_; ++r)
-        for (int i = lane; i < lane + n; ++i) lanes_[r][i] = table_[r * channels_.count + c];
-    });
-  }
-
-  // The sums of the tile's channels, if they are in memory lane by lane; else null, and scatter() adds to them.
-  double* in_place(double* sums) const { return direct() ? sums + place_.channel : nullptr; }
-  void scatter(const double* lanes, double* sums) const {
-    each([&](int lane, int n, int64_t c) { sums[c] += sum(lanes + lane, n); });
-  }
-
- private:
-  // The channel of a tile's first neuron, and the offset of this neuron in the channel's plane. The offset is 0 if the
-  // whole tile lies in one plane, because it does not matter then.
-  struct Place {
-    int64_t channel, offset;
-    bool operator==(const Place& other) const { return channel == other.channel && offset == other.offset; }
-  };
-  Place place(int64_t i) const {
-    const int64_t offset = i % channels_.inner;
-    return {i / channels_.inner % channels_.count, offset + kTile <= channels_.inner ? 0 : offset};
-  }
-  // Whether neighbouring neurons are also neighbours in the table.
-  bool direct() const { return channels_.inner == 1 && channels_.count % kTile == 0; }
-  // Calls f(lane, n, c) for each run of n neighbouring lanes from `lane` on that belong to channel c.
-  template <class F>
-  void each(const F& f) const {
-    int64_t c = place_.channel, left = channels_.inner - place_.offset;
-    for (int lane = 0, n; lane < kTile; lane += n) {
-      n = int(left < kTile - lane ? left : kTile - lane);
-      f(lane, n, c);
-      left = channels_.inner;
-      if (++c == channels_.count) c = 0;
-    }
-  }
-  // Always four partial sums, so that every instruction set gives the same bits.
-  static double sum(const double* p, int n) {
-    double s[4] = {};
-    int i = 0;
-    for (; i + 4 <= n; i += 4)
-      for (int j = 0; j < 4; ++j) s[j] += p[i + j];
-    for (; i < n; ++i) s[0] += p[i];
-    return (s[0] + s[1]) + (s[2] + s[3]);
-  }
-
-  const Channels channels_;
-  const S* const table_;
-  const int rows_;
-  Place place_ = {-1, 0};
-  alignas(64) S lanes_[kNormRows][kTile];
-};
-
-// Two sums over the neurons of each channel, in double, in an order that only the tiles determine. They accumulate in
-// the lanes of the tile until the lanes belong to other channels.
-template <class S>
-class ChannelSums {
- public:
-  // sums: [2, C]
-  ChannelSums(NormLanes<S>& lanes, int64_t channels, double* sums) : lanes_(lanes), sums_(sums), channels_(channels) {
-    memset(sums, 0, 2 * channels * sizeof(double));
-  }
-  void move_to(int64_t i) {
-    if (!lanes_.differs(i)) return;
-    flush();
-    lanes_.move_to(i);
-    for (int k = 0; k < 2; ++k) {
-      double* const place = lanes_.in_place(sums_ + k * channels_);
-      at_[k] = place ? place : own_[k];
-    }
-  }
-  void add(int k, int i, const Group<S>& group) {
-    for (int j = 0; j < kGroup; ++j) {
-      double* const at = at_[k] + i + j * kLanes<S>;
-      write(at, read<Doubles<S>>(at) + __builtin_convertvector(group.at[j], Doubles<S>));
-    }
-  }
-  void flush() {
-    if (at_[0] != own_[0]) return;
-    for (int k = 0; k < 2; ++k) lanes_.scatter(own_[k], sums_ + k * channels_);
-    memset(own_, 0, sizeof own_);
-  }
-
- private:
-  NormLanes<S>& lanes_;
-  double* const sums_;
-  const int64_t channels_;
-  double* at_[2] = {};
-  alignas(64) double own_[2][kTile] = {};
-};
+using NormLanes = ChannelLanes<S, kNormRows>;
 
 template <class S>
 Group<S> operator*(const Group<S>& a, const Group<S>& b) {
@@ -229,15 +124,13 @@ void connect_grad_a(Connect g, int64_t steps, const Source<Storage>& grad_out, c
   run([](const Group<S>& go, int64_t, int) { return go; });
 }
 
-// dL/dS of AND and IAND: dL/dout A and dL/dout (1 - A). `potential` is h; without a neuron it is A itself.
+// dL/dS of AND and IAND: dL/dout A and dL/dout (1 - A).
 template <class Storage>
-void connect_grad_shortcut(Connect g, int64_t steps, const Source<Storage>& grad_out, const State<Storage>* potential,
-                           const FireReset<State<Storage>>* fire, const Sink<Storage>& grad_shortcut) {
+void connect_grad_shortcut(Connect g, int64_t steps, const Source<Storage>& grad_out, const State<Storage>* output,
+                           const Sink<Storage>& grad_shortcut) {
   using S = State<Storage>;
   each_group<S>(steps, [&](int64_t t, int i) {
-    Group<S> a = Group<S>::read_from(potential + t * kTile + i);
-    if (fire)
-      for (int k = 0; k < kGroup; ++k) a.at[k] = select(fire->fires(a.at[k]), splat<Vector<S>>(1), Vector<S>{});
+    Group<S> a = Group<S>::read_from(output + t * kTile + i);
     if (g == Connect::Iand) a = splat_group(S(1)) - a;
     grad_shortcut.put(t, i, grad_out.group(t, i) * a);
   });

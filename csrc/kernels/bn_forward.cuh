@@ -3,18 +3,23 @@
 #pragma once
 
 #include "kernels/bn_statistics.cuh"
-#include "neurons/any.h"
 
 SEWSNN_BEGIN
 
-// The settings in the state's type. The host converts them, so that kernels compute no constants.
-template <class S>
+// Neurons is CommonNeuron or OneNeuron (neurons/choice.h).
+template <class Neurons, class S>
 struct BnSetup {
-  Setup<AnyNeuron<S>, S> sn;
+  Setup<Neurons, S> sn;
   S eps;
 
-  static BnSetup from(const BnParams& p) { return {Setup<AnyNeuron<S>, S>::from(p.neuron), S(p.norm.eps)}; }
+  static BnSetup from(const BnParams& p) { return {Setup<Neurons, S>::from(p.neuron), S(p.norm.eps)}; }
 };
+
+// Whether one instance serves calls with and without a shortcut. Common neurons have an instance for each.
+template <class Neurons>
+constexpr bool kOptionalShortcut = true;
+template <class S>
+constexpr bool kOptionalShortcut<CommonNeuron<S>> = false;
 
 template <class S>
 __device__ __forceinline__ S inverse_deviation(const Norm& norm, S eps, int64_t channel) {
@@ -65,7 +70,7 @@ __device__ __forceinline__ void store_bits(const Cursor<uint8_t, 1>& at, const P
 }
 
 // What forward reads of N neurons in the kAhead time-steps from `start` on.
-template <class Storage, int N, bool Shortcut>
+template <class Storage, int N, bool Shortcut, bool Optional>
 struct ForwardInputs {
   Words<Storage, N> z[kAhead], shortcut[Shortcut ? kAhead : 1];
 
@@ -75,28 +80,27 @@ struct ForwardInputs {
     for (int k = 0; k < kAhead; ++k) {
       if (start + k < p.T) {
         z[k].load(z_at);
-        if (Shortcut) shortcut[k].load(shortcut_at);
+        if (Shortcut && (!Optional || p.shortcut.data)) shortcut[k].load(shortcut_at);
       }
       z_at.move(1), shortcut_at.move(1);
     }
   }
 };
 
-// Runs N neurons over kAhead time-steps, as far as they exist. v is the potential before, then after them.
-template <class Storage, int N, bool Shortcut>
-__device__ __forceinline__ void forward_steps(const BnForwardParams& p, const BnSetup<State<Storage>>& o,
-                                              const AnyNeuron<State<Storage>>& neuron,
-                                              const Pack<State<Storage>, N> (&norm)[3], int64_t start, int64_t i,
-                                              const ForwardInputs<Storage, N, Shortcut>& in,
-                                              Pack<State<Storage>, N>& v) {
+// Runs N neurons over kAhead time-steps, as far as they exist. u are the states before, then after them.
+template <class Storage, int N, bool Shortcut, class Neurons>
+__device__ __forceinline__ void forward_steps(
+    const BnForwardParams& p, const BnSetup<Neurons, State<Storage>>& o, const Neurons& neuron,
+    const LearntPacks<typename Neurons::Shape, State<Storage>, N>& learnt, const Pack<State<Storage>, N> (&norm)[3],
+    int64_t start, int64_t i, const ForwardInputs<Storage, N, Shortcut, kOptionalShortcut<Neurons>>& in,
+    StatePacks<typename Neurons::Shape, State<Storage>, N>& u) {
   using S = State<Storage>;
   constexpr int G = N < 8 ? kAhead : 2;  // time-steps that have their A in registers at the same time
-  const FireReset<S>& fire = o.sn.fire;
   const bool before = p.connect == Connect::AddBefore;
   Cursor<Storage, N> out_at(p.out, p.M, start, i);
   Cursor<uint8_t, 1> bits_at(p.bits, p.M / 8, start, i / 8);
   if (p.checkpoints && start > 0 && start % kChunk == 0)
-    Cursor<S, N>(p.checkpoints, p.M, start / kChunk - 1, i).store(v);
+    store_checkpoints<typename Neurons::Shape, S, N>(p.checkpoints, u, p.T, start, p.M, i);
   const auto input = [&](int k, int j) {
     const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(in.z[k].number(j));
     return Shortcut && before ? y + in.shortcut[Shortcut ? k : 0].number(j) : y;
@@ -106,16 +110,10 @@ __device__ __forceinline__ void forward_steps(const BnForwardParams& p, const Bn
     Pack<S, N> a[G];
     if (p.spiking) {
       neuron.visit([&](const auto& n) {
-        SEWSNN_UNROLL
-        for (int k = 0; k < G; ++k) {
-          if (start + group + k >= p.T) break;
-          SEWSNN_UNROLL
-          for (int j = 0; j < N; ++j) {
-            const S h = n.charge(v.at[j], input(group + k, j));
-            a[k].at[j] = fire.fires(h) ? S(1) : S(0);
-            v.at[j] = fire.reset(h);
-          }
-        }
+        run_forward<G>(
+            n, o.sn.fire, learnt, u, [&](int k) { return start + group + k < p.T; },
+            [&](int k, int j) { return input(group + k, j); },
+            [&](int k, int j, auto spikes) { a[k].at[j] = spike_as<S>(spikes, S(1), S(0)); }, [](int) {});
       });
     } else {
       SEWSNN_UNROLL
@@ -145,27 +143,32 @@ __device__ __forceinline__ void forward_steps(const BnForwardParams& p, const Bn
   }
 }
 
-template <class Storage, int N, bool Shortcut>
+template <class Storage, int N, bool Shortcut, class Neurons>
 __global__ void __launch_bounds__(kThreads, 4)
-    bn_forward_kernel(const BnForwardParams p, const BnSetup<State<Storage>> o, const Walk walk) {
+    bn_forward_kernel(const BnForwardParams p, const BnSetup<Neurons, State<Storage>> o, const Walk walk) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
+  using Shape = typename Neurons::Shape;
   Walker<N> at(walk);
-  ForwardInputs<Storage, N, Shortcut> in;
+  ForwardInputs<Storage, N, Shortcut, kOptionalShortcut<Neurons>> in;
   if (at.inside(walk)) in.load(p, 0, at.i);  // before the parameters, whose loads take as long
   Pack<S, N> norm[3];
   share_by_channel<kLine<Storage>>(walk, norm, [&](int64_t channel, S(&out)[3]) {
     load_affine(p.norm, inverse_deviation(p.norm, o.eps, channel), channel, out[0], out[1], out[2]);
   });
-  const AnyNeuron<S> neuron = o.sn.load_neuron();
-  const Pack<S, N> rest = fill_pack<S, N>(o.sn.fire.v_reset);
-  Pack<S, N> v = rest;
+  const Neurons neuron = o.sn.load_neuron();
+  const auto learnt = share_learnt<Shape, kLine<Storage>, S, N>(walk, o.sn.learnt);
+  const auto rest = at_rest<Shape, S, N>(neuron, o.sn.fire);
+  auto u = rest;
   for (int64_t start = 0; at.inside(walk);) {
-    forward_steps<Storage, N, Shortcut>(p, o, neuron, norm, start, at.i, in, v);
+    forward_steps<Storage, N, Shortcut>(p, o, neuron, learnt, norm, start, at.i, in, u);
     start += kAhead;
     if (start >= p.T) {
-      if (p.v) Cursor<S, N>(p.v, p.M, 0, at.i).store(v);
-      v = rest, start = 0;
+      if (p.v) {
+        SEWSNN_UNROLL
+        for (int n = 0; n < Shape::kStates; ++n) Cursor<S, N>(p.v, p.M, n, at.i).store(u[n]);
+      }
+      u = rest, start = 0;
       at.advance(walk);
     }
     if (at.inside(walk)) in.load(p, start, at.i);

@@ -113,4 +113,22 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 4 : 8)
     update_running<kThreads>(static_cast<const S*>(p.statistics), p.channels.count, running);
 }
 
+// Sums one or two rows of [rows, M] numbers over each channel: [rows, C].
+template <class S>
+__global__ void __launch_bounds__(kThreads) channel_sums_kernel(const S* elements, int64_t rows, int64_t M,
+                                                                const Walk walk, const SecondStage second, void* partials,
+                                                                S* out) {
+  wait_for_earlier_kernels();
+  Pack<S, 1> sums[2] = {fill_pack<S, 1>(S(0)), fill_pack<S, 1>(S(0))};
+  for (Walker<1> at(walk); at.inside(walk); at.advance(walk)) {
+    sums[0].at[0] += load_global(elements + at.i);
+    if (rows > 1) sums[1].at[0] += load_global(elements + M + at.i);
+  }
+  store_partials<kLine<S>>(walk, sums, partials);
+  double sum;
+  if (!finish_group<S>(walk, second, partials, sum)) return;
+  const Entry mine(walk);
+  if (mine.inside && mine.q < rows) store_global(out + mine.q * walk.channels + mine.channel, S(sum));
+}
+
 SEWSNN_END

@@ -106,6 +106,20 @@ __device__ __forceinline__ void share_by_channel(const Walk& w, Pack<S, N> (&min
   for (int q = 0; q < Q; ++q) mine[q] = all[q][threadIdx.x % unsigned(w.width)];
 }
 
+// The learnt numbers of a thread's neurons, if they differ between neurons.
+template <class Shape, int Line, class S, int N>
+__device__ __forceinline__ LearntPacks<Shape, S, N> share_learnt(const Walk& w, const LearntParams& p) {
+  LearntPacks<Shape, S, N> learnt;
+  if constexpr (kOwnLearnt<Shape> > 0) {
+    share_by_channel<Line>(w, learnt.at, [&](int64_t channel, S(&out)[kOwnLearnt<Shape>]) {
+      const S* const data = static_cast<const S*>(p.data) + (p.channels.count == 1 ? 0 : channel);
+      SEWSNN_UNROLL
+      for (int q = 0; q < kOwnLearnt<Shape>; ++q) out[q] = load_global(data + q * p.channels.count);
+    });
+  }
+  return learnt;
+}
+
 // Writes two sums per channel over the rows of the block to partials [slabs, 2, C]. Their order depends only on the
 // thread number.
 template <int Line, class S, int N>

@@ -8,13 +8,19 @@
 
 namespace sewsnn {
 
-// What statistics and reduce need: bytes of `partials`, and the number of `counters`.
+// What statistics and reduce need: bytes of `partials`, and the number of `counters`. With learnt_sums, reduce needs
+// learnt_workspace of as many bytes, and twice as many counters.
 struct BnWorkspace {
   int64_t bytes = 0, counters = 0;
 };
 BnWorkspace cuda_bn_workspace(int64_t T, int64_t M, const Channels&, DType);
-// Number of partial sums that reduce writes to grad_leak_partials; cuda_sum_partials adds them.
-int64_t cuda_bn_leak_partials(const BnReduceParams&);
+// Number of partial sums that reduce writes to learnt_partials; cuda_sum_partials adds them.
+int64_t cuda_bn_learnt_partials(const BnReduceParams&);
+
+// Sums up to two rows of [rows, M] numbers in the state's type over each channel: [rows, C]. The workspace is that of
+// cuda_bn_workspace(1, M, channels, state).
+cudaError_t cuda_channel_sums(const void* elements, int64_t rows, int64_t M, const Channels&, DType state,
+                              void* workspace, unsigned* counters, void* out, cudaStream_t);
 
 cudaError_t cuda_bn_statistics(const BnStatisticsParams&, cudaStream_t);
 // running += momentum (new - running), with the unbiased variance. If a statistic is not finite, nothing changes.

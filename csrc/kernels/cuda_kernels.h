@@ -15,10 +15,12 @@ cudaError_t cuda_find_code();
 // compiled for such a device.
 bool cuda_can_begin_early();
 cudaError_t cuda_forward(const ForwardParams&, cudaStream_t);
-// Number of partial sums that backward writes to grad_leak_partials: the number of its blocks.
+// Number of partial sums that backward writes to learnt_partials for each learnt parameter: the number of its blocks.
 int64_t cuda_backward_blocks(const BackwardParams&);
 cudaError_t cuda_backward(const BackwardParams&, cudaStream_t);
 // Sums the partials in a fixed order and writes the sum in the state's type of dtype.
 cudaError_t cuda_sum_partials(const double* partials, int64_t count, DType dtype, void* out, cudaStream_t);
+// Sums each row of [rows, n] numbers in the state's type, in a fixed order: [rows].
+cudaError_t cuda_sum_rows(const void* numbers, int64_t rows, int64_t n, DType state, void* out, cudaStream_t);
 
 }  // namespace sewsnn

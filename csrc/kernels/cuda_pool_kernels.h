@@ -10,9 +10,9 @@ namespace sewsnn {
 
 // Bytes of `partials` that reduce needs.
 int64_t cuda_pool_workspace(const PoolReduceParams&);
-// Number of partial sums that reduce writes to grad_leak_partials; cuda_sum_partials (kernels/cuda_kernels.h) adds
+// Number of partial sums that reduce writes to learnt_partials; cuda_sum_partials (kernels/cuda_kernels.h) adds
 // them.
-int64_t cuda_pool_leak_partials(const PoolReduceParams&);
+int64_t cuda_pool_learnt_partials(const PoolReduceParams&);
 
 cudaError_t cuda_pool_forward(const PoolForwardParams&, cudaStream_t);
 cudaError_t cuda_pool_reduce(const PoolReduceParams&, cudaStream_t);

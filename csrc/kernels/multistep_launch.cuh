@@ -11,12 +11,15 @@
 
 namespace sewsnn {
 
-// Neurons per thread: 16 bytes of storage, and at most 64 h in registers. For doubles at most 16 h, because each takes
-// two registers and their arithmetic needs more registers.
-template <class Storage, int K>
+// Neurons per thread: 16 bytes of storage, and at most 64 states in registers. For doubles at most 16, because each
+// takes two registers and their arithmetic needs more registers. The less frequent neurons need more registers, too.
+template <class Neuron, class Storage, int K>
 constexpr int neurons_per_thread() {
-  const int by_access = 16 / int(sizeof(Storage)), by_registers = (sizeof(Storage) == 8 ? 16 : 64) / K;
-  return by_access < by_registers ? by_access : by_registers;
+  const bool common = kIsCommon<Neuron, State<Storage>>;
+  const int by_access = 16 / int(sizeof(Storage));
+  const int by_registers = (sizeof(Storage) == 8 ? 16 : common ? 64 : 32) / K / Neuron::kStates;
+  const int n = by_access < by_registers ? by_access : by_registers;
+  return n > 1 ? n : 1;
 }
 
 inline bool aligned(const void* p, int64_t row_stride_bytes, int64_t bytes) {
@@ -54,49 +57,69 @@ cudaError_t launch(void (*kernel)(P...), int64_t blocks, cudaStream_t stream, co
 template <class Storage>
 cudaError_t launch_forward(const ForwardParams& p, cudaStream_t stream) {
   using S = State<Storage>;
-  constexpr int N = neurons_per_thread<Storage, kAhead>();
-  const bool wide = p.M % N == 0 && aligned<Storage, N>(p.x, p.T) && aligned<Storage, N>({p.s, p.M, 1}, p.T) &&
-                    aligned<S, N>({p.v0, p.M, 1}, 1) && aligned<S, N>({p.v, p.M, 1}, p.T) &&
-                    aligned<S, N>({p.checkpoints, p.M, 1}, p.T);
   return with_neuron<S>(p.neuron, [&](auto tag) {
     using Neuron = typename decltype(tag)::type;
-    const auto setup = Setup<Neuron, S>::from(p.neuron);
+    constexpr int N = neurons_per_thread<Neuron, Storage, kAhead>();
+    const bool wide = p.M % N == 0 && aligned<Storage, N>(p.x, p.T) && aligned<Storage, N>({p.s, p.M, 1}, p.T) &&
+                      aligned<S, N>(p.v0, Neuron::kStates) && aligned<S, N>({p.v, p.M, 1}, 2) &&
+                      aligned<S, N>({p.checkpoints, p.M, 1}, 2);
+    const auto setup = Setup<OneNeuron<Neuron>, S>::from(p.neuron);
     return wide ? launch(forward_kernel<Neuron, Storage, N>, blocks_for(p.M, N), stream, p, setup)
                 : launch(forward_kernel<Neuron, Storage, 1>, blocks_for(p.M, 1), stream, p, setup);
   });
 }
 
-template <class Storage, int K>
+template <class Neuron, class Storage, int K>
 bool backward_is_wide(const BackwardParams& p) {
   using S = State<Storage>;
-  constexpr int N = neurons_per_thread<Storage, K>();
-  return p.M % N == 0 && aligned<Storage, N>(p.x, p.T) && aligned<Storage, N>(p.grad_s, p.T) &&
-         aligned<S, N>(p.grad_v, p.v_seq ? p.T : 1) && aligned<S, N>({p.v0, p.M, 1}, 1) &&
-         aligned<S, N>({p.checkpoints, p.M, 1}, p.T) && aligned<Storage, N>({p.grad_x, p.M, 1}, p.T) &&
-         aligned<S, N>({p.grad_v0, p.M, 1}, 1);
+  constexpr int N = neurons_per_thread<Neuron, Storage, K>();
+  bool wide = p.M % N == 0 && aligned<Storage, N>(p.x, p.T) && aligned<Storage, N>(p.grad_s, p.T) &&
+              aligned<S, N>(p.v0, Neuron::kStates) && aligned<S, N>({p.checkpoints, p.M, 1}, 2) &&
+              aligned<Storage, N>({p.grad_x, p.M, 1}, p.T) && aligned<S, N>({p.grad_v0, p.M, 1}, 2) &&
+              aligned<S, N>({p.learnt_elements, p.M, 1}, 2);
+  for (int n = 0; n < Neuron::kStates; ++n) wide = wide && aligned<S, N>(p.grad_v[n], p.v_seq ? p.T : 1);
+  return wide;
 }
 
-// K = 4 serves T <= 4, K = kChunk serves any T. K = 8 serves T <= 8 where accesses are wide.
+// K = 4 serves T <= 4, K = kChunk serves any T. K = 8 serves T <= 8 for common neurons where accesses are wide.
+template <class Storage, int K>
+bool backward_is_common_and_wide(const BackwardParams& p) {
+  return with_neuron<State<Storage>>(p.neuron, [&](auto tag) {
+    using Neuron = typename decltype(tag)::type;
+    return kIsCommon<Neuron, State<Storage>> && backward_is_wide<Neuron, Storage, K>(p);
+  });
+}
+
 template <class Storage, int K>
 int64_t backward_blocks(const BackwardParams& p) {
-  return blocks_for(p.M, backward_is_wide<Storage, K>(p) ? neurons_per_thread<Storage, K>() : 1);
+  return with_neuron<State<Storage>>(p.neuron, [&](auto tag) {
+    using Neuron = typename decltype(tag)::type;
+    return blocks_for(p.M, backward_is_wide<Neuron, Storage, K>(p) ? neurons_per_thread<Neuron, Storage, K>() : 1);
+  });
 }
 
 template <class Storage, int K>
 cudaError_t launch_backward(const BackwardParams& p, cudaStream_t stream) {
   using S = State<Storage>;
-  constexpr int N = neurons_per_thread<Storage, K>();
-  const bool wide = backward_is_wide<Storage, K>(p);
-  const auto go = [&](auto neuron, auto leak) {
-    using Neuron = typename decltype(neuron)::type;
-    constexpr bool Leak = decltype(leak)::value;
-    const auto setup = Setup<Neuron, S>::from(p.neuron);
-    if (wide) return launch(backward_kernel<Neuron, Storage, K, N, Leak>, blocks_for(p.M, N), stream, p, setup);
-    if constexpr (K == 8) return cudaErrorInvalidValue;
-    else return launch(backward_kernel<Neuron, Storage, K, 1, Leak>, blocks_for(p.M, 1), stream, p, setup);
-  };
-  if (p.grad_leak_partials) return go(Tag<LeakyMultiply<S>>(), Bool<true>());
-  return with_neuron<S>(p.neuron, [&](auto neuron) { return go(neuron, Bool<false>()); });
+  return with_neuron<S>(p.neuron, [&](auto tag) {
+    using Neuron = typename decltype(tag)::type;
+    if constexpr (K == 8 && !kIsCommon<Neuron, S>) {
+      return cudaErrorInvalidValue;
+    } else {
+      constexpr int N = neurons_per_thread<Neuron, Storage, K>();
+      const auto setup = Setup<OneNeuron<Neuron>, S>::from(p.neuron);
+      const bool wide = backward_is_wide<Neuron, Storage, K>(p);
+      const auto go = [&](auto learn) {
+        constexpr bool Learn = decltype(learn)::value;
+        if (wide) return launch(backward_kernel<Neuron, Storage, K, N, Learn>, blocks_for(p.M, N), stream, p, setup);
+        if constexpr (K == 8) return cudaErrorInvalidValue;
+        else return launch(backward_kernel<Neuron, Storage, K, 1, Learn>, blocks_for(p.M, 1), stream, p, setup);
+      };
+      if constexpr (Neuron::kLearnt > 0)
+        if (p.learnt_partials || p.learnt_elements) return go(Bool<true>());
+      return go(Bool<false>());
+    }
+  });
 }
 
 }  // namespace sewsnn

@@ -87,52 +87,33 @@ struct PoolGradients {
 // Returns dL/dy of N neurons, summed over time, from the gradients of their spikes. If `leak`, adds their share of
 // dL/dleak to grad_leak. G time-steps have their sigma' in registers at the same time.
 template <int K, int G, class S, int N>
-__device__ __forceinline__ Pack<S, N> neuron_gradients(const AnyNeuron<S>& neuron, const PoolSetup<S>& o, int T,
+__device__ __forceinline__ Pack<S, N> neuron_gradients(const CommonNeuron<S>& neuron, const PoolSetup<S>& o, int T,
                                                        const Pack<S, N>& y, const Pack<S, N> (&gs)[K], bool leak,
                                                        double& grad_leak) {
   const FireReset<S>& fire = o.neuron.fire;
-  Pack<S, N> h[K], total = fill_pack<S, N>(S(0)), gv = fill_pack<S, N>(S(0));
+  const Packs<S, N, 0> none;
+  const auto start = at_rest<typename CommonNeuron<S>::Shape, S, N>(neuron, fire);
+  const auto exists = [&](int t) { return t < T; };
+  const auto input = [&](int, int j) { return y.at[j]; };
+  Packs<S, N, 1> h[K], grads = zeros<S, N, 1>();
+  Pack<S, N> total = fill_pack<S, N>(S(0));
   neuron.visit([&](const auto& of_kind) {
-    Pack<S, N> v = fill_pack<S, N>(fire.v_reset);
-    SEWSNN_UNROLL
-    for (int t = 0; t < K; ++t) {
-      h[t] = fill_pack<S, N>(S(0));
-      if (t >= T) continue;
-      SEWSNN_UNROLL
-      for (int j = 0; j < N; ++j) {
-        h[t].at[j] = of_kind.charge(v.at[j], y.at[j]);
-        v.at[j] = fire.reset(h[t].at[j]);
-      }
-    }
+    replay<K>(of_kind, fire, none, start, h, exists, [](int) { return true; }, input);
   });
-  S leak_sum = S(0);
+  SharedSum<S> sums;
   SEWSNN_UNROLL
   for (int group = K - G; group >= 0; group -= G) {
     if (group >= T) continue;
     Pack<S, N> sigma[G];
-    o.neuron.surrogate.visit([&](const auto& surrogate) {
-      SEWSNN_UNROLL
-      for (int k = 0; k < G; ++k) {
-        SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) sigma[k].at[j] = surrogate(h[group + k].at[j] - fire.v_threshold);
-      }
-    });
+    surrogate_values<typename CommonNeuron<S>::Shape>(o.neuron.surrogate, fire, none, h + group, sigma);
     neuron.visit([&](const auto& of_kind) {
-      SEWSNN_UNROLL
-      for (int k = G - 1; k >= 0; --k) {
-        const int t = group + k;
-        if (t >= T) continue;
-        SEWSNN_UNROLL
-        for (int j = 0; j < N; ++j) {
-          const S gh = fire.grad_h(gs[t].at[j], gv.at[j], h[t].at[j], sigma[k].at[j]);
-          total.at[j] += of_kind.grad_x(gh);
-          gv.at[j] = of_kind.grad_v(gh);
-          if (leak) leak_sum += gh * of_kind.d_leak(t ? fire.reset(h[t ? t - 1 : 0].at[j]) : fire.v_reset, y.at[j]);
-        }
-      }
+      run_backward<G, true>(
+          of_kind, fire, none, group, start, h, sigma, grads, sums, exists, input,
+          [&](int k, int j) { return gs[group + k].at[j]; }, [](int) {},
+          [&](int, int j, S grad_y) { total.at[j] += grad_y; }, [](int) {}, [&] { return leak; });
     });
   }
-  if (leak) grad_leak += double(leak_sum);
+  if (leak) grad_leak += double(sums.sum);
   return total;
 }
 
@@ -154,7 +135,7 @@ __device__ __forceinline__ double pool_backward(const PoolBackwardParams& p, con
   const PoolSetup<S> o = {setup.neuron.template known<Usual>(), setup.eps, setup.count};
   const int T = Usual ? K : g.steps;
   const int thread = int(threadIdx.x);
-  const AnyNeuron<S> neuron = o.neuron.load_neuron();
+  const CommonNeuron<S> neuron = o.neuron.load_neuron();
   const int begin = at.first > 0 ? at.first - 1 : 0;  // includes the row of windows above, which shares a row of z
   const int end = at.last < g.out_height || g.height % 2 ? at.last : at.last + 1;
   double grad_leak = 0;
@@ -245,13 +226,13 @@ __global__ void __launch_bounds__(kThreads, pool_blocks_per_multiprocessor<State
       sums[1][j][threadIdx.x] += grad.at[j] * (u * shared.numbers[kInvstd][at.pack].at[j]);
     }
   };
-  const bool leak = p.grad_leak_partials != nullptr;
+  const bool leak = p.learnt_partials != nullptr;
   const double grad_leak = K == kAhead && N > 1 && g.steps == K && o.neuron.usual() ? pool_backward < Storage, K, N,
                K == kAhead && (N > 1) > (p, g, o, at, shared, leak, use)
       : pool_backward<Storage, K, N, false>(p, g, o, at, shared, leak, use);
   if (leak) {
     const double total = block_sum<kThreads>(grad_leak);
-    if (threadIdx.x == 0) store_global(p.grad_leak_partials + blockIdx.x, total);
+    if (threadIdx.x == 0) store_global(p.learnt_partials + blockIdx.x, total);
   }
   __syncthreads();
   // One thread per channel and sum adds the columns from left to right.

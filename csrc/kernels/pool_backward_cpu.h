@@ -56,14 +56,8 @@ class PoolBackward {
  public:
   using S = State<Storage>;
 
-  PoolBackward(const PoolBackwardParams& p, const PoolBlock& b, const PoolNorm<S>& norm)
-      : p_(p),
-        b_(b),
-        forward_(p, b, norm),
-        leak_(leak_of<S>(p.neuron)),
-        replay_(select_replay<S>(p.neuron)),
-        backward_(select_backward<S>(p.neuron)),
-        surrogate_(select_surrogate<S>(p.neuron)) {}
+  PoolBackward(const PoolBackwardParams& p, const PoolBlock& b, const PoolNorm<S>& norm, bool learn)
+      : p_(p), b_(b), forward_(p, b, norm), neuron_(p.neuron, learn) {}
 
   // Calls tile(z of kTile neurons, their dL/dy summed over time, even or odd, k) for each tile, and row_end(y) after
   // each row of z. grad_leak has kTile lanes, or is null.
@@ -156,24 +150,22 @@ class PoolBackward {
                         const Tile& tile) const {
     alignas(64) S y[kTile], gv[kTile], total[kTile];
     alignas(64) S gs[kChunk * kTile], gy[kChunk * kTile], h[kChunk * kTile], g[kChunk * kTile];
-    const S rest = S(p_.neuron.v_reset), nothing = 0;
+    const S nothing = 0;
     forward_.normalise(z, k, y);
     spike_grads(even, k, shares, n, gs);
     BackwardTile<S> neurons = {};
     neurons.steps = p_.T;
     neurons.x = {y, 0, 1};
-    neurons.v_before = {&rest, 0, 0};
+    neurons.before[0] = neuron_.at_rest(0);
     neurons.grad_s = {gs, kTile, 1};
-    neurons.grad_v_after = {&nothing, 0, 0};
-    neurons.grad_v_before = gv;
+    neurons.grad_after[0] = {&nothing, 0, 0};
+    neurons.grad_before[0] = gv;
     neurons.grad_x = {gy, kTile, false};
-    neurons.h = h;
+    neurons.h[0] = h;
     neurons.g = g;
-    neurons.keep_grad_h = grad_leak != nullptr;
-    replay_(p_.neuron, leak_, neurons);
-    surrogate_(p_.neuron, h, g, p_.T * kTile);
-    backward_(p_.neuron, leak_, neurons);
-    if (grad_leak) leak_gradient<S>(p_.neuron, leak_, neurons, grad_leak);
+    neurons.learnt[0] = static_cast<const S*>(p_.neuron.learnt.data);
+    neurons.grad_learnt = grad_leak;
+    neuron_.backward(neurons);
     memcpy(total, gy + (p_.T - 1) * kTile, sizeof total);
     for (int64_t t = p_.T - 2; t >= 0; --t)
       for (int i = 0; i < kTile; ++i) total[i] += gy[t * kTile + i];
@@ -183,9 +175,7 @@ class PoolBackward {
   const PoolBackwardParams& p_;
   const PoolBlock& b_;
   const PoolForward<Storage> forward_;
-  const S leak_;
-  const BackwardFunction<S> replay_, backward_;
-  const SurrogateFunction<S> surrogate_;
+  const Recurrence<S> neuron_;
 };
 
 // The block's share of the sums, as doubles [images, 2, C].
@@ -195,9 +185,9 @@ void pool_reduce_block(const PoolReduceParams& p, int64_t index, const PoolBlock
   using S = State<Storage>;
   double grad_leak[kTile] = {};
   double sums[2][PoolNorm<S>::size] = {};
-  PoolBackward<Storage>(p, b, norm)
+  PoolBackward<Storage>(p, b, norm, p.learnt_partials != nullptr)
       .run(
-          p.grad_leak_partials ? grad_leak : nullptr,
+          p.learnt_partials ? grad_leak : nullptr,
           [&](const S* z, const S* grad, bool, int64_t k) {
             const int64_t c = k % b.inner;
             for (int i = 0; i < kTile; ++i) {
@@ -215,10 +205,10 @@ void pool_reduce_block(const PoolReduceParams& p, int64_t index, const PoolBlock
       out[which * p.channels + c] = sum;
     }
   }
-  if (p.grad_leak_partials) {
+  if (p.learnt_partials) {
     double sum = 0;
     for (double lane : grad_leak) sum += lane;
-    p.grad_leak_partials[index] = sum;
+    p.learnt_partials[index] = sum;
   }
 }
 
@@ -236,7 +226,7 @@ template <class Storage>
 void pool_apply_block(const PoolApplyParams& p, const PoolBlock& b, const PoolNorm<State<Storage>>& norm) {
   using S = State<Storage>;
   const Array<S> even(b.padded), odd(b.padded);
-  PoolBackward<Storage>(p, b, norm)
+  PoolBackward<Storage>(p, b, norm, false)
       .run(
           nullptr,
           [&](const S* z, const S* grad, bool is_even, int64_t k) {

@@ -23,7 +23,7 @@ class PoolForward {
   using S = State<Storage>;
 
   PoolForward(const PoolParams& p, const PoolBlock& b, const PoolNorm<S>& norm)
-      : p_(p), b_(b), norm_(norm), leak_(leak_of<S>(p.neuron)), forward_(select_forward<S>(p.neuron)) {}
+      : p_(p), b_(b), norm_(norm), neuron_(p.neuron) {}
 
   // Normalises the numbers k to k + kTile of one side (even or odd columns) of a row: z to the input y of the neurons.
   void normalise(const S* z, int64_t k, S* y) const {
@@ -47,9 +47,14 @@ class PoolForward {
  private:
   void fire(const S* z, int64_t k, Train* trains) const {
     alignas(64) S y[kTile], v[kTile], s[kChunk * kTile];
-    const S rest = S(p_.neuron.v_reset);
     normalise(z, k, y);
-    forward_(p_.neuron, leak_, {p_.T, {y, 0, 1}, {&rest, 0, 0}, v, {s, kTile, false}, {}});
+    ForwardTile<S> tile = {};
+    tile.steps = p_.T;
+    tile.x = {y, 0, 1};
+    tile.before[0] = neuron_.at_rest(0), tile.after[0] = v;
+    tile.s = {s, kTile, false};
+    tile.learnt[0] = static_cast<const S*>(p_.neuron.learnt.data);
+    neuron_.forward(tile);
     for (int i = 0; i < kTile; i += kLanes<S>) {
       Mask<S> train = {};
       for (int64_t t = 0; t < p_.T; ++t) train |= (read<Vector<S>>(s + t * kTile + i) > S(0)) & (1 << t);
@@ -60,8 +65,7 @@ class PoolForward {
   const PoolParams& p_;
   const PoolBlock& b_;
   const PoolNorm<S>& norm_;
-  const S leak_;
-  const ForwardFunction<S> forward_;
+  const Recurrence<S> neuron_;
 };
 
 template <class Storage>

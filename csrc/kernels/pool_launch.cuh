@@ -60,7 +60,7 @@ bool pool_is_wide(const PoolParams& p, int pack, const void* a, const void* b) {
 
 template <class S>
 PoolSetup<S> pool_setup(const PoolParams& p, double count) {
-  return {Setup<AnyNeuron<S>, S>::from(p.neuron), S(p.norm.eps), S(count)};
+  return {Setup<CommonNeuron<S>, S>::from(p.neuron), S(p.norm.eps), S(count)};
 }
 
 template <class P, class S>

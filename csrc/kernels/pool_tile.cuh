@@ -8,21 +8,11 @@
 
 #include "core/bn_params.h"
 #include "kernels/multistep.cuh"
-#include "neurons/any.h"
 
 SEWSNN_BEGIN
 
 constexpr int kPoolColumns = 64;  // windows of a tile
 constexpr int kPoolPacks = 32;    // packs of N channels of a tile
-
-template <class S>
-__device__ __forceinline__ bool decays_input(const AnyNeuron<S>& neuron) {
-  return neuron.form == AnyNeuron<S>::Form::Integrate || (neuron.divide.decay_input && neuron.multiply.decay_input);
-}
-template <class S>
-__device__ __forceinline__ void set_decays_input(AnyNeuron<S>& neuron) {
-  neuron.divide.decay_input = neuron.multiply.decay_input = true;
-}
 
 // How [images, C, H, W] is divided into blocks: a block has a tile of columns and packs of channels, and a strip of
 // rows of windows. The host computes it. If a row has more windows than a tile, tiles overlap by `halo` columns on
@@ -81,7 +71,7 @@ using PoolNumbers = Pack<S, N>[kPoolPacks];
 
 template <class S>
 struct PoolSetup {
-  Setup<AnyNeuron<S>, S> neuron;
+  Setup<CommonNeuron<S>, S> neuron;
   S eps, count;
 };
 
@@ -122,22 +112,15 @@ __device__ __forceinline__ Pack<State<Storage>, N> normalised(const Pack<Storage
 
 // The spikes of N neurons with inputs y in T <= K time-steps: bit t N + j is neuron j at time-step t.
 template <int K, class S, int N>
-__device__ __forceinline__ uint32_t spike_trains(const AnyNeuron<S>& neuron, const FireReset<S>& fire, int T,
+__device__ __forceinline__ uint32_t spike_trains(const CommonNeuron<S>& neuron, const FireReset<S>& fire, int T,
                                                  const Pack<S, N>& y) {
   static_assert(K * N <= 32, "spike trains fill a word");
   uint32_t trains = 0;
+  auto u = at_rest<typename CommonNeuron<S>::Shape, S, N>(neuron, fire);
   neuron.visit([&](const auto& of_kind) {
-    Pack<S, N> v = fill_pack<S, N>(fire.v_reset);
-    SEWSNN_UNROLL
-    for (int t = 0; t < K; ++t) {
-      if (t >= T) break;
-      SEWSNN_UNROLL
-      for (int j = 0; j < N; ++j) {
-        const S h = of_kind.charge(v.at[j], y.at[j]);
-        trains |= fire.fires(h) ? 1u << (t * N + j) : 0u;
-        v.at[j] = fire.reset(h);
-      }
-    }
+    run_forward<K>(
+        of_kind, fire, Packs<S, N, 0>(), u, [&](int t) { return t < T; }, [&](int, int j) { return y.at[j]; },
+        [&](int t, int j, bool fires) { trains |= fires ? 1u << (t * N + j) : 0u; }, [](int) {});
   });
   return trains;
 }
@@ -163,7 +146,7 @@ struct PoolTrains {
 // as large.
 template <int K, class Storage, int N, int Count>
 __device__ __forceinline__ PoolTrains fired(const PoolColumns<Storage, N>& z, const PoolThread<N>& at, bool valid,
-                                            const AnyNeuron<State<Storage>>& neuron,
+                                            const CommonNeuron<State<Storage>>& neuron,
                                             const FireReset<State<Storage>>& fire, int T,
                                             const PoolNumbers<State<Storage>, N> (&numbers)[Count]) {
   PoolTrains trains = {0, 0};

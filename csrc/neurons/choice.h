@@ -6,6 +6,10 @@
 
 SEWSNN_BEGIN
 
+// Whether the neuron is one of the most frequent.
+template <class Neuron, class S>
+constexpr bool kIsCommon = place_of<Neuron>(Common<S>()) < Common<S>::size;
+
 // Calls f(Tag<Neuron>) with the struct of the neuron.
 template <class S, class F>
 auto with_neuron(const NeuronParams& p, F&& f) {
@@ -43,6 +47,9 @@ SEWSNN_HD auto visit(const Each<T...>& values, int place, F&& f) {
   else return place == 0 ? f(values.first) : visit(values.rest, place - 1, f);
 }
 // Calls f with every value.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable
+#endif
 template <class E, class F>
 SEWSNN_HD void for_each(E& values, F&& f) {
   f(values.first);
@@ -73,6 +80,14 @@ struct OneNeuron {
   template <class S>
   SEWSNN_HD void set_learnt(S learnt) {
     value.set_learnt(learnt);
+  }
+  template <class S>
+  SEWSNN_HD S at_rest(const FireReset<S>& fire, int state) const {
+    return value.at_rest(fire, state);
+  }
+  template <class S, class V, int N, class W>
+  SEWSNN_HD auto spikes(const FireReset<S>& fire, const Numbers<V, N>& u, const W& w) const {
+    return value.spikes(fire, u, w);
   }
   SEWSNN_HD bool decays_input() const { return value.decays_input(); }
   SEWSNN_HD void set_decays_input() { value.set_decays_input(); }
@@ -111,6 +126,11 @@ struct CommonNeuron {
   SEWSNN_HD void set_learnt(S learnt) {
     for_each(neurons, [&](auto& neuron) { neuron.set_learnt(learnt); });
   }
+  SEWSNN_HD S at_rest(const FireReset<S>& fire, int) const { return fire.v_reset; }
+  template <class V, class W>
+  SEWSNN_HD auto spikes(const FireReset<S>& fire, const Numbers<V, 1>& u, const W&) const {
+    return fire.fires(u[0]);
+  }
   SEWSNN_HD bool decays_input() const {
     bool all = true;
     for_each(neurons, [&](const auto& neuron) { all = all && neuron.decays_input(); });
@@ -135,6 +155,15 @@ struct CommonNeuron {
     return with_neuron<S>(p, [](auto tag) { return place_of<typename decltype(tag)::type>(Common<S>()); });
   }
 };
+
+// Calls f(Tag<CommonNeuron<S>>) if it has the neuron, else f(Tag<OneNeuron<Neuron>>).
+template <class S, class F>
+auto with_family(const NeuronParams& p, F&& f) {
+  return with_neuron<S>(p, [&](auto tag) {
+    using Neuron = typename decltype(tag)::type;
+    return f(Tag<std::conditional_t<kIsCommon<Neuron, S>, CommonNeuron<S>, OneNeuron<Neuron>>>());
+  });
+}
 
 template <class T>
 struct MembersOf;
@@ -168,7 +197,31 @@ struct Surrogate {
 #endif
   template <class F>
   SEWSNN_HD auto visit(F&& f) const {
-    return visit_from<0>(f);
+    static_assert(Surrogates<S>::size <= 16, "add a case");
+    // The compilers make better code of a switch than of a chain of comparisons.
+    switch (kind) {
+#define SEWSNN_CASE(I) \
+  case I:              \
+    if constexpr (I < Surrogates<S>::size) return f(member<I>(surrogates)); \
+    else [[fallthrough]];
+      SEWSNN_CASE(1)
+      SEWSNN_CASE(2)
+      SEWSNN_CASE(3)
+      SEWSNN_CASE(4)
+      SEWSNN_CASE(5)
+      SEWSNN_CASE(6)
+      SEWSNN_CASE(7)
+      SEWSNN_CASE(8)
+      SEWSNN_CASE(9)
+      SEWSNN_CASE(10)
+      SEWSNN_CASE(11)
+      SEWSNN_CASE(12)
+      SEWSNN_CASE(13)
+      SEWSNN_CASE(14)
+      SEWSNN_CASE(15)
+#undef SEWSNN_CASE
+      default: return f(member<0>(surrogates));
+    }
   }
 
   static constexpr int kATan = place_of<ATan<S>>(Surrogates<S>()), kUnitATan = place_of<UnitATan<S>>(Surrogates<S>());
@@ -182,14 +235,6 @@ struct Surrogate {
     } else {
       if constexpr (sizeof...(T) > 1) set(members.rest, place - 1, parameter);
     }
-  }
-#if defined(__CUDACC__)
-#pragma nv_exec_check_disable
-#endif
-  template <int I, class F>
-  SEWSNN_HD auto visit_from(F&& f) const {
-    if constexpr (I + 1 == Surrogates<S>::size) return f(member<I>(surrogates));
-    else return kind == I ? f(member<I>(surrogates)) : visit_from<I + 1>(f);
   }
 };
 

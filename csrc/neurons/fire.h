@@ -64,6 +64,7 @@ struct OneThreshold {
   static constexpr bool kDecayInput = false;  // there is an option decay_input
   static constexpr int kLearnt = 0;          // learnt parameters
   static constexpr bool kPerChannel = false;  // these may differ from channel to channel
+  static constexpr bool kNonlinear = false;   // the derivatives of the charge depend on the states or on x
 
   // These do nothing for a neuron without such an option.
   static SEWSNN_HD bool decays_input() { return true; }

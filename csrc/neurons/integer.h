@@ -59,6 +59,16 @@ struct ILIF : Kind<IntegerLeaky> {
   static constexpr const char* kName = "ILIF";
   static constexpr int kExtra = 4;
   static constexpr bool kUsesTau = true;
+  static const char* problem(const NeuronParams& p) {
+    constexpr int most = 1 << 22;  // float has halves up to here
+    const double D = p.extra[0], lower = p.extra[1], upper = p.extra[2], unit = p.extra[3];
+    if (!(D >= 1 && D <= most && D == int(D))) return "D must be an integer from 1 to 2**22";
+    if (lower > upper) return "the gradient's lower bound must not exceed its upper bound";
+    if (unit != 1 && unit != D) return "the output must be divided by 1 or D";
+    if (p.v_threshold <= 0) return "v_threshold must be positive";
+    if (p.hard_reset) return "v_reset must be None";
+    return nullptr;
+  }
 };
 
 SEWSNN_END

@@ -15,6 +15,8 @@ struct Kind {
   static constexpr int kLearnt = 0;  // rows of NeuronParams::learnt
   static constexpr int kExtra = 0;   // numbers of NeuronParams::extra
   static constexpr bool kUsesTau = false;
+  // What is wrong with the numbers of the kind; null: nothing. All are finite, and tau is at least 1 if it is used.
+  static const char* problem(const NeuronParams&) { return nullptr; }
 };
 
 SEWSNN_END

@@ -18,17 +18,20 @@ struct KindInfo {
   bool surrogate;    // backward uses the surrogate
   bool uses_tau;     // tau must be at least 1
   bool common;       // in Common: the stem has it
+
+  const char* (*problem)(const NeuronParams&);  // see Kind
 };
 
-template <class K, class... Other>
-KindInfo info_of_structs(List<K, Other...>, const char* name, int learnt, int extra, bool uses_tau) {
+template <class Kind, class K, class... Other>
+KindInfo info_of(List<K, Other...>) {
   const bool common = place_of<K>(Common<float>()) < Common<float>::size;
-  return {name, K::kStates, learnt, extra, K::kPerChannel, K::kBinary, K::kSurrogate, uses_tau, common};
+  return {Kind::kName, K::kStates,    Kind::kLearnt,  Kind::kExtra, K::kPerChannel,
+          K::kBinary,  K::kSurrogate, Kind::kUsesTau, common,       Kind::problem};
 }
 
 template <class... K>
 std::vector<KindInfo> infos_of(List<K...>) {
-  return {info_of_structs(typename K::template Structs<float>(), K::kName, K::kLearnt, K::kExtra, K::kUsesTau)...};
+  return {info_of<K>(typename K::template Structs<float>())...};
 }
 inline const std::vector<KindInfo>& kinds() {
   static const std::vector<KindInfo> all = infos_of(Kinds());

@@ -63,6 +63,9 @@ struct LearntLIF : Kind<LearntLeaky> {
   static constexpr const char* kName = "LearntLIF";
   static constexpr int kLearnt = 2, kExtra = 1;
   static constexpr bool kUsesTau = true;
+  static const char* problem(const NeuronParams& p) {
+    return p.extra[0] == 0 || p.extra[0] == 1 ? nullptr : "whether the leak is learnt must be 0 or 1";
+  }
 };
 
 SEWSNN_END

@@ -11,6 +11,7 @@ SEWSNN_BEGIN
 template <class S>
 struct Quadratic : OneThreshold {
   static constexpr int kStates = 1;
+  static constexpr bool kNonlinear = true;
   S tau, v_c, a0, v_rest;
   // extra: v_c, a0, v_rest
   static SEWSNN_HD Quadratic from(const NeuronParams& p) {

@@ -1,61 +1,36 @@
-// Converts tensors to the params structs of batch norm + neuron + connection and back, for CPU and CUDA.
+// Batch norm + neuron + connection for CPU and CUDA: from tensors to params and back. bn_neuron_train is bn_statistics,
+// bn_neuron_forward and bn_update in one call; bn_neuron_backward is bn_neuron_reduce and bn_neuron_apply. The separate
+// ops serve statistics that come from elsewhere: other processes, evaluation, or the graph of a compiler.
 #pragma once
 
-#include <optional>
-#include <tuple>
-
-#include "core/bn_params.h"
+#include "ops/device.h"
 #include "ops/operands.h"
 
 namespace sewsnn {
+
+// z and its gradient are [T, N, C, ...], or [N, C, ...] if z is still. out, the shortcut and their gradients are
+// [T, N, C, ...]. Statistics are [2, C], weight and bias are [C], in the state's dtype.
+struct BnTensors {
+  Tensor z;
+  MaybeTensor shortcut, statistics, weight, bias, leak;
+
+  static BnTensors read(Arguments& from) {
+    return {from.tensor(),       from.maybe_tensor(), from.maybe_tensor(),
+            from.maybe_tensor(), from.maybe_tensor(), from.maybe_tensor()};
+  }
+};
 
 struct BnOptions {
   double eps;
   int64_t connect;
   int64_t T;  // 0: z has a time axis; else z is shown T times
-  NeuronOptions neuron;
-};
+  NeuronNumbers neuron;
 
-// Reads the list of numbers that bn_neuron_train and bn_neuron_backward take. Numbers that are arguments of their own
-// cost the host ten times as much (docs/kernels.md). sewsnn/ops/options.py writes the list.
-class NumberReader {
- public:
-  explicit NumberReader(const std::vector<double>& numbers) : numbers_(numbers) {}
-  double number();
-  int64_t whole();
-  bool flag();
-  BnOptions options();  // eps, connect, T and those of the neuron, in the order of the other ops' arguments
-  void end() const;     // an error if there are more numbers
-
- private:
-  const std::vector<double>& numbers_;
-  size_t at_ = 0;
-};
-
-struct BnTrainNumbers {
-  BnOptions options;
-  double momentum;
-  int64_t v_mode;
-  bool needs_grad, pack;
-  explicit BnTrainNumbers(const std::vector<double>& numbers);
-};
-
-struct BnBackwardNumbers {
-  BnOptions options;
-  bool training, need_shortcut, need_leak;
-  explicit BnBackwardNumbers(const std::vector<double>& numbers);
-};
-
-// z and its gradient are [T, N, C, ...], or [N, C, ...] if z is still. out, the shortcut and their gradients are
-// [T, N, C, ...]. Statistics are [2, C], weight and bias are [C], in the state's dtype.
-struct BnStatisticsCall {
-  Layout layout;
-  BnStatisticsParams params;
-  Operand z;
-  Tensor statistics, partials;  // partials: workspace on a GPU
-
-  BnStatisticsCall(const Tensor& z, int64_t T);
-  int64_t count() const { return params.T * (params.M / params.channels.count); }  // elements of a channel
+  // From Arguments or a NumberList.
+  template <class From>
+  static BnOptions read(From& from) {
+    return {from.number(), from.whole(), from.whole(), from.neuron()};
+  }
 };
 
 // The running statistics and how they change: running += momentum (new - running), with the unbiased variance. Nothing
@@ -65,17 +40,32 @@ struct BnRunning {
   double momentum;
 };
 
-// Common part of the other calls. P is the type of their params.
+struct BnStatisticsCall {
+  Layout layout;
+  BnStatisticsParams params;
+  Operand z;
+  Tensor statistics;
+  MaybeTensor partials;  // workspace on a GPU
+  bool check;            // an error if a statistic is not finite; not on a GPU, for which the host would have to wait
+
+  BnStatisticsCall(const Tensor& z, int64_t T, bool check);
+  int64_t count() const { return params.T * (params.M / params.channels.count); }  // elements of a channel
+  // Checks the number of values and the running statistics, and makes run() update them.
+  void set_running(const BnRunning&);
+};
+
+// Common part of the other calls. P is the type of their params. The tensors must outlive the call.
 template <class P>
 struct BnCall {
   Layout layout;
   P params;
-  Operand z, shortcut, leak;
-  MaybeTensor statistics, weight, bias;
+  Operand z, shortcut;
 
-  BnCall(const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics, const MaybeTensor& weight,
-         const MaybeTensor& bias, const MaybeTensor& leak, const BnOptions& options);
-  BnCall() = default;
+  BnCall(const BnTensors&, const BnOptions&);
+  BnCall(const Layout& other_layout, const BnBackwardParams& other) : layout(other_layout) {
+    static_cast<BnBackwardParams&>(params) = other;
+  }
+  const KindInfo& kind() const { return kind_of(params.neuron); }
   bool empty() const { return layout.M == 0; }
 };
 
@@ -83,53 +73,43 @@ struct BnForwardCall : BnCall<BnForwardParams> {
   Tensor out;
   MaybeTensor v, checkpoints, bits;  // missing if not requested
 
-  BnForwardCall(const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics, const MaybeTensor& weight,
-                const MaybeTensor& bias, const MaybeTensor& leak, const BnOptions& options, int64_t v_mode,
-                bool needs_grad, bool pack);
-  // Ops return an empty tensor for a result that was not requested.
-  std::tuple<Tensor, Tensor, Tensor, Tensor> result() const;
+  BnForwardCall(const BnTensors&, const BnOptions&, int64_t v_mode, bool needs_grad, bool pack);
 };
 
 struct BnReduceCall : BnCall<BnReduceParams> {
   Operand grad_out, grad_skip;
-  Tensor sums, partials, leak_partials;
-  MaybeTensor checkpoints, grad_sum, grad_leak;  // missing if not requested
+  Tensor sums;
+  MaybeTensor grad_sum, grad_leak;  // missing if not requested
+  MaybeTensor channel_sums;         // the gradients of grad_leak for each channel, if it is their sum
+  MaybeTensor partials, learnt_partials, learnt_workspace;  // on a GPU; learnt_partials also on the CPU
 
-  BnReduceCall(const Tensor& grad_out, const MaybeTensor& grad_skip, const Tensor& z, const MaybeTensor& shortcut,
-               const MaybeTensor& statistics, const MaybeTensor& weight, const MaybeTensor& bias,
-               const MaybeTensor& leak, const MaybeTensor& checkpoints, const BnOptions& options, bool need_leak);
-  bool wants_leak() const { return grad_leak.has_value(); }
-  void set_leak_partials(int64_t count);
-  std::tuple<Tensor, Tensor, Tensor> result() const;
+  BnReduceCall(const Tensor& grad_out, const MaybeTensor& grad_skip, const BnTensors&, const MaybeTensor& checkpoints,
+               const BnOptions&, bool need_leak);
+  // Whether the gradient of learnt parameters is requested that are the same for all neurons.
+  bool wants_shared() const { return grad_leak && !kind().per_channel; }
+  void set_learnt_partials(int64_t count);
 };
 
 struct BnApplyCall : BnCall<BnApplyParams> {
   Operand grad_out;
   Tensor grad_z;
-  MaybeTensor checkpoints, sums, grad_shortcut;
+  MaybeTensor grad_shortcut;
 
-  BnApplyCall(const Tensor& grad_out, const Tensor& z, const MaybeTensor& shortcut, const MaybeTensor& statistics,
-              const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& leak,
-              const MaybeTensor& checkpoints, const MaybeTensor& sums, double count, const BnOptions& options,
-              bool need_shortcut);
+  BnApplyCall(const Tensor& grad_out, const BnTensors&, const MaybeTensor& checkpoints, const MaybeTensor& sums,
+              double count, const BnOptions&, bool need_shortcut);
   // The second pass after `first`. `training`: the statistics are those of z alone.
   BnApplyCall(const BnReduceCall& first, const Tensor& z, bool training, bool need_shortcut);
-  std::tuple<Tensor, Tensor> result() const;
 
  private:
-  void allocate(const Tensor& z, bool need_shortcut);
+  void set_results(bool need_shortcut);
 };
 
-// The results of bn_neuron_train and bn_neuron_backward. The gradients of weight and bias are rows of one tensor.
-using BnResults = std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor>;
-using BnGradients = std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor>;
-BnResults results_of(const BnStatisticsCall&, const BnForwardCall&);
-BnGradients results_of(const BnReduceCall&, const BnApplyCall&);
-
-// Checks the number of values and the running statistics, and makes bn_statistics update them.
-void set_running(BnStatisticsCall&, const BnRunning&);
+struct BnUpdateCall {
+  const Tensor& statistics;
+  double momentum, count;
+  const Tensor &mean, &var;  // running
+};
 // Checks the running statistics ([C] in the state's dtype) and the numbers that update them.
-void check_running(const Tensor& statistics, double momentum, double count, const Tensor& running_mean,
-                   const Tensor& running_var);
+void check_running(const BnUpdateCall&);
 
 }  // namespace sewsnn

@@ -1,23 +1,17 @@
 // Batch norm + neuron + connection on the CPU: distributes blocks and slabs over torch's thread pool, and does the work
 // that is needed once per channel.
 #include <cmath>
+#include <numeric>
 
 #include "core/dtype.h"
 #include "kernels/cpu_kernels.h"
-#include "ops/bn.h"
-#include "ops/call.h"
+#include "ops/bn_ops.h"
+#include "ops/parallel.h"
 
 namespace sewsnn {
 namespace {
 
 const CpuBnKernels& kernels() { return *cpu_kernels().bn; }
-
-// Calls f with a zero of the state's type.
-template <class F>
-void with_state(DType dtype, const F& f) {
-  if (dtype == DType::Float64) f(double());
-  else f(float());
-}
 
 // Calls f(first, last) for ranges of blocks of neurons.
 template <class F>
@@ -75,45 +69,6 @@ void update_running(const S* now, int64_t C, double momentum, double count, S* m
   }
 }
 
-void run_statistics(BnStatisticsCall& call, bool check) {
-  const int64_t C = call.params.channels.count, slabs = slab_count(call.layout, C);
-  std::vector<double> partials(size_t(slabs * 2 * C));
-  call.params.partials = partials.data();
-  with_state(call.params.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    const std::vector<S> k = first_numbers<S>(call);
-    parallel_slabs(call.layout, slabs, [&](int64_t first, int64_t last) {
-      kernels().statistics(call.params, k.data(), slabs, first, last);
-    });
-    const std::vector<double> sums = add_slabs(partials, slabs, C);
-    S* const mean = static_cast<S*>(call.params.statistics);
-    const double n = double(call.count());
-    for (int64_t c = 0; c < C; ++c) {
-      const double d = sums[size_t(c)] / n, variance = sums[size_t(C + c)] / n - d * d;
-      mean[c] = S(double(k[size_t(c)]) + d);
-      mean[C + c] = S(variance < 0 ? 0 : variance);  // NaN stays
-      STD_TORCH_CHECK(!check || (std::isfinite(mean[c]) && std::isfinite(mean[C + c])),
-                      "z_seq has values that are not finite, or overflow, in channel ", c,
-                      ": its batch statistics are not finite");
-    }
-  });
-}
-
-Tensor bn_statistics(Tensor z, int64_t T, bool check) {
-  BnStatisticsCall call(z, T);
-  run_statistics(call, check);
-  return call.statistics;
-}
-
-void bn_update(Tensor statistics, double momentum, double count, Tensor running_mean, Tensor running_var) {
-  check_running(statistics, momentum, count, running_mean, running_var);
-  with_state(statistics.scalar_type() == ScalarType::Double ? DType::Float64 : DType::Float32, [&](auto zero) {
-    using S = decltype(zero);
-    update_running(static_cast<const S*>(statistics.const_data_ptr()), statistics.size(1), momentum, count,
-                   static_cast<S*>(running_mean.mutable_data_ptr()), static_cast<S*>(running_var.mutable_data_ptr()));
-  });
-}
-
 // The rows of NormRow. Without sums the last two are 0.
 template <class S>
 std::vector<S> channel_table(const BnParams& p, const void* sums_or_null, double count) {
@@ -133,135 +88,105 @@ std::vector<S> channel_table(const BnParams& p, const void* sums_or_null, double
   return table;
 }
 
-void run_forward(const BnForwardCall& call) {
+// Calls the kernel f for all blocks.
+template <class Call, class F>
+void run_blocks(const Call& call, const void* sums, double count, const F& f) {
   with_state(call.params.dtype, [&](auto zero) {
-    const auto table = channel_table<decltype(zero)>(call.params, nullptr, 1);
-    parallel_blocks(call.layout,
-                    [&](int64_t first, int64_t last) { kernels().forward(call.params, table.data(), first, last); });
+    const auto table = channel_table<decltype(zero)>(call.params, sums, count);
+    parallel_blocks(call.layout, [&](int64_t first, int64_t last) { f(call.params, table.data(), first, last); });
   });
 }
 
-// `training` (the statistics are those of the batch) changes only the gradient.
-std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
-                                                             MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
-                                                             double eps, int64_t connect, int64_t T, int64_t kind,
-                                                             double tau, bool decay_input, double v_threshold,
-                                                             std::optional<double> v_reset, int64_t surrogate,
-                                                             double alpha, bool detach_reset, int64_t v_mode,
-                                                             bool needs_grad, bool pack, bool /*training*/) {
-  const BnForwardCall call(
-      z, shortcut, statistics, weight, bias, leak,
-      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, v_mode,
-      needs_grad, pack);
-  if (!call.empty()) run_forward(call);
-  return call.result();
-}
-
-BnResults bn_neuron_train(Tensor z, MaybeTensor shortcut, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
-                          MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor tracked,
-                          std::vector<double> numbers) {
-  const BnTrainNumbers n(numbers);
-  BnStatisticsCall statistics(z, n.options.T);
-  set_running(statistics, {running_mean, running_var, tracked, n.momentum});
-  // All checks come before the first kernel, so that an error leaves the running statistics as they were.
-  const BnForwardCall call(z, shortcut, statistics.statistics, weight, bias, leak, n.options, n.v_mode, n.needs_grad,
-                           n.pack);
-  run_statistics(statistics, true);
-  if (!call.empty()) run_forward(call);
-  if (running_mean) {
-    BnStatisticsParams& p = statistics.params;
-    if (p.tracked) ++*p.tracked;
-    with_state(p.dtype, [&](auto zero) {
-      using S = decltype(zero);
-      update_running(static_cast<const S*>(p.statistics), p.channels.count, n.momentum, double(statistics.count()),
-                     static_cast<S*>(p.running_mean), static_cast<S*>(p.running_var));
-    });
+// Writes the gradients of the learnt parameters of each channel, and their sums if all neurons share them.
+template <class S>
+void add_learnt(const BnReduceCall& call, const std::vector<double>& workspace, int64_t slabs) {
+  const int64_t C = call.params.channels.count;
+  const std::vector<double> added = add_slabs(workspace, slabs, C);
+  S* const grad = static_cast<S*>(call.grad_leak->mutable_data_ptr());
+  for (int64_t row = 0; row < call.kind().learnt; ++row) {
+    const double* const from = added.data() + row * C;
+    if (call.channel_sums) grad[row] = S(std::accumulate(from, from + C, 0.0));
+    else std::transform(from, from + C, grad + row * C, [](double sum) { return S(sum); });
   }
-  return results_of(statistics, call);
-}
-
-void run_reduce(BnReduceCall& call) {
-  const int64_t C = call.params.channels.count, slabs = slab_count(call.layout, C);
-  std::vector<double> partials(size_t(slabs * 2 * C));
-  call.params.partials = partials.data();
-  if (call.wants_leak()) call.set_leak_partials(slabs);
-  with_state(call.params.dtype, [&](auto zero) {
-    using S = decltype(zero);
-    const auto table = channel_table<S>(call.params, nullptr, 1);
-    parallel_slabs(call.layout, slabs, [&](int64_t first, int64_t last) {
-      kernels().reduce(call.params, table.data(), slabs, first, last);
-    });
-    const std::vector<double> added = add_slabs(partials, slabs, C);
-    const auto* const var = static_cast<const S*>(call.params.norm.var);
-    S* const sums = static_cast<S*>(call.params.sums);
-    for (int64_t c = 0; c < C; ++c) {
-      sums[c] = S(added[size_t(c)]);
-      const S inverse_std = var ? S(1) / std::sqrt(var[c] + S(call.params.norm.eps)) : S(1);
-      sums[C + c] = S(added[size_t(C + c)] * double(inverse_std));
-    }
-    if (!call.wants_leak()) return;
-    double sum = 0;
-    for (int64_t i = 0; i < slabs; ++i) sum += call.params.grad_leak_partials[i];
-    *static_cast<S*>(call.grad_leak->mutable_data_ptr()) = S(sum);
-  });
-}
-
-std::tuple<Tensor, Tensor, Tensor> bn_neuron_reduce(Tensor grad_out, MaybeTensor grad_skip, Tensor z,
-                                                    MaybeTensor shortcut, MaybeTensor statistics, MaybeTensor weight,
-                                                    MaybeTensor bias, MaybeTensor leak, MaybeTensor checkpoints,
-                                                    double eps, int64_t connect, int64_t T, int64_t kind, double tau,
-                                                    bool decay_input, double v_threshold, std::optional<double> v_reset,
-                                                    int64_t surrogate, double alpha, bool detach_reset,
-                                                    bool need_leak) {
-  BnReduceCall call(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints,
-                    {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}},
-                    need_leak);
-  if (!call.empty()) run_reduce(call);
-  return call.result();
-}
-
-void run_apply(const BnApplyCall& call) {
-  with_state(call.params.dtype, [&](auto zero) {
-    const auto table = channel_table<decltype(zero)>(call.params, call.params.sums, call.params.count);
-    parallel_blocks(call.layout,
-                    [&](int64_t first, int64_t last) { kernels().apply(call.params, table.data(), first, last); });
-  });
-}
-
-std::tuple<Tensor, Tensor> bn_neuron_apply(Tensor grad_out, Tensor z, MaybeTensor shortcut, MaybeTensor statistics,
-                                           MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
-                                           MaybeTensor checkpoints, MaybeTensor sums, double count, double eps,
-                                           int64_t connect, int64_t T, int64_t kind, double tau, bool decay_input,
-                                           double v_threshold, std::optional<double> v_reset, int64_t surrogate,
-                                           double alpha, bool detach_reset, bool need_shortcut) {
-  const BnApplyCall call(
-      grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count,
-      {eps, connect, T, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}}, need_shortcut);
-  if (!call.empty()) run_apply(call);
-  return call.result();
-}
-
-BnGradients bn_neuron_backward(Tensor grad_out, MaybeTensor grad_skip, Tensor z, MaybeTensor shortcut,
-                               MaybeTensor statistics, MaybeTensor weight, MaybeTensor bias, MaybeTensor leak,
-                               MaybeTensor checkpoints, std::vector<double> numbers) {
-  const BnBackwardNumbers n(numbers);
-  BnReduceCall first(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, n.options,
-                     n.need_leak);
-  if (!first.empty()) run_reduce(first);
-  const BnApplyCall second(first, z, n.training, n.need_shortcut);
-  if (!second.empty()) run_apply(second);
-  return results_of(first, second);
 }
 
 }  // namespace
+
+template <>
+void run(const Cpu&, BnStatisticsCall& call) {
+  BnStatisticsParams& p = call.params;
+  const int64_t C = p.channels.count, slabs = slab_count(call.layout, C);
+  std::vector<double> partials(size_t(slabs * 2 * C));
+  p.partials = partials.data();
+  with_state(p.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const std::vector<S> k = first_numbers<S>(call);
+    parallel_slabs(call.layout, slabs,
+                   [&](int64_t first, int64_t last) { kernels().statistics(p, k.data(), slabs, first, last); });
+    const std::vector<double> sums = add_slabs(partials, slabs, C);
+    S* const mean = static_cast<S*>(p.statistics);
+    const double n = double(call.count());
+    for (int64_t c = 0; c < C; ++c) {
+      const double d = sums[size_t(c)] / n, variance = sums[size_t(C + c)] / n - d * d;
+      mean[c] = S(double(k[size_t(c)]) + d);
+      mean[C + c] = S(variance < 0 ? 0 : variance);  // NaN stays
+      STD_TORCH_CHECK(!call.check || (std::isfinite(mean[c]) && std::isfinite(mean[C + c])),
+                      "z_seq has values that are not finite, or overflow, in channel ", c,
+                      ": its batch statistics are not finite");
+    }
+    if (!p.running_mean) return;
+    if (p.tracked) ++*p.tracked;
+    update_running(mean, C, p.momentum, n, static_cast<S*>(p.running_mean), static_cast<S*>(p.running_var));
+  });
+}
+
+template <>
+void run(const Cpu&, BnUpdateCall& call) {
+  with_state(dtype_of(call.statistics), [&](auto zero) {
+    using S = decltype(zero);
+    update_running(static_cast<const S*>(call.statistics.const_data_ptr()), call.statistics.size(1), call.momentum,
+                   call.count, static_cast<S*>(call.mean.mutable_data_ptr()),
+                   static_cast<S*>(call.var.mutable_data_ptr()));
+  });
+}
+
+template <>
+void run(const Cpu&, BnForwardCall& call) {
+  run_blocks(call, nullptr, 1, kernels().forward);
+}
+
+template <>
+void run(const Cpu&, BnApplyCall& call) {
+  run_blocks(call, call.params.sums, call.params.count, kernels().apply);
+}
+
+template <>
+void run(const Cpu&, BnReduceCall& call) {
+  BnReduceParams& p = call.params;
+  const int64_t C = p.channels.count, slabs = slab_count(call.layout, C);
+  std::vector<double> partials(size_t(slabs * 2 * C));
+  std::vector<double> learnt(p.learnt_sums ? partials.size() : 0);
+  p.partials = partials.data();
+  p.learnt_workspace = p.learnt_sums ? learnt.data() : nullptr;
+  if (call.wants_shared()) call.set_learnt_partials(slabs);
+  with_state(p.dtype, [&](auto zero) {
+    using S = decltype(zero);
+    const auto table = channel_table<S>(p, nullptr, 1);
+    parallel_slabs(call.layout, slabs,
+                   [&](int64_t first, int64_t last) { kernels().reduce(p, table.data(), slabs, first, last); });
+    const std::vector<double> added = add_slabs(partials, slabs, C);
+    const auto* const var = static_cast<const S*>(p.norm.var);
+    S* const sums = static_cast<S*>(p.sums);
+    for (int64_t c = 0; c < C; ++c) {
+      sums[c] = S(added[size_t(c)]);
+      const S inverse_std = var ? S(1) / std::sqrt(var[c] + S(p.norm.eps)) : S(1);
+      sums[C + c] = S(added[size_t(C + c)] * double(inverse_std));
+    }
+    if (p.learnt_sums) add_learnt<S>(call, learnt, slabs);
+  });
+  if (call.wants_shared()) sum_partials(p.learnt_partials, 1, slabs, p.dtype, data(call.grad_leak));
+}
+
 }  // namespace sewsnn
 
-STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) {
-  m.impl("bn_statistics", SEWSNN_BOX(sewsnn::bn_statistics));
-  m.impl("bn_update", SEWSNN_BOX(sewsnn::bn_update));
-  m.impl("bn_neuron_forward", SEWSNN_BOX(sewsnn::bn_neuron_forward));
-  m.impl("bn_neuron_reduce", SEWSNN_BOX(sewsnn::bn_neuron_reduce));
-  m.impl("bn_neuron_apply", SEWSNN_BOX(sewsnn::bn_neuron_apply));
-  m.impl("bn_neuron_train", SEWSNN_BOX(sewsnn::bn_neuron_train));
-  m.impl("bn_neuron_backward", SEWSNN_BOX(sewsnn::bn_neuron_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { sewsnn::add_bn_ops<sewsnn::Cpu>(m); }

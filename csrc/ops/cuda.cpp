@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kernels/cuda_kernels.h"
+#include "ops/text.h"
 
 // A weak symbol: a torch without CUDA does not have it, and the library must load there as well.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -74,7 +75,10 @@ std::string problem_of(int device) {
   return text.str();
 }
 
-}  // namespace
+int32_t device_of(const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cuda(), "all tensors must be on the device of the first, the CPU; one is on a GPU");
+  return x.get_device_index();
+}
 
 cudaStream_t current_stream(const Tensor& t) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA");
@@ -83,24 +87,22 @@ cudaStream_t current_stream(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-torch::stable::accelerator::DeviceGuard guard_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.is_cuda(), "all tensors must be on the device of the first, the CPU; one is on a GPU");
-  return torch::stable::accelerator::DeviceGuard(x.get_device_index());
+}  // namespace
+
+Cuda::Cuda(const Tensor& x, const char* op) : op_(op), guard_(device_of(x)), stream(current_stream(x)) {}
+
+void Cuda::check(cudaError_t error) const {
+  if (error != cudaSuccess) throw std::runtime_error(launch_error(op_, error));
 }
 
-void check_launch(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(launch_error(what, error));
-}
-
-Operand broadcast(const Operand& numbers, int64_t rows) {
-  if (numbers.rows.row_stride == 0) rows = 1;
-  const int64_t sizes[] = {rows, kBroadcast}, strides[] = {numbers.rows.row_stride, 0};
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(numbers.holder.get(), 2, sizes, strides, 0, &handle));
-  const Tensor view(handle);
+void widen(Operand& gradient, int64_t rows) {
+  if (!gradient.rows.data || gradient.rows.step != 0 || gradient.wide) return;
+  const int64_t stride = gradient.rows.row_stride;
+  if (stride == 0) rows = 1;
+  const Tensor view = view_of(*gradient.holder, {rows, kBroadcast}, {stride, 0});
   Tensor dense = empty_strided({rows, kBroadcast}, {kBroadcast, 1}, view.scalar_type(), view);
   torch::stable::copy_(dense, view);
-  return {dense, {dense.const_data_ptr(), rows > 1 ? kBroadcast : 0, 0}};
+  gradient = {dense, {dense.const_data_ptr(), rows > 1 ? kBroadcast : 0, 0}, true};
 }
 
 }  // namespace sewsnn
@@ -110,23 +112,17 @@ extern "C" {
 // Returns 0 if the kernels can run on this device. Otherwise returns 1 and writes the reason to `text` (of `size`
 // bytes). sewsnn/ops/load.py calls it once for each device that has tensors.
 __attribute__((visibility("default"))) int sewsnn_cuda_problem(int device, char* text, int size) {
-  try {
-    const std::string problem = sewsnn::problem_of(device);
-    if (size > 0) text[problem.copy(text, size_t(size - 1))] = 0;
-    return !problem.empty();
-  } catch (...) {  // no memory is left for the text
-    if (size > 0) text[0] = 0;
-    return 0;
-  }
+  return sewsnn::tell(text, size, 0, [&](std::string& said) {
+    said = sewsnn::problem_of(device);
+    return said.empty() ? 0 : 1;
+  });
 }
 
-// Writes the message of check_launch to `text`.
+// Writes the message of Cuda::check to `text`.
 __attribute__((visibility("default"))) void sewsnn_launch_error(const char* what, int error, char* text, int size) {
-  try {
-    const std::string said = sewsnn::launch_error(what, cudaError_t(error));
-    if (size > 0) text[said.copy(text, size_t(size - 1))] = 0;
-  } catch (...) {
-    if (size > 0) text[0] = 0;
-  }
+  sewsnn::tell(text, size, 0, [&](std::string& said) {
+    said = sewsnn::launch_error(what, cudaError_t(error));
+    return 0;
+  });
 }
 }

@@ -7,15 +7,24 @@
 
 namespace sewsnn {
 
-cudaStream_t current_stream(const Tensor& t);
-// Makes the GPU of x the current one. Raises an error if x is on the CPU, because the dispatcher calls the CUDA op if
-// any tensor is on a GPU.
-torch::stable::accelerator::DeviceGuard guard_of(const Tensor& x);
-// Raises the error of a launch. The error belongs to the op `what` or to a kernel that ran before it.
-void check_launch(cudaError_t error, const char* what);
+// The GPU of an op: that of its first tensor x, which is the current one as long as this object lives. The constructor
+// raises an error if x is on the CPU, because the dispatcher calls the CUDA op if any tensor is on a GPU.
+class Cuda {
+ public:
+  Cuda(const Tensor& x, const char* op);
+  // Raises the error of a launch. The error belongs to the op or to a kernel that ran before it.
+  void check(cudaError_t error) const;
 
-// Copies `numbers`, which are row_stride apart, to [rows, kBroadcast] with one number per row. A row is as wide as the
-// loads of the kernels (core/params.h).
-Operand broadcast(const Operand& numbers, int64_t rows);
+ private:
+  const char* const op_;
+  const torch::stable::accelerator::DeviceGuard guard_;
+
+ public:
+  const cudaStream_t stream;  // torch's current one
+};
+
+// Replaces a gradient that is one number for all neurons in each of its `rows` rows by [rows, kBroadcast]. A row is
+// then as wide as the loads of the kernels (core/params.h).
+void widen(Operand& gradient, int64_t rows);
 
 }  // namespace sewsnn

@@ -55,16 +55,40 @@ struct Layout {
   std::vector<int64_t> step_strides() const { return {strides.begin() + 1, strides.end()}; }
 };
 
+// Element i of a time-step [N, C, ...] belongs to channel (i / inner) % count. The memory order is dense, so the stride
+// of the channels is enough to find the channel of an element. Without channels there is one.
+inline Channels channels_of(const Layout& layout) {
+  const int64_t count = layout.sizes.size() > 2 ? layout.sizes[2] : 1;
+  if (count == 1) return {1, std::max<int64_t>(layout.M, 1)};
+  return {count, layout.strides[2]};
+}
+
+// Another view of the memory of t; `offset` counts from its first element.
+inline Tensor view_of(const Tensor& t, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                      int64_t offset = 0) {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), int64_t(sizes.size()), sizes.data(), strides.data(), offset, &handle));
+  return Tensor(handle);
+}
+
+// t[i] of the first dimension. Like torch's unsafe_split, it does not say that it shares the memory.
+inline Tensor slice_of(const Tensor& t, int64_t i) {
+  return view_of(t, {t.sizes().begin() + 1, t.sizes().end()}, {t.strides().begin() + 1, t.strides().end()},
+                 i * t.stride(0));
+}
+
 // A tensor that the kernels can read, and its description. `holder` keeps the tensor, or its dense copy, alive.
 struct Operand {
-  Tensor holder;
+  MaybeTensor holder;
   Rows rows;
+  bool wide = false;  // a step of 0, and rows of kBroadcast equal numbers
 };
 
-// `t` is [T, ...] if `time`, else one time-step [...]. A stride of 0 over time is read without a copy, and so is a
-// stride of 0 over all neurons if `broadcast`. A tensor in another order than the layout's is copied once.
-inline Operand as_operand(const Tensor& t, const Layout& layout, bool time, bool broadcast) {
-  const size_t skip = time ? 1 : 0;
+// `t` is [rows, ...], or one time-step [...] if rows is 0. A stride of 0 over the rows is read without a copy, and so
+// is a stride of 0 over all neurons if `broadcast`. A tensor in another order than the layout's is copied once.
+inline Operand as_operand(const Tensor& t, const Layout& layout, int64_t rows, bool broadcast) {
+  const size_t skip = rows ? 1 : 0;
   bool same = true, scalar = true;
   for (size_t d = 1; d < layout.sizes.size(); ++d) {
     if (layout.sizes[d] == 1) continue;
@@ -72,14 +96,13 @@ inline Operand as_operand(const Tensor& t, const Layout& layout, bool time, bool
     same = same && stride == layout.strides[d];
     scalar = scalar && stride == 0;
   }
-  if (!same && !(scalar && broadcast)) {
-    Tensor dense = time ? empty_strided(layout.sizes, layout.strides, t.scalar_type(), t)
-                        : empty_strided(layout.step_sizes(), layout.step_strides(), t.scalar_type(), t);
-    address(t);
-    torch::stable::copy_(dense, t);
-    return {dense, {dense.const_data_ptr(), layout.M, 1}};
-  }
-  return {t, {address(t), time ? t.stride(0) : 0, same ? 1 : 0}};
+  if (same || (scalar && broadcast)) return {t, {address(t), rows ? t.stride(0) : 0, same ? 1 : 0}};
+  std::vector<int64_t> sizes = layout.step_sizes(), strides = layout.step_strides();
+  if (rows) sizes.insert(sizes.begin(), rows), strides.insert(strides.begin(), layout.strides[0]);
+  Tensor dense = empty_strided(sizes, strides, t.scalar_type(), t);
+  address(t);
+  torch::stable::copy_(dense, t);
+  return {dense, {dense.const_data_ptr(), layout.M, 1}};
 }
 
 }  // namespace sewsnn

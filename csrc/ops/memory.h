@@ -26,8 +26,6 @@ int64_t count_of(const std::vector<int64_t>& sizes, size_t first = 0);
 Tensor empty_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype,
                      const Tensor& like);
 
-using MaybeTensor = std::optional<Tensor>;
-
 inline Tensor empty(int64_t n, ScalarType dtype, const Tensor& like) { return empty_strided({n}, {1}, dtype, like); }
 
 // The address of a tensor's numbers; an error if it has numbers but no memory.

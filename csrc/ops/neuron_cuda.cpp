@@ -1,66 +1,50 @@
 // The neuron ops on the GPU, on torch's current stream.
+#include "kernels/cuda_bn_kernels.h"
 #include "kernels/cuda_kernels.h"
-#include "ops/call.h"
+#include "ops/counters.h"
 #include "ops/cuda.h"
 #include "ops/neuron.h"
 
 namespace sewsnn {
-namespace {
 
-// Copies gradients that are missing, or that are one number for all neurons, to the form that the kernels read.
-void widen_gradients(BackwardCall& call) {
+template <>
+void run(const Cuda& gpu, ForwardCall& call) {
+  gpu.check(cuda_forward(call.params, gpu.stream));
+}
+
+template <>
+void run(const Cuda& gpu, BackwardCall& call) {
   BackwardParams& p = call.params;
-  if (!p.grad_s.data) {
-    call.grad_s.holder = torch::stable::new_zeros(call.x.holder, {kBroadcast});
-    p.grad_s = {call.grad_s.holder.const_data_ptr(), 0, 0};
-  } else if (p.grad_s.step == 0) {
-    call.grad_s = broadcast(call.grad_s, p.T);
-    p.grad_s = call.grad_s.rows;
+  if (!p.grad_s.data) {  // the kernels need one
+    call.grad_s.holder = torch::stable::new_zeros(*call.x.holder, {kBroadcast});
+    call.grad_s.rows = {call.grad_s.holder->const_data_ptr(), 0, 0};
+  } else {
+    widen(call.grad_s, p.T);
   }
-  if (p.grad_v.data && p.grad_v.step == 0) {
-    call.grad_v = broadcast(call.grad_v, p.v_seq ? p.T : 1);
-    p.grad_v = call.grad_v.rows;
+  p.grad_s = call.grad_s.rows;
+  for (int state = 0; state < call.kind().states; ++state) {
+    widen(call.grad_v[state], p.v_seq ? p.T : 1);
+    p.grad_v[state] = call.grad_v[state].rows;
   }
+  const int64_t blocks = call.wants_shared() ? cuda_backward_blocks(p) : 0;
+  call.set_workspace(blocks);
+  gpu.check(cuda_backward(p, gpu.stream));
+  const int64_t rows = call.kind().learnt;
+  if (call.wants_channels()) {
+    const Channels& channels = p.neuron.learnt.channels;
+    const BnWorkspace need = cuda_bn_workspace(1, p.M, channels, state_of(p.dtype));
+    const Tensor partials = empty((need.bytes + 7) / 8, ScalarType::Double, call.grad_x);
+    const Counters counters(call.grad_x, need.counters, gpu.stream);
+    gpu.check(cuda_channel_sums(p.learnt_elements, rows, p.M, channels, state_of(p.dtype), data(partials),
+                                counters.data, data(call.grad_leak), gpu.stream));
+  }
+  if (!call.wants_shared()) return;
+  const int64_t bytes = p.dtype == DType::Float64 ? 8 : 4;
+  for (int64_t row = 0; row < rows; ++row)
+    gpu.check(cuda_sum_partials(p.learnt_partials + row * blocks, blocks, p.dtype,
+                                static_cast<char*>(data(call.grad_leak)) + row * bytes, gpu.stream));
 }
 
-std::tuple<Tensor, Tensor, Tensor> neuron_forward(Tensor x, std::optional<Tensor> v, std::optional<Tensor> leak,
-                                                  int64_t kind, double tau, bool decay_input, double v_threshold,
-                                                  std::optional<double> v_reset, int64_t surrogate, double alpha,
-                                                  bool detach_reset, int64_t v_mode, bool needs_grad) {
-  const auto guard = guard_of(x);
-  const ForwardCall call(x, v, leak, {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset},
-                         v_mode, needs_grad);
-  if (!call.empty()) check_launch(cuda_forward(call.params, current_stream(x)), "neuron_forward");
-  return call.result();
-}
-
-std::tuple<Tensor, Tensor, Tensor> neuron_backward(std::optional<Tensor> grad_s, std::optional<Tensor> grad_v, Tensor x,
-                                                   std::optional<Tensor> v, std::optional<Tensor> leak,
-                                                   Tensor checkpoints, int64_t kind, double tau, bool decay_input,
-                                                   double v_threshold, std::optional<double> v_reset, int64_t surrogate,
-                                                   double alpha, bool detach_reset, int64_t v_mode, bool need_v,
-                                                   bool need_leak) {
-  const auto guard = guard_of(x);
-  BackwardCall call(grad_s, grad_v, x, v, leak, checkpoints,
-                    {kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset}, v_mode, need_v,
-                    need_leak);
-  if (call.empty()) return call.result();
-  widen_gradients(call);
-  const cudaStream_t stream = current_stream(x);
-  const int64_t blocks = call.wants_leak() ? cuda_backward_blocks(call.params) : 0;
-  if (blocks) call.set_partials(blocks);
-  check_launch(cuda_backward(call.params, stream), "neuron_backward");
-  if (blocks)
-    check_launch(cuda_sum_partials(call.params.grad_leak_partials, blocks, call.params.dtype,
-                                   call.grad_leak.mutable_data_ptr(), stream),
-                 "neuron_backward");
-  return call.result();
-}
-
-}  // namespace
 }  // namespace sewsnn
 
-STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) {
-  m.impl("neuron_forward", SEWSNN_BOX(sewsnn::neuron_forward));
-  m.impl("neuron_backward", SEWSNN_BOX(sewsnn::neuron_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CUDA, m) { sewsnn::add_neuron_ops<sewsnn::Cuda>(m); }

@@ -23,13 +23,17 @@ void check_device(const char* name, const Tensor& t, const Tensor& x) {
                   " must be on the device of x");
 }
 
-void check_like(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, const Layout& layout, bool time) {
+void check_like(const char* name, const Tensor& t, const Tensor& x, ScalarType dtype, const Layout& layout, bool time,
+                int states) {
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
   check_device(name, t, x);
-  const int64_t skip = time ? 0 : 1;
-  bool same = t.dim() == int64_t(layout.sizes.size()) - skip;
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == layout.sizes[size_t(d + skip)];
-  STD_TORCH_CHECK(same, name, time ? " must have the shape of x" : " must have the shape of one time-step of x");
+  const int64_t lead = states > 1, skip = time ? 0 : 1;  // dimensions that only t, only x has
+  bool same = t.dim() - lead == int64_t(layout.sizes.size()) - skip && (!lead || t.size(0) == states);
+  for (int64_t d = lead; same && d < t.dim(); ++d) same = t.size(d) == layout.sizes[size_t(d - lead + skip)];
+  if (same) return;
+  const char* const shape = time ? " must have the shape of x" : " must have the shape of one time-step of x";
+  STD_TORCH_CHECK(!lead, name, shape, " for each of ", states, " states");
+  STD_TORCH_CHECK(false, name, shape);
 }
 
 Layout layout_of(const Tensor& x) {
@@ -38,47 +42,31 @@ Layout layout_of(const Tensor& x) {
   return Layout(x);
 }
 
-NeuronParams neuron_params(const NeuronOptions& o) {
-  STD_TORCH_CHECK(o.kind >= 0 && o.kind <= 2, "unknown neuron kind ", o.kind);
-  STD_TORCH_CHECK(o.surrogate >= 0 && o.surrogate < kSurrogates, "unknown surrogate kind ", o.surrogate);
-  STD_TORCH_CHECK(std::isfinite(o.v_threshold), "v_threshold must be finite");
-  STD_TORCH_CHECK(!o.v_reset || std::isfinite(*o.v_reset), "v_reset must be finite or None");
-  STD_TORCH_CHECK(o.kind != int64_t(NeuronKind::LIF) || (o.tau >= 1 && std::isfinite(o.tau)),
-                  "tau must be at least 1, and finite");
-  STD_TORCH_CHECK(o.alpha > 0 && std::isfinite(o.alpha), "the surrogate's parameter must be positive and finite, got ",
-                  o.alpha);
-  NeuronParams p;
-  p.kind = NeuronKind(o.kind);
-  p.surrogate = SurrogateKind(o.surrogate);
-  p.alpha = o.alpha;
-  p.tau = o.tau;
-  p.inverse_tau = 1 / o.tau;
-  p.v_threshold = o.v_threshold;
-  p.v_reset = o.v_reset.value_or(0);
-  p.hard_reset = o.v_reset.has_value();
-  p.detach_reset = o.detach_reset;
-  p.decay_input = o.decay_input;
-  return p;
-}
-
-Operand leak_operand(const std::optional<Tensor>& leak, const Tensor& x, NeuronKind kind) {
-  check_device("leak", leak, x);
-  if (kind != NeuronKind::PLIF) return {Tensor(), {}};
-  STD_TORCH_CHECK(leak.has_value(), "leak is needed by PLIF");
-  STD_TORCH_CHECK(leak->numel() == 1 && leak->scalar_type() == state_type(x),
-                  "leak must be one number in the dtype of the state, on the device of x");
-  return {*leak, {address(*leak), 0, 0}};
-}
-
 Operand x_operand(const Tensor& x, const Layout& layout) {
   if (layout.x_in_place) return {x, {address(x), x.stride(0), 1}};
   if (layout.M == 0) return {x, {}};
-  return as_operand(x, layout, true, false);
+  return as_operand(x, layout, layout.T, false);
 }
 
 VMode checked_mode(int64_t v_mode) {
   STD_TORCH_CHECK(v_mode >= 0 && v_mode <= 2, "v_mode must be 0, 1 or 2, got ", v_mode);
   return VMode(v_mode);
+}
+
+Tensor empty_states(const Layout& layout, const KindInfo& kind, bool time, const Tensor& x) {
+  const ScalarType state = state_type(x);
+  if (kind.states == 1)
+    return time ? empty_strided(layout.sizes, layout.strides, state, x)
+                : empty_strided(layout.step_sizes(), layout.step_strides(), state, x);
+  std::vector<int64_t> sizes = time ? layout.sizes : layout.step_sizes();
+  std::vector<int64_t> strides = time ? layout.strides : layout.step_strides();
+  strides.insert(strides.begin(), std::max<int64_t>(count_of(sizes), 1));
+  sizes.insert(sizes.begin(), kind.states);
+  return empty_strided(sizes, strides, state, x);
+}
+
+int64_t checkpoint_numel(const Layout& layout, const KindInfo& kind) {
+  return times(kind.states, checkpoint_count(layout.T) * layout.M);
 }
 
 const void* checkpoint_data(const Tensor& checkpoints, const Tensor& x, int64_t count) {
@@ -89,7 +77,38 @@ const void* checkpoint_data(const Tensor& checkpoints, const Tensor& x, int64_t 
   return count ? address(checkpoints) : nullptr;
 }
 
-const void* channel_data(const char* name, const std::optional<Tensor>& t, const Tensor& z, int64_t numel) {
+LearntParams learnt_params(const MaybeTensor& leak, const Tensor& x, const NeuronParams& neuron,
+                           const Channels& channels) {
+  check_device("leak", leak, x);
+  const KindInfo& kind = kind_of(neuron);
+  if (kind.learnt == 0) return {};
+  STD_TORCH_CHECK(leak.has_value(), "leak is needed by ", kind.name);
+  const bool state = leak->scalar_type() == state_type(x);
+  if (kind.learnt == 1 && !kind.per_channel) {
+    STD_TORCH_CHECK(state && leak->numel() == 1,
+                    "leak must be one number in the dtype of the state, on the device of x");
+    return {address(*leak), {}};
+  }
+  const int64_t C = kind.per_channel ? channels.count : 1;
+  const bool shared = leak->numel() == kind.learnt;
+  STD_TORCH_CHECK(state && leak->is_contiguous() &&
+                      (shared || (leak->dim() == 2 && leak->size(0) == kind.learnt && leak->size(1) == C)),
+                  "leak must be the ", kind.learnt, " learnt parameters of ", kind.name, ", [", kind.learnt,
+                  ", 1] or [", kind.learnt, ", ", C, "], contiguous, in the dtype of the state, on the device of x");
+  return {address(*leak), shared ? Channels{} : channels};
+}
+
+MaybeTensor learnt_gradient(bool requested, const MaybeTensor& leak, const NeuronParams& neuron, bool zero) {
+  if (!requested) return {};
+  STD_TORCH_CHECK(kind_of(neuron).learnt, "only PLIF has a leak to derive by");
+  const std::vector<int64_t> sizes(leak->sizes().begin(), leak->sizes().end());
+  if (zero) return torch::stable::new_zeros(*leak, sizes);
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
+  return empty_strided(sizes, strides, leak->scalar_type(), *leak);
+}
+
+const void* channel_data(const char* name, const MaybeTensor& t, const Tensor& z, int64_t numel) {
   if (!t) return nullptr;
   check_device(name, *t, z);
   STD_TORCH_CHECK(t->scalar_type() == state_type(z) && t->is_contiguous() && t->numel() == numel, name, " must have ",
@@ -97,8 +116,8 @@ const void* channel_data(const char* name, const std::optional<Tensor>& t, const
   return address(*t);
 }
 
-Norm norm_params(const Tensor& z, int64_t channels, const std::optional<Tensor>& statistics,
-                 const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, double eps) {
+Norm norm_params(const Tensor& z, int64_t channels, const MaybeTensor& statistics, const MaybeTensor& weight,
+                 const MaybeTensor& bias, double eps) {
   STD_TORCH_CHECK(eps >= 0 && std::isfinite(eps), "eps must be at least 0 and finite, got ", eps);
   const void* const mean = channel_data("statistics", statistics, z, times(2, channels));
   STD_TORCH_CHECK(mean || (!weight && !bias), "weight and bias need statistics");

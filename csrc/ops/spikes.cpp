@@ -3,14 +3,14 @@
 
 #include <cstring>
 
-#include "core/dtype.h"
-#include "ops/call.h"
+#include "core/dispatch.h"
+#include "ops/parallel.h"
 
 namespace sewsnn {
+namespace {
 
-UnpackCall::UnpackCall(const Tensor& bits_in, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-                       ScalarType dtype)
-    : bits(bits_in), bytes(bits_in.numel()) {
+Tensor checked_out(const Tensor& bits, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                   ScalarType dtype) {
   STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_contiguous(), "bits must be contiguous bytes");
   address(bits);
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
@@ -20,12 +20,10 @@ UnpackCall::UnpackCall(const Tensor& bits_in, const std::vector<int64_t>& sizes,
   for (size_t d = 0; d < sizes.size(); ++d)
     STD_TORCH_CHECK(sizes[d] >= 0 && strides[d] >= 0, "sizes and strides must not be negative");
   const int64_t numel = count_of(sizes);
-  STD_TORCH_CHECK(numel == times(8, bytes) && (numel == 0 || is_dense(sizes, strides)),
+  STD_TORCH_CHECK(numel == times(8, bits.numel()) && (numel == 0 || is_dense(sizes, strides)),
                   "bits must be those of a dense tensor of this size");
-  out = empty_strided(sizes, strides, dtype, bits);
+  return empty_strided(sizes, strides, dtype, bits);
 }
-
-namespace {
 
 // Converts the spikes of all bytes to numbers.
 template <class Storage>
@@ -37,33 +35,31 @@ struct Table {
   }
 };
 
-template <class Storage>
-void unpack(const UnpackCall& call) {
-  static const Table<Storage> table;
-  const auto* const bits = static_cast<const uint8_t*>(call.bits.const_data_ptr());
-  auto* const out = static_cast<Storage*>(call.out.mutable_data_ptr());
-  parallel_for(0, call.bytes, 1 << 14, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) std::memcpy(out + 8 * i, table.spikes[bits[i]], sizeof table.spikes[0]);
+}  // namespace
+
+UnpackCall::UnpackCall(const Tensor& bits_in, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                       ScalarType dtype)
+    : bits(bits_in), bytes(bits_in.numel()), out(checked_out(bits_in, sizes, strides, dtype)) {}
+
+template <>
+void run(const Cpu&, UnpackCall& call) {
+  with_storage(dtype_of(call.out), [&](auto tag) {
+    using Storage = typename decltype(tag)::type;
+    static const Table<Storage> table;
+    const auto* const bits = static_cast<const uint8_t*>(call.bits.const_data_ptr());
+    auto* const out = static_cast<Storage*>(call.out.mutable_data_ptr());
+    parallel_for(0, call.bytes, 1 << 14, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) std::memcpy(out + 8 * i, table.spikes[bits[i]], sizeof table.spikes[0]);
+    });
   });
 }
 
-Tensor unpack_spikes(Tensor bits, std::vector<int64_t> sizes, std::vector<int64_t> strides, ScalarType dtype) {
-  const UnpackCall call(bits, sizes, strides, dtype);
-  if (call.bytes == 0) return call.out;
-  switch (dtype_of(call.out)) {
-    case DType::Float32: unpack<float>(call); break;
-    case DType::Float64: unpack<double>(call); break;
-    case DType::Float16: unpack<Half>(call); break;
-    case DType::BFloat16: unpack<BFloat16>(call); break;
-  }
-  return call.out;
-}
-
-}  // namespace
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def("unpack_spikes(Tensor bits, int[] sizes, int[] strides, ScalarType dtype) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { m.impl("unpack_spikes", SEWSNN_BOX(sewsnn::unpack_spikes)); }
+STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) {
+  m.impl("unpack_spikes", &sewsnn::boxed<&sewsnn::unpack_spikes<sewsnn::Cpu>>);
+}

@@ -15,5 +15,6 @@ namespace sewsnn {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
 }  // namespace sewsnn

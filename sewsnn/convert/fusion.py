@@ -9,9 +9,9 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from sewsnn.convert import nodes
-from sewsnn.layers.bn_neuron import by_op
-from sewsnn.layers.fusing import can_fuse, must_be_called
-from sewsnn.ops.reference import CONNECT
+from sewsnn.layers.connection import NOT_CONNECTED, Connection
+from sewsnn.layers.fused import by_op
+from sewsnn.layers.plan import Plan, must_be_called, plan
 
 #: SpikingJelly's norms of ``[T, N, C, ...]`` -> the numbers of dimensions that they take in step mode "m"
 _NORMS = {
@@ -35,31 +35,34 @@ def norm_neuron(
     norm: nn.Module,
     node: nn.Module,
     shortcut: Tensor | None = None,
-    connect_f: str | None = None,
-    connect_before: bool = False,
+    connection: Connection = NOT_CONNECTED,
 ) -> Tensor:
     """``g(SN(BN(z)), S)`` as in :func:`sewsnn.layers.bn_neuron`.
 
     It runs in one op where the op computes what SpikingJelly's modules would compute, else these modules run.
     """
+    planned = None
     one = type(norm) in _NORMS and norm.step_mode == "m" and z_seq.dim() in _NORMS[type(norm)]
     alike = shortcut is None or (shortcut.shape == z_seq.shape and shortcut.dtype == z_seq.dtype)
-    if one and (alike or not connect_before) and _can_fuse(z_seq, norm, node):
-        z_seq = nodes.as_stacked(z_seq)
-        if alike:
-            return by_op(z_seq, norm, node, shortcut, connect_f, connect_before).out
-        s_seq = by_op(z_seq, norm, node).out
-    else:
+    if one and (alike or not connection.before):
+        planned = _plan(z_seq, norm, node, connection if alike else NOT_CONNECTED)
+    if planned is None:
         y = norm(z_seq)
-        s_seq = node((y + shortcut).to(y.dtype) if connect_before else y)  # SpikingJelly adds in place
-    return s_seq if connect_f is None or connect_before else CONNECT[connect_f](s_seq, shortcut)
+        s_seq = node((y + shortcut).to(y.dtype) if connection.before else y)  # SpikingJelly adds in place
+    elif alike:
+        return by_op(nodes.as_stacked(z_seq), shortcut, planned).out
+    else:
+        s_seq = by_op(nodes.as_stacked(z_seq), None, planned).out
+    return connection.after_neuron(s_seq, shortcut)
 
 
-def _can_fuse(z_seq: Tensor, norm: nn.Module, node: nn.Module) -> bool:
-    known = type(node) in nodes.CLASSES.values()
+def _plan(z_seq: Tensor, norm: nn.Module, node: nn.Module, connection: Connection = NOT_CONNECTED) -> Plan | None:
+    """What the op for these modules takes; None: SpikingJelly's modules must run."""
     # With a wrong number of channels the norm itself raises its error. The norm takes an empty batch; the op does not.
     channels = z_seq.shape[2] == norm.num_features and z_seq.numel() > 0
-    return known and channels and not must_be_called(norm) and can_fuse(z_seq, None, node)
+    if type(node) not in nodes.CLASSES.values() or not channels:
+        return None
+    return plan(z_seq, norm, node, connection, norms=_FLAT_NORMS)
 
 
 def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) -> Tensor:
@@ -71,9 +74,11 @@ def _container_neuron(x_seq: Tensor, container: nn.Sequential, node: nn.Module) 
     z = x_seq.flatten(0, 1)
     for module in before:
         z = module(z)
-    if z.dim() not in _FLAT_NORMS[type(norm)] or not _can_fuse(z_seq := z.unflatten(0, x_seq.shape[:2]), norm, node):
+    z_seq = z.unflatten(0, x_seq.shape[:2])
+    planned = _plan(z_seq, norm, node) if z.dim() in _FLAT_NORMS[type(norm)] else None
+    if planned is None:
         return node(norm(z).unflatten(0, x_seq.shape[:2]))
-    return by_op(nodes.as_stacked(z_seq), norm, node).out
+    return by_op(nodes.as_stacked(z_seq), None, planned).out
 
 
 class FusedSequential(nn.Sequential):

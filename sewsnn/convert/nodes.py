@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sewsnn import functional, neuron, surrogate
 from sewsnn.checks import DTYPES, is_finite
-from sewsnn.layers.fusing import has_hooks
+from sewsnn.layers.plan import has_hooks
 from sewsnn.neuron.base import MARKS
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.convert.fusion import FusedSequential, norm_neuron
-from sewsnn.layers.fusing import is_altered, must_be_called
+from sewsnn.layers.plan import is_altered, must_be_called
 
 Triple = tuple[nn.Module, nn.Module, str]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sewsnn.convert import resnet
 from sewsnn.convert.fusion import norm_neuron
+from sewsnn.layers.connection import connection_of
 from sewsnn.ops.reference import CONNECT
 
 
@@ -22,7 +23,7 @@ class _Block(resnet.Block):
             return theirs.sew_function(norm_neuron(z_seq, bn, sn), self._shortcut(x), self.cnf)
         identity = x if self.downsample is None else self._shortcut(x)
         if self.cnf in self.joined:
-            return norm_neuron(z_seq, bn, sn, identity, self.cnf)
+            return norm_neuron(z_seq, bn, sn, identity, connection_of(self.cnf))
         return theirs.sew_function(norm_neuron(z_seq, bn, sn), identity, self.cnf)
 
     def _shortcut(self, x: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from sewsnn.convert import resnet
 from sewsnn.convert.fusion import norm_neuron
+from sewsnn.layers.connection import connection_of
+
+_ADD_BEFORE = connection_of("ADD", connect_before=True)
 
 
 class _Block(resnet.Block):
@@ -17,7 +20,7 @@ class _Block(resnet.Block):
             y = bn(z_seq)
             return sn((y + self.downsample(x)).to(y.dtype))
         identity = x if self.downsample is None else self.downsample(x)
-        return norm_neuron(z_seq, bn, sn, identity, "ADD", connect_before=True)
+        return norm_neuron(z_seq, bn, sn, identity, _ADD_BEFORE)
 
     def fused_triples(self) -> Iterator[resnet.Triple]:
         yield from super().fused_triples()

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from sewsnn.errors import UserError
 from sewsnn.export.agreement import Run, nodes_of
-from sewsnn.layers.fusing import by_modules
+from sewsnn.layers.plan import by_modules
 
 
 def trace(network: nn.Module, example: Tensor, dim: int | None, native: bool = False) -> ExportedProgram:

@@ -5,10 +5,10 @@
 >>> spikes = layer(torch.randn(4, 2, 8, 16, 16))  # [T, N, C, H, W]
 """
 
-from sewsnn.layers.bn_neuron import bn_neuron, bn_neuron_pool
-from sewsnn.layers.fuse import fuse
+from sewsnn.layers.fold_batchnorm import fuse
+from sewsnn.layers.fused import bn_neuron, bn_neuron_pool
 from sewsnn.layers.modules import BNNeuron, NeuronConnection
-from sewsnn.layers.packed import conv_over_time, over_time
+from sewsnn.layers.packed_conv import conv_over_time, over_time
 from sewsnn.layers.sync import convert_sync_batchnorm
 
 __all__ = [

@@ -2,12 +2,37 @@
 
 from torch import Tensor, nn
 
-from sewsnn.layers.bn_neuron import bn_neuron, check_connection
-from sewsnn.layers.fusing import Norm
+from sewsnn.layers.connection import Connection, connection_of
+from sewsnn.layers.fused import norm_neuron_connection
+from sewsnn.layers.norm import Norm
 from sewsnn.neuron import IFNode
 
 
-class BNNeuron(Norm):
+class _Connected:
+    """Lets a layer keep ``connect_f`` and ``connect_before`` as one checked connection."""
+
+    _connection: Connection
+
+    @property
+    def connect_f(self) -> str | None:
+        """The connection with the shortcut: None, ``"ADD"``, ``"AND"`` or ``"IAND"``. An assignment is checked."""
+        return self._connection.f
+
+    @connect_f.setter
+    def connect_f(self, connect_f: str | None) -> None:
+        self._connection = connection_of(connect_f, self.connect_before)
+
+    @property
+    def connect_before(self) -> bool:
+        """Whether the shortcut is added before the neuron. An assignment is checked."""
+        return self._connection.before
+
+    @connect_before.setter
+    def connect_before(self, connect_before: bool) -> None:
+        self._connection = connection_of(self.connect_f, connect_before)
+
+
+class BNNeuron(_Connected, Norm):
     """Batch norm, a spiking neuron and the connection with a shortcut, as one layer and one op.
 
         A = SN(BN(z))
@@ -64,10 +89,8 @@ class BNNeuron(Norm):
         if neuron is not None and neuron is not False and not isinstance(neuron, nn.Module):
             raise TypeError(f"neuron must be a node of sewsnn.neuron, None or False, got {type(neuron).__name__}")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        check_connection(connect_f, connect_before)
+        self._connection = connection_of(connect_f, connect_before)
         self.neuron = IFNode() if neuron is None else neuron or None
-        self.connect_f = connect_f
-        self.connect_before = connect_before
         self.process_group = process_group
 
     def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
@@ -86,9 +109,7 @@ class BNNeuron(Norm):
             RuntimeError: z_seq has values that are not finite, in training on the CPU.
         """
         neuron = self._modules["neuron"]  # without the cost of nn.Module.__getattr__
-        return bn_neuron(
-            z_seq, self, neuron, shortcut, connect_f=self.connect_f, connect_before=self.connect_before, T=T
-        )[0]
+        return norm_neuron_connection(z_seq, self, neuron, shortcut, self._connection, T=T)[0]
 
     def without_norm(self) -> "NeuronConnection":
         """The layer without batch norm, for a network whose convolutions contain the norm in their weights.
@@ -103,7 +124,7 @@ class BNNeuron(Norm):
         return f"{super().extra_repr()}, connect_f={self.connect_f!r}{before}"
 
 
-class NeuronConnection(nn.Module):
+class NeuronConnection(_Connected, nn.Module):
     """A spiking neuron and the connection with a shortcut, as one layer and one op: :class:`BNNeuron` without the norm.
 
         A = SN(z)
@@ -123,10 +144,8 @@ class NeuronConnection(nn.Module):
 
     def __init__(self, neuron: nn.Module | None, connect_f: str | None = None, connect_before: bool = False):
         super().__init__()
-        check_connection(connect_f, connect_before)
+        self._connection = connection_of(connect_f, connect_before)
         self.neuron = neuron
-        self.connect_f = connect_f
-        self.connect_before = connect_before
 
     def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
         """Runs the neuron and the connection.
@@ -142,5 +161,4 @@ class NeuronConnection(nn.Module):
         Raises:
             TypeError, ValueError: an argument is wrong; the message names it.
         """
-        connection = {"connect_f": self.connect_f, "connect_before": self.connect_before}
-        return bn_neuron(z_seq, None, self.neuron, shortcut, T=T, **connection).out
+        return norm_neuron_connection(z_seq, None, self.neuron, shortcut, self._connection, T=T).out

@@ -7,7 +7,9 @@ general path.
 
 from torch import Tensor, nn
 
-from sewsnn.layers import fusing
+from sewsnn.layers.connection import Connection
+from sewsnn.layers.norm import for_one_call
+from sewsnn.layers.plan import may_skip_calls
 from sewsnn.neuron import IFNode, LIFNode, ParametricLIFNode
 from sewsnn.ops import bn as native
 from sewsnn.ops.reference import state_dtype
@@ -21,13 +23,12 @@ def train(
     norm: nn.Module,
     node: nn.Module,
     shortcut: Tensor | None,
-    connect_f: str | None,
-    connect_before: bool,
-    two: bool,
+    connection: Connection,
+    return_skip: bool,
 ) -> native.Output | None:
     """Runs the op, or returns None: the general path must run.
 
-    The arguments are those of :func:`sewsnn.layers.bn_neuron`, not yet checked.
+    The arguments are those of :func:`sewsnn.layers.bn_neuron`. Only the connection has been checked.
 
     Raises:
         sewsnn.ops.bn.Refused: the op raised an error; there may be a clearer one.
@@ -35,7 +36,7 @@ def train(
     node_type = type(node)
     if node_type not in _NODES or not getattr(norm, "training", False) or type(z_seq) is not Tensor:
         return None  # other classes of tensors, for example FakeTensor, may run no compiled op
-    if (connect_before and connect_f != "ADD") or not fusing.may_skip_calls(norm, node):
+    if not may_skip_calls(norm, node):
         return None
     spec, device = node.spec(), z_seq.device
     if node.backend == "torch" or spec.missing or getattr(spec.surrogate, "kind", None) is None:
@@ -45,13 +46,12 @@ def train(
             return None
         _devices.add(device)
     state = state_dtype(z_seq.dtype)
-    weight, bias, running = fusing.for_one_call(norm, state) or (None, None, None)
+    weight, bias, running = for_one_call(norm, state) or (None, None, None)
     if weight is None or running is None or weight.numel() != norm.num_features:
         return None
     leak, store_v = node.learnt_parameters(state), node.store_v
-    connect = native.ADD_BEFORE if connect_before else native.CONNECTIONS.get(connect_f, -1)
-    numbers = (norm.eps, connect, 0, *spec.numbers)
-    output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, two)
+    numbers = (norm.eps, connection.number, 0, *spec.numbers)
+    output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:
         node._keep_final_v(output.v)
     return output

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sewsnn.layers.fusing import Norm
+from sewsnn.layers.norm import Norm
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sewsnn.layers import bn_neuron, conv_over_time, over_time
-from sewsnn.layers.bn_neuron import over_steps
-from sewsnn.layers.fusing import must_be_called
+from sewsnn.layers import conv_over_time, over_time
+from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
+from sewsnn.layers.fused import norm_neuron_connection, over_steps
+from sewsnn.layers.plan import must_be_called
 from sewsnn.ops.bn import Output
 from sewsnn.ops.reference import CONNECT
 
@@ -55,6 +56,15 @@ class Style(NamedTuple):
             raise ValueError(f"connect_f must be one of {', '.join(map(repr, CONNECT))}, got {self.connect_f!r}")
         return self
 
+    def connection(self) -> Connection:
+        """How the last op of a block joins branch and shortcut.
+
+        Returns:
+            The connection.
+        """
+        f = {"sew": self.connect_f, "spiking": "ADD", "plain": None}[self.residual]
+        return connection_of(f, self.residual == "spiking")
+
 
 class Block(nn.Module):
     """Base class of the blocks: the shortcut and how it is joined with the branch.
@@ -77,6 +87,7 @@ class Block(nn.Module):
         super().__init__()
         # The neurons are made. Drop the functions that make them, since pickle may not be able to store them.
         self.style = style.checked()._replace(neuron=None, last_neuron=None)
+        self.connection = style.connection()
         self.downsample = None
         if style.residual != "plain" and (stride != 1 or in_channels != channels):
             self.downsample = nn.Sequential(
@@ -103,12 +114,12 @@ class Block(nn.Module):
             type(self.downsample) is nn.Sequential and len(self.downsample) == 2 and not must_be_called(self.downsample)
         )
 
-    def _layer(self, name: int | str, x: Output, shortcut: Tensor | None = None, **options) -> Output:
+    def _layer(self, name: int, x: Output, shortcut=None, connection=NOT_CONNECTED, **options) -> Output:
         conv, bn, sn = (getattr(self, f"{kind}{name}") for kind in ("conv", "bn", "sn"))
         z_seq = conv_over_time(conv, x)
         if shortcut is not None:
             shortcut = shortcut.to(z_seq.dtype)  # autocast narrows a convolution's output, not the input of a block
-        return bn_neuron(z_seq, bn, sn, shortcut, fused=self.style.fused, **options)
+        return norm_neuron_connection(z_seq, bn, sn, shortcut, connection, fused=self.style.fused, **options)
 
     def _shortcut(self, x: Output) -> Tensor | None:
         skip = x.out if x.skip is None else x.skip
@@ -122,14 +133,14 @@ class Block(nn.Module):
             return z_seq if sn is None else over_steps(sn, z_seq)
         conv, bn = self.downsample
         z_seq = conv_over_time(conv, Output(skip, None, None, None))
-        return bn_neuron(z_seq, bn, sn, fused=self.style.fused).out
+        return norm_neuron_connection(z_seq, bn, sn, None, NOT_CONNECTED, fused=self.style.fused).out
 
-    def run(self, x: Output, two: bool) -> Output:
+    def run(self, x: Output, return_skip: bool) -> Output:
         """Runs the block on the result of the previous op, which may have ``skip`` and packed spikes.
 
         Args:
             x: ``x.out`` is the input of the branch; the shortcut reads ``x.skip`` if there is one, else ``x.out``.
-            two: also return ``skip``, because the next block reads the output twice.
+            return_skip: also return ``skip``, because the next block reads the output twice.
 
         Returns:
             ``(out, skip, v, bits)`` of the block's last op.
@@ -137,12 +148,7 @@ class Block(nn.Module):
         a = x
         for i in range(1, self.convs):
             a = self._layer(i, a, pack_spikes=self.style.pack_spikes and torch.is_grad_enabled())
-        join = {
-            "sew": {"connect_f": self.style.connect_f},
-            "spiking": {"connect_f": "ADD", "connect_before": True},
-            "plain": {},
-        }
-        return self._layer(self.convs, a, self._shortcut(x), two=two, **join[self.style.residual])
+        return self._layer(self.convs, a, self._shortcut(x), self.connection, return_skip=return_skip)
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Runs the block.
@@ -153,7 +159,7 @@ class Block(nn.Module):
         Returns:
             ``[T, N, C, H', W']``: C is ``channels`` of the block, H' and W' are divided by the stride and rounded up.
         """
-        return self.run(Output(x_seq, None, None, None), two=False).out
+        return self.run(Output(x_seq, None, None, None), return_skip=False).out
 
     def extra_repr(self):
         connection = f", connect_f={self.style.connect_f!r}" if self.style.residual == "sew" else ""

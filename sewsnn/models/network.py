@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import over_time
-from sewsnn.layers.fusing import must_be_called
+from sewsnn.layers.plan import must_be_called
 from sewsnn.models.blocks import Block, Style
 from sewsnn.neuron import BaseNode, IFNode
 from sewsnn.ops.bn import Output
@@ -159,7 +159,7 @@ def run_blocks(modules: list[nn.Module], s: Output) -> Output:
     """Runs the modules one after the other, and passes ``skip`` from block to block where no hook needs the call."""
     for i, module in enumerate(modules):
         if isinstance(module, Block) and type(module).forward is Block.forward and not must_be_called(module):
-            s = module.run(s, two=i + 1 < len(modules))
+            s = module.run(s, return_skip=i + 1 < len(modules))
         else:
             s = one_reader(module(s.out))
     return s

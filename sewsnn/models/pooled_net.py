@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, over_time
-from sewsnn.layers.fusing import must_be_called
+from sewsnn.layers.plan import must_be_called
 from sewsnn.models.blocks import BasicBlock, Style
 from sewsnn.models.network import (
     Network,
@@ -73,7 +73,7 @@ class Stage(nn.Module):
         s = one_reader(x)
         if self.conv is not None:
             z = over_time(self.conv, x) if T is None else self.conv(x)
-            s = bn_neuron(z, self.bn, self.sn, T=T, two=True, fused=self.fused)
+            s = bn_neuron(z, self.bn, self.sn, T=T, return_skip=True, fused=self.fused)
         watched = type(self.blocks) is not nn.Sequential or must_be_called(self.blocks)
         s = run_blocks([self.blocks] if watched else list(self.blocks), s)
         return over_time(self.pool, s.out)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from sewsnn.layers import bn_neuron, bn_neuron_pool, over_time
-from sewsnn.layers.fusing import must_be_called
+from sewsnn.layers.plan import must_be_called
 from sewsnn.models.blocks import BasicBlock, Bottleneck
 from sewsnn.models.network import (
     Network,
@@ -134,7 +134,7 @@ class SEWResNet(Network):
         if still and _is_stem_pool(self.maxpool):
             s_seq = bn_neuron_pool(z, self.bn1, self.sn1, self.T, fused=self.fused)
             return one_reader(s_seq)
-        s = bn_neuron(z, self.bn1, self.sn1, T=self.T if still else None, two=not pooled, fused=self.fused)
+        s = bn_neuron(z, self.bn1, self.sn1, T=self.T if still else None, return_skip=not pooled, fused=self.fused)
         return one_reader(over_time(self.maxpool, s.out)) if pooled else s
 
     def _blocks(self) -> list[nn.Module]:

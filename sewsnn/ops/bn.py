@@ -117,13 +117,13 @@ def bn_neuron(
     group=None,
     store_v: bool = False,
     pack: bool = False,
-    two: bool = False,
+    return_skip: bool = False,
 ) -> Output:
     """Calls the compiled kernels. :mod:`sewsnn.layers` has checked the arguments and filled in the defaults.
 
     Args:
         training: the statistics are those of z (over ``count`` values), which changes the gradient of z.
-        two: return ``skip`` as well.
+        return_skip: return ``skip`` as well.
     """
     tensors = (z, shortcut, statistics, weight, bias, leak)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -133,15 +133,15 @@ def bn_neuron(
         out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward(
             *tensors, *arguments, v_mode, needs_grad, pack, training, *tail
         )
-        skip = out if two else None
+        skip = out if return_skip else None
     elif needs_grad:
-        out, skip, v, _, bits = _BnNeuron.apply(*tensors, options, v_mode, pack, training, count, group, two)
+        out, skip, v, _, bits = _BnNeuron.apply(*tensors, options, v_mode, pack, training, count, group, return_skip)
     else:
         with torch._C._AutoDispatchBelowAutograd():
             out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward.default(
                 *tensors, *arguments, v_mode, False, pack, False, *tail
             )
-        skip = out if two else None
+        skip = out if return_skip else None
     return Output(out, skip, v if v_mode else None, bits if pack else None)
 
 
@@ -155,7 +155,7 @@ def bn_neuron_train(
     numbers: tuple[float, ...],
     store_v: bool = False,
     pack: bool = False,
-    two: bool = False,
+    return_skip: bool = False,
 ) -> Output:
     """:func:`bn_neuron` with the statistics of z, which it takes first, and with an update of the running statistics.
 
@@ -173,13 +173,13 @@ def bn_neuron_train(
         or (bias is not None and bias.requires_grad)
         or (leak is not None and leak.requires_grad)
     ):
-        call = [running, numbers, mode, pack, two]
+        call = [running, numbers, mode, pack, return_skip]
         out = _apply_train(z, shortcut, weight, bias, leak, call)
-        out, skip = out if two else (out, None)
+        out, skip = out if return_skip else (out, None)
         v, bits = call  # results without a gradient, which autograd need not handle
     else:
         out, v, _, bits, _ = _train(z, shortcut, weight, bias, leak, running, numbers, mode, False, pack)
-        skip = out if two else None
+        skip = out if return_skip else None
     return Output(out, skip, v, bits)
 
 
@@ -284,21 +284,21 @@ class _Train(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, shortcut, weight, bias, leak, call):
-        running, numbers, v_mode, pack, two = call
+        running, numbers, v_mode, pack, return_skip = call
         out, v, checkpoints, bits, statistics = _train(
             z, shortcut, weight, bias, leak, running, numbers, v_mode, True, pack
         )
         call[:] = v, bits
         _remember(ctx, z, shortcut, (statistics, weight, bias, leak), checkpoints, numbers)
         # A view, not a detached alias: autograd then notices an in-place change of either.
-        return (out, out.view_as(out)) if two else out
+        return (out, out.view_as(out)) if return_skip else out
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip=None):
         return *_gradients(ctx, ctx.needs_input_grad[:5], grad_out, grad_skip), None
 
 
-# Function.apply without the work that only torch.func needs; fusing.may_skip_calls has excluded torch.func.
+# Function.apply without the work that only torch.func needs; layers.plan has excluded torch.func.
 _apply_train = super(torch.autograd.Function, _Train).apply
 
 
@@ -307,7 +307,9 @@ class _BnNeuron(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
 
     @staticmethod
-    def forward(ctx, z, shortcut, statistics, weight, bias, leak, options, v_mode, pack, training, count, group, two):
+    def forward(
+        ctx, z, shortcut, statistics, weight, bias, leak, options, v_mode, pack, training, count, group, return_skip
+    ):
         channels = (statistics, weight, bias, leak)
         with torch._C._AutoDispatchBelowAutograd():
             out, v, checkpoints, bits = torch.ops.sewsnn.bn_neuron_forward.default(
@@ -315,7 +317,7 @@ class _BnNeuron(torch.autograd.Function):
             )
         _remember(ctx, z, shortcut, channels, checkpoints, options.numbers, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
-        return out, out.view_as(out) if two else None, v, checkpoints, bits
+        return out, out.view_as(out) if return_skip else None, v, checkpoints, bits
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip, *_):

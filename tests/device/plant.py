@@ -8,13 +8,9 @@ from pathlib import Path
 
 #: fault -> (file of csrc/ops, what is there, what replaces it)
 FAULTS = {
-    "no device guard": (
-        "neuron_cuda.cpp",
-        "  const auto guard = guard_of(x);\n  const ForwardCall",
-        "  const ForwardCall",
-    ),
-    "a workspace that is too small": ("bn_cuda.cpp", "(need.bytes + 7) / 8", "(need.bytes + 7) / 16"),
-    "a gradient that is not widened": ("neuron_cuda.cpp", "  widen_gradients(call);\n", ""),
+    "no device guard": ("cuda.cpp", "guard_(device_of(x))", "guard_(0)"),
+    "a workspace that is too small": ("bn_cuda.cpp", "call.partials = empty((need.bytes + 7) / 8", "call.partials = empty((need.bytes + 7) / 16"),
+    "a gradient that is not widened": ("neuron_cuda.cpp", "    widen(call.grad_s, p.T);\n", ""),
     "the default stream": (
         "cuda.cpp",
         "  return static_cast<cudaStream_t>(stream);",
@@ -22,8 +18,8 @@ FAULTS = {
     ),
     "a temporary freed early": (
         "bn_cuda.cpp",
-        "  p.partials = data(call.partials);\n",
-        "  p.partials = data(call.partials);\n  call.partials = Tensor();\n",
+        "  call.params.partials = data(call.partials);\n",
+        "  call.params.partials = data(call.partials);\n  call.partials.reset();\n",
     ),
 }
 

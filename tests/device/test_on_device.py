@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sewsnn import functional, layers, models, neuron
-from sewsnn.layers import fusing
+from sewsnn.layers import norm
 
 pytestmark = pytest.mark.cuda
 
@@ -129,7 +129,7 @@ def test_a_block_on_the_other_device():
         bn = layers.BNNeuron(8, neuron=neuron.ParametricLIFNode(), connect_f="ADD").to(place)
         bn.load_state_dict(layer.state_dict())
         z_, shortcut_ = (t.detach().to(place).requires_grad_() for t in (z, shortcut))
-        output = layers.bn_neuron(z_, bn, bn.neuron, shortcut_, connect_f="ADD", two=True)
+        output = layers.bn_neuron(z_, bn, bn.neuron, shortcut_, connect_f="ADD", return_skip=True)
         (output.out.sum() + 2 * output.skip.mean()).backward()
         found = [output.out, output.v, z_.grad, shortcut_.grad, *(p.grad for p in bn.parameters())]
         results.append([t.detach().cpu() for t in (*found, bn.running_mean, bn.running_var, bn.num_batches_tracked)])
@@ -160,7 +160,7 @@ def test_statistics_that_processes_share(monkeypatch):
     for shared in (True, False):
         layer = layers.BNNeuron(8, process_group="world" if shared else None).cuda()
         if shared:
-            monkeypatch.setattr(fusing, "group_of", lambda norm: "two processes")
+            monkeypatch.setattr(norm, "group_of", lambda _: "two processes")
             monkeypatch.setattr(torch.distributed, "all_reduce", lambda t, group: t.mul_(2))
         else:
             monkeypatch.undo()

@@ -10,8 +10,9 @@
 #include <optional>
 #include <set>
 
-#include "core/params.h"
+#include "core/neuron_numbers.h"
 #include "device.h"
+#include "kernels/cuda_bn_kernels.h"
 
 namespace py = pybind11;
 
@@ -66,20 +67,30 @@ inline Rows rows(const char* name, const Array& a, bool broadcast) {
   return {input(name, a), a->strides(0) / a->itemsize(), broadcast ? 0 : 1};
 }
 
-inline NeuronParams neuron(int kind, int surrogate, double alpha, double tau, double v_threshold,
-                           std::optional<double> v_reset, bool detach_reset, bool decay_input, const Array& leak) {
-  NeuronParams p;
-  p.kind = NeuronKind(kind);
-  p.surrogate = SurrogateKind(surrogate);
-  p.alpha = alpha;
-  p.tau = tau;
-  p.inverse_tau = 1 / tau;
-  p.leak = input("leak", leak);
-  p.v_threshold = v_threshold;
-  p.v_reset = v_reset.value_or(0);
-  p.hard_reset = v_reset.has_value();
-  p.detach_reset = detach_reset;
-  p.decay_input = decay_input;
+// Reads the list of numbers that sewsnn/ops/spec.py makes of a neuron.
+struct NumberList {
+  const std::vector<double>& numbers;
+  size_t at = 0;
+  double number() { return numbers.at(at++); }
+  int64_t whole() { return int64_t(number()); }
+  bool flag() { return number() != 0; }
+  std::optional<double> maybe_number() {
+    const bool given = flag();
+    const double x = number();
+    return given ? std::optional<double>(x) : std::nullopt;
+  }
+};
+
+// learnt: [parameters, channels]; inner: see Channels.
+inline NeuronParams neuron(const std::vector<double>& numbers, const Array& learnt, int64_t inner) {
+  NumberList list{numbers};
+  const NeuronNumbers n = read_neuron(list);
+  NeuronParams p = n.rest;
+  p.kind = int(n.kind), p.surrogate = int(n.surrogate);
+  const int64_t extra = list.whole();
+  for (int64_t i = 0; i < extra; ++i) p.extra[i] = list.number();
+  p.learnt.data = input("leak", learnt);
+  if (learnt && learnt->ndim() == 2) p.learnt.channels = {learnt->shape(1), inner};
   return p;
 }
 
@@ -93,6 +104,27 @@ inline void begin(unsigned schedule) {
   device.launches.clear();
   device.schedule = schedule;
 }
+
+// The workspace of a kernel, of exactly the size that it asks for. The counters are zeros, and must be zeros again when
+// the kernel has ended.
+struct Workspace {
+  Array memory;
+  py::array_t<unsigned> counting;
+  void* partials;
+  unsigned* counters;
+
+  explicit Workspace(const BnWorkspace& need)
+      : memory(py::array_t<uint8_t>(need.bytes)), counting(py::array_t<unsigned>(need.counters)) {
+    std::fill_n(counting.mutable_data(), counting.size(), 0u);
+    partials = output("partials", memory);
+    Array filled = counting;
+    counters = static_cast<unsigned*>(updated("counters", filled));
+  }
+  void check_counters() const {
+    for (py::ssize_t i = 0; i < counting.size(); ++i)
+      if (counting.data()[i]) throw std::runtime_error("counter " + std::to_string(i) + " is not 0 after the kernel");
+  }
+};
 
 // The report: the launched kernels, and for each buffer the number of accesses by their size in bytes. Kernels need not
 // write all of the buffers that `spare` names.

@@ -10,6 +10,7 @@ import torch
 from sewsnn.ops import reference
 from sewsnn.ops.neuron import checkpoint_count
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
 CONNECT = {None: 0, "add": 1, "and": 2, "iand": 3, "add_before": 4}
@@ -36,17 +37,14 @@ class Block:
     normalised: bool = True  # False: y = z
     affine: bool = True  # False: no weight, no bias
 
+    def spec(self):
+        settings = (self.surrogate, self.tau, self.decay_input, self.v_threshold, self.v_reset, self.detach_reset)
+        return NeuronSpec(host.KINDS[self.neuron], *settings)
+
     def settings(self, shape, T):
         C, height, width = shape[2:]
         return {
-            "kind": host.KINDS[self.neuron],
-            "surrogate": self.surrogate.kind,
-            "alpha": self.surrogate.parameter,
-            "tau": self.tau,
-            "v_threshold": self.v_threshold,
-            "v_reset": self.v_reset,
-            "detach_reset": self.detach_reset,
-            "decay_input": self.decay_input,
+            "numbers": list(map(float, self.spec().numbers)),
             "spiking": self.spiking,
             "connect": CONNECT[self.connect],
             "eps": self.eps,

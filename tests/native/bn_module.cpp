@@ -32,10 +32,7 @@ struct Given {
 };
 
 void fill(BnParams& p, const Given& given) {
-  p.neuron = neuron(given.number<int>("kind"), given.number<int>("surrogate"), given.number<double>("alpha"),
-                    given.number<double>("tau"), given.number<double>("v_threshold"),
-                    given.number<std::optional<double>>("v_reset"), given.number<bool>("detach_reset"),
-                    given.number<bool>("decay_input"), given.array("leak"));
+  p.neuron = neuron(given.number<std::vector<double>>("numbers"), given.array("leak"), given.number<int64_t>("inner"));
   p.spiking = given.number<bool>("spiking");
   p.norm = {given.read("mean"), given.read("var"), given.read("weight"), given.read("bias"),
             given.number<double>("eps")};
@@ -56,28 +53,6 @@ void fill(BnBackwardParams& p, const Given& given) {
   p.grad_out = given.read_rows("grad_out", p.M);
 }
 
-// The workspace of a kernel, of exactly the size that it asks for. The counters are zeros, and must be zeros again when
-// the kernel has ended.
-struct Workspace {
-  Array partials;
-  py::array_t<unsigned> counters;
-
-  template <class P>
-  explicit Workspace(P& p) {
-    const BnWorkspace need = cuda_bn_workspace(p.T, p.M, p.channels, p.dtype);
-    partials = py::array_t<uint8_t>(need.bytes);
-    counters = py::array_t<unsigned>(need.counters);
-    std::fill_n(counters.mutable_data(), counters.size(), 0u);
-    p.partials = output("partials", partials);
-    Array filled = counters;
-    p.counters = static_cast<unsigned*>(updated("counters", filled));
-  }
-  void check_counters() const {
-    for (py::ssize_t i = 0; i < counters.size(); ++i)
-      if (counters.data()[i]) throw std::runtime_error("counter " + std::to_string(i) + " is not 0 after the kernel");
-  }
-};
-
 py::dict statistics(const py::dict& arguments, unsigned schedule) {
   begin(schedule);
   const Given given{arguments};
@@ -87,7 +62,8 @@ py::dict statistics(const py::dict& arguments, unsigned schedule) {
   p.T = z->shape(0), p.M = z->shape(1);
   p.channels = given.channels();
   p.z = given.read_rows("z", p.M);
-  const Workspace workspace(p);
+  const Workspace workspace(cuda_bn_workspace(p.T, p.M, p.channels, p.dtype));
+  p.partials = workspace.partials, p.counters = workspace.counters;
   p.statistics = given.written("statistics");
   Array mean = given.array("running_mean"), var = given.array("running_var");
   if (mean) {
@@ -135,15 +111,24 @@ py::dict reduce(const py::dict& arguments, unsigned schedule) {
   p.sums = given.written("sums");
   Array grad_leak = given.array("grad_leak"), leak_partials;
   void* const sum = output("grad_leak", grad_leak);
-  if (sum) {
-    leak_partials = py::array_t<double>(cuda_bn_leak_partials(p));
-    p.grad_leak_partials = static_cast<double*>(output("leak_partials", leak_partials));
+  const BnWorkspace need = cuda_bn_workspace(p.T, p.M, p.channels, p.dtype);
+  const bool per_channel = sum && grad_leak->ndim() == 2 && grad_leak->shape(0) == 2;  // of LearntLIF
+  Array learnt_workspace;
+  if (per_channel) {
+    learnt_workspace = py::array_t<uint8_t>(need.bytes);
+    p.learnt_workspace = output("learnt_workspace", learnt_workspace);
+    p.learnt_sums = sum;
+  } else if (sum) {
+    leak_partials = py::array_t<double>(cuda_bn_learnt_partials(p));
+    p.learnt_partials = static_cast<double*>(output("leak_partials", leak_partials));
   }
-  const Workspace workspace(p);
+  const Workspace workspace({need.bytes, need.counters * (per_channel ? 2 : 1)});
+  p.partials = workspace.partials, p.counters = workspace.counters;
   check(cuda_bn_reduce(p, nullptr));
   workspace.check_counters();
-  if (sum) check(cuda_sum_partials(p.grad_leak_partials, leak_partials->size(), p.dtype, sum, nullptr));
-  return report({"partials"});
+  if (sum && !per_channel)
+    check(cuda_sum_partials(p.learnt_partials, leak_partials->size(), p.dtype, sum, nullptr));
+  return report({"partials", "learnt_workspace"});
 }
 
 py::dict apply(const py::dict& arguments, unsigned schedule) {

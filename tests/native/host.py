@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from host_build import build
 
-from sewsnn.ops.neuron import IF, LIF, PLIF, checkpoint_count, dense_strides
+from sewsnn.ops.neuron import checkpoint_count, dense_strides
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
-KINDS = {"if": IF, "lif": LIF, "plif": PLIF}
+KINDS = {"if": "IF", "lif": "LIF", "plif": "PLIF"}
 GUARD = 256  # bytes on either side of a buffer
 
 
@@ -112,24 +113,34 @@ reports: list[dict] = []
 
 
 class HostNeuron(torch.autograd.Function):
-    """Calls the kernels on the CPU as csrc/ops does, with the same params and buffers."""
+    """Calls the kernels on the CPU as csrc/ops does, with the same params and buffers.
+
+    x is ``[T, ...]``; v and grad_v are ``[...]`` or ``[T, ...]``, with an axis of the states before it if there are
+    several.
+    """
 
     @staticmethod
-    def forward(ctx, x, v, leak, layout, options, v_mode, needs_grad, schedule):
-        T, shape = len(x), x.shape
+    def forward(ctx, x, v, leak, layout, spec, v_mode, needs_grad, schedule):
+        T, shape, states = len(x), x.shape, len(spec.model.states)
         ctx.strides = dense_strides(x)
         M = shape[1:].numel()
         ctx.flat = flat = lambda t: t.as_strided((len(t), M), (t.stride(0), 0 if is_scalar(t) else 1))
         state = state_dtype(x.dtype)
         s = layout.output(T, M, x.dtype)
-        v_out = layout.output(T if v_mode == 2 else 1, M, state) if v_mode else None
-        kept = layout.output(checkpoint_count(T), M, state) if needs_grad else None
-        inputs = {"x": layout.input(flat(x)), "v0": None if v is None else layout.input(flat(v[None]))}
+        rows = states * (T if v_mode == 2 else 1)
+        v_out = layout.output(rows, M, state) if v_mode else None
+        kept = layout.output(states * checkpoint_count(T), M, state) if needs_grad else None
+        initial = None if v is None else v if states > 1 else v[None]
+        inputs = {"x": layout.input(flat(x)), "v0": None if v is None else layout.input(flat(initial))}
+        ctx.neuron = {
+            "numbers": list(map(float, spec.numbers)),
+            "leak": as_array(leak),
+            "inner": ctx.strides[2] if leak is not None and leak.dim() == 2 and len(shape) > 2 else 1,
+        }
         reports.append(
             module().forward(
-                **options,
+                **ctx.neuron,
                 **{name: as_array(t) for name, t in inputs.items()},
-                leak=as_array(leak),
                 s=as_array(s.tensor),
                 v=None if v_out is None else as_array(v_out.tensor),
                 v_seq=v_mode == 2,
@@ -140,14 +151,13 @@ class HostNeuron(torch.autograd.Function):
         for name, out in (("s", s), ("v", v_out), ("checkpoints", kept)):
             if out is not None:
                 out.check(name)
-        ctx.inputs, ctx.leak, ctx.layout, ctx.options, ctx.v_mode = inputs, leak, layout, options, v_mode
+        ctx.inputs, ctx.leak, ctx.layout, ctx.states, ctx.v_mode = inputs, leak, layout, states, v_mode
         ctx.kept, ctx.schedule, ctx.shape = kept, schedule, shape
         ctx.set_materialize_grads(False)
         s = s.tensor.as_strided(shape, ctx.strides)
         if v_mode == 0:
             return s, None
-        v_shape, v_strides = (shape, ctx.strides) if v_mode == 2 else (shape[1:], ctx.strides[1:])
-        return s, v_out.tensor.as_strided(v_shape, v_strides)
+        return s, v_out.tensor.as_strided(*ctx_shape(ctx, v_mode == 2))
 
     @staticmethod
     def backward(ctx, grad_s, grad_v):
@@ -161,25 +171,25 @@ class HostNeuron(torch.autograd.Function):
             return layout.gradient(ctx.flat(grad))
 
         v_strides = ctx.strides if ctx.v_mode == 2 else [M, *ctx.strides[1:]]
-        grad_v = grad_v if grad_v is None or ctx.v_mode == 2 else grad_v[None]
+        grads = [] if grad_v is None else [grad_v] if ctx.states == 1 else list(grad_v)
+        grads = [operand(grad if ctx.v_mode == 2 else grad[None], v_strides) for grad in grads]
         if grad_s is None:
             grad_s = torch.zeros((), dtype=ctx.inputs["x"].dtype).expand(ctx.shape)
         grad_s, broadcast_s = operand(grad_s, ctx.strides)
-        grad_v, broadcast_v = (None, False) if grad_v is None else operand(grad_v, v_strides)
         grad_x = layout.output(T, M, ctx.inputs["x"].dtype)
-        grad_v0 = layout.output(1, M, state) if need_v else None
-        grad_leak = Guarded(1, 1, state) if need_leak else None
+        grad_v0 = layout.output(ctx.states, M, state) if need_v else None
+        rows = 1 if ctx.leak is None or ctx.leak.dim() < 2 else len(ctx.leak)
+        grad_leak = Guarded(rows, ctx.leak.numel() // rows, state) if need_leak else None
         kept = ctx.kept.tensor if ctx.kept is not None and ctx.kept.tensor.numel() else None
         reports.append(
             module().backward(
-                **ctx.options,
+                **ctx.neuron,
                 **{name: as_array(t) for name, t in ctx.inputs.items()},
-                leak=as_array(ctx.leak),
                 checkpoints=as_array(kept),
                 grad_s=as_array(grad_s),
                 broadcast_s=broadcast_s,
-                grad_v=as_array(grad_v),
-                broadcast_v=broadcast_v,
+                grad_v=[as_array(grad) for grad, _ in grads],
+                broadcast_v=any(broadcast for _, broadcast in grads),
                 v_seq=ctx.v_mode == 2,
                 grad_x=as_array(grad_x.tensor),
                 grad_v0=None if grad_v0 is None else as_array(grad_v0.tensor),
@@ -192,10 +202,19 @@ class HostNeuron(torch.autograd.Function):
                 out.check(name)
         return (
             grad_x.tensor.as_strided(ctx.shape, ctx.strides),
-            grad_v0.tensor.as_strided(ctx.shape[1:], ctx.strides[1:]) if need_v else None,
-            grad_leak.tensor.reshape(()) if need_leak else None,
-            *(None,) * 5,
+            grad_v0.tensor.as_strided(*ctx_shape(ctx, False)) if need_v else None,
+            grad_leak.tensor.reshape(ctx.leak.shape) if need_leak else None,
+            *(None,) * (len(ctx.needs_input_grad) - 3),
         )
+
+
+def ctx_shape(ctx, sequence: bool):
+    """Returns sizes and strides of the states, of all time-steps if ``sequence``."""
+    T, M = ctx.shape[0], ctx.shape[1:].numel()
+    sizes, strides = (ctx.shape, ctx.strides) if sequence else (ctx.shape[1:], ctx.strides[1:])
+    if ctx.states == 1:
+        return tuple(sizes), tuple(strides)
+    return (ctx.states, *sizes), (M * (T if sequence else 1), *strides)
 
 
 def is_scalar(t: torch.Tensor) -> bool:
@@ -222,11 +241,13 @@ def multistep(
     store_v: bool = True,
 ):
     """``functional.<name>_multistep`` with the CUDA kernels on the host. Each time-step of x must be dense."""
-    options = {"kind": KINDS[name], "surrogate": surrogate_function.kind, "alpha": surrogate_function.parameter}
-    options |= {"tau": tau, "v_threshold": v_threshold, "v_reset": v_reset}
-    options |= {"detach_reset": detach_reset, "decay_input": decay_input}
+    spec = NeuronSpec(KINDS[name], surrogate_function, tau, decay_input, v_threshold, v_reset, detach_reset)
     leak = None if w is None else w.to(state_dtype(x.dtype)).reshape(()).sigmoid()
+    return by_spec(spec, x, v, leak, layout=layout, schedule=schedule, v_mode=2 if store_v_seq else int(store_v))
+
+
+def by_spec(spec: NeuronSpec, x, v=None, leak=None, *, layout: Layout = Layout(), schedule: int = 0, v_mode: int = 1):  # noqa: B008
+    """Any neuron with the CUDA kernels on the host. ``leak``: the learnt parameters as the ops take them."""
     v = None if v is None else v.to(state_dtype(x.dtype))
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, v, leak))
-    v_mode = 2 if store_v_seq else int(store_v)
-    return HostNeuron.apply(x, v, leak, layout, options, v_mode, needs_grad, schedule)
+    return HostNeuron.apply(x, v, leak, layout, spec, v_mode, needs_grad, schedule)

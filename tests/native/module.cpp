@@ -1,5 +1,6 @@
 // The CUDA kernels, compiled for the host, as Python functions over NumPy arrays.
 #include "arrays.h"
+#include "kernels/cuda_bn_kernels.h"
 #include "kernels/cuda_kernels.h"
 #include "samples.h"
 
@@ -14,16 +15,15 @@ using namespace host_module;
 
 namespace {
 
-py::dict forward(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
-                 bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0, Array s,
-                 Array v, bool v_seq, Array checkpoints, unsigned schedule) {
+py::dict forward(const std::vector<double>& numbers, const Array& leak, int64_t inner, const Array& x, const Array& v0,
+                 Array s, Array v, bool v_seq, Array checkpoints, unsigned schedule) {
   begin(schedule);
   ForwardParams p;
-  p.neuron = neuron(kind, surrogate, alpha, tau, v_threshold, v_reset, detach_reset, decay_input, leak);
+  p.neuron = neuron(numbers, leak, inner);
   p.dtype = dtype_of(*x);
   p.T = x->shape(0), p.M = x->shape(1);
   p.x = rows("x", x, false);
-  p.v0 = input("v0", v0);
+  p.v0 = rows("v0", v0, false);
   p.s = output("s", s);
   p.v = output("v", v);
   p.v_seq = v_seq;
@@ -32,33 +32,46 @@ py::dict forward(int kind, int surrogate, double alpha, double tau, double v_thr
   return report();
 }
 
-py::dict backward(int kind, int surrogate, double alpha, double tau, double v_threshold, std::optional<double> v_reset,
-                  bool detach_reset, bool decay_input, const Array& leak, const Array& x, const Array& v0,
-                  const Array& checkpoints, const Array& grad_s, bool broadcast_s, const Array& grad_v,
+py::dict backward(const std::vector<double>& numbers, const Array& leak, int64_t inner, const Array& x, const Array& v0,
+                  const Array& checkpoints, const Array& grad_s, bool broadcast_s, const std::vector<Array>& grad_v,
                   bool broadcast_v, bool v_seq, Array grad_x, Array grad_v0, Array grad_leak, unsigned schedule) {
   begin(schedule);
   BackwardParams p;
-  p.neuron = neuron(kind, surrogate, alpha, tau, v_threshold, v_reset, detach_reset, decay_input, leak);
+  p.neuron = neuron(numbers, leak, inner);
   p.dtype = dtype_of(*x);
   p.T = x->shape(0), p.M = x->shape(1);
   p.x = rows("x", x, false);
-  p.v0 = input("v0", v0);
+  p.v0 = rows("v0", v0, false);
   p.checkpoints = input("checkpoints", checkpoints);
   p.grad_s = rows("grad_s", grad_s, broadcast_s);
-  p.grad_v = rows("grad_v", grad_v, broadcast_v);
+  for (size_t n = 0; n < grad_v.size(); ++n) p.grad_v[n] = rows("grad_v", grad_v[n], broadcast_v);
   p.v_seq = v_seq;
   p.grad_x = output("grad_x", grad_x);
   p.grad_v0 = output("grad_v0", grad_v0);
-  if (grad_leak) {
-    const int64_t blocks = cuda_backward_blocks(p);
-    Array partials = py::array_t<double>(blocks);
-    p.grad_leak_partials = static_cast<double*>(output("partials", partials));
-    void* const sum = output("grad_leak", grad_leak);
+  if (!grad_leak) {
     check(cuda_backward(p, nullptr));
-    check(cuda_sum_partials(p.grad_leak_partials, blocks, p.dtype, sum, nullptr));
     return report();
   }
+  const int64_t parameters = grad_leak->shape(0);
+  const Channels& channels = p.neuron.learnt.channels;
+  if (channels.count > 1) {
+    Array elements = grad_leak->dtype().itemsize() == 8 ? py::array(py::array_t<double>({parameters, p.M}))
+                                                        : py::array(py::array_t<float>({parameters, p.M}));
+    p.learnt_elements = output("elements", elements);
+    check(cuda_backward(p, nullptr));
+    const Workspace workspace(cuda_bn_workspace(1, p.M, channels, dtype_of(*elements)));
+    check(cuda_channel_sums(p.learnt_elements, parameters, p.M, channels, dtype_of(*elements), workspace.partials,
+                            workspace.counters, output("grad_leak", grad_leak), nullptr));
+    workspace.check_counters();
+    return report({"partials"});
+  }
+  const int64_t blocks = cuda_backward_blocks(p);
+  Array partials = py::array_t<double>({parameters, blocks});
+  p.learnt_partials = static_cast<double*>(output("partials", partials));
+  auto* const sum = static_cast<char*>(output("grad_leak", grad_leak));
   check(cuda_backward(p, nullptr));
+  for (int64_t q = 0; q < parameters; ++q)
+    check(cuda_sum_partials(p.learnt_partials + q * blocks, blocks, p.dtype, sum + q * grad_leak->itemsize(), nullptr));
   return report();
 }
 
@@ -100,14 +113,12 @@ PYBIND11_MODULE(sewsnn_host, m) {
   m.def("sample", sample, py::arg("name"), py::arg("in"), py::arg("out"), py::arg("schedule") = 0);
   m.def("guard", guard);
   m.def("unguard", unguard);
-  m.def("forward", forward, py::kw_only(), py::arg("kind"), py::arg("surrogate"), py::arg("alpha"), py::arg("tau"),
-        py::arg("v_threshold"), py::arg("v_reset"), py::arg("detach_reset"), py::arg("decay_input"),
-        py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("s"), py::arg("v") = none,
-        py::arg("v_seq") = false, py::arg("checkpoints") = none, py::arg("schedule") = 0);
-  m.def("backward", backward, py::kw_only(), py::arg("kind"), py::arg("surrogate"), py::arg("alpha"), py::arg("tau"),
-        py::arg("v_threshold"), py::arg("v_reset"), py::arg("detach_reset"), py::arg("decay_input"),
-        py::arg("leak") = none, py::arg("x"), py::arg("v0") = none, py::arg("checkpoints") = none, py::arg("grad_s"),
-        py::arg("broadcast_s"), py::arg("grad_v") = none, py::arg("broadcast_v") = false, py::arg("v_seq") = false,
+  m.def("forward", forward, py::kw_only(), py::arg("numbers"), py::arg("leak") = none, py::arg("inner") = 1,
+        py::arg("x"), py::arg("v0") = none, py::arg("s"), py::arg("v") = none, py::arg("v_seq") = false,
+        py::arg("checkpoints") = none, py::arg("schedule") = 0);
+  m.def("backward", backward, py::kw_only(), py::arg("numbers"), py::arg("leak") = none, py::arg("inner") = 1,
+        py::arg("x"), py::arg("v0") = none, py::arg("checkpoints") = none, py::arg("grad_s"), py::arg("broadcast_s"),
+        py::arg("grad_v") = std::vector<Array>(), py::arg("broadcast_v") = false, py::arg("v_seq") = false,
         py::arg("grad_x"), py::arg("grad_v0") = none, py::arg("grad_leak") = none, py::arg("schedule") = 0);
   add_bn(m);
 }

@@ -7,6 +7,7 @@ from torch.nn.functional import max_pool2d
 
 from sewsnn.ops import reference
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
 #: reports of the last calls of CUDA kernels
@@ -87,9 +88,9 @@ class Stem:
     def given(self):
         n, c, h, w = self.z.shape
         mean, var, weight, bias = map(as_array, self.norm)
-        options = {"kind": host.KINDS[self.name], "surrogate": self.sigma.kind, "alpha": self.sigma.parameter}
-        options |= {"tau": self.tau, "v_threshold": self.v_threshold, "v_reset": self.v_reset, "eps": self.eps}
-        options |= {"detach_reset": self.detach_reset, "decay_input": self.decay_input, "leak": as_array(self.leak)}
+        settings = (self.sigma, self.tau, self.decay_input, self.v_threshold, self.v_reset, self.detach_reset)
+        spec = NeuronSpec(host.KINDS[self.name], *settings)
+        options = {"numbers": list(map(float, spec.numbers)), "leak": as_array(self.leak), "eps": self.eps}
         options |= {"mean": mean, "var": var, "weight": weight, "bias": bias, "channels_last": self.last}
         return options | {"T": self.T, "images": n, "channels": c, "height": h, "width": w}
 

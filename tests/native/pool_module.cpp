@@ -54,9 +54,7 @@ struct Call {
     const auto number = [&](const char* name) { return given[name].cast<int64_t>(); };
     const auto real = [&](const char* name) { return given[name].cast<double>(); };
     const auto array = [&](const char* name) { return given[name].cast<Array>(); };
-    params.neuron = neuron(int(number("kind")), int(number("surrogate")), real("alpha"), real("tau"),
-                           real("v_threshold"), given["v_reset"].cast<std::optional<double>>(),
-                           given["detach_reset"].cast<bool>(), given["decay_input"].cast<bool>(), array("leak"));
+    params.neuron = neuron(given["numbers"].cast<std::vector<double>>(), array("leak"), 1);
     params.norm = {input("mean", array("mean")), input("var", array("var")), input("weight", array("weight")),
                    input("bias", array("bias")), real("eps")};
     const Array z = array("z");
@@ -90,22 +88,22 @@ py::dict pool_reduce(const std::string& kernels, unsigned schedule, const py::di
   Array partials = py::array_t<double>(bytes / int64_t(sizeof(double))), leaks;
   p.partials = output("partials", partials);
   p.sums = output("sums", sums);
-  const int64_t leak_count = call.cuda ? cuda_pool_leak_partials(p) : call.cpu.blocks(p);
+  const int64_t leak_count = call.cuda ? cuda_pool_learnt_partials(p) : call.cpu.blocks(p);
   if (grad_leak) {
     leaks = py::array_t<double>(leak_count);
-    p.grad_leak_partials = static_cast<double*>(output("leak_partials", leaks));
+    p.learnt_partials = static_cast<double*>(output("leak_partials", leaks));
   }
   void* const sum = output("grad_leak", grad_leak);
   if (call.cuda) {
     check(cuda_pool_reduce(p, nullptr));
-    if (sum) check(cuda_sum_partials(p.grad_leak_partials, leak_count, p.dtype, sum, nullptr));
+    if (sum) check(cuda_sum_partials(p.learnt_partials, leak_count, p.dtype, sum, nullptr));
     return report();
   }
   in_blocks(leak_count, schedule, [&](int64_t first, int64_t last) { call.cpu.reduce(p, first, last); });
   call.cpu.add(p);
   if (!sum) return {};
   double total = 0;
-  for (int64_t i = 0; i < leak_count; ++i) total += p.grad_leak_partials[i];
+  for (int64_t i = 0; i < leak_count; ++i) total += p.learnt_partials[i];
   if (p.dtype == DType::Float64) *static_cast<double*>(sum) = total;
   else *static_cast<float*>(sum) = float(total);
   return {};

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sewsnn.layers.fusing import must_be_called
+from sewsnn.layers.plan import must_be_called
 from sewsnn.ops import bn as native
 from sewsnn.ops.bn import Output
 

@@ -1,12 +1,11 @@
-// Wraps every op, so that no exception in it ends the process.
+// Distributes work over torch's threads, and adds what the CPU kernels have left to add.
 #pragma once
 
+#include <algorithm>
 #include <exception>
 #include <mutex>
-#include <new>
-#include <stdexcept>
-#include <utility>
 
+#include "core/params.h"
 #include "ops/torch.h"
 
 namespace sewsnn {
@@ -37,22 +36,22 @@ inline int64_t grain(int64_t neurons, int64_t T) {
   return (enough + each - 1) / each;
 }
 
-// Calls the function of an op. If memory for a temporary is missing, it throws an error that says so. (memory.cpp does
-// this for results.)
-template <auto F>
-struct Guarded;
-template <class R, class... A, R (*F)(A...)>
-struct Guarded<F> {
-  static R call(A... arguments) {
-    try {
-      return F(std::move(arguments)...);
-    } catch (const std::bad_alloc&) {
-    } catch (const std::length_error&) {
+// Calls f with a zero of the state's type.
+template <class F>
+void with_state(DType dtype, const F& f) {
+  if (dtype == DType::Float64) f(double());
+  else f(float());
+}
+
+// Adds each row of [rows, count] in order and rounds the sum once.
+inline void sum_partials(const double* partials, int64_t rows, int64_t count, DType dtype, void* out) {
+  with_state(dtype, [&](auto zero) {
+    for (int64_t row = 0; row < rows; ++row) {
+      double sum = 0;
+      for (int64_t i = 0; i < count; ++i) sum += partials[row * count + i];
+      static_cast<decltype(zero)*>(out)[row] = decltype(zero)(sum);
     }
-    throw std::runtime_error("sewsnn can't allocate memory for the work of an op");
-  }
-};
+  });
+}
 
 }  // namespace sewsnn
-
-#define SEWSNN_BOX(f) TORCH_BOX(&::sewsnn::Guarded<&f>::call)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from sewsnn.layers.fusing import is_altered
 from sewsnn.layers.modules import BNNeuron
+from sewsnn.layers.plan import is_altered
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

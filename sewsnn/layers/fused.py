@@ -5,11 +5,13 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from sewsnn import checks
-from sewsnn.layers import fusing, quick
+from sewsnn.layers import quick
+from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
+from sewsnn.layers.norm import Norm, check_norm, group_of, normalisation, update_running
+from sewsnn.layers.plan import Plan, plan
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import pool as native_pool
-from sewsnn.ops.reference import CONNECT, state_dtype
 
 _MODULE_OR_NONE = (nn.Module, type(None))
 
@@ -23,7 +25,7 @@ def bn_neuron(
     connect_f: str | None = None,
     connect_before: bool = False,
     T: int | None = None,
-    two: bool = False,
+    return_skip: bool = False,
     pack_spikes: bool = False,
     fused: bool = True,
 ) -> native.Output:
@@ -54,8 +56,8 @@ def bn_neuron(
         connect_before: add the shortcut before the neuron; needs ``connect_f="ADD"``. Default False.
         T: number of time-steps for which a still image z_seq is shown; it is normalised once. Default None: z_seq has a
             time axis.
-        two: also return ``skip``, a second handle to the values of out for the next block's shortcut. Autograd then
-            adds the two gradients inside this op's backward, which saves one pass over memory. Default False.
+        return_skip: also return ``skip``, a second handle to out for the next block's shortcut; autograd then adds the
+            two gradients inside this op's backward, which saves one pass over memory. Default False.
         pack_spikes: also return ``bits``, the packed spikes: spike i of a time-step (in the memory order of out) is bit
             i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes of 0 or 1 (a connection
             after the neuron, an ILIFNode, or no neuron), where N C H W is not a multiple of 8, and where the modules
@@ -80,76 +82,85 @@ def bn_neuron(
 
     Source: main paper, section 3.2 and Table 1; supplement, A.1.
     """
+    connection = connection_of(connect_f, connect_before)
+    return norm_neuron_connection(
+        z_seq,
+        bn,
+        neuron,
+        shortcut,
+        connection,
+        T=T,
+        return_skip=return_skip,
+        pack_spikes=pack_spikes,
+        fused=fused,
+    )
+
+
+def norm_neuron_connection(
+    z_seq: Tensor,
+    bn: nn.Module | None,
+    neuron: nn.Module | None,
+    shortcut: Tensor | None,
+    connection: Connection,
+    *,
+    T: int | None = None,
+    return_skip: bool = False,
+    pack_spikes: bool = False,
+    fused: bool = True,
+) -> native.Output:
+    """:func:`bn_neuron` with ``connect_f`` and ``connect_before`` as a connection, which is checked."""
     if T is None and fused and not pack_spikes and not torch.compiler.is_compiling():
         refused = output = None
         try:
-            output = quick.train(z_seq, bn, neuron, shortcut, connect_f, connect_before, two)
+            output = quick.train(z_seq, bn, neuron, shortcut, connection, return_skip)
         except native.Refused as raised:
             refused = raised
         if refused is not None:  # the checks find a clearer error
-            _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
-            fusing.check_norm(bn, z_seq)
-            fusing.check_batch(z_seq, 0)
+            _check(z_seq, bn, neuron, shortcut, connection, T)
+            check_norm(bn, z_seq, 0)
             raise refused.args[0]
         if output is not None:
             return output
-    _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T)
+    _check(z_seq, bn, neuron, shortcut, connection, T)
     norm = None if isinstance(bn, nn.Identity) else bn
-    if not (fused and fusing.can_fuse(z_seq, norm, neuron)):
-        return _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two)
-    return by_op(z_seq, norm, neuron, shortcut, connect_f, connect_before, T=T, two=two, pack_spikes=pack_spikes)
+    planned = None
+    if fused:
+        planned = plan(z_seq, norm, neuron, connection, T=T, return_skip=return_skip, pack_spikes=pack_spikes)
+    if planned is None:
+        return _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip)
+    return by_op(z_seq, shortcut, planned)
 
 
-def by_op(
-    z_seq: Tensor,
-    norm: nn.Module | None,
-    neuron: nn.Module | None,
-    shortcut: Tensor | None = None,
-    connect_f: str | None = None,
-    connect_before: bool = False,
-    *,
-    T: int | None = None,
-    two: bool = False,
-    pack_spikes: bool = False,
-) -> native.Output:
-    """:func:`bn_neuron` in one op. The caller has checked with :func:`fusing.can_fuse` that the op can run."""
-    state = state_dtype(z_seq.dtype)
-    spec, leak = (None, None) if neuron is None else (neuron.spec(), neuron.learnt_parameters(state))
-    connect = native.ADD_BEFORE if connect_before else native.CONNECTIONS[connect_f]
-    binary = neuron is not None and neuron.binary_spikes and connect in (native.NONE, native.ADD_BEFORE)
-    pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
-    store_v = _stores_v(neuron)
-    own = None
-    if norm is not None and not torch.compiler.is_compiling():
-        own = fusing.for_one_call(norm, state)
-    if own is not None:
-        fusing.check_norm(norm, z_seq)
-        fusing.check_batch(z_seq, T or 0)
-        weight, bias, running = own
-        options = native.Options(norm.eps, connect, T or 0, spec).numbers
+def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Output:
+    """:func:`bn_neuron` in one op, as planned."""
+    norm, neuron = planned.norm, planned.neuron
+    if planned.one_call is not None:
+        weight, bias, running = planned.one_call
+        numbers = native.Options(norm.eps, planned.connect, planned.T, planned.spec).numbers
+        more = (planned.store_v, planned.pack, planned.return_skip)
         try:
-            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, options, store_v, pack, two)
+            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, planned.learnt, running, numbers, *more)
         except native.Refused as refused:
             raise refused.args[0] from None
     else:
-        n = fusing.normalisation(norm, z_seq, T or 0, state)
+        n = normalisation(norm, z_seq, planned.T)
         output = native.bn_neuron(
             z_seq,
             shortcut,
             n.statistics,
             n.weight,
             n.bias,
-            leak,
-            native.Options(n.eps, connect, T or 0, spec),
+            planned.learnt,
+            native.Options(n.eps, planned.connect, planned.T, planned.spec),
             training=n.training,
             count=n.count,
             group=n.group,
-            store_v=store_v,
-            pack=pack,
-            two=two,
+            store_v=planned.store_v,
+            pack=planned.pack,
+            return_skip=planned.return_skip,
         )
-        fusing.update_running(norm, n)
-    if store_v:
+        update_running(norm, n)
+    if planned.store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
         if len(neuron.state_names) > 1:
             output = output._replace(v=output.v[0])
@@ -192,43 +203,38 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
     for name, value in (("neuron", neuron), ("T", T)):
         if value is None:
             raise TypeError(f"{name} must not be None")
-    _check(z_seq, bn, neuron, None, None, False, T)
+    _check(z_seq, bn, neuron, None, NOT_CONNECTED, T)
     if z_seq.dim() != 4:
         raise ValueError(f"z_seq must be [N, C, H, W], got shape {list(z_seq.shape)}")
     norm = None if isinstance(bn, nn.Identity) else bn
-    poolable = fused and T <= native_pool.MAX_T and not _stores_v(neuron) and fusing.can_fuse(z_seq, norm, neuron)
-    if not (poolable and native_pool.has(neuron.spec())):
+    planned = plan(z_seq, norm, neuron, T=T, pooled=True) if fused else None
+    if planned is None:
         s_seq = bn_neuron(z_seq, bn, neuron, T=T, fused=fused).out
         return max_pool2d(s_seq.flatten(0, 1), 3, 2, 1).unflatten(0, s_seq.shape[:2])
-    state = state_dtype(z_seq.dtype)
-    n = fusing.normalisation(norm, z_seq, T, state)
+    n = normalisation(norm, z_seq, T)
     out = native_pool.bn_neuron_pool(
         z_seq,
         n.statistics,
         n.weight,
         n.bias,
-        neuron.learnt_parameters(state),
-        (n.eps, T, *neuron.spec().arguments),
+        planned.learnt,
+        (n.eps, T, *planned.spec.arguments),
         training=n.training,
         count=n.count,
         group=n.group,
     )
-    fusing.update_running(norm, n)
+    update_running(norm, n)
     return out
 
 
-def _stores_v(neuron: nn.Module | None) -> bool:
-    return isinstance(neuron, BaseNode) and neuron.store_v and not torch.compiler.is_exporting()
-
-
-def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two) -> native.Output:
-    if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and fusing.group_of(norm) is not None:
+def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip) -> native.Output:
+    if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and group_of(norm) is not None:
         raise RuntimeError(
             "this batch norm shares its statistics with other processes, which only the fused op can do, but the op "
             "cannot run here: remove hooks from the batch norm and its neuron, use fused=True, and use a neuron and a "
             "surrogate that the compiled kernels have"
         )
-    normalise = norm.normalise if isinstance(norm, fusing.Norm) else norm
+    normalise = norm.normalise if isinstance(norm, Norm) else norm
     if norm is None:
         y = z_seq if T is None else z_seq.unsqueeze(0).expand(T, *z_seq.shape)
     elif T is None:
@@ -236,11 +242,10 @@ def _by_modules(z_seq, norm, neuron, shortcut, connect_f, connect_before, T, two
     else:
         y = normalise(z_seq)
         y = y.unsqueeze(0).expand(T, *y.shape)
-    if connect_before:
+    if connection.before:
         y = y + shortcut
-    a = y if neuron is None else over_steps(neuron, y)
-    out = a if connect_f is None or connect_before else CONNECT[connect_f](a, shortcut)
-    return native.Output(out, out if two else None, getattr(neuron, "v", None), None)
+    out = connection.after_neuron(y if neuron is None else over_steps(neuron, y), shortcut)
+    return native.Output(out, out if return_skip else None, getattr(neuron, "v", None), None)
 
 
 def over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:
@@ -250,16 +255,7 @@ def over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:
     return neuron(y_seq)
 
 
-def check_connection(connect_f, connect_before) -> None:
-    """Raises ValueError unless ``connect_f`` and ``connect_before`` describe a connection."""
-    if connect_f is not None and connect_f not in CONNECT:
-        raise ValueError(f"connect_f must be None or one of {', '.join(map(repr, CONNECT))}, got {connect_f!r}")
-    if connect_before and connect_f != "ADD":
-        raise ValueError(f"connect_before adds the shortcut: connect_f must be 'ADD', got {connect_f!r}")
-
-
-def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
-    check_connection(connect_f, connect_before)
+def _check(z_seq, bn, neuron, shortcut, connection, T) -> None:
     checks.check_floating("z_seq", z_seq)
     if not isinstance(bn, _MODULE_OR_NONE):
         raise TypeError(f"bn must be a module or None, got {bn!r}")
@@ -283,17 +279,17 @@ def _check(z_seq, bn, neuron, shortcut, connect_f, connect_before, T) -> None:
         raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(shape)}")
     if isinstance(neuron, BaseNode):
         neuron.check_channels("z_seq", shape, axis)
-        if connect_f in ("AND", "IAND") and not neuron.binary_spikes:
+        if connection.f in ("AND", "IAND") and not neuron.binary_spikes:
             raise ValueError(
-                f"connect_f={connect_f!r} needs spikes of 0 or 1, but {type(neuron).__name__} sends several in a "
+                f"connect_f={connection.f!r} needs spikes of 0 or 1, but {type(neuron).__name__} sends several in a "
                 "time-step: use 'ADD'"
             )
-    if connect_f is None:
+    if connection.f is None:
         if shortcut is not None:
             raise ValueError("shortcut is given, but connect_f is None: there is nothing to connect it with")
         return
     if not isinstance(shortcut, Tensor):
-        raise TypeError(f"shortcut must be a tensor (connect_f is {connect_f!r}), got {type(shortcut).__name__}")
+        raise TypeError(f"shortcut must be a tensor (connect_f is {connection.f!r}), got {type(shortcut).__name__}")
     expected = shape if T is None else torch.Size((T, *shape))
     if shortcut.shape != expected:
         raise ValueError(f"shortcut must have the shape of out, {list(expected)}, got {list(shortcut.shape)}")

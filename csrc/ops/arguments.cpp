@@ -1,0 +1,73 @@
+#include "ops/arguments.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "neurons/kinds.h"
+
+namespace sewsnn {
+namespace {
+
+constexpr double kMostWhole = double((int64_t(1) << 31) - 1);
+
+}  // namespace
+
+NeuronParams checked(const NeuronNumbers& n) {
+  STD_TORCH_CHECK(n.kind >= 0 && n.kind < int64_t(kinds().size()), "unknown neuron kind ", n.kind);
+  STD_TORCH_CHECK(n.surrogate >= 0 && n.surrogate < int64_t(surrogates().size()), "unknown surrogate kind ",
+                  n.surrogate);
+  const KindInfo& kind = kinds()[size_t(n.kind)];
+  NeuronParams p = n.rest;
+  p.kind = int(n.kind), p.surrogate = int(n.surrogate);
+  STD_TORCH_CHECK(std::isfinite(p.v_threshold), "v_threshold must be finite");
+  STD_TORCH_CHECK(std::isfinite(p.v_reset), "v_reset must be finite or None");
+  STD_TORCH_CHECK(!kind.uses_tau || (p.tau >= 1 && std::isfinite(p.tau)), "tau must be at least 1, and finite");
+  STD_TORCH_CHECK(p.alpha > 0 && std::isfinite(p.alpha), "the surrogate's parameter must be positive and finite, got ",
+                  p.alpha);
+  STD_TORCH_CHECK(n.extra.size() == size_t(kind.extra), kind.name, " has ", kind.extra, " extra numbers, got ",
+                  n.extra.size());
+  for (const double x : n.extra)
+    STD_TORCH_CHECK(std::isfinite(x), "the extra numbers of ", kind.name, " must be finite");
+  std::copy(n.extra.begin(), n.extra.end(), p.extra);
+  const char* const problem = kind.problem(p);
+  STD_TORCH_CHECK(!problem, kind.name, ": ", problem);
+  return p;
+}
+
+double NumberList::number() {
+  STD_TORCH_CHECK(at_ < numbers_.size(), "there must be more than ", numbers_.size(), " numbers");
+  return numbers_[at_++];
+}
+
+std::optional<double> NumberList::maybe_number() {
+  const bool given = flag();
+  const double x = number();
+  return given ? std::optional<double>(x) : std::nullopt;
+}
+
+int64_t NumberList::whole() {
+  const double x = number();
+  STD_TORCH_CHECK(std::abs(x) <= kMostWhole && x == std::floor(x), "number ", at_ - 1,
+                  " must be an integer of at most 32 bits, got ", x);
+  return int64_t(x);
+}
+
+bool NumberList::flag() {
+  const double x = number();
+  STD_TORCH_CHECK(x == 0 || x == 1, "number ", at_ - 1, " must be 0 or 1, got ", x);
+  return x == 1;
+}
+
+NeuronNumbers NumberList::neuron() {
+  NeuronNumbers n = read_neuron(*this);
+  const int64_t extra = whole();
+  STD_TORCH_CHECK(extra >= 0 && extra <= kMostExtra, "there can be 0 to ", kMostExtra, " extra numbers, got ", extra);
+  for (int64_t i = 0; i < extra; ++i) n.extra.push_back(number());
+  return n;
+}
+
+void NumberList::end() const {
+  STD_TORCH_CHECK(at_ == numbers_.size(), "there must be ", at_, " numbers, got ", numbers_.size());
+}
+
+}  // namespace sewsnn

@@ -1,0 +1,93 @@
+// How an op reads its arguments and returns its results. torch's stable ABI passes both on one stack of 64-bit values.
+// An op is a function from Arguments to a tuple of tensors; it reads all arguments before it checks any, because those
+// that it has not read are never freed.
+#pragma once
+
+#include <new>
+#include <stdexcept>
+#include <tuple>
+
+#include "core/neuron_numbers.h"
+#include "ops/torch.h"
+
+// A neuron in the schemas: its numbers, and at the end of the arguments those that only some kinds have.
+// read_neuron() (core/neuron_numbers.h) reads them in this order, and sewsnn/ops/spec.py writes them.
+#define SEWSNN_NEURON                                                                                           \
+  "int kind, float tau, bool decay_input, float v_threshold, float? v_reset, int surrogate, float alpha, bool " \
+  "detach_reset"
+#define SEWSNN_EXTRA "float[] extra=[]"
+
+namespace sewsnn {
+
+// Says whether there is such a neuron.
+NeuronParams checked(const NeuronNumbers&);
+
+class Arguments {
+ public:
+  Arguments(const StableIValue* stack, uint64_t count) : at_(stack), end_(stack + count) {}
+
+  Tensor tensor() { return next<Tensor>(); }
+  MaybeTensor maybe_tensor() { return next<MaybeTensor>(); }
+  double number() { return next<double>(); }
+  std::optional<double> maybe_number() { return next<std::optional<double>>(); }
+  int64_t whole() { return next<int64_t>(); }
+  bool flag() { return next<bool>(); }
+  ScalarType dtype() { return next<ScalarType>(); }
+  std::vector<double> numbers() { return next<std::vector<double>>(); }
+  std::vector<int64_t> wholes() { return next<std::vector<int64_t>>(); }
+  // With `extra`, the last argument.
+  NeuronNumbers neuron() {
+    NeuronNumbers n = read_neuron(*this);
+    n.extra = torch::stable::detail::to<std::vector<double>>(*--end_);
+    return n;
+  }
+
+  bool at_end() const { return at_ == end_; }
+
+ private:
+  template <class T>
+  T next() {
+    STD_TORCH_CHECK(!at_end(), "the schema of an op has fewer arguments than its function reads");
+    return torch::stable::detail::to<T>(*at_++);
+  }
+
+  const StableIValue *at_, *end_;
+};
+
+// A list of numbers in place of arguments: numbers that are arguments of their own cost the host ten times as much
+// (docs/kernels.md). sewsnn/ops/options.py writes such lists. A number that may be missing is a flag and the number.
+class NumberList {
+ public:
+  explicit NumberList(const std::vector<double>& numbers) : numbers_(numbers) {}
+  double number();
+  std::optional<double> maybe_number();
+  int64_t whole();
+  bool flag();
+  NeuronNumbers neuron();  // with `extra`, after its size
+  void end() const;        // an error if there are more numbers
+
+ private:
+  const std::vector<double>& numbers_;
+  size_t at_ = 0;
+};
+
+// The function that torch calls for an op. If memory for a temporary is missing, it throws an error that says so.
+// (memory.cpp does this for results.)
+template <auto Op>
+void boxed(StableIValue* stack, uint64_t arguments, uint64_t results) {
+  try {
+    Arguments read(stack, arguments);
+    const auto made = Op(read);
+    STD_TORCH_CHECK(read.at_end() && results == std::tuple_size_v<std::decay_t<decltype(made)>>,
+                    "the schema of an op differs from its function");
+    std::apply([&](const auto&... result) { ((*stack++ = torch::stable::detail::from(result)), ...); }, made);
+    return;
+  } catch (const std::bad_alloc&) {
+  } catch (const std::length_error&) {
+  }
+  throw std::runtime_error("sewsnn can't allocate memory for the work of an op");
+}
+
+using Library = torch::stable::detail::StableLibrary;
+
+}  // namespace sewsnn
