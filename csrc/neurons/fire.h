@@ -59,10 +59,10 @@ struct FireReset {
 // The base class of neurons that fire by one threshold and whose reset changes the potential alone. u are the states,
 // g their gradients; the first of them is the potential.
 struct OneThreshold {
-  static constexpr bool kBinary = true;      // spikes are 0 or 1
-  static constexpr bool kSurrogate = true;   // backward uses the surrogate gradient
+  static constexpr bool kBinary = true;       // spikes are 0 or 1
+  static constexpr bool kSurrogate = true;    // backward uses the surrogate gradient
   static constexpr bool kDecayInput = false;  // there is an option decay_input
-  static constexpr int kLearnt = 0;          // learnt parameters
+  static constexpr int kLearnt = 0;           // learnt parameters
   static constexpr bool kPerChannel = false;  // these may differ from channel to channel
   static constexpr bool kNonlinear = false;   // the derivatives of the charge depend on the states or on x
 

@@ -30,7 +30,6 @@ from sewsnn.ops.options import (  # noqa: F401
     from_numbers,
     numbers_of,
 )
-from sewsnn.ops.registry import HAS_EXTRA
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _increment_version = torch._C._increment_version
@@ -338,7 +337,7 @@ def _filled(ctx, gradients):
 
 def _split(rest):
     """The options among the arguments of an op, its own arguments after them, and ``extra``."""
-    return rest[:COUNT], rest[COUNT:-1] if HAS_EXTRA else rest[COUNT:], rest[-1] if HAS_EXTRA else ()
+    return rest[:COUNT], rest[COUNT:-1], rest[-1]
 
 
 def _setup_context(ctx, inputs, output):
