@@ -34,17 +34,11 @@ class KindInfo(NamedTuple):
     common: bool
 
 
-# The lists of a library that is older than its function sewsnn_registry.
-_BEFORE = """IF 1 0 0 0 1 1 0 1\nLIF 1 0 0 0 1 1 1 1\nPLIF 1 1 0 0 1 1 0 1\n
-ATan\nRectangular\nConstant\nSigmoid\nPiecewiseQuadratic\nPiecewiseExp\nSoftSign\nSuperSpike\nErf\nUnitATan"""
-
-
 def _read() -> tuple[dict[str, KindInfo], dict[str, int]]:
     if NATIVE_ERROR is not None:
         return {}, {}
-    answer = ask_library("sewsnn_registry")
-    text = _BEFORE if answer is None else answer[1]
-    kinds, surrogates = (part.splitlines() for part in text.strip().split("\n\n"))
+    _, text = ask_library("sewsnn_registry")
+    kinds, surrogates = (part.splitlines() for part in text.split("\n\n"))
     rows = [line.split() for line in kinds]
     infos = {
         name: KindInfo(i, *map(int, numbers[:3]), *(flag == "1" for flag in numbers[3:]))
@@ -57,4 +51,3 @@ def _read() -> tuple[dict[str, KindInfo], dict[str, int]]:
 KINDS, SURROGATES = _read()
 #: the neurons by number
 BY_NUMBER = tuple(KINDS.values())
-HAS_EXTRA = "CUBALIF" in KINDS  # the ops take further numbers
