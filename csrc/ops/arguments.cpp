@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "neurons/kinds.h"
-
 namespace sewsnn {
 namespace {
 
@@ -12,11 +10,15 @@ constexpr double kMostWhole = double((int64_t(1) << 31) - 1);
 
 }  // namespace
 
-NeuronParams checked(const NeuronNumbers& n) {
+const KindInfo& kind_of(const NeuronNumbers& n) {
   STD_TORCH_CHECK(n.kind >= 0 && n.kind < int64_t(kinds().size()), "unknown neuron kind ", n.kind);
+  return kinds()[size_t(n.kind)];
+}
+
+NeuronParams checked(const NeuronNumbers& n) {
+  const KindInfo& kind = kind_of(n);
   STD_TORCH_CHECK(n.surrogate >= 0 && n.surrogate < int64_t(surrogates().size()), "unknown surrogate kind ",
                   n.surrogate);
-  const KindInfo& kind = kinds()[size_t(n.kind)];
   NeuronParams p = n.rest;
   p.kind = int(n.kind), p.surrogate = int(n.surrogate);
   STD_TORCH_CHECK(std::isfinite(p.v_threshold), "v_threshold must be finite");

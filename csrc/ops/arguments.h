@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "core/neuron_numbers.h"
+#include "neurons/kinds.h"
 #include "ops/torch.h"
 
 // A neuron in the schemas: its numbers, and at the end of the arguments those that only some kinds have.
@@ -19,7 +20,8 @@
 
 namespace sewsnn {
 
-// Says whether there is such a neuron.
+// These raise an error if there is no such kind, no such neuron.
+const KindInfo& kind_of(const NeuronNumbers&);
 NeuronParams checked(const NeuronNumbers&);
 
 class Arguments {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "core/bn_params.h"
-#include "neurons/kinds.h"
 #include "ops/arguments.h"
 #include "ops/layout.h"
 

@@ -56,9 +56,9 @@ PoolCall<P>::PoolCall(const PoolTensors& in, const PoolOptions& options)
     : sizes(in.z.sizes().begin(), in.z.sizes().end()) {
   STD_TORCH_CHECK(sizes.size() == 4, "z must be [N, C, H, W], got ", sizes.size(), " dimensions");
   STD_TORCH_CHECK(options.T >= 1 && options.T <= kChunk, "T must be 1 to ", kChunk, ", got ", options.T);
+  STD_TORCH_CHECK(kind_of(options.neuron).common, "bn_neuron_pool has no kernels for ", kind_of(options.neuron).name,
+                  "; use batch norm, neuron and max pooling after one another");
   params.neuron = checked(options.neuron);
-  const KindInfo& kind = kind_of(params.neuron);
-  STD_TORCH_CHECK(kind.common, "there is no stem with ", kind.name, " neurons; use batch norm, neuron and max pooling");
   params.dtype = dtype_of(in.z);
   params.T = options.T;
   params.images = sizes[0], params.channels = sizes[1], params.height = sizes[2], params.width = sizes[3];
