@@ -335,14 +335,9 @@ def _filled(ctx, gradients):
     return z, shortcut, None, *channels, *(None,) * (len(ctx.needs_input_grad) - 6)
 
 
-def _split(rest):
-    """The options among the arguments of an op, its own arguments after them, and ``extra``."""
-    return rest[:COUNT], rest[COUNT:-1], rest[-1]
-
-
 def _setup_context(ctx, inputs, output):
     z, shortcut, statistics, weight, bias, leak, *rest = inputs
-    arguments, (*_, training), extra = _split(rest)
+    arguments, (*_, training, extra) = rest[:COUNT], rest[COUNT:]
     _, v, checkpoints, bits = output
     channels = (statistics, weight, bias, leak)
     _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(arguments, extra), training)
