@@ -1,7 +1,6 @@
 """Checks of arguments. Each error names the argument, the expected value and the value it got."""
 
 import math
-import numbers
 
 import torch
 from torch import Tensor
@@ -9,33 +8,15 @@ from torch.autograd import forward_ad
 
 from sewsnn.ops import reference
 from sewsnn.ops.shapes import check_size
+from sewsnn.ops.spec import check_number, check_tau  # noqa: F401
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def check_number(name: str, value) -> None:
-    """Raises TypeError or ValueError unless ``value`` is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not abs(value) < math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def is_finite(value) -> bool:
     """Like ``math.isfinite``, but also takes the symbols that torch.compile makes of a number that changed between
     calls."""
     return abs(value) < math.inf
-
-
-def constants(*values) -> list[float | None]:
-    """Converts numbers to the floats that the ops take; None stays None.
-
-    While torch.compile traces, a number that changed between calls is a symbol, and ops take no symbols. ``repr`` makes
-    the symbol a constant, so torch.compile makes one graph for each value.
-    """
-    if torch.compiler.is_compiling():
-        return [None if value is None else float(f"{value!r}") for value in values]
-    return [None if value is None else float(value) for value in values]
 
 
 _TRACED = ("FakeTensor", "FunctionalTensor")  # compared by name, because importing the classes is slow
@@ -59,25 +40,6 @@ def backward_number() -> int:
     a hook.
     """
     return torch._C._current_graph_task_id()
-
-
-def check_neuron(v_threshold, v_reset, surrogate_function) -> None:
-    """Checks the arguments that all neurons share."""
-    check_number("v_threshold", v_threshold)
-    if v_reset is not None:
-        check_number("v_reset", v_reset)
-    if not callable(surrogate_function):
-        raise TypeError(
-            f"surrogate_function must be one of sewsnn.surrogate, or callable on h - v_threshold, "
-            f"got {type(surrogate_function).__name__}"
-        )
-
-
-def check_tau(tau, name: str = "tau") -> None:
-    """Checks the membrane time constant of LIF: a finite number of at least 1."""
-    check_number(name, tau)
-    if tau < 1:
-        raise ValueError(f"{name} must be at least 1, got {tau}")
 
 
 def check_floating(name: str, x) -> None:
@@ -108,9 +70,8 @@ def check_input(x_seq) -> None:
 _LARGE = 1 << 28  # elements
 
 
-def check_room(x_seq: Tensor, state: torch.dtype) -> None:
-    """Checks that memory suffices for one membrane potential per time-step, which the torch backend collects one by
-    one.
+def check_room(x_seq: Tensor, state: torch.dtype, states: int) -> None:
+    """Checks that memory suffices for the states of every time-step, which the torch backend collects one by one.
 
     Only large inputs are checked. Without the check, a loop over more time-steps than fit into memory would be killed
     hours later.
@@ -120,32 +81,34 @@ def check_room(x_seq: Tensor, state: torch.dtype) -> None:
     """
     if torch.compiler.is_compiling() or x_seq.numel() < _LARGE:
         return
-    check_size(x_seq.numel(), state)
+    check_size(states * x_seq.numel(), state)
     if x_seq.device.type == "cpu":
-        x_seq.new_empty(x_seq.shape, dtype=state)
+        x_seq.new_empty((states, *x_seq.shape), dtype=state)
 
 
-def check_v(v, x_seq: Tensor) -> None:
-    """Checks the initial membrane potential: its shape, dtype, device, and whether autograd can use it."""
+def check_v(v, x_seq: Tensor, name: str = "v", states: int = 1) -> None:
+    """Checks an initial state, for example the membrane potential: its shape, dtype, device, and whether autograd can
+    use it. ``states``: number of states that it holds, one ``[...]`` or several ``[states, ...]``."""
     if v is None:
         return
     if not isinstance(v, Tensor):
-        raise TypeError(f"v must be a tensor or None, got {type(v).__name__}")
-    _check_dense("v", v)
-    if v.shape != x_seq.shape[1:]:
+        raise TypeError(f"{name} must be a tensor or None, got {type(v).__name__}")
+    _check_dense(name, v)
+    shape = x_seq.shape[1:] if states == 1 else torch.Size((states, *x_seq.shape[1:]))
+    if v.shape != shape:
         raise ValueError(
-            f"v must have the shape of one time-step of x_seq, {list(x_seq.shape[1:])}, got {list(v.shape)}; "
+            f"{name} must have the shape of one time-step of x_seq, {list(shape)}, got {list(v.shape)}; "
             "a node that keeps its state needs reset() before another shape"
         )
     state = reference.state_dtype(x_seq.dtype)
     if v.dtype not in (x_seq.dtype, state):
         raise TypeError(
-            f"v must be {state} (or the dtype of x_seq, {x_seq.dtype}), got {v.dtype}; a node that keeps its state "
-            "needs reset() before another dtype"
+            f"{name} must be {state} (or the dtype of x_seq, {x_seq.dtype}), got {v.dtype}; a node that keeps its "
+            "state needs reset() before another dtype"
         )
     if v.device != x_seq.device:
         raise ValueError(
-            f"v must be on the device of x_seq, {x_seq.device}, got {v.device}; a node that keeps its state needs "
+            f"{name} must be on the device of x_seq, {x_seq.device}, got {v.device}; a node that keeps its state needs "
             "reset() before another device"
         )
     if (
@@ -155,13 +118,21 @@ def check_v(v, x_seq: Tensor) -> None:
         and not torch.is_inference_mode_enabled()
     ):
         raise ValueError(
-            "v was made in torch.inference_mode(), and autograd cannot use it in training: pass v.clone(), or start "
-            "from rest (for a node: call reset())"
+            f"{name} was made in torch.inference_mode(), and autograd cannot use it in training: pass {name}.clone(), "
+            "or start from rest (for a node: call reset())"
         )
 
 
+def check_channels(name: str, shape, channels: int | None, axis: int) -> None:
+    """Checks that an input has as many channels as the neuron has parameters; ``channels`` None: one for all."""
+    if channels is None or (len(shape) > axis and shape[axis] == channels):
+        return
+    dims = "[T, N, C, ...]" if axis == 2 else "[N, C, ...]"
+    raise ValueError(f"{name} must be {dims} with C = {channels} (channels={channels}), got shape {list(shape)}")
+
+
 def check_w(w, x_seq: Tensor) -> None:
-    """Checks the parameter of PLIF: one floating-point number on the device of x_seq."""
+    """Checks the parameter w of PLIF: one floating-point number on the device of x_seq."""
     if not isinstance(w, Tensor):
         raise TypeError(f"w must be a tensor, got {type(w).__name__}")
     _check_dense("w", w)

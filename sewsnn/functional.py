@@ -8,14 +8,13 @@ state is never rounded to half precision between time-steps.
 >>> spikes, v = sewsnn.functional.lif_multistep(torch.rand(4, 8, 16), tau=2.0)
 """
 
-import torch
 from torch import Tensor, nn
 
 from sewsnn import checks
 from sewsnn.ops import neuron as native
 from sewsnn.ops import reference
 from sewsnn.ops.load import resolve_backend
-from sewsnn.ops.shapes import check_kinds
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
 __all__ = ["if_multistep", "lif_multistep", "plif_multistep", "reset_net", "set_step_mode"]
@@ -67,18 +66,15 @@ def if_multistep(
 
     Source: main paper, section 3.1; supplement, A.1.
     """
-    checks.check_neuron(v_threshold, v_reset, surrogate_function)
-    return multistep(
-        x_seq,
-        v,
-        kind=native.IF,
+    spec = NeuronSpec(
+        "IF",
+        surrogate_function,
         v_threshold=v_threshold,
         v_reset=v_reset,
-        surrogate_function=surrogate_function,
         detach_reset=detach_reset,
-        v_mode=native.V_SEQUENCE if store_v_seq else native.V_FINAL,
-        backend=backend,
     )
+    v_mode = native.V_SEQUENCE if store_v_seq else native.V_FINAL
+    return multistep(x_seq, v, spec, None, v_mode=v_mode, backend=backend)
 
 
 def lif_multistep(
@@ -131,21 +127,17 @@ def lif_multistep(
 
     Source: supplement, A.1.
     """
-    checks.check_neuron(v_threshold, v_reset, surrogate_function)
-    checks.check_tau(tau)
-    return multistep(
-        x_seq,
-        v,
-        kind=native.LIF,
+    spec = NeuronSpec(
+        "LIF",
+        surrogate_function,
         tau=tau,
         decay_input=decay_input,
         v_threshold=v_threshold,
         v_reset=v_reset,
-        surrogate_function=surrogate_function,
         detach_reset=detach_reset,
-        v_mode=native.V_SEQUENCE if store_v_seq else native.V_FINAL,
-        backend=backend,
     )
+    v_mode = native.V_SEQUENCE if store_v_seq else native.V_FINAL
+    return multistep(x_seq, v, spec, None, v_mode=v_mode, backend=backend)
 
 
 def plif_multistep(
@@ -199,20 +191,19 @@ def plif_multistep(
 
     Source: supplement, A.1; Fang et al., ICCV 2021 (PLIF).
     """
-    checks.check_neuron(v_threshold, v_reset, surrogate_function)
-    return multistep(
-        x_seq,
-        v,
-        kind=native.PLIF,
-        w=w,
+    spec = NeuronSpec(
+        "PLIF",
+        surrogate_function,
         decay_input=decay_input,
         v_threshold=v_threshold,
         v_reset=v_reset,
-        surrogate_function=surrogate_function,
         detach_reset=detach_reset,
-        v_mode=native.V_SEQUENCE if store_v_seq else native.V_FINAL,
-        backend=backend,
     )
+    checks.check_input(x_seq)
+    checks.check_w(w, x_seq)
+    leak = w.to(reference.state_dtype(x_seq.dtype)).reshape(()).sigmoid()
+    v_mode = native.V_SEQUENCE if store_v_seq else native.V_FINAL
+    return multistep(x_seq, v, spec, leak, v_mode=v_mode, backend=backend)
 
 
 def reset_net(module: nn.Module) -> None:
@@ -255,85 +246,52 @@ def set_step_mode(module: nn.Module, step_mode: str) -> None:
 
 def multistep(
     x_seq: Tensor,
-    v: Tensor | None,
+    state: Tensor | None,
+    spec: NeuronSpec,
+    learnt: Tensor | None = None,
     *,
-    kind: int,
-    tau: float = 2.0,
-    w: Tensor | None = None,
-    decay_input: bool = True,
-    v_threshold: float,
-    v_reset: float | None,
-    surrogate_function,
-    detach_reset: bool,
     v_mode: int,
     backend: str,
 ) -> tuple[Tensor, Tensor | None]:
     """Runs any neuron; the nodes and the three functions above all call it.
 
-    It checks the tensors. The caller has checked the numbers.
+    It checks the tensors; ``spec`` has checked the numbers. A neuron with k > 1 states has them in the first dimension
+    of one tensor.
 
     Args:
         x_seq: input current ``[T, ...]``, float32, float16, bfloat16 or float64.
-        v: initial membrane potential ``[...]``; None: at rest.
-        kind: ``IF``, ``LIF`` or ``PLIF`` of :mod:`sewsnn.ops.neuron`.
-        tau: membrane time constant of LIF in time-steps. Default 2.0.
-        w: parameter of PLIF, one element. Default None.
-        decay_input: LIF and PLIF scale the input by 1 / tau as well. Default True.
-        v_threshold: firing threshold.
-        v_reset: membrane potential after a spike; None: soft reset.
-        surrogate_function: derivative of the spike in backward.
-        detach_reset: treat the spike inside the reset as a constant in backward.
-        v_mode: which membrane potential to return: ``V_NONE``, ``V_FINAL`` or ``V_SEQUENCE`` of
-            :mod:`sewsnn.ops.neuron`.
+        state: initial state ``[...]`` or ``[k, ...]``; None: at rest.
+        spec: the neuron.
+        learnt: its learnt parameters in the state's dtype: one number for PLIF, ``[rows, 1]`` or ``[rows, C]`` for
+            LearntLIF (then x_seq is ``[T, N, C, ...]``). Default None.
+        v_mode: which state to return: ``V_NONE``, ``V_FINAL`` or ``V_SEQUENCE`` of :mod:`sewsnn.ops.neuron`.
         backend: ``"auto"``, ``"native"`` or ``"torch"``; ``"cupy"`` always raises in this version.
 
     Returns:
-        ``(s_seq, v)``: spikes ``[T, ...]`` in the dtype of x_seq, and None, ``[...]`` or ``[T, ...]`` in float32
-        (float64 for float64 input).
+        ``(s_seq, state)``: spikes ``[T, ...]`` in the dtype of x_seq, and None, the last state (``[...]`` or
+        ``[k, ...]``) or all (``[T, ...]`` or ``[k, T, ...]``), in float32 (float64 for float64 input).
 
     Raises:
         TypeError, ValueError: a tensor or ``backend`` is wrong; the message names it.
         sewsnn.BackendError: the backend you asked for cannot run here.
-        RuntimeError: ``kind`` is unknown, or the torch backend has too little memory for one membrane potential per
-            time-step.
+        RuntimeError: the torch backend has too little memory for the states of all time-steps.
     """
+    model = reference.NEURONS[spec.kind]
+    states = len(model.states)
     checks.check_input(x_seq)
-    checks.check_v(v, x_seq)
-    state = reference.state_dtype(x_seq.dtype)
-    if torch.compiler.is_compiling():
-        tau, v_threshold, v_reset = checks.constants(tau, v_threshold, v_reset)
-    leak = None
-    if kind == native.PLIF:
-        checks.check_w(w, x_seq)
-        leak = w.to(state).reshape(()).sigmoid()
-    if resolve_backend(backend, x_seq.device, surrogate_function) == "native":
-        return native.multistep(
-            x_seq,
-            None if v is None else v.to(state),
-            leak,
-            kind=kind,
-            tau=float(tau),
-            decay_input=decay_input,
-            v_threshold=float(v_threshold),
-            v_reset=None if v_reset is None else float(v_reset),
-            surrogate=surrogate_function,
-            detach_reset=detach_reset,
-            v_mode=v_mode,
+    checks.check_v(state, x_seq, ", ".join(model.states), states)
+    if learnt is not None and learnt.device != x_seq.device:
+        raise ValueError(
+            f"{', '.join(model.learnt)} must be on the device of x_seq, {x_seq.device}, got {learnt.device}"
         )
-    check_kinds(kind, surrogate=0)
-    checks.check_room(x_seq, state)
-    s_seq, v_seq = reference.multistep(
-        x_seq,
-        v,
-        fire=surrogate_function,
-        tau=tau if kind == native.LIF else None,
-        leak=leak,
-        decay_input=decay_input,
-        v_threshold=v_threshold,
-        v_reset=v_reset,
-        detach_reset=detach_reset,
-    )
+    if resolve_backend(backend, x_seq.device, spec.surrogate, spec.missing) == "native":
+        if state is not None:
+            state = state.to(reference.state_dtype(x_seq.dtype))
+        return native.multistep(x_seq, state, learnt, spec, v_mode)
+    checks.check_room(x_seq, reference.state_dtype(x_seq.dtype), states)
+    s_seq, state_seq = reference.multistep(x_seq, spec, state, learnt)
     if v_mode == native.V_SEQUENCE:
-        return s_seq, v_seq
-    # A copy: a view would keep the potentials of all time-steps in memory, and torch cannot detach a view in place.
-    return s_seq, v_seq[-1].clone() if v_mode == native.V_FINAL else None
+        return s_seq, state_seq
+    # A copy: a view would keep the states of all time-steps in memory, and torch cannot detach a view in place.
+    last = state_seq[-1] if states == 1 else state_seq[:, -1]
+    return s_seq, last.clone() if v_mode == native.V_FINAL else None

@@ -2,12 +2,13 @@
 
 Every surrogate is a callable object. A call returns the spike, and autograd uses the surrogate as its derivative.
 ``gradient(x)`` returns the surrogate sigma'(x); ``primitive(x)`` returns a smooth function sigma(x) with that
-derivative. The compiled kernels contain the same formulas (``csrc/neurons/surrogate.h``); ``kind`` is a formula's
-number there. The paper uses :class:`ATan`, :class:`Rectangular`, :class:`Constant` (supplement, Table S3) and
-:class:`UnitATan` (A.5).
+derivative. The compiled kernels contain the same formulas under the same names (``csrc/neurons/surrogate.h``); ``kind``
+is a formula's number there. The paper uses :class:`ATan`, :class:`Rectangular`, :class:`Constant` (supplement, Table
+S3) and :class:`UnitATan` (A.5).
 
 To use a surrogate of your own, derive a class from :class:`Surrogate` and write ``gradient``. It runs on the torch
-backend.
+backend. :class:`MultiLevelSpikeCount` is for :class:`sewsnn.neuron.ILIFNode`, which sends several spikes in a
+time-step.
 
 >>> import torch, sewsnn
 >>> node = sewsnn.neuron.IFNode(surrogate_function=sewsnn.surrogate.Sigmoid(alpha=4.0))
@@ -19,8 +20,11 @@ from typing import ClassVar
 
 import torch
 
-from sewsnn.checks import constants, is_finite
+from sewsnn.checks import is_finite
 from sewsnn.ops.neuron import no_forward_mode
+from sewsnn.ops.registry import SURROGATES
+from sewsnn.ops.spec import constant
+from sewsnn.spike_count import MultiLevelSpikeCount  # noqa: F401 - not in __all__: it is no surrogate of a spike
 
 __all__ = [
     "ATan",
@@ -91,8 +95,10 @@ class Surrogate:
     kind: ClassVar[int | None] = None  #: number of the formula in the compiled kernels; None: they have no formula
     parameter_name: ClassVar[str] = "alpha"
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, compiled: bool = False, **kwargs):
         super().__init_subclass__(**kwargs)
+        if compiled:  # the library lists the formula under the name of the class
+            cls.kind = SURROGATES.get(cls.__name__)
         place = {name: next(i for i, c in enumerate(cls.__mro__) if name in vars(c)) for name in ("kind", *_METHODS)}
         if any(place[name] < place["kind"] for name in _METHODS):
             cls.kind = None  # the class overrides a method, so the formula that the kernels have is not its own
@@ -103,7 +109,7 @@ class Surrogate:
             raise TypeError(f"{name} must be a number, got {type(parameter).__name__}")
         if not (is_finite(parameter) and parameter > 0):
             raise ValueError(f"{name} must be positive and finite, got {parameter}")
-        (self.parameter,) = constants(parameter)
+        self.parameter = constant(parameter)
 
     def __setattr__(self, name: str, value):
         if self.kind is not None and "parameter" in self.__dict__:
@@ -172,7 +178,7 @@ class Surrogate:
         return f"{type(self).__name__}({self.parameter_name}={self.parameter:g})"
 
 
-class ATan(Surrogate):
+class ATan(Surrogate, compiled=True):
     """Arctangent surrogate: sigma'(x) = alpha / (2 (1 + (pi alpha x / 2)^2)).
 
     The paper uses it with alpha = 2 (supplement, Table S3: ArcTan).
@@ -188,8 +194,6 @@ class ATan(Surrogate):
         >>> slope = surrogate.gradient(torch.zeros(1))  # 1.0
     """
 
-    kind = 0
-
     def __init__(self, alpha: float = 2.0):
         super().__init__(alpha)
 
@@ -201,7 +205,7 @@ class ATan(Surrogate):
         return (math.pi * self.parameter / 2 * x).atan() / math.pi + 0.5
 
 
-class Rectangular(Surrogate):
+class Rectangular(Surrogate, compiled=True):
     """Rectangular surrogate: sigma'(x) = 1 / width for |x| < width / 2, else 0.
 
     The paper uses it with width = 1 (supplement, Table S3).
@@ -213,7 +217,6 @@ class Rectangular(Surrogate):
         TypeError, ValueError: width is not a positive, finite number.
     """
 
-    kind = 1
     parameter_name = "width"
 
     def __init__(self, width: float = 1.0):
@@ -226,7 +229,7 @@ class Rectangular(Surrogate):
         return (x / self.parameter + 0.5).clamp(0, 1)
 
 
-class Constant(Surrogate):
+class Constant(Surrogate, compiled=True):
     """Constant surrogate: sigma'(x) = value for all x.
 
     The paper uses it with value = 1 (supplement, Table S3).
@@ -238,7 +241,6 @@ class Constant(Surrogate):
         TypeError, ValueError: value is not a positive, finite number.
     """
 
-    kind = 2
     parameter_name = "value"
 
     def __init__(self, value: float = 1.0):
@@ -251,7 +253,7 @@ class Constant(Surrogate):
         return self.parameter * x + 0.5
 
 
-class Sigmoid(Surrogate):
+class Sigmoid(Surrogate, compiled=True):
     """Sigmoid surrogate: sigma'(x) = alpha s (1 - s) with s = 1 / (1 + exp(-alpha x)).
 
     Args:
@@ -260,8 +262,6 @@ class Sigmoid(Surrogate):
     Raises:
         TypeError, ValueError: alpha is not a positive, finite number.
     """
-
-    kind = 3
 
     def __init__(self, alpha: float = 4.0):
         super().__init__(alpha)
@@ -274,7 +274,7 @@ class Sigmoid(Surrogate):
         return (self.parameter * x).sigmoid()
 
 
-class PiecewiseQuadratic(Surrogate):
+class PiecewiseQuadratic(Surrogate, compiled=True):
     """Triangular surrogate (its primitive is piecewise quadratic): sigma'(x) = max(0, alpha - alpha^2 |x|).
 
     Args:
@@ -283,8 +283,6 @@ class PiecewiseQuadratic(Surrogate):
     Raises:
         TypeError, ValueError: alpha is not a positive, finite number.
     """
-
-    kind = 4
 
     def __init__(self, alpha: float = 1.0):
         super().__init__(alpha)
@@ -297,7 +295,7 @@ class PiecewiseQuadratic(Surrogate):
         return y - y * y.abs() / 2 + 0.5
 
 
-class PiecewiseExp(Surrogate):
+class PiecewiseExp(Surrogate, compiled=True):
     """Exponential surrogate: sigma'(x) = alpha / 2 exp(-alpha |x|).
 
     Args:
@@ -306,8 +304,6 @@ class PiecewiseExp(Surrogate):
     Raises:
         TypeError, ValueError: alpha is not a positive, finite number.
     """
-
-    kind = 5
 
     def __init__(self, alpha: float = 1.0):
         super().__init__(alpha)
@@ -320,7 +316,7 @@ class PiecewiseExp(Surrogate):
         return torch.where(x < 0, tail, 1 - tail)
 
 
-class SoftSign(Surrogate):
+class SoftSign(Surrogate, compiled=True):
     """Soft-sign surrogate: sigma'(x) = 1 / (2 alpha (1 / alpha + |x|)^2).
 
     Args:
@@ -329,8 +325,6 @@ class SoftSign(Surrogate):
     Raises:
         TypeError, ValueError: alpha is not a positive, finite number.
     """
-
-    kind = 6
 
     def __init__(self, alpha: float = 2.0):
         super().__init__(alpha)
@@ -344,7 +338,7 @@ class SoftSign(Surrogate):
         return (y / (1 + y.abs()) + 1) / 2
 
 
-class SuperSpike(Surrogate):
+class SuperSpike(Surrogate, compiled=True):
     """SuperSpike surrogate: sigma'(x) = alpha / (1 + |x|)^2.
 
     Args:
@@ -353,8 +347,6 @@ class SuperSpike(Surrogate):
     Raises:
         TypeError, ValueError: alpha is not a positive, finite number.
     """
-
-    kind = 7
 
     def __init__(self, alpha: float = 1.0):
         super().__init__(alpha)
@@ -367,7 +359,7 @@ class SuperSpike(Surrogate):
         return self.parameter * x / (1 + x.abs()) + 0.5
 
 
-class Erf(Surrogate):
+class Erf(Surrogate, compiled=True):
     """Gaussian surrogate (its primitive is the error function): sigma'(x) = alpha / sqrt(pi) exp(-(alpha x)^2).
 
     Args:
@@ -376,8 +368,6 @@ class Erf(Surrogate):
     Raises:
         TypeError, ValueError: alpha is not a positive, finite number.
     """
-
-    kind = 8
 
     def __init__(self, alpha: float = 2.0):
         super().__init__(alpha)
@@ -390,7 +380,7 @@ class Erf(Surrogate):
         return ((self.parameter * x).erf() + 1) / 2
 
 
-class UnitATan(Surrogate):
+class UnitATan(Surrogate, compiled=True):
     """Arctangent surrogate that is 1 at x = at and x = -at: sigma'(x) = (1 + (pi at)^2) / (1 + (pi x)^2).
 
     With at = 1/2 and v_threshold = 1/2, the derivative of the spike is 1 for an input of 0 and for an input of 1. This
@@ -407,7 +397,6 @@ class UnitATan(Surrogate):
         >>> slope = surrogate.gradient(torch.tensor([-0.5, 0.5]))  # 1.0, 1.0
     """
 
-    kind = 9
     parameter_name = "at"
 
     def __init__(self, at: float = 0.5):

@@ -151,15 +151,11 @@ def by_reference(case: Case) -> Result:
     y_seq = y.clone() if case.T is None else y.expand(case.T, *case.z.shape).clone()
     y_seq.retain_grad()
     w = getattr(sn, "w", None)
-    settings = None
-    if sn is not None:
-        settings = {name: getattr(sn, name) for name in ("v_threshold", "v_reset", "detach_reset")}
-        settings.update(sn.charge_arguments(), fire=sn.surrogate_function)
-        if settings.pop("w", None) is not None:
-            settings["leak"] = w.sigmoid().cpu()
+    spec = None if sn is None else sn.spec()
+    learnt = None if w is None else w.sigmoid().cpu()
     s = None if shortcut is None else shortcut.to(case.state)
     out, v_seq = reference.bn_neuron(
-        y_seq, s, statistics=None, connect_f=connect_f, connect_before=before, neuron=settings
+        y_seq, s, statistics=None, connect_f=connect_f, connect_before=before, neuron=spec, learnt=learnt
     )
     out = out.to(z.dtype)
     loss_of(out, out if case.return_skip else None).backward()

@@ -6,6 +6,7 @@ import torch
 
 from sewsnn import functional
 from sewsnn.ops import reference
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
 # Gradients differ only by rounding: a few operations per time-step, each within half an ulp, over T time-steps.
@@ -26,18 +27,12 @@ def current(shape, dtype=torch.float32, device="cpu", scale=1.5, mean=0.8, seed=
 ATAN = ATan(2.0)
 
 
-def by_reference(name, x, v=None, w=None, *, store_v_seq=False, tau=2.0, surrogate_function=ATAN, **options):
+def by_reference(name, x, v=None, w=None, *, store_v_seq=False, surrogate_function=ATAN, **options):
     """Runs the reference of ``functional.<name>_multistep`` on the CPU, because on CUDA torch divides by a number by
     multiplying with its reciprocal. PLIF's leak comes from its own device: another sigmoid may round differently."""
     leak = None if w is None else w.to(reference.state_dtype(x.dtype)).reshape(()).sigmoid().cpu()
-    s, v_seq = reference.multistep(
-        x.cpu(),
-        None if v is None else v.cpu(),
-        fire=surrogate_function,
-        tau=tau if name == "lif" else None,
-        leak=leak,
-        **options,
-    )
+    spec = NeuronSpec(name.upper(), surrogate_function, **options)
+    s, v_seq = reference.multistep(x.cpu(), spec, None if v is None else v.cpu(), leak)
     return s, v_seq if store_v_seq else v_seq[-1]
 
 

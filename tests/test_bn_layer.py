@@ -17,7 +17,7 @@ from sewsnn.layers.connection import connection_of
 from sewsnn.layers.plan import plan
 from sewsnn.ops import bn as native
 from sewsnn.ops import load
-from sewsnn.surrogate import Surrogate
+from sewsnn.surrogate import ATan, Surrogate
 
 NAMES = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
 
@@ -132,7 +132,7 @@ class Own(Surrogate):
     """ATan's formula in a class without a compiled form."""
 
     def gradient(self, x):
-        return neuron.ATan(2.0).gradient(x)
+        return ATan(2.0).gradient(x)
 
 
 class OwnNode(neuron.IFNode):

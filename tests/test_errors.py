@@ -9,6 +9,7 @@ import torch
 import sewsnn
 from sewsnn import functional, neuron
 from sewsnn.ops import load
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan, Surrogate
 
 X = torch.zeros(4, 2, 3)
@@ -18,12 +19,6 @@ W = torch.tensor(0.0)
 class Own(Surrogate):
     def gradient(self, x):
         return torch.ones_like(x)
-
-
-def unknown_neuron(backend):
-    """Every op refuses a neuron kind that does not exist."""
-    settings = {"v_threshold": 1.0, "v_reset": 0.0, "surrogate_function": ATan(), "detach_reset": True, "v_mode": 1}
-    functional.multistep(X, None, kind=3, backend=backend, **settings)
 
 
 BAD_CALLS = [
@@ -67,8 +62,7 @@ BAD_CALLS = [
     (lambda: neuron.IFNode(backend="cuda"), ValueError, "backend must be one of .*'native'.*'cuda'"),
     (lambda: neuron.LIFNode(backend="cupy"), sewsnn.BackendError, "backend='cupy' cannot run"),
     (lambda: setattr(neuron.IFNode(), "backend", "cupy"), sewsnn.BackendError, "backend='cupy' cannot run"),
-    (lambda: unknown_neuron("torch"), RuntimeError, "unknown neuron kind 3"),
-    (lambda: unknown_neuron("native"), RuntimeError, "unknown neuron kind 3"),
+    (lambda: NeuronSpec("LIFE", ATan()), ValueError, "unknown neuron 'LIFE'; there are IF, LIF"),
     (lambda: neuron.IFNode(backend="gpu"), ValueError, "backend must be one of"),
     (lambda: neuron.IFNode(keep_state=True, store_v=False), ValueError, "keep_state=True needs store_v=True"),
 ]

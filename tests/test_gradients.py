@@ -6,6 +6,7 @@ from cases import by_reference, compare, current
 
 from sewsnn import functional, surrogate
 from sewsnn.ops import reference
+from sewsnn.ops.spec import NeuronSpec
 
 SURROGATES = [
     surrogate.ATan(2.0),
@@ -56,16 +57,13 @@ def test_smooth_twin_passes_gradcheck(function, v_reset):
     x = current((4, 3), torch.float64, scale=0.8).requires_grad_()
     v = current((3,), torch.float64, scale=0.5, seed=7).requires_grad_()
     w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    shared = {"fire": function.primitive, "v_reset": v_reset, "detach_reset": False}
+    shared = {"surrogate": function.primitive, "v_reset": v_reset, "detach_reset": False}
     for decay_input in (True, False):
-        assert torch.autograd.gradcheck(
-            lambda x, v, w, d=decay_input: reference.multistep(x, v, leak=w.sigmoid(), decay_input=d, **shared),
-            (x, v, w),
-        )
-        assert torch.autograd.gradcheck(
-            lambda x, v, d=decay_input: reference.multistep(x, v, tau=1.8, decay_input=d, **shared), (x, v)
-        )
-    assert torch.autograd.gradcheck(lambda x, v: reference.multistep(x, v, **shared), (x, v))
+        plif = NeuronSpec("PLIF", decay_input=decay_input, **shared)
+        lif = NeuronSpec("LIF", tau=1.8, decay_input=decay_input, **shared)
+        assert torch.autograd.gradcheck(lambda x, v, w, n=plif: reference.multistep(x, n, v, w.sigmoid()), (x, v, w))
+        assert torch.autograd.gradcheck(lambda x, v, n=lif: reference.multistep(x, n, v), (x, v))
+    assert torch.autograd.gradcheck(lambda x, v: reference.multistep(x, NeuronSpec("IF", **shared), v), (x, v))
 
 
 @pytest.mark.parametrize("v_reset", [0.0, -0.3, None], ids=["hard", "hard-.3", "soft"])

@@ -121,7 +121,7 @@ def no_gpu_kernels(monkeypatch):
         asked.append((name, index))
         return (1, "the driver is too old") if index == 1 else (0, "")
 
-    monkeypatch.setattr(load, "_ask", answer)
+    monkeypatch.setattr(load, "ask_library", answer)
     monkeypatch.setattr(load, "_cuda_problems", {})
     monkeypatch.setattr(load, "_announced", set())
     monkeypatch.setattr(load, "NATIVE_DEVICES", ("cpu", "cuda"))
@@ -175,7 +175,7 @@ def test_traced_as_a_constant(no_gpu_kernels):
 
 def test_the_library_answers():
     """Also without a driver it returns a reason and does not crash. A library without the function is not asked."""
-    answer = load._ask("sewsnn_cuda_problem", 0)
+    answer = load.ask_library("sewsnn_cuda_problem", 0)
     if "cuda" not in load.NATIVE_DEVICES:
         assert answer is None
         return
@@ -183,13 +183,13 @@ def test_the_library_answers():
     assert wrong == bool(text)
     if not torch.cuda.is_available():
         assert "driver" in text or "device" in text
-        assert load._ask("sewsnn_cuda_problem", 99)[0] == 1
-    assert load._ask("sewsnn_no_such_function") is None
+        assert load.ask_library("sewsnn_cuda_problem", 99)[0] == 1
+    assert load.ask_library("sewsnn_no_such_function") is None
 
 
 def test_a_library_without_the_function(monkeypatch):
     """An older library, or one with only CPU kernels."""
-    monkeypatch.setattr(load, "_ask", lambda *_: None)
+    monkeypatch.setattr(load, "ask_library", lambda *_: None)
     monkeypatch.setattr(load, "_cuda_problems", {})
     assert load.cuda_problem(0) is None and load._instruction_set() is None
 

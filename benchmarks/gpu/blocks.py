@@ -21,10 +21,11 @@ from benchmarks.gpu.neuron import copy_milliseconds
 from benchmarks.gpu.predicted import predicted_share
 from sewsnn import layers, neuron
 from sewsnn.ops import bn as native
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
 ACCESSES = {"statistics": 1, "write": 3, "reduce": 2, "apply": 3}
-OPTIONS = native.Options(1e-5, native.ADD, 0, 0, 2.0, True, 1.0, 0.0, ATan.kind, 2.0, True)
+OPTIONS = native.Options(1e-5, native.ADD, 0, NeuronSpec("IF", ATan()))
 
 
 def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
@@ -45,13 +46,13 @@ def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
             {
                 "statistics": lambda z=z: ops.bn_statistics(z, 0, False),
                 "write": lambda z=z, s=shortcut, n=norm: ops.bn_neuron_forward(
-                    z, s, *n, *OPTIONS, 0, True, False, True
+                    z, s, *n, *OPTIONS.arguments, 0, True, False, True
                 ),
                 "reduce": lambda z=z, g=grad, n=norm: ops.bn_neuron_reduce(
-                    g, None, z, None, *n, none, *backward, False
+                    g, None, z, None, *n, none, *backward.arguments, False
                 ),
                 "apply": lambda z=z, g=grad, n=norm, s=sums, c=count: ops.bn_neuron_apply(
-                    g, z, None, *n, none, s, c, *backward, False
+                    g, z, None, *n, none, s, c, *backward.arguments, False
                 ),
             }[what]
         )

@@ -148,13 +148,15 @@ void replay_tile(const NeuronParams& p, const BackwardTile<Storage>& in) {
         d.neuron.charge(v, x.at[k], w[k]);
         set_vector(h, k, v);
         if constexpr (D::kOwn > 0) above.at[k] = d.neuron.above_threshold(d.fire, v, w[k]);
-        s.at[k] = spike_numbers<Neuron, Vector<S>>(d.neuron.spikes(d.fire, v, w[k]));
         d.neuron.reset(d.fire, v, w[k]);
         set_vector(u, k, v);
       }
       for (int n = 0; n < D::kStates; ++n) h[n].write_to(tile.h[n] + t * kTile + i);
       if constexpr (D::kOwn > 0) above.write_to(tile.g + t * kTile + i);
-      if (tile.spikes) s.write_to(tile.spikes + t * kTile + i);
+      if (!tile.spikes) continue;
+      for (int k = 0; k < kGroup; ++k)
+        s.at[k] = spike_numbers<Neuron, Vector<S>>(d.neuron.spikes(d.fire, of_vector(h, k), w[k]));
+      s.write_to(tile.spikes + t * kTile + i);
     }
   }
 }

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from sewsnn.neuron import MARKS, BaseNode
+from sewsnn.neuron import BaseNode
+from sewsnn.neuron.base import MARKS
 
 
 def _has_memory(module: nn.Module) -> bool:
@@ -35,7 +36,7 @@ def evaluating(model: nn.Module) -> Iterator[list]:
     modes = [(module, module.training) for module in model.modules()]
     nodes = [module for module in model.modules() if isinstance(module, BaseNode)]
     # Converted nodes of SpikingJelly 0.0.0.0.14 have no v_seq unless they store it.
-    states = [(node, {name: getattr(node, name) for name in ("v", "v_seq") if hasattr(node, name)}) for node in nodes]
+    states = [(node, {n: getattr(node, n) for n in (*node.state_names, "v_seq") if hasattr(node, n)}) for node in nodes]
     marks = [{name: vars(node)[name] for name in MARKS if name in vars(node)} for node in nodes]
     memories = [(module, dict(module._memories)) for module in model.modules() if _has_memory(module)]
     hooks = []

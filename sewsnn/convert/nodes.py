@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sewsnn import functional, neuron, surrogate
-from sewsnn.checks import DTYPES, backward_number, is_finite
+from sewsnn.checks import DTYPES, is_finite
 from sewsnn.layers.plan import has_hooks
+from sewsnn.neuron.base import MARKS
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import NeuronSpec
 
 #: methods of a surrogate that a script may replace on the object
 _METHODS = {"forward", "spiking_function", "primitive_function", "backward", "__call__"}
@@ -148,12 +150,14 @@ class _Bridge(neuron.BaseNode):
     """The code that the three node classes share. It is never constructed: the class of an existing node is swapped."""
 
     store_v = True
+    _keeps_spec = False  # a script may change settings at any time
+    wanted_backend = "auto"  # node.backend is SpikingJelly's
     may_fuse = True  # False for a node in more than one place of the model: each call continues from the last one's v
 
     def __setattr__(self, name, value):
         super(neuron.BaseNode, self).__setattr__(name, value)  # unchecked: SpikingJelly runs what no kernel takes
         if name == "v" and not torch.compiler.is_compiling():
-            self.__dict__["_given_in"] = backward_number()
+            self._note_given(name)
 
     # ---- a call
 
@@ -171,7 +175,12 @@ class _Bridge(neuron.BaseNode):
         sequence = self.store_v_seq and not single
         x_seq = x.unsqueeze(0) if single else as_stacked(x)
         s_seq, v = functional.multistep(
-            x_seq, self._initial_v(x_seq), v_mode=V_SEQUENCE if sequence else V_FINAL, **self.settings()
+            x_seq,
+            self._initial_v(x_seq),
+            self.spec(),
+            self.learnt_parameters(state_dtype(x_seq.dtype)),
+            v_mode=V_SEQUENCE if sequence else V_FINAL,
+            backend=self.wanted_backend,
         )
         # A copy, not a view: detach() works in place, and torch cannot detach a view in place.
         self.v = v[-1].clone() if sequence else v
@@ -203,17 +212,15 @@ class _Bridge(neuron.BaseNode):
                 v = v.expand(shape)
         return v.to(dtype)
 
-    def settings(self) -> dict:
+    def _new_spec(self) -> NeuronSpec:
         function = self.surrogate_function
-        return {
-            "kind": self.kind,
-            "v_threshold": self.v_threshold,
-            "v_reset": self.v_reset,
-            "surrogate_function": _SURROGATES[type(function)](float(function.alpha)),
-            "detach_reset": self.detach_reset,
-            "backend": "auto",  # node.backend is SpikingJelly's
-            **self.charge_arguments(),
-        }
+        return NeuronSpec(
+            self.kind,
+            _SURROGATES[type(function)](float(function.alpha)),
+            v_reset=self.v_reset,
+            detach_reset=self.detach_reset,
+            **self._constants(),
+        )
 
     # ---- a call inside an op of several layers
 
@@ -286,14 +293,14 @@ class _Bridge(neuron.BaseNode):
     def detach(self) -> None:
         old = self.v
         super(neuron.BaseNode, self).detach()
-        self._follow(old, self.v)
+        self._follow((old,), (self.v,))
 
     def _apply(self, fn, recurse=True):
         # SpikingJelly's _apply takes no second argument. A node has no submodules that recurse=False would skip.
         self._forget_transforms()
         old = self.v
         super(neuron.BaseNode, self)._apply(fn)
-        self._follow(old, self.v)
+        self._follow((old,), (self.v,))
         return self
 
     def __getstate__(self):
@@ -301,7 +308,7 @@ class _Bridge(neuron.BaseNode):
         self._forget_transforms()
         state = self.__dict__.copy()
         state["_memories"] = {name: _detached(value) for name, value in self._memories.items()}
-        for name in neuron.MARKS:
+        for name in MARKS:
             state.pop(name, None)
         if "v_seq" in state:
             state["v_seq"] = _detached(state["v_seq"])

@@ -9,6 +9,7 @@ from sewsnn.layers import quick
 from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
 from sewsnn.layers.norm import Norm, check_norm, group_of, normalisation, update_running
 from sewsnn.layers.plan import Plan, plan
+from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import pool as native_pool
 
@@ -58,8 +59,9 @@ def bn_neuron(
         return_skip: also return ``skip``, a second handle to out for the next block's shortcut; autograd then adds the
             two gradients inside this op's backward, which saves one pass over memory. Default False.
         pack_spikes: also return ``bits``, the packed spikes: spike i of a time-step (in the memory order of out) is bit
-            i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes (a connection after the
-            neuron, or no neuron), where N C H W is not a multiple of 8, and where the modules run.
+            i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes of 0 or 1 (a connection
+            after the neuron, an ILIFNode, or no neuron), where N C H W is not a multiple of 8, and where the modules
+            run.
         fused: False runs the modules one after the other. Default True.
 
     Returns:
@@ -134,10 +136,10 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
     norm, neuron = planned.norm, planned.neuron
     if planned.one_call is not None:
         weight, bias, running = planned.one_call
-        numbers = native.numbers_of((norm.eps, planned.connect, planned.T, *planned.numbers))
+        numbers = native.Options(norm.eps, planned.connect, planned.T, planned.spec).numbers
         more = (planned.store_v, planned.pack, planned.return_skip)
         try:
-            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, planned.leak, running, numbers, *more)
+            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, planned.learnt, running, numbers, *more)
         except native.Refused as refused:
             raise refused.args[0] from None
     else:
@@ -148,8 +150,8 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
             n.statistics,
             n.weight,
             n.bias,
-            planned.leak,
-            native.Options(n.eps, planned.connect, planned.T, *planned.numbers),
+            planned.learnt,
+            native.Options(n.eps, planned.connect, planned.T, planned.spec),
             training=n.training,
             count=n.count,
             group=n.group,
@@ -160,6 +162,8 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
         update_running(norm, n)
     if planned.store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
+        if len(neuron.state_names) > 1:
+            output = output._replace(v=output.v[0])
     return output
 
 
@@ -213,8 +217,8 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
         n.statistics,
         n.weight,
         n.bias,
-        planned.leak,
-        (n.eps, T, *planned.numbers),
+        planned.learnt,
+        (n.eps, T, *planned.spec.arguments),
         training=n.training,
         count=n.count,
         group=n.group,
@@ -273,6 +277,13 @@ def _check(z_seq, bn, neuron, shortcut, connection, T) -> None:
     features = getattr(bn, "num_features", None)
     if features and shape[axis] != features:  # 0: a lazy norm, which takes the number from z_seq
         raise ValueError(f"z_seq must be {dims} with {features} channels, got shape {list(shape)}")
+    if isinstance(neuron, BaseNode):
+        neuron.check_channels("z_seq", shape, axis)
+        if connection.f in ("AND", "IAND") and not neuron.binary_spikes:
+            raise ValueError(
+                f"connect_f={connection.f!r} needs spikes of 0 or 1, but {type(neuron).__name__} sends several in a "
+                "time-step: use 'ADD'"
+            )
     if connection.f is None:
         if shortcut is not None:
             raise ValueError("shortcut is given, but connect_f is None: there is nothing to connect it with")

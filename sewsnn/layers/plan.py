@@ -12,10 +12,12 @@ from torch.autograd import forward_ad
 from sewsnn.layers.connection import NOT_CONNECTED, Connection
 from sewsnn.layers.norm import Norm, OneCall, check_norm, for_one_call
 from sewsnn.neuron import BaseNode
+from sewsnn.ops import pool
 from sewsnn.ops.load import resolve_backend
-from sewsnn.ops.options import ADD_BEFORE, NO_NEURON, NONE
+from sewsnn.ops.options import ADD_BEFORE, NONE
 from sewsnn.ops.pool import MAX_T
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
 #: the classes of norms that compute a plain batch norm
@@ -86,8 +88,8 @@ class Plan(NamedTuple):
         norm: the batch norm; None: no normalisation.
         one_call: its arguments of ``bn_neuron_train``; None: the norm needs several calls, or there is none.
         neuron: the neuron; None: no neuron.
-        numbers: the eight numbers about the neuron.
-        leak: 1 / tau of PLIF; None: another neuron.
+        spec: what the neuron computes; None: no neuron.
+        learnt: its learnt parameters as the ops take them; None: it has none.
         connect: the connection with the shortcut, as the ops take it.
         T: number of time-steps for which a still image is shown; 0: z has a time axis.
         store_v: the neuron stores its final membrane potential.
@@ -98,8 +100,8 @@ class Plan(NamedTuple):
     norm: nn.Module | None
     one_call: OneCall | None
     neuron: nn.Module | None
-    numbers: tuple
-    leak: Tensor | None
+    spec: NeuronSpec | None
+    learnt: Tensor | None
     connect: int
     T: int
     store_v: bool
@@ -141,12 +143,15 @@ def plan(
     """
     if not may_skip_calls(norm, neuron, norms):
         return None
-    settings = {} if neuron is None else neuron.settings()
-    backend, surrogate = settings.get("backend", "auto"), settings.get("surrogate_function", _ATAN)
-    if resolve_backend(backend, z_seq.device, surrogate) != "native":
+    if neuron is None:
+        native_runs = resolve_backend("auto", z_seq.device, _ATAN) == "native"
+    else:
+        native_runs = neuron.runs_native(z_seq.device)
+    if not native_runs:
         return None
+    spec = None if neuron is None else neuron.spec()
     store_v = isinstance(neuron, BaseNode) and neuron.store_v and not torch.compiler.is_exporting()
-    if pooled and (store_v or T > MAX_T):
+    if pooled and (store_v or T > MAX_T or not pool.has(spec)):
         return None
     state = state_dtype(z_seq.dtype)
     one_call = None
@@ -154,35 +159,7 @@ def plan(
         check_norm(norm, z_seq, T or 0)
         if not (pooled or torch.compiler.is_compiling()):
             one_call = for_one_call(norm, state)
-    numbers, leak = neuron_numbers(settings, state)
-    binary = neuron is not None and connection.number in (NONE, ADD_BEFORE)
+    learnt = None if neuron is None else neuron.learnt_parameters(state)
+    binary = neuron is not None and neuron.binary_spikes and connection.number in (NONE, ADD_BEFORE)
     pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
-    return Plan(norm, one_call, neuron, numbers, leak, connection.number, T or 0, store_v, pack, return_skip)
-
-
-def neuron_numbers(settings: dict, state: torch.dtype) -> tuple[tuple, Tensor | None]:
-    """The eight numbers about a neuron that the ops take, and the leak of PLIF.
-
-    Args:
-        settings: those of the neuron; {}: no neuron.
-        state: dtype of the membrane potential.
-    """
-    if not settings:
-        return (NO_NEURON, 2.0, True, 1.0, 0.0, _ATAN.kind, _ATAN.parameter, True), None
-    w, v_reset, surrogate = settings.get("w"), settings["v_reset"], settings["surrogate_function"]
-    numbers = (
-        settings["kind"],
-        float(settings.get("tau", 2.0)),
-        settings.get("decay_input", True),
-        float(settings["v_threshold"]),
-        None if v_reset is None else float(v_reset),
-        surrogate.kind,
-        surrogate.parameter,
-        settings["detach_reset"],
-    )
-    return numbers, None if w is None else leak_of(w, state)
-
-
-def leak_of(w: Tensor, state: torch.dtype) -> Tensor:
-    """The leak 1 / tau of PLIF from its parameter w, in the dtype of the membrane potential."""
-    return w.to(state).reshape(()).sigmoid()
+    return Plan(norm, one_call, neuron, spec, learnt, connection.number, T or 0, store_v, pack, return_skip)

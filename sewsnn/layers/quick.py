@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from sewsnn.layers.connection import Connection
 from sewsnn.layers.norm import for_one_call
-from sewsnn.layers.plan import leak_of, may_skip_calls
+from sewsnn.layers.plan import may_skip_calls
 from sewsnn.neuron import IFNode, LIFNode, ParametricLIFNode
 from sewsnn.ops import bn as native
-from sewsnn.ops.load import resolve_backend
 from sewsnn.ops.reference import state_dtype
 
 _NODES = (IFNode, LIFNode, ParametricLIFNode)  # a derived class may compute something else
@@ -39,37 +38,19 @@ def train(
         return None  # other classes of tensors, for example FakeTensor, may run no compiled op
     if not may_skip_calls(norm, node):
         return None
-    surrogate, device = node.surrogate_function, z_seq.device
-    if getattr(surrogate, "kind", None) is None or node.backend == "torch":
+    spec, device = node.spec(), z_seq.device
+    if node.backend == "torch" or spec.missing or getattr(spec.surrogate, "kind", None) is None:
         return None
     if device not in _devices:
-        if device.type == "meta" or resolve_backend(node.backend, device, surrogate) != "native":
+        if device.type == "meta" or not node.runs_native(device):
             return None
         _devices.add(device)
     state = state_dtype(z_seq.dtype)
     weight, bias, running = for_one_call(norm, state) or (None, None, None)
     if weight is None or running is None or weight.numel() != norm.num_features:
         return None
-    v_reset, store_v = node.v_reset, node.store_v
-    tau, decay_input, leak = 2.0, True, None
-    if node_type is LIFNode:
-        tau, decay_input = node.tau, node.decay_input
-    elif node_type is ParametricLIFNode:
-        decay_input, leak = node.decay_input, leak_of(node.charge_arguments()["w"], state)
-    numbers = (  # what numbers_of makes of the options, without making the options
-        norm.eps,
-        connection.number,
-        0,
-        node.kind,
-        tau,
-        decay_input,
-        node.v_threshold,
-        v_reset is not None,
-        0.0 if v_reset is None else v_reset,
-        surrogate.kind,
-        surrogate.parameter,
-        node.detach_reset,
-    )
+    leak, store_v = node.learnt_parameters(state), node.store_v
+    numbers = (norm.eps, connection.number, 0, *spec.numbers)
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:
         node._keep_final_v(output.v)

@@ -19,7 +19,18 @@ from torch import Tensor
 from sewsnn.ops import bn_shapes
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import V_FINAL, V_NONE, called_directly, no_double_backward, no_forward_mode
-from sewsnn.ops.options import ADD, ADD_BEFORE, CONNECTIONS, NO_NEURON, NONE, Options, from_numbers, numbers_of  # noqa: F401
+from sewsnn.ops.options import (  # noqa: F401
+    ADD,
+    ADD_BEFORE,
+    CONNECTIONS,
+    COUNT,
+    NO_NEURON,
+    NONE,
+    Options,
+    from_numbers,
+    numbers_of,
+)
+from sewsnn.ops.registry import HAS_EXTRA
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _increment_version = torch._C._increment_version
@@ -116,16 +127,20 @@ def bn_neuron(
     """
     tensors = (z, shortcut, statistics, weight, bias, leak)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    v_mode = V_FINAL if store_v and options.kind != NO_NEURON else V_NONE
-    skip = None
+    v_mode = V_FINAL if store_v and options.spec is not None else V_NONE
+    arguments, tail, skip = options.arguments, options.tail, None
     if torch.compiler.is_compiling() and group is None:
-        out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward(*tensors, *options, v_mode, needs_grad, pack, training)
+        out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward(
+            *tensors, *arguments, v_mode, needs_grad, pack, training, *tail
+        )
         skip = out if return_skip else None
     elif needs_grad:
         out, skip, v, _, bits = _BnNeuron.apply(*tensors, options, v_mode, pack, training, count, group, return_skip)
     else:
         with torch._C._AutoDispatchBelowAutograd():
-            out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward.default(*tensors, *options, v_mode, False, pack, False)
+            out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward.default(
+                *tensors, *arguments, v_mode, False, pack, False, *tail
+            )
         skip = out if return_skip else None
     return Output(out, skip, v if v_mode else None, bits if pack else None)
 
@@ -145,7 +160,7 @@ def bn_neuron_train(
     """:func:`bn_neuron` with the statistics of z, which it takes first, and with an update of the running statistics.
 
     One call of the compiled library; for statistics of this process, outside of torch.compile. ``numbers``: the options
-    as :func:`sewsnn.ops.options.numbers_of` makes them.
+    of :attr:`sewsnn.ops.options.Options.numbers`.
 
     Raises:
         Refused: the op raised an error.
@@ -221,10 +236,10 @@ def _gradients(ctx, needs, grad_out, grad_skip):
         )
         grad_out = grad_out if grad_skip is None else grad_sum
     else:
-        options, sums = from_numbers(numbers), None
+        (arguments, tail), sums = from_numbers(numbers), None
         if need_sums:
             sums, grad_sum, grad_leak = below_autograd(
-                "bn_neuron_reduce", grad_out, grad_skip, *saved, *options, need_leak
+                "bn_neuron_reduce", grad_out, grad_skip, *saved, *arguments, need_leak, *tail
             )
             grad_out = grad_out if grad_skip is None else grad_sum
             grad_bias, grad_weight = sums.unbind()
@@ -232,10 +247,10 @@ def _gradients(ctx, needs, grad_out, grad_skip):
             all_sums, count = sums if training else None, 1.0
             if training and need_z:
                 z = saved[0]
-                count = z.numel() / z.shape[1 if options.T else 2]
+                count = z.numel() / z.shape[1 if numbers[2] else 2]
                 all_sums = sums_of_all(ctx, sums, count)
             grad_z, grad_shortcut = below_autograd(
-                "bn_neuron_apply", grad_out, *saved, all_sums, count, *options, own_shortcut
+                "bn_neuron_apply", grad_out, *saved, all_sums, count, *arguments, own_shortcut, *tail
             )
     return (
         grad_z if need_z else None,
@@ -298,16 +313,16 @@ class _BnNeuron(torch.autograd.Function):
         channels = (statistics, weight, bias, leak)
         with torch._C._AutoDispatchBelowAutograd():
             out, v, checkpoints, bits = torch.ops.sewsnn.bn_neuron_forward.default(
-                z, shortcut, *channels, *options, v_mode, True, pack, training
+                z, shortcut, *channels, *options.arguments, v_mode, True, pack, training, *options.tail
             )
-        _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(options), training, count, group)
+        _remember(ctx, z, shortcut, channels, checkpoints, options.numbers, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
         return out, out.view_as(out) if return_skip else None, v, checkpoints, bits
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip, *_):
         needs = _without_statistics(ctx.needs_input_grad)
-        return *_with_statistics(_gradients(ctx, needs, grad_out, grad_skip)), *(None,) * 7
+        return _filled(ctx, _gradients(ctx, needs, grad_out, grad_skip))
 
 
 def _without_statistics(needs):
@@ -315,21 +330,29 @@ def _without_statistics(needs):
     return z, shortcut, *channels
 
 
-def _with_statistics(gradients):
+def _filled(ctx, gradients):
+    """The gradients of z, shortcut, weight, bias and leak among those of all arguments."""
     z, shortcut, *channels = gradients
-    return z, shortcut, None, *channels
+    return z, shortcut, None, *channels, *(None,) * (len(ctx.needs_input_grad) - 6)
+
+
+def _split(rest):
+    """The options among the arguments of an op, its own arguments after them, and ``extra``."""
+    return rest[:COUNT], rest[COUNT:-1] if HAS_EXTRA else rest[COUNT:], rest[-1] if HAS_EXTRA else ()
 
 
 def _setup_context(ctx, inputs, output):
-    (z, shortcut, *channels), options, training = inputs[:6], inputs[6:17], inputs[-1]
+    z, shortcut, statistics, weight, bias, leak, *rest = inputs
+    arguments, (*_, training), extra = _split(rest)
     _, v, checkpoints, bits = output
-    _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(options), training)
+    channels = (statistics, weight, bias, leak)
+    _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(arguments, extra), training)
     ctx.mark_non_differentiable(v, checkpoints, bits)
 
 
 def _backward(ctx, grad_out, *_):
     needs = _without_statistics(ctx.needs_input_grad)
-    return *_with_statistics(_gradients(ctx, needs, grad_out, None)), *(None,) * 15
+    return _filled(ctx, _gradients(ctx, needs, grad_out, None))
 
 
 #: ops by name, as the functions that ``torch.ops`` calls

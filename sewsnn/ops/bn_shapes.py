@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from sewsnn.ops.neuron import checkpoint_count, dense_strides
-from sewsnn.ops.options import NO_NEURON, Options, check_flags, from_numbers
+from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, empty_state, states_of
+from sewsnn.ops.options import COUNT, NO_NEURON, from_numbers
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.shapes import check_kinds, check_operands, check_size
+from sewsnn.ops.spec import check_flags
 
 
 def _sequence(z: Tensor, T: int) -> tuple[list[int], list[int]]:
@@ -25,52 +26,50 @@ def _update_fake(statistics, momentum, count, running_mean, running_var):
     check_operands(statistics, running_mean, running_var)
 
 
-def _check_options(*values) -> None:
-    options = Options(*values)
-    if options.connect not in range(5):
-        raise RuntimeError(f"unknown connection {options.connect}")
-    if options.kind != NO_NEURON:
-        check_kinds(options.kind, options.surrogate)
+def _split(rest: tuple) -> tuple[int, int, tuple]:
+    """T, the kind of neuron, and what follows the options among the arguments of an op; checks the options."""
+    (_, connect, T, *neuron), others = rest[:COUNT], rest[COUNT:]
+    if connect not in range(5):
+        raise RuntimeError(f"unknown connection {connect}")
+    kind = neuron[0]
+    if kind != NO_NEURON:
+        check_kinds(neuron)
+    return T, kind, others
 
 
-def _forward_fake(z, shortcut, statistics, weight, bias, leak, eps, connect, T, kind, *rest):
-    *_, v_mode, needs_grad, pack, _ = rest
-    _check_options(eps, connect, T, kind, *rest[:7])
+def _forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
+    T, kind, (v_mode, needs_grad, pack, *_) = _split(rest)
     check_operands(z, shortcut, statistics, weight, bias, leak, T=T)
-    sizes, strides = _sequence(z, T)
-    state, M = state_dtype(z.dtype), math.prod(sizes[1:])
-    spiking = kind != NO_NEURON
-    v = z.new_empty_strided(sizes[1:], strides[1:], dtype=state) if v_mode and spiking else z.new_empty(0, dtype=state)
-    kept = checkpoint_count(sizes[0]) * M if needs_grad and spiking else 0
+    seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
+    steps, M, states = seq.shape[0], math.prod(seq.shape[1:]), states_of(kind)
+    kept = states * checkpoint_count(steps) * M if needs_grad else 0
     return (
-        z.new_empty_strided(sizes, strides),
-        v,
-        z.new_empty(kept, dtype=state),
-        z.new_empty(sizes[0] * M // 8 if pack else 0, dtype=torch.uint8),
+        z.new_empty_strided(seq.shape, dense_strides(seq)),
+        empty_state(seq, kind, V_FINAL if v_mode else V_NONE),
+        z.new_empty(kept, dtype=state_dtype(z.dtype)),
+        z.new_empty(steps * M // 8 if pack else 0, dtype=torch.uint8),
     )
 
 
-def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, eps, connect, T, *rest):
-    _check_options(eps, connect, T, *rest[:8])
+def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, *rest):
+    T, _, (need_leak, *_) = _split(rest)
     check_operands(z, grad_out, grad_skip, shortcut, statistics, weight, bias, leak, checkpoints, T=T)
     sizes, strides = _sequence(z, T)
     state = state_dtype(z.dtype)
     return (
         z.new_empty(2, sizes[2], dtype=state),
         z.new_empty(0) if grad_skip is None else z.new_empty_strided(sizes, strides),
-        leak.new_empty(()) if rest[-1] else z.new_empty(0, dtype=state),
+        leak.new_empty(leak.shape) if need_leak else z.new_empty(0, dtype=state),
     )
 
 
-def _apply_fake(
-    grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count, eps, connect, T, *rest
-):
-    _check_options(eps, connect, T, *rest[:8])
+def _apply_fake(grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count, *rest):
+    T, _, (need_shortcut, *_) = _split(rest)
     check_operands(z, grad_out, shortcut, statistics, weight, bias, leak, checkpoints, sums, T=T)
     sizes, strides = _sequence(z, T)
     return (
         z.new_empty_strided(sizes[1:], strides[1:]) if T else z.new_empty_strided(sizes, strides),
-        z.new_empty_strided(sizes, strides) if rest[-1] else z.new_empty(0),
+        z.new_empty_strided(sizes, strides) if need_shortcut else z.new_empty(0),
     )
 
 
@@ -81,21 +80,21 @@ def _unpack_fake(bits, sizes, strides, dtype):
 
 def _train_fake(z, shortcut, weight, bias, leak, running_mean, running_var, tracked, numbers):
     *given, _, v_mode, needs_grad, pack = numbers
-    options = from_numbers(given)
+    arguments, _ = from_numbers(given)
     check_flags(needs_grad, pack)
     check_operands(z, running_mean, running_var, tracked)
-    results = _forward_fake(z, shortcut, None, weight, bias, leak, *options, v_mode, needs_grad, pack, True)
+    results = _forward_fake(z, shortcut, None, weight, bias, leak, *arguments, v_mode, needs_grad, pack, True)
     out, *others = results
-    return out, *(t if t.numel() else None for t in others), _statistics_fake(z, options.T, True)
+    return out, *(t if t.numel() else None for t in others), _statistics_fake(z, arguments[2], True)
 
 
 def _backward_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, numbers):
     *given, training, need_shortcut, need_leak = numbers
-    options = from_numbers(given)
+    arguments, _ = from_numbers(given)
     check_flags(training, need_shortcut, need_leak)
     tensors = (z, shortcut, statistics, weight, bias, leak, checkpoints)
-    sums, grad_sum, grad_leak = _reduce_fake(grad_out, grad_skip, *tensors, *options, need_leak)
-    grad_z, grad_shortcut = _apply_fake(grad_out, *tensors, sums, 1.0, *options, need_shortcut)
+    sums, grad_sum, grad_leak = _reduce_fake(grad_out, grad_skip, *tensors, *arguments, need_leak)
+    grad_z, grad_shortcut = _apply_fake(grad_out, *tensors, sums, 1.0, *arguments, need_shortcut)
     wanted = grad_shortcut if need_shortcut else None, None if grad_skip is None else grad_sum
     return grad_z, *wanted, sums[1], sums[0], grad_leak if need_leak else None
 

@@ -50,7 +50,7 @@ def _is_loaded() -> bool:
     return True
 
 
-def _ask(name: str, *arguments) -> tuple[int, str] | None:
+def ask_library(name: str, *arguments) -> tuple[int, str] | None:
     """Calls a C function of the library and returns its number and the text it writes.
 
     None: the library does not have this function, because it is older or was built without CUDA.
@@ -58,7 +58,7 @@ def _ask(name: str, *arguments) -> tuple[int, str] | None:
     function = getattr(ctypes.CDLL(str(LIBRARY)), name, None)
     if function is None:
         return None
-    text = ctypes.create_string_buffer(1024)
+    text = ctypes.create_string_buffer(4096)
     return function(*arguments, text, len(text)), text.value.decode(errors="replace")
 
 
@@ -68,7 +68,7 @@ def _instruction_set() -> str | None:
     Raises:
         SettingError: SEWSNN_CPU or SEWSNN_CPU_KEEP_MB has an invalid value.
     """
-    answer = None if NATIVE_ERROR else _ask("sewsnn_settings")
+    answer = None if NATIVE_ERROR else ask_library("sewsnn_settings")
     if answer is None:
         return None
     wrong, text = answer
@@ -110,7 +110,7 @@ def cuda_problem(index: int | None) -> str | None:
     if index is None:
         index = torch.cuda.current_device()
     if index not in _cuda_problems:
-        answer = _ask("sewsnn_cuda_problem", index)
+        answer = ask_library("sewsnn_cuda_problem", index)
         _cuda_problems[index] = f"cuda:{index}: {answer[1]}" if answer and answer[0] else None
     return _cuda_problems[index]
 
@@ -120,10 +120,11 @@ def cuda_problem(index: int | None) -> str | None:
 cuda_problem._dynamo_marked_constant = True
 
 
-def why_not_native(device: torch.device | str, surrogate) -> str | None:
+def why_not_native(device: torch.device | str, surrogate, missing: str | None = None) -> str | None:
     """Why the compiled kernels cannot run on this device with this surrogate; None if they can.
 
-    For a device type alone (``"cuda"``) the answer says only whether the library has kernels for it.
+    For a device type alone (``"cuda"``) the answer says only whether the library has kernels for it. ``missing``: why
+    the library cannot compute the neuron at all (:attr:`sewsnn.ops.spec.NeuronSpec.missing`). Default None: it can.
     """
     if NATIVE_ERROR is not None:
         return NATIVE_ERROR
@@ -137,7 +138,7 @@ def why_not_native(device: torch.device | str, surrogate) -> str | None:
             return f"the compiled kernels cannot run on {problem}"
     if getattr(surrogate, "kind", None) is None:
         return f"the surrogate {type(surrogate).__name__} has no compiled form"
-    return None
+    return missing
 
 
 def check_backend(backend: str) -> str:
@@ -156,8 +157,10 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def resolve_backend(backend: str, device: torch.device | str, surrogate) -> str:
+def resolve_backend(backend: str, device: torch.device | str, surrogate, missing: str | None = None) -> str:
     """The backend that will run on this device or device type: ``"native"`` or ``"torch"``.
+
+    The other arguments are those of :func:`why_not_native`.
 
     Raises:
         ValueError: ``backend`` is not one of ``BACKENDS``.
@@ -165,7 +168,7 @@ def resolve_backend(backend: str, device: torch.device | str, surrogate) -> str:
     """
     if check_backend(backend) == "torch":
         return "torch"
-    reason = why_not_native(device, surrogate)
+    reason = why_not_native(device, surrogate, missing)
     if reason is None:
         return "native"
     if backend == "native":

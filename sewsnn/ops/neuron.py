@@ -1,7 +1,7 @@
 """The native neuron op: fake kernels (shapes and strides without data) and autograd around ``torch.ops.sewsnn``.
 
-``neuron_forward`` returns s, v and the checkpoints that backward needs for T > 16. An output that is not requested is
-an empty tensor. Backward keeps only x and those checkpoints, and recomputes h.
+``neuron_forward`` returns s, the state and the checkpoints that backward needs for T > 16. An output that is not
+requested is an empty tensor. Backward keeps only x and those checkpoints, and recomputes h.
 
 There are two autograd formulas. The registered formula of the op serves code that traces the op (torch.compile,
 torch.export) or calls it directly. An eager call of a neuron goes through an autograd.Function, which calls the op
@@ -16,54 +16,38 @@ from torch.autograd import forward_ad
 
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.registry import BY_NUMBER
 from sewsnn.ops.shapes import check_kinds, check_operands, check_size
+from sewsnn.ops.spec import COUNT, NeuronSpec
 
-IF, LIF, PLIF = 0, 1, 2  # NeuronKind in csrc/core/params.h
-V_NONE, V_FINAL, V_SEQUENCE = 0, 1, 2  # which membrane potential the op returns: none, the last, all
+V_NONE, V_FINAL, V_SEQUENCE = 0, 1, 2  # which state the op returns: none, the last, all
 CHUNK = 16  # kChunk in csrc/core/params.h
 
 
 def multistep(
-    x_seq: Tensor,
-    v: Tensor | None,
-    leak: Tensor | None,
-    *,
-    kind: int,
-    tau: float,
-    decay_input: bool,
-    v_threshold: float,
-    v_reset: float | None,
-    surrogate,
-    detach_reset: bool,
-    v_mode: int,
+    x_seq: Tensor, state: Tensor | None, learnt: Tensor | None, spec: NeuronSpec, v_mode: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Calls the compiled kernels. ``sewsnn.functional`` has checked the arguments and filled in the defaults."""
-    options = (
-        kind,
-        tau,
-        decay_input,
-        v_threshold,
-        v_reset,
-        surrogate.kind,
-        surrogate.parameter,
-        detach_reset,
-        v_mode,
-    )
+    """Calls the compiled kernels. ``sewsnn.functional`` has checked the arguments."""
     needs_grad = torch.is_grad_enabled() and (
-        x_seq.requires_grad or (v is not None and v.requires_grad) or (leak is not None and leak.requires_grad)
+        x_seq.requires_grad
+        or (state is not None and state.requires_grad)
+        or (learnt is not None and learnt.requires_grad)
     )
+    arguments, tail = spec.arguments, spec.tail
     if torch.compiler.is_compiling():
-        s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward(x_seq, v, leak, *options, needs_grad)
+        s_seq, out, _ = torch.ops.sewsnn.neuron_forward(x_seq, state, learnt, *arguments, v_mode, needs_grad, *tail)
     elif needs_grad or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         neuron = _Neuron
         if torch._C._are_functorch_transforms_active():
             neuron = _FuncNeuron
             _check_samples(x_seq)
-        s_seq, v_out, _ = neuron.apply(x_seq, v, leak, options)
+        s_seq, out, _ = neuron.apply(x_seq, state, learnt, (arguments, v_mode, tail))
     else:
         with _BelowAutograd():
-            s_seq, v_out, _ = torch.ops.sewsnn.neuron_forward.default(x_seq, v, leak, *options, False)
-    return s_seq, None if v_mode == V_NONE else v_out
+            s_seq, out, _ = torch.ops.sewsnn.neuron_forward.default(
+                x_seq, state, learnt, *arguments, v_mode, False, *tail
+            )
+    return s_seq, None if v_mode == V_NONE else out
 
 
 def _check_samples(x: Tensor) -> None:
@@ -100,39 +84,49 @@ def checkpoint_count(T: int) -> int:
     return (T - 1) // CHUNK if T > CHUNK else 0
 
 
-def _fake_v(x, strides, v_mode):
-    state = state_dtype(x.dtype)
-    if v_mode == V_SEQUENCE:
-        check_size(x.numel(), state)
-        return x.new_empty_strided(x.shape, strides, dtype=state)
+def states_of(kind: int) -> int:
+    """Number of states of a neuron; 0 for no neuron."""
+    return BY_NUMBER[kind].states if kind >= 0 else 0
+
+
+def empty_state(x: Tensor, kind: int, v_mode: int) -> Tensor:
+    """The state that an op returns for the input x: ``[...]`` or ``[T, ...]``, with k > 1 states ``[k, ...]`` or
+    ``[k, T, ...]``; without elements if it is not requested."""
+    dtype, states = state_dtype(x.dtype), states_of(kind)
+    if v_mode == V_NONE or not states:
+        return x.new_empty(0, dtype=dtype)
+    sizes, strides = list(x.shape), dense_strides(x)
     if v_mode == V_FINAL:
-        return x.new_empty_strided(x.shape[1:], strides[1:], dtype=state)
-    return x.new_empty(0, dtype=state)
+        sizes, strides = sizes[1:], strides[1:]
+    check_size(math.prod(sizes) * states, dtype)
+    if states > 1:
+        one = math.prod(sizes[1:] if v_mode == V_SEQUENCE else sizes)
+        steps = sizes[0] if v_mode == V_SEQUENCE else 1
+        sizes, strides = [states, *sizes], [max(one, 1) * steps, *strides]
+    return x.new_empty_strided(sizes, strides, dtype=dtype)
 
 
-def _forward_fake(
-    x, v, leak, kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach, v_mode, needs_grad
-):
-    check_kinds(kind, surrogate)
+def _forward_fake(x, v, leak, *rest):
+    arguments, (v_mode, needs_grad, *_) = rest[:COUNT], rest[COUNT:]
+    check_kinds(arguments)
     check_operands(x, v, leak)
-    strides = dense_strides(x)
-    kept = checkpoint_count(x.shape[0]) * math.prod(x.shape[1:]) if needs_grad else 0
+    kind = arguments[0]
+    kept = states_of(kind) * checkpoint_count(x.shape[0]) * math.prod(x.shape[1:]) if needs_grad else 0
     return (
-        x.new_empty_strided(x.shape, strides),
-        _fake_v(x, strides, v_mode),
+        x.new_empty_strided(x.shape, dense_strides(x)),
+        empty_state(x, kind, v_mode),
         x.new_empty(kept, dtype=state_dtype(x.dtype)),
     )
 
 
-def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *options):
-    kind, *_, surrogate, _alpha, _detach, _v_mode, need_v, need_leak = options
-    check_kinds(kind, surrogate)
+def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *rest):
+    arguments, (_, need_v, need_leak, *_) = rest[:COUNT], rest[COUNT:]
+    check_kinds(arguments)
     check_operands(x, grad_s, grad_v, v, leak, checkpoints)
-    strides = dense_strides(x)
     return (
-        x.new_empty_strided(x.shape, strides),
-        _fake_v(x, strides, V_FINAL if need_v else V_NONE),
-        leak.new_empty(()) if need_leak else x.new_empty(0, dtype=state_dtype(x.dtype)),
+        x.new_empty_strided(x.shape, dense_strides(x)),
+        empty_state(x, arguments[0], V_FINAL if need_v else V_NONE),
+        leak.new_empty(leak.shape) if need_leak else x.new_empty(0, dtype=state_dtype(x.dtype)),
     )
 
 
@@ -140,8 +134,8 @@ def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *options):
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
-def _remember(ctx, x, v, leak, checkpoints, options):
-    ctx.options = options
+def _remember(ctx, x, v, leak, checkpoints, call):
+    ctx.call = call
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(checkpoints)
     ctx.save_for_backward(x, v, leak, checkpoints)
@@ -149,24 +143,25 @@ def _remember(ctx, x, v, leak, checkpoints, options):
 
 def _gradients(ctx, grad_s, grad_v):
     """Gradients of x, v and leak; None where autograd needs none."""
-    *options, v_mode = ctx.options
+    arguments, v_mode, tail = ctx.call
     if v_mode == V_NONE:
         grad_v = None
     if grad_s is None and grad_v is None:
         return None, None, None
     x, v, leak, checkpoints = ctx.saved_tensors
     _, need_v, need_leak, *_ = ctx.needs_input_grad
-    arguments = (grad_s, grad_v, x, v, leak, checkpoints, *options, v_mode, need_v, need_leak)
+    inputs = (grad_s, grad_v, x, v, leak, checkpoints, *arguments, v_mode, need_v, need_leak, *tail)
     if torch.is_grad_enabled():  # create_graph=True: a second differentiation raises an error
-        grad_x, grad_v0, grad_leak = _Gradients.apply(*arguments)
+        grad_x, grad_v0, grad_leak = _Gradients.apply(*inputs)
     else:
-        grad_x, grad_v0, grad_leak = _gradients_below_autograd(*arguments)
+        grad_x, grad_v0, grad_leak = _gradients_below_autograd(*inputs)
     return grad_x, grad_v0 if need_v else None, grad_leak if need_leak else None
 
 
-def _forward_below_autograd(x, v, leak, options):
+def _forward_below_autograd(x, v, leak, call):
+    arguments, v_mode, tail = call
     with _BelowAutograd():
-        return torch.ops.sewsnn.neuron_forward.default(x, v, leak, *options, True)
+        return torch.ops.sewsnn.neuron_forward.default(x, v, leak, *arguments, v_mode, True, *tail)
 
 
 def _gradients_below_autograd(*arguments):
@@ -198,9 +193,9 @@ class _Neuron(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
 
     @staticmethod
-    def forward(ctx, x, v, leak, options):
-        output = _forward_below_autograd(x, v, leak, options)
-        _remember(ctx, x, v, leak, output[2], options)
+    def forward(ctx, x, v, leak, call):
+        output = _forward_below_autograd(x, v, leak, call)
+        _remember(ctx, x, v, leak, output[2], call)
         return output
 
     @staticmethod
@@ -218,8 +213,8 @@ class _FuncNeuron(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, options = inputs
-        _remember(ctx, *tensors, output[2], options)
+        *tensors, call = inputs
+        _remember(ctx, *tensors, output[2], call)
 
 
 def no_double_backward(ctx, *grads):
@@ -241,12 +236,13 @@ class _Gradients(torch.autograd.Function):
 
 
 def _setup_context(ctx, inputs, output):
-    x, v, leak, *options, _ = inputs
-    _remember(ctx, x, v, leak, output[2], options)
+    x, v, leak, *rest = inputs
+    arguments, (v_mode, _, *tail) = rest[:COUNT], rest[COUNT:]
+    _remember(ctx, x, v, leak, output[2], (arguments, v_mode, [extra for extra in tail if extra]))
 
 
 def _backward(ctx, grad_s, grad_v, _):
-    return *_gradients(ctx, grad_s, grad_v), *(None,) * 10
+    return *_gradients(ctx, grad_s, grad_v), *(None,) * (len(ctx.needs_input_grad) - 3)
 
 
 if NATIVE_ERROR is None:

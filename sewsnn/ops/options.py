@@ -2,52 +2,55 @@
 
 from typing import NamedTuple
 
-NO_NEURON = -1  # the `kind` of batch norm without a neuron
+from sewsnn.ops import spec as neuron
+from sewsnn.ops.spec import NO_NEURON, NOTHING, NeuronSpec, check_integers  # noqa: F401
+
 NONE, ADD, AND, IAND, ADD_BEFORE = 0, 1, 2, 3, 4  # Connect in csrc/core/bn_params.h
 CONNECTIONS = {None: NONE, "ADD": ADD, "AND": AND, "IAND": IAND}
+#: number of arguments in an op's schema: eps, connect, T and the neuron
+COUNT = 3 + neuron.COUNT
 
 
 class Options(NamedTuple):
-    """The arguments of the ops besides tensors, in the order of the ops."""
+    """What an op computes. In an op's schema the arguments stand together; ``extra`` of the neuron comes last."""
 
     eps: float
     connect: int
     T: int  # 0: z has a time axis; else z is a still image that is shown T times
-    kind: int
-    tau: float
-    decay_input: bool
-    v_threshold: float
-    v_reset: float | None
-    surrogate: int
-    alpha: float
-    detach_reset: bool
+    spec: NeuronSpec | None  # None: no neuron
+
+    @property
+    def arguments(self) -> tuple:
+        """The arguments in an op's schema."""
+        return *self[:3], *(NOTHING if self.spec is None else self.spec.arguments)
+
+    @property
+    def tail(self) -> tuple:
+        """The last argument of an op, where it is not the default."""
+        return () if self.spec is None else self.spec.tail
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The options for the ops that take one list of numbers."""
+        return *self[:3], *(_NOTHING if self.spec is None else self.spec.numbers)
 
 
-def numbers_of(options: Options | tuple) -> tuple[float, ...]:
-    """The options as numbers, for the ops that take one list of numbers: ``v_reset`` becomes two of them, whether there
-    is one and its value."""
-    eps, connect, T, kind, tau, decay_input, v_threshold, v_reset, surrogate, alpha, detach_reset = options
-    hard, value = (False, 0.0) if v_reset is None else (True, v_reset)
-    return eps, connect, T, kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset
+_NOTHING = neuron.numbers_of(NOTHING)
 
 
-def from_numbers(numbers: list[float]) -> Options:
-    """The options that :func:`numbers_of` has made numbers of.
+def numbers_of(arguments: tuple, extra=()) -> tuple[float, ...]:
+    """The numbers in place of the arguments of a schema and the neuron's further numbers."""
+    return *arguments[:3], *neuron.numbers_of(arguments[3:], extra)
+
+
+def from_numbers(numbers: list[float]) -> tuple[tuple, tuple]:
+    """The arguments of a schema that :func:`numbers_of` has made numbers of, and the last argument where it is not the
+    default.
 
     Raises:
         RuntimeError: a number has no meaning. (The compiled ops check the same.)
     """
-    eps, connect, T, kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset = numbers
-    for number in (connect, T, kind, surrogate):
-        if number % 1 != 0 or abs(number) >= 1 << 31:  # also NaN and infinite
-            raise RuntimeError(f"connect, T, kind and surrogate must be integers of at most 32 bits, got {number}")
-    check_flags(decay_input, hard, detach_reset)
-    neuron = (int(kind), tau, bool(decay_input), v_threshold, value if hard else None, int(surrogate), alpha)
-    return Options(eps, int(connect), int(T), *neuron, bool(detach_reset))
-
-
-def check_flags(*numbers: float) -> None:
-    """Raises RuntimeError if a number is neither 0 nor 1."""
-    for number in numbers:
-        if number not in (0, 1):
-            raise RuntimeError(f"a flag must be 0 or 1, got {number}")
+    eps, connect, T, *rest = numbers
+    check_integers(connect, T)
+    arguments, extra = neuron.from_numbers(rest)
+    return (eps, int(connect), int(T), *arguments), (list(extra),) if extra else ()

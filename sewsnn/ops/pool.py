@@ -13,9 +13,16 @@ from sewsnn.ops.bn import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import CHUNK, called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.registry import KINDS
 from sewsnn.ops.shapes import check_kinds, check_operands
+from sewsnn.ops.spec import COUNT, NeuronSpec
 
 MAX_T = CHUNK  # most time-steps that one pass can hold
+
+
+def has(spec: NeuronSpec) -> bool:
+    """Returns whether the ops of the stem have this neuron."""
+    return KINDS[spec.kind].common
 
 
 def bn_neuron_pool(
@@ -32,8 +39,8 @@ def bn_neuron_pool(
 ) -> Tensor:
     """Pooled spikes ``[T, N, C, H / 2, W / 2]`` of z ``[N, C, H, W]``.
 
-    :mod:`sewsnn.layers` has checked the arguments and filled in the defaults. ``options`` holds eps, T and the eight
-    numbers of the neuron.
+    :mod:`sewsnn.layers` has checked the arguments and filled in the defaults. ``options`` holds eps, T and the neuron's
+    :attr:`sewsnn.ops.spec.NeuronSpec.arguments`.
     """
     tensors = (z, statistics, weight, bias, leak)
     if torch.compiler.is_compiling() and group is None:
@@ -75,6 +82,11 @@ def _gradients(ctx, grad_out):
     )
 
 
+def _filled(ctx, gradients):
+    """The gradients of the tensors among those of all arguments."""
+    return *gradients, *(None,) * (len(ctx.needs_input_grad) - len(gradients))
+
+
 @called_directly
 class _BnNeuronPool(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
@@ -88,7 +100,7 @@ class _BnNeuronPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out):
-        return *_gradients(ctx, grad_out), *(None,) * 4
+        return _filled(ctx, _gradients(ctx, grad_out))
 
 
 def _setup_context(ctx, inputs, output):
@@ -97,7 +109,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_out):
-    return *_gradients(ctx, grad_out), *(None,) * 11
+    return _filled(ctx, _gradients(ctx, grad_out))
 
 
 # ---- shapes and strides without data
@@ -116,24 +128,25 @@ def _like(z: Tensor, sizes: list[int]) -> Tensor:
     return z.new_empty([*outer, h, w, c]).movedim(-1, -3)
 
 
-def _forward_fake(z, statistics, weight, bias, leak, eps, T, kind, *rest):
-    check_kinds(kind, rest[4])
+def _forward_fake(z, statistics, weight, bias, leak, eps, T, *rest):
+    check_kinds(rest[:COUNT])
     check_operands(z, statistics, weight, bias, leak, T=T)
     n, c, h, w = z.shape
     return _like(z, [T, n, c, (h + 1) // 2, (w + 1) // 2])
 
 
-def _reduce_fake(grad_out, z, statistics, weight, bias, leak, eps, T, kind, *rest):
-    check_kinds(kind, rest[4])
+def _reduce_fake(grad_out, z, statistics, weight, bias, leak, eps, T, *rest):
+    check_kinds(rest[:COUNT])
     check_operands(z, grad_out, statistics, weight, bias, leak)
     state = state_dtype(z.dtype)
-    return z.new_empty(2, z.shape[1], dtype=state), leak.new_empty(()) if rest[-1] else z.new_empty(0, dtype=state)
+    return z.new_empty(2, z.shape[1], dtype=state), leak.new_empty(leak.shape) if rest[-1] else z.new_empty(
+        0, dtype=state
+    )
 
 
-def _apply_fake(grad_out, z, *rest):
-    _, _, _, _, _, _, _, _, kind, _, _, _, _, surrogate, *_ = rest
-    check_kinds(kind, surrogate)
-    check_operands(z, grad_out, *rest[:5])  # statistics, weight, bias, leak, sums
+def _apply_fake(grad_out, z, statistics, weight, bias, leak, sums, count, eps, T, *neuron):
+    check_kinds(neuron)
+    check_operands(z, grad_out, statistics, weight, bias, leak, sums)
     return _like(z, list(z.shape))
 
 

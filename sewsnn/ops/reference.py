@@ -1,90 +1,274 @@
-"""The specification in code: multi-step IF, LIF and PLIF neurons in plain torch, differentiable by autograd, any dtype.
+"""The specification in code: multi-step neurons in plain torch, differentiable by autograd, any dtype.
 
-The tests compare the compiled kernels with this file. It computes one time-step after the other:
+Each class below is one neuron. In every time-step it charges its states with the input, fires, and resets them. The
+first state is the membrane potential v; h is v after the charge, before the reset. The tests compare the compiled
+kernels (csrc/neurons) with this file.
 
-    charge  IF    h = v + x
-            LIF   h = v + (x - (v - v_rest)) / tau            decay_input
-                  h = v - (v - v_rest) / tau + x              otherwise
-            PLIF  the same with leak = 1 / tau = sigmoid(w)
-    fire    s = Heaviside(h - v_threshold)
-    reset   v = (1 - s) h + s v_reset                         hard
-            v = h - s v_threshold                             soft (v_reset is None)
-
-v_rest is v_reset, or 0 with soft reset; a neuron starts at v_rest unless a potential is given. (Main paper, section
-3.1; supplement, A.1.)
+A neuron starts at rest unless a state is given: v = v_reset, or 0 with soft reset (v_reset is None).
 """
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which v is computed and returned: float64 for float64 input, float32 for every other input dtype."""
+    """The dtype in which a state is computed and returned: float64 for float64 input, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def charge(x: Tensor, v: Tensor, *, tau: float | None, leak: Tensor | None, decay_input: bool, v_rest: float) -> Tensor:
-    """h from the potential v and the input x. Pass ``tau`` for LIF, ``leak`` for PLIF, neither for IF."""
-    if tau is None and leak is None:
-        return v + x
-    above_rest = v - v_rest
-    if decay_input:
-        drive = x - above_rest
-        return v + (drive / tau if leak is None else drive * leak)
-    return v - (above_rest / tau if leak is None else above_rest * leak) + x
+class IF:
+    """Integrate-and-fire, and what most neurons share: one threshold, a hard or a soft reset.
+
+        h = v + x
+        s = Heaviside(h - v_threshold)
+        v = (1 - s) h + s v_reset       hard reset
+        v = h - s v_threshold           soft reset (v_reset is None)
+
+    Args:
+        spec: a :class:`sewsnn.ops.spec.NeuronSpec`. Its surrogate is the spike as a function of h - v_threshold. With
+            ``surrogate.primitive`` in its place, the whole neuron is smooth.
+        learnt: the learnt parameters as the ops take them, a row each; None: there are none.
+        dims: number of dimensions of one time-step of the input.
+
+    Source: main paper, section 3.1; supplement, A.1.
+    """
+
+    states: ClassVar[tuple[str, ...]] = ("v",)  #: names of the states; the first is the membrane potential
+    learnt: ClassVar[tuple[str, ...]] = ()  #: names of the learnt parameters
+    extra: ClassVar[tuple[str, ...]] = ()  #: names of further numbers
+    per_channel: ClassVar[bool] = False  #: a learnt parameter may have one number for each channel
+    binary: ClassVar[bool] = True  #: spikes are 0 or 1
+    surrogate: ClassVar[bool] = True  #: backward uses a surrogate of :mod:`sewsnn.surrogate`
+    uses_tau: ClassVar[bool] = False  #: tau must be at least 1
+
+    def __init__(self, spec, learnt: Tensor | None, dims: int):
+        self.spec = spec
+        self.threshold = spec.v_threshold
+        self.v_rest = 0.0 if spec.v_reset is None else spec.v_reset
+        for name, number in zip(self.extra, spec.extra, strict=True):
+            setattr(self, name, number)
+
+    def at_rest(self) -> tuple[float, ...]:
+        """The states of a neuron at rest."""
+        return (self.v_rest,)
+
+    def charge(self, x: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """The states after the input x."""
+        return (v + x,)
+
+    def fire(self, h: Tensor) -> Tensor:
+        """The spikes."""
+        return self.spec.surrogate(h - self.threshold)
+
+    def reset(self, s: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        """The states after the spikes s."""
+        return (self.reset_v(s, h),)
+
+    def reset_v(self, s: Tensor, h: Tensor) -> Tensor:
+        """The membrane potential after the spikes s."""
+        s = s.detach() if self.spec.detach_reset else s
+        if self.spec.v_reset is None:
+            return h - s * self.threshold
+        # The clamp changes only an h that overflowed to infinity: there 0 * inf would be NaN.
+        return (1 - s) * h.clamp(max=torch.finfo(h.dtype).max) + s * self.spec.v_reset
+
+    def output(self, s: Tensor) -> Tensor:
+        """What the neuron sends to the next layer."""
+        return s
 
 
-def reset(h: Tensor, s: Tensor, v_threshold: float, v_reset: float | None) -> Tensor:
-    """The potential v after the spikes s."""
-    if v_reset is None:
-        return h - s * v_threshold
-    # The clamp changes only an h that overflowed to infinity: there 0 * inf would be NaN.
-    return (1 - s) * h.clamp(max=torch.finfo(h.dtype).max) + s * v_reset
+class LIF(IF):
+    """Leaky integrate-and-fire.
+
+        h = v + (x - (v - v_rest)) / tau       decay_input
+        h = v - (v - v_rest) / tau + x         otherwise; v_rest is v_reset, or 0 with soft reset
+
+    Source: supplement, A.1.
+    """
+
+    uses_tau = True
+
+    def leaked(self, x: Tensor) -> Tensor:
+        return x / self.spec.tau
+
+    def charge(self, x, v):
+        above_rest = v - self.v_rest
+        if self.spec.decay_input:
+            return (v + self.leaked(x - above_rest),)
+        return (v - self.leaked(above_rest) + x,)
 
 
-def multistep(
-    x_seq: Tensor,
-    v: Tensor | None = None,
-    *,
-    fire: Callable[[Tensor], Tensor],
-    tau: float | None = None,
-    leak: Tensor | None = None,
-    decay_input: bool = True,
-    v_threshold: float = 1.0,
-    v_reset: float | None = 0.0,
-    detach_reset: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Runs the neuron over all T time-steps.
+class PLIF(LIF):
+    """LIF that multiplies by a learnt leak, 1 / tau = sigmoid(w).
+
+    Source: supplement, A.1; Fang et al., ICCV 2021.
+    """
+
+    learnt = ("leak",)
+    uses_tau = False
+
+    def __init__(self, spec, learnt, dims):
+        super().__init__(spec, learnt, dims)
+        self.leak = learnt.reshape(())
+
+    def leaked(self, x):
+        return x * self.leak
+
+
+class LearntLIF(LIF):
+    """LIF with a learnt leak or a learnt threshold, one for the layer or one for each channel. A leak that is a
+    constant divides by tau, as LIF does."""
+
+    learnt = ("leak", "threshold")
+    extra = ("learns_leak",)
+    per_channel = True
+
+    def __init__(self, spec, learnt, dims):
+        super().__init__(spec, learnt, dims)
+        channels = learnt.shape[1]
+        shape = () if channels == 1 else (channels, *[1] * (dims - 2))  # a time-step is [N, C, ...]
+        self.leak, self.threshold = (row.reshape(shape) for row in learnt)
+
+    def leaked(self, x):
+        return x * self.leak if self.learns_leak else x / self.spec.tau
+
+
+class CUBALIF(IF):
+    """Current-based LIF: the input charges a current, and the current charges the potential.
+
+        c = c c_decay + x
+        h = v v_decay + c
+
+    Source: CUBALIFNode of SpikingJelly.
+    """
+
+    states = ("v", "c")
+    extra = ("c_decay", "v_decay")
+
+    def at_rest(self):
+        return self.v_rest, 0.0
+
+    def charge(self, x, v, c):
+        c = c * self.c_decay + x
+        return v * self.v_decay + c, c
+
+    def fire(self, h, c):
+        return super().fire(h)
+
+    def reset(self, s, h, c):
+        return self.reset_v(s, h), c
+
+
+class AdaptiveLIF(IF):
+    """Adaptive LIF: a current w, which grows with the potential and with every spike, works against the input.
+
+        h = v + (x - (v - v_rest) - w) / tau
+        w = w + (a (h - v_rest) - w) / tau_w + b s
+
+    Source: AdaptBaseNode of SpikingJelly.
+    """
+
+    states = ("v", "w")
+    extra = ("v_rest", "w_rest", "tau_w", "a", "b")
+    uses_tau = True
+
+    def at_rest(self):
+        return 0.0 if self.spec.v_reset is None else self.spec.v_reset, self.w_rest
+
+    def charge(self, x, v, w):
+        h = v + ((x - (v - self.v_rest)) - w) / self.spec.tau
+        return h, w + (self.a * (h - self.v_rest) - w) / self.tau_w
+
+    def fire(self, h, w):
+        return super().fire(h)
+
+    def reset(self, s, h, w):
+        return self.reset_v(s, h), w + self.b * s
+
+
+class ILIF(IF):
+    """Integer LIF: up to D spikes in a time-step, and a soft reset by their number.
+
+        h = (1 - 1 / tau) v + x
+        n = round(clamp(h / v_threshold, 0, D))
+        v = h - n v_threshold
+
+    The surrogate computes n from h / v_threshold. The output is n / unit.
+
+    Source: Luo et al., ECCV 2024.
+    """
+
+    extra = ("D", "lower", "upper", "unit")
+    binary = False
+    surrogate = False
+    uses_tau = True
+
+    def charge(self, x, v):
+        return ((1 - 1 / self.spec.tau) * v + x,)
+
+    def fire(self, h):
+        return self.spec.surrogate(h / self.threshold)
+
+    def output(self, s):
+        return s / self.unit
+
+
+class QIF(IF):
+    """Quadratic integrate-and-fire.
+
+        h = v + (x + a0 (v - v_rest) (v - v_c)) / tau
+
+    Source: QIFNode of SpikingJelly.
+    """
+
+    extra = ("v_c", "a0", "v_rest")
+    uses_tau = True
+
+    def at_rest(self):
+        return (0.0 if self.spec.v_reset is None else self.spec.v_reset,)
+
+    def charge(self, x, v):
+        return (v + (x + self.a0 * (v - self.v_rest) * (v - self.v_c)) / self.spec.tau,)
+
+
+#: all neurons by the name of their kind
+NEURONS: dict[str, type[IF]] = {
+    kind.__name__: kind for kind in (IF, LIF, PLIF, LearntLIF, CUBALIF, AdaptiveLIF, ILIF, QIF)
+}
+
+
+def multistep(x_seq: Tensor, spec, state: Tensor | None = None, learnt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Runs a neuron over all T time-steps.
 
     Args:
         x_seq: input current ``[T, ...]``.
-        v: initial membrane potential ``[...]``. Default None: at rest.
-        fire: the spike as a function of h - v_threshold, for example a :class:`sewsnn.surrogate.Surrogate`. With
-            ``surrogate.primitive`` instead, the whole neuron is smooth; the tests check the gradients that way.
-        tau: membrane time constant of LIF in time-steps. Default None: not LIF.
-        leak: 1 / tau of PLIF as a 0-dimensional tensor. Default None: not PLIF.
-        decay_input: LIF and PLIF scale the input by 1 / tau as well. Default True.
-        v_threshold: firing threshold. Default 1.0.
-        v_reset: membrane potential after a spike. Default 0.0. None: soft reset.
-        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        spec: the neuron, a :class:`sewsnn.ops.spec.NeuronSpec`.
+        state: initial state ``[...]``, of a neuron with k > 1 states ``[k, ...]``. Default None: at rest.
+        learnt: learnt parameters in :func:`state_dtype`: PLIF's leak, one number; ``[rows, 1]`` or ``[rows, C]`` for
+            LearntLIF. Default None.
 
     Returns:
-        ``s_seq [T, ...]`` in the dtype of x_seq and ``v_seq [T, ...]`` in :func:`state_dtype`.
+        ``s_seq [T, ...]`` in the dtype of x_seq, and the states after every time-step, ``[T, ...]`` or ``[k, T, ...]``,
+        in :func:`state_dtype`.
     """
-    state = state_dtype(x_seq.dtype)
-    v_rest = 0.0 if v_reset is None else v_reset
-    v = torch.full_like(x_seq[0], v_rest, dtype=state) if v is None else v.to(state)
-    s_seq, v_seq = [], []
+    neuron = NEURONS[spec.kind](spec, learnt, x_seq.dim() - 1)
+    dtype, many = state_dtype(x_seq.dtype), len(neuron.states) > 1
+    if state is None:
+        states = tuple(torch.full_like(x_seq[0], number, dtype=dtype) for number in neuron.at_rest())
+    else:
+        states = tuple(state.to(dtype).unbind()) if many else (state.to(dtype),)
+    s_seq, state_seq = [], []
     for x in x_seq:
-        h = charge(x.to(state), v, tau=tau, leak=leak, decay_input=decay_input, v_rest=v_rest)
-        s = fire(h - v_threshold)
-        v = reset(h, s.detach() if detach_reset else s, v_threshold, v_reset)
-        s_seq.append(s.to(x_seq.dtype))
-        v_seq.append(v)
-    return torch.stack(s_seq), torch.stack(v_seq)
+        states = neuron.charge(x.to(dtype), *states)
+        s = neuron.fire(*states)
+        states = neuron.reset(s, *states)
+        s_seq.append(neuron.output(s).to(x_seq.dtype))
+        state_seq.append(torch.stack(states) if many else states[0])
+    return torch.stack(s_seq), torch.stack(state_seq, 1 if many else 0)
 
 
 #: the connection g(A, S) of a block's output A with its shortcut S (main paper, Table 1)
@@ -129,7 +313,8 @@ def bn_neuron(
     eps: float = 1e-5,
     connect_f: str | None = None,
     connect_before: bool = False,
-    neuron: dict | None = None,
+    neuron=None,
+    learnt: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Batch norm, the neuron over T, and the connection with the shortcut.
 
@@ -145,17 +330,18 @@ def bn_neuron(
         eps: added to the variance. Default 1e-5.
         connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"``.
         connect_before: add the shortcut before the neuron. Default False.
-        neuron: keyword arguments of :func:`multistep`. Default None: no neuron, A = y.
+        neuron: a :class:`sewsnn.ops.spec.NeuronSpec`. Default None: no neuron, A = y.
+        learnt: its learnt parameters, as in :func:`multistep`. Default None.
 
     Returns:
-        ``out [T, N, C, ...]`` in the dtype of z_seq, and ``v_seq`` of the neuron or None. All steps before ``out`` are
-        computed in :func:`state_dtype`.
+        ``out [T, N, C, ...]`` in the dtype of z_seq, and the neuron's states as from :func:`multistep`, or None. All
+        steps before ``out`` are computed in :func:`state_dtype`.
     """
     state = state_dtype(z_seq.dtype)
     y = z_seq.to(state) if statistics is None else normalise(z_seq, *statistics, weight, bias, eps)
     if connect_before:
         y = y + shortcut.to(state)
-    a, v_seq = (y, None) if neuron is None else multistep(y, **neuron)
+    a, states = (y, None) if neuron is None else multistep(y, neuron, learnt=learnt)
     if connect_f is not None and not connect_before:
         a = CONNECT[connect_f](a, shortcut.to(state))
-    return a.to(z_seq.dtype), v_seq
+    return a.to(z_seq.dtype), states

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from sewsnn.ops.registry import BY_NUMBER, SURROGATES
+
 _MOST_BYTES = 2**63 - 1
-_NEURONS, _SURROGATES = 3, 10  # of csrc/core/params.h
 
 
 def check_size(count: int, dtype: torch.dtype) -> None:
@@ -18,15 +19,17 @@ def check_size(count: int, dtype: torch.dtype) -> None:
         raise RuntimeError(f"a tensor would be too large: 64 bits do not hold the bytes of {count} numbers ({dtype})")
 
 
-def check_kinds(kind: int, surrogate: int) -> None:
-    """Checks that the kernels have this neuron and this surrogate.
+def check_kinds(arguments: tuple) -> None:
+    """Checks that the kernels have this neuron and this surrogate. ``arguments``: those of a schema that describe the
+    neuron.
 
     Raises:
         RuntimeError: they do not. The compiled kernels raise the same error.
     """
-    if kind not in range(_NEURONS):
+    kind, *_, surrogate, _, _ = arguments
+    if kind not in range(len(BY_NUMBER)):
         raise RuntimeError(f"unknown neuron kind {kind}")
-    if surrogate not in range(_SURROGATES):
+    if surrogate not in range(len(SURROGATES)):
         raise RuntimeError(f"unknown surrogate kind {surrogate}")
 
 

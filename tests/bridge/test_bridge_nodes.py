@@ -116,7 +116,7 @@ def test_settings_are_read_at_every_call(kind):
         for a, b in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, b, **TOLERANCE[torch.float32])
     after.surrogate_function.alpha = 9.0
-    assert after.settings()["surrogate_function"] == sewsnn.surrogate.Sigmoid(9.0)
+    assert after.spec().surrogate == sewsnn.surrogate.Sigmoid(9.0)
 
 
 def replaced(function, method):

@@ -1,0 +1,170 @@
+"""What a layer of neurons computes, told once: :class:`NeuronSpec`.
+
+This file alone names the numbers of a neuron. Nodes, functions, layers and ops pass the specification on, as it is or
+in one of two forms: :attr:`NeuronSpec.arguments`, in the order of the ops' schemas, and :attr:`NeuronSpec.numbers`, for
+the ops that take one list of numbers. csrc/core/params.h has the same names.
+"""
+
+import math
+import numbers
+from dataclasses import dataclass, field
+
+import torch
+
+from sewsnn.ops.reference import NEURONS
+from sewsnn.ops.registry import HAS_EXTRA, KINDS
+
+NO_NEURON = -1  # the kind of batch norm without a neuron
+
+
+def check_number(name: str, value) -> None:
+    """Raises TypeError or ValueError unless ``value`` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not abs(value) < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_tau(tau, name: str = "tau") -> None:
+    """Raises TypeError or ValueError unless the time constant ``tau`` is a finite number of at least 1."""
+    check_number(name, tau)
+    if tau < 1:
+        raise ValueError(f"{name} must be at least 1, got {tau}")
+
+
+def constant(value) -> float:
+    """Converts a number to the float that the ops take.
+
+    While torch.compile traces, a number that changed between calls is a symbol, and ops take no symbols. ``repr`` makes
+    the symbol a constant, so torch.compile makes one graph for each value.
+    """
+    return float(f"{value!r}") if torch.compiler.is_compiling() else float(value)
+
+
+@dataclass(frozen=True)
+class NeuronSpec:
+    """A neuron with its numbers, checked.
+
+    Args:
+        kind: its name in :data:`sewsnn.ops.reference.NEURONS`.
+        surrogate: derivative of the spike in backward: one of :mod:`sewsnn.surrogate`, or any function of
+            h - v_threshold (then the torch backend runs). ILIF: the number of spikes as a function of h / v_threshold.
+        tau: membrane time constant in time-steps, at least 1 where the kind uses it. Default 2.0.
+        decay_input: LIF, PLIF and LearntLIF scale the input by 1 / tau as well. Default True.
+        v_threshold: firing threshold. Default 1.0.
+        v_reset: membrane potential after a spike (hard reset). Default 0.0. None: soft reset.
+        detach_reset: treat the spike inside the reset as a constant in backward. Default True.
+        extra: the kind's further numbers, in the order of its class in :mod:`sewsnn.ops.reference`. Default none.
+
+    Raises:
+        TypeError, ValueError: a value is wrong; the message names it.
+    """
+
+    kind: str
+    surrogate: object
+    tau: float = 2.0
+    decay_input: bool = True
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    detach_reset: bool = True
+    extra: tuple[float, ...] = ()
+    #: why the compiled library cannot compute this neuron with a surrogate of its own; None if it can
+    missing: str | None = field(init=False, repr=False, compare=False)
+    #: the neuron among the arguments of an op, in the order of the schemas, where the compiled library has it
+    arguments: tuple | None = field(init=False, repr=False, compare=False)
+    #: the last argument of an op, ``extra``, where it is not the default
+    tail: tuple = field(init=False, repr=False, compare=False)
+    #: the neuron for the ops that take one list of numbers
+    numbers: tuple[float, ...] | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        model = NEURONS.get(self.kind)
+        if model is None:
+            raise ValueError(f"unknown neuron {self.kind!r}; there are {', '.join(NEURONS)}")
+        if len(self.extra) != len(model.extra):
+            raise ValueError(f"{self.kind} has the numbers {model.extra}, got {self.extra}")
+        surrogate = self.surrogate
+        if not callable(surrogate):
+            raise TypeError(
+                f"surrogate_function must be one of sewsnn.surrogate, or callable on h - v_threshold, "
+                f"got {type(surrogate).__name__}"
+            )
+        v_threshold = _checked("v_threshold", self.v_threshold)
+        v_reset = None if self.v_reset is None else _checked("v_reset", self.v_reset)
+        tau = 2.0
+        if model.uses_tau:
+            tau = _checked("tau", self.tau)
+            if tau < 1:
+                check_tau(self.tau)
+        extra = tuple(_checked(name, number) for name, number in zip(model.extra, self.extra, strict=True))
+        missing, arguments, form = None, None, getattr(surrogate, "kind", None)
+        if self.kind not in KINDS:
+            missing = f"the compiled library has no neuron {self.kind}"
+        elif not (isinstance(form, int) if model.surrogate else form == self.kind):
+            missing = f"{type(surrogate).__name__} has no compiled form for the neuron {self.kind}"
+        else:
+            fire = (form, surrogate.parameter) if model.surrogate else (0, 1.0)
+            number = KINDS[self.kind].number
+            arguments = (number, tau, self.decay_input, v_threshold, v_reset, *fire, self.detach_reset)
+        for name, value in (
+            ("tau", tau),
+            ("v_threshold", v_threshold),
+            ("v_reset", v_reset),
+            ("extra", extra),
+            ("missing", missing),
+            ("arguments", arguments),
+            ("tail", (list(extra),) if extra else ()),
+            ("numbers", None if arguments is None else numbers_of(arguments, extra)),
+        ):
+            object.__setattr__(self, name, value)
+
+
+def _checked(name: str, value) -> float:
+    if type(value) is float and -math.inf < value < math.inf and not torch.compiler.is_compiling():
+        return value
+    check_number(name, value)
+    return constant(value)
+
+
+#: the arguments of the ops for batch norm without a neuron
+NOTHING = (NO_NEURON, 2.0, True, 1.0, 0.0, 0, 2.0, True)
+COUNT = len(NOTHING)  # number of arguments that describe a neuron
+
+
+def numbers_of(arguments: tuple, extra=()) -> tuple[float, ...]:
+    """The numbers in place of :attr:`NeuronSpec.arguments`: ``v_reset`` becomes two of them, whether there is one and
+    its value; the further numbers follow with their count."""
+    *before, v_reset, surrogate, alpha, detach_reset = arguments
+    hard, value = (False, 0.0) if v_reset is None else (True, v_reset)
+    further = (len(extra), *extra) if HAS_EXTRA else ()
+    return *before, hard, value, surrogate, alpha, detach_reset, *further
+
+
+def from_numbers(numbers: list[float]) -> tuple[tuple, tuple[float, ...]]:
+    """The arguments and the further numbers that :func:`numbers_of` has made one list of.
+
+    Raises:
+        RuntimeError: a number has no meaning. (The compiled ops check the same.)
+    """
+    kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset, *further = numbers
+    count, *extra = further or (0,)
+    check_integers(kind, surrogate, count)
+    check_flags(decay_input, hard, detach_reset)
+    if count != len(extra):
+        raise RuntimeError(f"there must be {int(count)} further numbers, got {len(extra)}")
+    settings = (tau, bool(decay_input), v_threshold, value if hard else None)
+    return (int(kind), *settings, int(surrogate), alpha, bool(detach_reset)), tuple(extra)
+
+
+def check_integers(*values: float) -> None:
+    """Raises RuntimeError if a number is no integer of at most 32 bits."""
+    for value in values:
+        if value % 1 != 0 or abs(value) >= 1 << 31:  # also NaN and infinite
+            raise RuntimeError(f"connect, T, kind and surrogate must be integers of at most 32 bits, got {value}")
+
+
+def check_flags(*values: float) -> None:
+    """Raises RuntimeError if a number is neither 0 nor 1."""
+    for value in values:
+        if value not in (0, 1):
+            raise RuntimeError(f"a flag must be 0 or 1, got {value}")
