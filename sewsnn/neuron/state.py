@@ -138,7 +138,7 @@ class StatefulNode(nn.Module):
     def _keep_final_v(self, v: Tensor) -> None:
         """Stores the final state, and None in v_seq, without the cost of ``Module.__setattr__``."""
         state = self.__dict__
-        if len(self.state_names) == 1 and "v" in state and "v_seq" in state:
+        if self.state_names == ("v",) and "v" in state and "v_seq" in state:
             state["v"], state["v_seq"], state["_given_in"] = v, None, (checks.backward_number(), self.state_names)
         else:  # for example a buffer
             self._leave(v, False)
