@@ -9,13 +9,15 @@ from spikingjelly.activation_based import layer
 from torch import Tensor, nn
 
 from sewsnn.convert import nodes
+from sewsnn.convert.obstacles import patched
+from sewsnn.convert.state import STATE_FOLLOWS_INPUT
 from sewsnn.layers.connection import NOT_CONNECTED, Connection
 from sewsnn.layers.fused import by_op
 from sewsnn.layers.plan import Plan, must_be_called, plan
 
 #: SpikingJelly's norms of ``[T, N, C, ...]`` -> the numbers of dimensions that they take in step mode "m"
 _NORMS = {
-    layer.BatchNorm1d: (3, 4) if nodes.STATE_FOLLOWS_INPUT else (4,),
+    layer.BatchNorm1d: (3, 4) if STATE_FOLLOWS_INPUT else (4,),
     layer.BatchNorm2d: (5,),
     layer.BatchNorm3d: (6,),
 }
@@ -127,7 +129,7 @@ def why_alone(model: nn.Module, name: str, node: nn.Module) -> str:
         return "it is the whole model"
     parent = model.get_submodule(name.rpartition(".")[0])
     kind = _originals().get(type(parent), type(parent))
-    if nodes.patched(parent):
+    if patched(parent):
         return f"a method of the {kind.__name__} around it was replaced"
     if kind in _classes() and kind is not nn.Sequential:
         return f"{kind.__name__} has no batch norm of SpikingJelly right before it that sewsnn can fuse"
@@ -168,7 +170,7 @@ def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
     fused = {}
     for module in names:
         original = originals.get(type(module), type(module))
-        if original not in classes or nodes.patched(module):
+        if original not in classes or patched(module):
             continue
         module.__class__ = classes[original]
         found = {

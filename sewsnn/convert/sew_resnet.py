@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from spikingjelly.activation_based.model import sew_resnet as theirs
-from torch import Tensor
+from torch import Tensor, nn
 
 from sewsnn.convert import resnet
 from sewsnn.convert.fusion import norm_neuron
@@ -22,9 +22,16 @@ class _Block(resnet.Block):
         if self.downsample is not None and self._in_order(self.downsample, self.downsample_sn):
             return theirs.sew_function(norm_neuron(z_seq, bn, sn), self._shortcut(x), self.cnf)
         identity = x if self.downsample is None else self._shortcut(x)
-        if self.cnf in self.joined:
+        if self._joins(sn):
             return norm_neuron(z_seq, bn, sn, identity, connection_of(self.cnf))
         return theirs.sew_function(norm_neuron(z_seq, bn, sn), identity, self.cnf)
+
+    def _joins(self, sn: nn.Module) -> bool:
+        """Returns whether the op of the last norm and neuron includes the connection.
+
+        AND and IAND need spikes of 0 or 1, and ILIFNode counts.
+        """
+        return self.cnf in self.joined and (self.cnf == "ADD" or getattr(sn, "binary_spikes", True))
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if not resnet.is_conv_norm(self.downsample):
@@ -36,7 +43,8 @@ class _Block(resnet.Block):
         if self.cnf not in CONNECT:
             return
         yield from super().fused_triples()
-        yield *self._layer(self.convs)[1:], f", {self.cnf}" if self.cnf in self.joined else ""
+        _, bn, sn = self._layer(self.convs)
+        yield bn, sn, f", {self.cnf}" if self._joins(sn) else ""
         if self.downsample is not None and resnet.is_conv_norm(self.downsample):
             yield self.downsample[1], self.downsample_sn, ""
 

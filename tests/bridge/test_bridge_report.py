@@ -31,7 +31,7 @@ def test_replaced_and_left():
         neuron.LIFNode(tau=3.0, v_threshold=0.5),
         layer.Dropout(0.5),
         Own(),
-        neuron.QIFNode() if V2 else neuron.EIFNode(),
+        neuron.EIFNode(),
         MultiStepLIFNode(),
         neuron.ParametricLIFNode(),
         neuron.NonSpikingLIFNode() if V2 else neuron.IzhikevichNode(),

@@ -1,0 +1,99 @@
+"""SpikingJelly's surrogate functions as those of sewsnn. Imports SpikingJelly."""
+
+import numbers
+from collections.abc import Callable
+from typing import NamedTuple
+
+from spikingjelly.activation_based import surrogate as theirs
+from torch import Tensor, nn
+
+from sewsnn import surrogate
+from sewsnn.checks import is_finite
+from sewsnn.layers.plan import has_hooks
+
+#: methods of a surrogate that a script may replace on the object
+_METHODS = {"forward", "spiking_function", "primitive_function", "backward", "__call__"}
+
+
+class _Known(NamedTuple):
+    numbers: tuple[str, ...]  # attributes of SpikingJelly's surrogate
+    make: Callable  # our surrogate with these numbers
+    counts: bool  # it counts spikes: the firing function of ILIFNode
+
+
+def _alpha(make: Callable) -> _Known:
+    return _Known(("alpha",), lambda alpha: make(float(alpha)), False)
+
+
+_SAME_ALPHA = ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign", "SuperSpike")
+#: by exact type; looked up by name, because 0.0.0.0.14 lacks some
+_KNOWN = {
+    getattr(theirs, name): known
+    for name, known in (
+        *((name, _alpha(getattr(surrogate, name))) for name in _SAME_ALPHA),
+        ("Rect", _alpha(lambda alpha: surrogate.Rectangular(1 / alpha))),
+        (
+            "MultiLevelSpikeCount",
+            _Known(
+                ("max_spike_count", "grad_min", "grad_max"),
+                lambda D, lower, upper: surrogate.MultiLevelSpikeCount(D, (lower, upper)),
+                True,
+            ),
+        ),
+    )
+    if hasattr(theirs, name)
+}
+
+
+def is_number(value) -> bool:
+    """Returns whether a setting is a finite number."""
+    # The comparison of types comes first for speed: every call of a neuron runs this check.
+    number = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+    return number and is_finite(value)
+
+
+def named(value) -> str:
+    """A setting as the report shows it."""
+    return f"a {type(value).__name__}" if isinstance(value, Tensor) else repr(value)
+
+
+def obstacle(function: nn.Module, counts: bool) -> str | None:
+    """Why sewsnn has no such surrogate; None if it has.
+
+    Args:
+        function: SpikingJelly's surrogate.
+        counts: the neuron needs one that counts spikes (ILIFNode).
+    """
+    known = _KNOWN.get(type(function))
+    if known is None or known.counts != counts:
+        return f"sewsnn has no surrogate like {type(function).__module__}.{type(function).__name__} for this neuron"
+    if not function.spiking:
+        return "surrogate_function.spiking is False: the node does not output spikes"
+    if has_hooks(function):
+        return "surrogate_function has hooks"
+    if not _METHODS.isdisjoint(vars(function)):
+        return "a method of surrogate_function was replaced"
+    if counts:
+        return _no_count(function.max_spike_count, function.grad_min, function.grad_max)
+    if not is_number(function.alpha) or function.alpha <= 0:
+        return f"surrogate_function.alpha is {named(function.alpha)}, not a positive, finite number"
+    return None
+
+
+def _no_count(D, lower, upper) -> str | None:
+    if isinstance(D, bool) or not isinstance(D, numbers.Integral) or D < 1:
+        return f"surrogate_function.max_spike_count is {named(D)}, not an int of at least 1"
+    for name, value in (("grad_min", lower), ("grad_max", upper)):
+        if not is_number(value):
+            return f"surrogate_function.{name} is {named(value)}, not a finite number"
+    return f"surrogate_function.grad_min is {lower}, above grad_max, {upper}" if lower > upper else None
+
+
+def numbers_of(function: nn.Module) -> tuple:
+    """The present numbers of a surrogate that has no obstacle."""
+    return tuple([getattr(function, name) for name in _KNOWN[type(function)].numbers])
+
+
+def ours(function: nn.Module) -> Callable:
+    """The surrogate of sewsnn that computes the same as one that has no obstacle."""
+    return _KNOWN[type(function)].make(*numbers_of(function))
