@@ -68,9 +68,11 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
           store_global(static_cast<S*>(p.learnt_sums) + mine.q * walk.channels + mine.channel, S(sum));
       }
     }
-  } else if (grad_learnt.wanted) {
-    const double sum = block_sum<kThreads>(grad_learnt.shared);
-    if (threadIdx.x == 0) store_global(p.learnt_partials + blockIdx.x, sum);
+  } else if constexpr (Shape::kLearnt > 0) {
+    if (grad_learnt.wanted) {
+      const double sum = block_sum<kThreads>(grad_learnt.shared);
+      if (threadIdx.x == 0) store_global(p.learnt_partials + blockIdx.x, sum);
+    }
   }
   double sum;
   if (!finish_group<S>(walk, second, p.partials, sum)) return;
