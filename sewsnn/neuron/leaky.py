@@ -42,7 +42,7 @@ class _Leaky(BaseNode, settings={"channels": _channels}):
             self._learns_threshold = True
             self.threshold = nn.Parameter(torch.full(shape, float(v_threshold)))
 
-    # A data descriptor hides the instance's dictionary, where nn.Module keeps a plain setting, so they read and write it.
+    # A property hides the instance's dictionary, where nn.Module keeps a plain setting: here it reads and writes it.
     # A getter that raises AttributeError makes Python ask nn.Module's __getattr__, which finds parameters.
 
     def _plain(self, name: str) -> float:
