@@ -55,12 +55,25 @@ def second_stage(state, scalars, single):
     single[8] += 1
 
 
+#: what the structs of csrc/neurons have: states, learnt numbers that are the same for all neurons, others
+STATES = {"CurrentBased": 2, "AdaptiveLeaky": 2}
+SHARED = {"LeakyMultiply": 1}
+OWN = {"LearntLeaky": 2}
+
+
+def numbers_of(row):
+    """The states and the learnt numbers of the neuron of a row. Kernels that do not name it have PLIF."""
+    neuron = row.get("Neuron", "LeakyMultiply")
+    return STATES.get(neuron, 1), SHARED.get(neuron, 0), OWN.get(neuron, 0)
+
+
 def required(row):
     """Returns how often the code of a wide kernel loads packs, loads single numbers, stores packs and stores single
     numbers, each as {bytes of an access: count}."""
     storage, state = SIZE[row["Storage"]], max(4, SIZE[row["Storage"]])
     loads, scalars, stores, single = Counter(), Counter(), Counter(), Counter()
     pack, state_pack = storage * row["N"], state * row["N"]
+    states, shared, own = numbers_of(row)
     if row["kernel"] == "bn_statistics_kernel":
         loads[pack] += AHEAD  # z
         scalars[storage] += 2  # the first value of a channel, once more for the mean
@@ -74,38 +87,41 @@ def required(row):
         return loads, scalars, stores, single
     if row["kernel"] == "bn_forward_kernel":
         loads[pack] += AHEAD * (1 + row["Shortcut"])
-        scalars[state] += 5  # mean, var, weight, bias, PLIF's leak
+        scalars[state] += 4 + shared + own  # mean, var, weight, bias, learnt numbers
         stores[pack] += AHEAD  # out
-        stores[state_pack] += 2  # checkpoint, the last v
-        single[1] += AHEAD  # packed spikes
+        stores[state_pack] += 2 * states  # checkpoint, the last v
+        single[1] += AHEAD * (row["N"] >= 4)  # packed spikes
         return loads, scalars, stores, single
     if row["kernel"] in ("bn_reduce_kernel", "bn_apply_kernel"):
         reduce = row["kernel"] == "bn_reduce_kernel"
         loads[pack] += row["K"] * (2 + row["Shortcut"] + reduce)  # z, grad_out, grad_skip
-        scalars[state] += 5 if reduce else 7  # the sums, too
+        scalars[state] += 4 + shared + own + 2 * (not reduce)  # the sums, too
         if not reduce:
             loads[pack] += 1  # z once more, if still
         if row["K"] > 2 * AHEAD:
-            loads[state_pack] += 1  # checkpoint
+            loads[state_pack] += states  # checkpoint
         stores[pack] += row["K"] * (1 + (row["Shortcut"] and not reduce))  # grad_sum; grad_z and grad_shortcut
         if reduce:
-            single[state] += 1  # partial sums, of PLIF's gradient as well
-            single[8] += 1
-            second_stage(state, scalars, single)
+            single[8] += shared  # a partial sum of PLIF's gradient
             scalars[state] += 1  # the variance once more
-            single[state] += 1  # a sum
+            for _ in range(1 + (own > 0)):  # the sums of the norm; those of the learnt numbers
+                single[state] += 2  # a partial sum, a sum
+                second_stage(state, scalars, single)
         return loads, scalars, stores, single
     if row["kernel"] == "forward_kernel":
-        loads[storage * row["N"]] += AHEAD  # x
-        loads[state * row["N"]] += 1  # v0
-        stores[storage * row["N"]] += AHEAD  # s
-        stores[state * row["N"]] += AHEAD + 2  # v_seq, checkpoint, the last v
+        loads[pack] += AHEAD  # x
+        loads[state_pack] += states  # v0
+        stores[pack] += AHEAD  # s
+        stores[state_pack] += (AHEAD + 2) * states  # v_seq, checkpoint, the last v
+        scalars[state] += own * row["N"]
     elif row["kernel"] == "backward_kernel":
-        loads[storage * row["N"]] += 2 * row["K"]  # x, grad_s
-        loads[state * row["N"]] += row["K"] + 2  # grad_v of v_seq; the potential before the chunk, grad_v of the last
-        stores[storage * row["N"]] += row["K"]  # grad_x
-        stores[state * row["N"]] += 1  # grad_v0
-        single[8] += row["Leak"]  # its partial sum
+        loads[pack] += 2 * row["K"]  # x, grad_s
+        loads[state_pack] += (row["K"] + 2) * states  # grad_v of v_seq; the states before the chunk, grad_v of the last
+        stores[pack] += row["K"]  # grad_x
+        stores[state_pack] += states  # grad_v0
+        stores[state_pack] += row["Leak"] * own  # the learnt numbers' gradients of each neuron
+        scalars[state] += own * row["N"]
+        single[8] += row["Leak"] * (shared + own)  # partial sums
     elif row["kernel"] == "pool_forward_kernel":
         loads[storage * row["N"]] += 4  # two columns of z, ahead of the first row and in the loop
         stores[storage * row["N"]] += row["K"]  # out
@@ -113,8 +129,7 @@ def required(row):
         loads[storage * row["N"]] += 3 + 4 * row["K"]  # z for the spikes, for the gradient; grad_out of four windows
         stores[storage * row["N"]] += row["kernel"] == "pool_apply_kernel"  # grad_z
         single[8] += 2 * (row["kernel"] == "pool_reduce_kernel")  # partial sums, also of the leak
-    if row.get("Neuron", "LeakyMultiply") == "LeakyMultiply":
-        scalars[state] += 1  # PLIF's leak
+    scalars[state] += shared  # PLIF's leak
     if row["kernel"].startswith("pool_"):
         scalars[state] += 4 + 2 * (row["kernel"] == "pool_apply_kernel")  # of the norm, and its two sums
     return +loads, +scalars, +stores, +single
@@ -158,20 +173,22 @@ def test_every_kernel_on_every_architecture(rows):
         assert kernels == found[some], arch
     kinds = Counter(row["kernel"] for row in rows if row["arch"] == some)
     assert kinds == {
-        "forward_kernel": 24,
-        "backward_kernel": 60,
+        "forward_kernel": 24 + 40,  # of common neurons, and of the others
+        "backward_kernel": 60 + 72,
         "sum_partials_kernel": 2,
+        "sum_rows_kernel": 2,
+        "channel_sums_kernel": 2,
         "bn_statistics_kernel": 7,
         "bn_update_kernel": 2,
-        "bn_forward_kernel": 14,
+        "bn_forward_kernel": 14 + 35,
         "bn_bits_kernel": 4,
         "bn_unpack_kernel": 4,
-        "bn_reduce_kernel": 32,
-        "bn_apply_kernel": 32,
+        "bn_reduce_kernel": 32 + 35,
+        "bn_apply_kernel": 32 + 35,
         **dict.fromkeys(("pool_forward_kernel", "pool_reduce_kernel", "pool_apply_kernel"), 13),
         "pool_sums_kernel": 2,
     }
-    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == some) == 75 + 26 + 18
+    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == some) == 75 + 26 + 18 + 95
 
 
 def test_nothing_in_local_memory(rows):

@@ -73,7 +73,8 @@ def serving(rows: list[dict], hot: Hot, storage: str, T: int) -> dict:
         SystemExit: there is no such instance.
     """
     fit = [r for r in rows if r["arch"] == ARCH and r["kernel"] == hot.kernel and r["Storage"] == storage]
-    fit = [r for r in fit if all(r[name] == value for name, value in hot.arguments.items())]
+    # Without a neuron among the arguments: the instance for common neurons, which has none either.
+    fit = [r for r in fit if all(r.get(n) == value for n, value in {"Neuron": None, **hot.arguments}.items())]
     if not fit:
         raise SystemExit(f"no machine code of {hot.kernel} for {storage}, sm_{ARCH}: {COMMAND}")
     return min(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.machine_code.disassembly import instructions, resources
 from benchmarks.machine_code.model import DEVICES, predict
-from benchmarks.machine_code.names import PARAMETERS, demangled, title
+from benchmarks.machine_code.names import PARAMETERS, arguments, demangled, title
 from benchmarks.machine_code.tools import disassembled, find_nvcc, find_tool, options, run
 from benchmarks.machine_code.traffic import work
 
@@ -35,10 +35,7 @@ def kernels(cubin: Path) -> list[tuple[str, dict]]:
     names = sorted(code)
     found = []
     for mangled, (kernel, values) in zip(names, demangled(names), strict=True):
-        row = {"kernel": kernel} | dict(zip(PARAMETERS.get(kernel, ()), values, strict=False))
-        row["Storage"] = row.get("Storage", "").lower()
-        row |= {name: int(row[name]) for name in ("K", "N") if name in row}
-        row |= {name: row[name] == "true" for name in ("Leak", "Shortcut") if name in row}
+        row = {"kernel": kernel} | arguments(kernel, values)
         more = values[len(PARAMETERS.get(kernel, ())) :]
         name = title(row).replace(">", f"; {', '.join(more)}>") if more else title(row)
         found.append((name, row | usage[mangled] | code[mangled]))

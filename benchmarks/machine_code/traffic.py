@@ -10,8 +10,9 @@ HIDDEN: dict[str, float] = {}
 
 def accesses(row: dict, T: int = 1) -> tuple[float, float]:
     """Returns the numbers that a kernel reads and writes per element and time-step, as tests/native/test_bytes.py
-    counts them. (ADD's backward does not read the shortcut: its instances have no Shortcut.) The stem reads z once for
-    all time-steps, and a quarter of its elements leave it. Reads that the cache serves do not count."""
+    counts them. (ADD's backward does not read the shortcut: its instances have no Shortcut. Batch norm with a neuron
+    that is not common has instances with Shortcut alone, which without one move less than this.) The stem reads z once
+    for all time-steps, and a quarter of its elements leave it. Reads that the cache serves do not count."""
     more = int(row.get("Shortcut", False))
     return {
         "forward_kernel": (1, 1),

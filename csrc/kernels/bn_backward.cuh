@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
   });
   const Options<Neurons, S, Usual> options(p, o);
   const auto learnt = share_learnt<Shape, kLine<Storage>, S, N>(walk, o.sn.learnt);
-  LearntGrads<Shape, S, N> grad_learnt = {p.learnt_partials != nullptr || p.learnt_sums != nullptr};
+  LearntGrads<Shape, S, N> grad_learnt = {p.learnt_partials != nullptr || p.learnt_sums != nullptr, 0, {}};
   auto grads = zeros<S, N, Shape::kStates>();
   Pack<S, N> sums[2] = {fill_pack<S, N>(S(0)), fill_pack<S, N>(S(0))};  // of dL/dy, and of dL/dy (z - mean)
   while (at.inside(walk)) {
@@ -67,9 +67,11 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
         if (mine.inside) store_global(static_cast<S*>(p.learnt_sums) + mine.q * walk.channels + mine.channel, S(sum));
       }
     }
-  } else if (grad_learnt.wanted) {
-    const double sum = block_sum<kThreads>(grad_learnt.shared);
-    if (threadIdx.x == 0) store_global(p.learnt_partials + blockIdx.x, sum);
+  } else if constexpr (Shape::kLearnt > 0) {
+    if (grad_learnt.wanted) {
+      const double sum = block_sum<kThreads>(grad_learnt.shared);
+      if (threadIdx.x == 0) store_global(p.learnt_partials + blockIdx.x, sum);
+    }
   }
   double sum;
   if (!finish_group<S>(walk, second, p.partials, sum)) return;

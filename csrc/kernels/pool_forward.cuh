@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 2 : 7)
   __shared__ uint32_t odd_columns[2][kThreads];  // for one row of windows, and for the next
   load_numbers<S, N>(p, g, o, nullptr, numbers);
   const auto at = PoolThread<N>::at(g);
-  const AnyNeuron<S> neuron = o.neuron.load_neuron();
+  const CommonNeuron<S> neuron = o.neuron.load_neuron();
   const Storage one = store_<Storage>(S(1)), zero = store_<Storage>(S(0));
 
   const int first = 2 * at.first - 1, end = 2 * at.last;  // rows of z

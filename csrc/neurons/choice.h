@@ -179,7 +179,7 @@ struct Surrogate {
   typename MembersOf<Surrogates<S>>::type surrogates;
 
   static Surrogate from(const NeuronParams& p) {
-    Surrogate s;
+    Surrogate s = {};  // also the memory that this surrogate does not use
     s.kind = p.surrogate;
     set(s.surrogates, p.surrogate, p.alpha);
     return s;

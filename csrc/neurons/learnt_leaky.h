@@ -33,7 +33,7 @@ struct LearntLeaky : OneThreshold {
   SEWSNN_HD V grad_charge(Numbers<V, 1>& g, const Numbers<V, 1>& v, V x, const Numbers<V, 2>& w,
                           Numbers<V, 2>& grad) const {
     const V gh = g[0], part = leaked(gh, w);
-    grad[0] = gh * (decay_input ? x - (v[0] - rest) : rest - v[0]);
+    grad[0] = divide ? V{} : gh * (decay_input ? x - (v[0] - rest) : rest - v[0]);
     g[0] = gh - part;
     return decay_input ? part : gh;
   }

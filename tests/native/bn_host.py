@@ -21,9 +21,10 @@ class Block:
     """The common settings of forward and backward. Tensors are ``[T, images, C, height, width]`` in logical order;
     ``channels_last`` is their memory order."""
 
-    neuron: str = "if"
+    neuron: str = "if"  # or the name of a kind
     tau: float = 2.0
-    leak: float | None = None
+    leak: float | list | None = None  # the learnt parameters as the ops take them
+    extra: tuple[float, ...] = ()
     connect: str | None = None
     spiking: bool = True
     v_threshold: float = 1.0
@@ -39,7 +40,13 @@ class Block:
 
     def spec(self):
         settings = (self.surrogate, self.tau, self.decay_input, self.v_threshold, self.v_reset, self.detach_reset)
-        return NeuronSpec(host.KINDS[self.neuron], *settings)
+        return NeuronSpec(host.KINDS.get(self.neuron, self.neuron), *settings, self.extra)
+
+    def states(self):
+        return len(reference.NEURONS[self.spec().kind].states)
+
+    def per_channel(self):
+        return reference.NEURONS[self.spec().kind].per_channel
 
     def settings(self, shape, T):
         C, height, width = shape[2:]
@@ -74,11 +81,8 @@ def formula(z, shortcut, norm, leak, block, T):
     x = y + shortcut if block.connect == "add_before" else y
     a, v = x, None
     if block.spiking:
-        options = {"v_threshold": block.v_threshold, "v_reset": block.v_reset, "detach_reset": block.detach_reset}
-        options |= {"decay_input": block.decay_input, "leak": leak}
-        options |= {"tau": block.tau if block.neuron == "lif" else None}
-        a, v = reference.multistep(x, fire=block.surrogate, **options)
-        v = v[-1]
+        a, v = reference.multistep(x, block.spec(), learnt=leak)
+        v = v[-1] if block.states() == 1 else v[:, -1]
     connect = {"add": lambda: a + shortcut, "and": lambda: a * shortcut, "iand": lambda: shortcut * (1 - a)}
     return connect.get(block.connect, lambda: a)(), v, a
 
@@ -140,10 +144,11 @@ class Kernels:
         """Returns out [T, ...], v [...] or None, checkpoints, bits."""
         T, M, state = T or len(z), z[0].numel(), state_dtype(z.dtype)
         inputs, numbers = self.shared(z, shortcut, norm, leak, T)
-        count = checkpoint_count(T) if keep and self.block.spiking else 0
+        states = self.block.states()
+        count = states * checkpoint_count(T) if keep and self.block.spiking else 0
         out = {
             "out": self.layout.output(T, M, z.dtype),
-            "v": self.layout.output(1, M, state) if want_v and self.block.spiking else None,
+            "v": self.layout.output(states, M, state) if want_v and self.block.spiking else None,
             "checkpoints": self.layout.output(count, M, state) if count else None,
             "bits": host.Guarded(T, M // 8, torch.uint8) if bits else None,
         }
@@ -152,7 +157,7 @@ class Kernels:
         v = unflat(got.get("v"))
         return SimpleNamespace(
             out=unflat(got["out"]),
-            v=None if v is None else v[0],
+            v=v if v is None or states > 1 else v[0],
             checkpoints=got.get("checkpoints"),
             bits=got.get("bits"),
         )
@@ -164,6 +169,19 @@ class Kernels:
         rows = grad.as_strided((len(grad), host.module().broadcast), (grad.stride(0), 0))
         return host.Layout().input(rows)
 
+    def grad_leak(self, leak, channels):
+        """The buffer of the leak's gradient. A kind whose parameters may be per channel always has a sum of each."""
+        if leak is None:
+            return None
+        return host.Guarded(*((len(leak), channels) if self.block.per_channel() else (1, 1)), leak.dtype)
+
+    def sum_rows(self, sums):
+        """The gradient of parameters that all channels share."""
+        out = host.Guarded(1, len(sums), sums.dtype)
+        self.reports["sum_rows"] = host.module().sum_rows(sums.numpy(), out.tensor.numpy(), self.schedule)
+        out.check("the sum of each row")
+        return out.tensor.reshape(-1, 1)
+
     def backward(self, z, shortcut, norm, grad_out, forward, leak=None, skip=None, frozen=False, T=None):
         """Returns the gradients of z, shortcut, weight, bias and leak; None for a missing one."""
         block, T, M, state = self.block, T or len(z), z[0].numel(), state_dtype(z.dtype)
@@ -174,10 +192,12 @@ class Kernels:
         out = {
             "sums": host.Guarded(2, z.shape[2], state),
             "grad_sum": None if skip is None else self.layout.output(T, M, z.dtype),
-            "grad_leak": host.Guarded(1, 1, state) if leak is not None else None,
+            "grad_leak": self.grad_leak(leak, z.shape[2]),
         }
         skip = None if skip is None else self.gradient(skip)
         reduced = self.call("reduce", inputs | {"grad_out": go, "grad_skip": skip}, out, **numbers)
+        if leak is not None and block.per_channel() and leak.shape[1] == 1:
+            reduced["grad_leak"] = self.sum_rows(reduced["grad_leak"])
         if out["grad_sum"] is not None:
             go = out["grad_sum"].tensor
         out = {

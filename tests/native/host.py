@@ -17,7 +17,7 @@ import torch
 from host_build import build
 
 from sewsnn.ops.neuron import checkpoint_count, dense_strides
-from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.reference import NEURONS, state_dtype
 from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
@@ -121,7 +121,7 @@ class HostNeuron(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, v, leak, layout, spec, v_mode, needs_grad, schedule):
-        T, shape, states = len(x), x.shape, len(spec.model.states)
+        T, shape, states = len(x), x.shape, len(NEURONS[spec.kind].states)
         ctx.strides = dense_strides(x)
         M = shape[1:].numel()
         ctx.flat = flat = lambda t: t.as_strided((len(t), M), (t.stride(0), 0 if is_scalar(t) else 1))

@@ -75,6 +75,14 @@ py::dict backward(const std::vector<double>& numbers, const Array& leak, int64_t
   return report();
 }
 
+// Sums each row of [rows, n] numbers into [rows].
+py::dict sum_rows(const Array& numbers, Array out, unsigned schedule) {
+  begin(schedule);
+  const void* const from = input("numbers", numbers);
+  check(cuda_sum_rows(from, numbers->shape(0), numbers->shape(1), dtype_of(*numbers), output("out", out), nullptr));
+  return report();
+}
+
 py::dict sample(const std::string& name, Array in, Array out, unsigned schedule) {
   begin(schedule);
   auto* const from = static_cast<float*>(const_cast<void*>(input("in", in)));
@@ -111,6 +119,7 @@ PYBIND11_MODULE(sewsnn_host, m) {
       false;
 #endif
   m.def("sample", sample, py::arg("name"), py::arg("in"), py::arg("out"), py::arg("schedule") = 0);
+  m.def("sum_rows", sum_rows, py::arg("numbers"), py::arg("out"), py::arg("schedule") = 0);
   m.def("guard", guard);
   m.def("unguard", unguard);
   m.def("forward", forward, py::kw_only(), py::arg("numbers"), py::arg("leak") = none, py::arg("inner") = 1,

@@ -33,6 +33,10 @@ class Stem:
         self.out_shape = (T, n, c, (h + 1) // 2, (w_ + 1) // 2)
         self.leak = None if w is None else w.detach().to(self.state).reshape(()).sigmoid()
 
+    def spec(self):
+        settings = (self.sigma, self.tau, self.decay_input, self.v_threshold, self.v_reset, self.detach_reset)
+        return NeuronSpec(host.KINDS[self.name], *settings)
+
     # ---- the reference
 
     def normed(self):
@@ -46,16 +50,7 @@ class Stem:
         return invstd, invstd if weight is None else weight * invstd, 0 * mean if bias is None else bias, z - mean
 
     def neuron(self, x, leak):
-        s, _ = reference.multistep(
-            x,
-            fire=self.sigma,
-            tau=self.tau if self.name == "lif" else None,
-            leak=leak,
-            decay_input=self.decay_input,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            detach_reset=self.detach_reset,
-        )
+        s, _ = reference.multistep(x, self.spec(), learnt=leak)
         return max_pool2d(s.flatten(0, 1), 3, 2, 1).view(self.out_shape)
 
     def expected(self, grad_out=None):
@@ -88,9 +83,7 @@ class Stem:
     def given(self):
         n, c, h, w = self.z.shape
         mean, var, weight, bias = map(as_array, self.norm)
-        settings = (self.sigma, self.tau, self.decay_input, self.v_threshold, self.v_reset, self.detach_reset)
-        spec = NeuronSpec(host.KINDS[self.name], *settings)
-        options = {"numbers": list(map(float, spec.numbers)), "leak": as_array(self.leak), "eps": self.eps}
+        options = {"numbers": list(map(float, self.spec().numbers)), "leak": as_array(self.leak), "eps": self.eps}
         options |= {"mean": mean, "var": var, "weight": weight, "bias": bias, "channels_last": self.last}
         return options | {"T": self.T, "images": n, "channels": c, "height": h, "width": w}
 

@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import host
+import kinds
 import pytest
 import torch
 from bn_host import Block, Kernels, flat, formula
@@ -41,7 +42,7 @@ def operands(block, dtype, shape, seed=0):
     if block.connect is not None:  # spikes, mostly, as in a SEW network, and a few larger numbers
         shortcut = (torch.rand(shape, generator=generator) < 0.4).to(dtype) * (1 + (torch.arange(C) % 2)).view(-1, 1, 1)
         shortcut = shortcut.to(dtype)
-    leak = None if block.leak is None else torch.tensor(block.leak, dtype=state)
+    leak = None if block.leak is None else torch.as_tensor(block.leak, dtype=state)
     grad = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
     return z, shortcut, weight, bias, leak, grad
 
@@ -130,7 +131,7 @@ def compare(block, dtype, shape, layout=None, skip=False, bits=False, frozen=Fal
     if block.connect is not None:
         close(got.shortcut if got.shortcut is not None else total, leaves["shortcut"].grad, T, 1, "shortcut")
     if wanted("leak") and block.spiking:
-        close(got.leak.reshape(()), leaves["leak"].grad, T, T * z[0].numel(), "leak")
+        close(got.leak.reshape(leak.shape), leaves["leak"].grad, T, T * z[0].numel(), "leak")
     return forward, got, kernels
 
 
@@ -379,6 +380,9 @@ def test_every_kernel_is_compared():
         block = Block(connect=connect, detach_reset=detach)
         *_, kernels = compare(block, dtype, (T, 2, C, 2, 2), bits=connect is None)
         launched |= {kernel for report in kernels.reports.values() for kernel, _, _ in report["launches"]}
+    for dtype, case, T, C in itertools.product(DTYPES, kinds.CASES, (4, 5), (8, 3)):
+        *_, kernels = compare(kinds.block(case, C), dtype, (T, 2, C, 2, 2))
+        launched |= {kernel for report in kernels.reports.values() for kernel, _, _ in report["launches"]}
     for state in (torch.float32, torch.float64):
         test_running_statistics(9, state)
         name = "bn_update_kernelI" + ("f" if state == torch.float32 else "d")
@@ -386,5 +390,5 @@ def test_every_kernel_is_compared():
     for dtype in DTYPES:
         launched |= {kernel for kernel, *_ in unpack(torch.ones(3, dtype=torch.uint8), dtype)[1]["launches"]}
     every = host.kernels(host.library(), "bn")
-    assert len(every) > 60
+    assert len(every) > 150
     assert launched == every

@@ -2,6 +2,7 @@
 
 import bn_host
 import host
+import kinds
 import pytest
 import torch
 from cases import current
@@ -90,6 +91,43 @@ def test_portions(name, dtype, steps):
     assert backward["loads"]["x"] == backward["loads"]["grad_s"] == backward["stores"]["grad_x"] == expected
 
 
+@pytest.mark.parametrize("case", kinds.CASES)
+@pytest.mark.parametrize("steps", (3, 4, 5, 16, 17, 33))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_budget_of_other_neurons(case, dtype, steps):
+    """The same as for IF and LIF: no state and no spike is read or written more than once. Each state of a checkpoint
+    is one row."""
+    host.reports.clear()
+    kinds.run(
+        kinds.on_host, kinds.spec(case), current((steps, M), dtype), w=kinds.learnt(case, dtype), loss="s", v_mode=1
+    )
+    forward, backward = host.reports
+    size, states = dtype.itemsize, kinds.states(case)
+    kept = {"checkpoints": 4 * M * states * ((steps - 1) // 16)} if steps > 16 else {}
+    expected = {"x": size * steps * M, "s": size * steps * M, "v": 4 * M * states}
+    assert moved(forward, ("leak",)) == expected | kept
+    expected = dict.fromkeys(("x", "grad_s", "grad_x"), size * steps * M)
+    assert moved(backward, ("leak", "partials", "grad_leak")) == expected | kept
+
+
+@pytest.mark.parametrize("case", [case for case in kinds.CASES if kinds.learnt(case, torch.float32) is not None])
+def test_learnt_parameters_cost(case):
+    """Shared by all neurons: one double per parameter and block is written and read. One for each channel: a row per
+    parameter is written and read, and beside these each block of channels leaves a few sums."""
+    for steps, C in ((4, 1), (4, 16), (17, 16)):
+        host.reports.clear()
+        x = current((steps, 4, C, 4096 // C))
+        kinds.run(kinds.on_host, kinds.spec(case), x, w=kinds.learnt(case, x.dtype, C), loss="s", v_mode=0)
+        _, backward = host.reports
+        total, (_, blocks, _) = moved(backward), backward["launches"][0]
+        if C == 1:
+            assert total["partials"] == 2 * 16 * blocks and "elements" not in total
+        else:
+            assert total["elements"] == 2 * 2 * 4 * x[0].numel()
+            assert total["partials"] <= 2 * 2 * 4 * C * (backward["launches"][1][1] // C)
+        assert total["grad_leak"] == 2 * 4 * C
+
+
 def test_repeated_input_is_one_row():
     """A still image: T times the accesses of a row, all to the same row of memory."""
     x = current((1, M)).expand(T, M)
@@ -126,6 +164,30 @@ def test_batch_norm_budget():
                 by_buffer["z"] -= 2 * C * (blocks + 1)
             assert sum(by_buffer.pop(name, 0) for name in big) == T * row * bytes_per_element, (connect, kernel)
             assert blocks <= 2048 and sum(by_buffer.values()) <= (blocks + 1) * (33 * C + 16), (connect, kernel)
+
+
+@pytest.mark.parametrize("case", kinds.CASES)
+def test_batch_norm_budget_of_other_neurons(case):
+    """The same numbers as test_batch_norm_budget, for each neuron with parameters for each channel."""
+    images, C, size = 3, 64, 28
+    row = images * C * size * size
+    z = current((T, images, C, size, size), torch.bfloat16)
+    for connect, forward, reduce, apply in ((None, 4, 4, 6), ("add", 6, 4, 6), ("add_before", 6, 6, 10)):
+        block = kinds.block(case, C, connect=connect)
+        kernels = bn_host.Kernels(block)
+        norm = bn_host.SimpleNamespace(mean=None, var=None, weight=torch.ones(C), bias=torch.zeros(C))
+        norm.mean, norm.var = kernels.statistics(z)
+        shortcut = None if connect is None else (z > 1).to(z.dtype)
+        leak = None if block.leak is None else block.leak.float()
+        kept = kernels.forward(z, shortcut, norm, leak, want_v=False)
+        kernels.backward(z, shortcut, norm, z, kept, leak)
+        big = ("z", "shortcut", "out", "grad_out", "grad_z", "grad_shortcut")
+        for kernel, bytes_per_element in {"forward": forward, "reduce": reduce, "apply": apply}.items():
+            by_buffer = moved(kernels.reports[kernel])
+            blocks = kernels.reports[kernel]["launches"][0][1]
+            assert sum(by_buffer.pop(name, 0) for name in big) == T * row * bytes_per_element, (connect, kernel)
+            # Its learnt parameters and the sums of their gradients make twice as many as those of the norm.
+            assert blocks <= 2048 and sum(by_buffer.values()) <= (blocks + 1) * (66 * C + 32), (connect, kernel)
 
 
 def test_batch_norm_portions():

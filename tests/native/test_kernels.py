@@ -4,6 +4,7 @@ import itertools
 import re
 
 import host
+import kinds
 import pytest
 import torch
 from cases import EPS, by_reference, compare, current, pairwise, run
@@ -235,8 +236,19 @@ def test_every_kernel_is_compared():
         host.reports.clear()
         OnHost().compare(name, x, **settings)
         launched |= {kernel for report in host.reports for kernel, _, _ in report["launches"]}
+    host.reports.clear()
+    for dtype, case, T, (C, size), learn in itertools.product(
+        DTYPES, kinds.CASES, (4, 17), ((1, 16), (1, 15), (3, 1)), (False, True)
+    ):
+        x = current((T, 1, C, size), dtype)
+        kinds.compare(kinds.spec(case), x, w=kinds.learnt(case, dtype, C), learn=learn)
+    for state in (torch.float32, torch.float64):
+        numbers, out = torch.ones(2, 5, dtype=state), torch.empty(2, dtype=state)
+        host.reports.append(host.module().sum_rows(numbers.numpy(), out.numpy()))
+        assert (out == 5).all()
+    launched |= {kernel for report in host.reports for kernel, _, _ in report["launches"]}
     every = host.kernels(host.library())
-    assert len(every) > 70
+    assert len(every) > 150
     assert launched == every
 
 
