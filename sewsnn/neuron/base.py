@@ -14,6 +14,8 @@ from sewsnn.ops.reference import NEURONS, state_dtype
 from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
+__all__ = ["BaseNode"]
+
 #: attributes that record where a node's state came from; copies and pickles leave them out
 MARKS = ("_left", "_reset_in", "_given_in")
 

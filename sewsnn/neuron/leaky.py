@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from sewsnn import checks
 from sewsnn.neuron.base import BaseNode
 
+__all__ = ["LIFNode", "ParametricLIFNode"]
+
 
 def _channels(name: str, value) -> int | None:
     if value is None:
