@@ -1,28 +1,18 @@
 """Leaky neurons, whose time constant and threshold may be learnt."""
 
 import math
-import numbers
 
 import torch
 from torch import Tensor, nn
 
 from sewsnn import checks
+from sewsnn.neuron import settings
 from sewsnn.neuron.base import BaseNode
 
 __all__ = ["LIFNode", "ParametricLIFNode"]
 
 
-def _channels(name: str, value) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
-
-
-class _Leaky(BaseNode, settings={"channels": _channels}):
+class _Leaky(BaseNode, settings={"channels": settings.channels}):
     """A leaky neuron. A learnt number is an nn.Parameter: ``w`` with 1 / tau = sigmoid(w), or ``threshold``. The plain
     setting, ``tau`` or ``v_threshold``, then reads the present value of the parameter and cannot be assigned."""
 
@@ -44,7 +34,7 @@ class _Leaky(BaseNode, settings={"channels": _channels}):
             self._learns_threshold = True
             self.threshold = nn.Parameter(torch.full(shape, float(v_threshold)))
 
-    # A data descriptor hides the instance's dictionary, where nn.Module keeps a plain setting, so they read and write it.
+    # A data descriptor hides the dictionary in which nn.Module keeps a plain setting, so they read and write it there.
     # A getter that raises AttributeError makes Python ask nn.Module's __getattr__, which finds parameters.
 
     def _plain(self, name: str) -> float:
