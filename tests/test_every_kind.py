@@ -8,7 +8,6 @@ from every_kind import KIND, NODES, cases, compare, inputs
 from sewsnn import functional, layers
 from sewsnn.ops import reference
 from sewsnn.ops.neuron import V_SEQUENCE
-from sewsnn.ops.registry import KINDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 every_node = pytest.mark.parametrize("name", NODES)
@@ -20,15 +19,6 @@ def native(x, state, learnt, spec):
 
 def test_every_kind_has_a_node():
     assert set(KIND.values()) == set(reference.NEURONS)
-
-
-def test_the_library_has_the_neurons_of_the_reference():
-    for name, model in reference.NEURONS.items():
-        told = (len(model.states), len(model.learnt), len(model.extra), model.per_channel, model.binary)
-        info = KINDS[name]
-        assert (info.states, info.learnt, info.extra, info.per_channel, info.binary) == told, name
-        assert info.surrogate == model.surrogate, name
-    assert set(KINDS) == set(reference.NEURONS)
 
 
 @every_node

@@ -143,6 +143,7 @@ def test_compiled(together):
     told = run([sys.executable, "-c", code], together).split()
     assert {name.removesuffix("Node") for name in names} | {"FastSigmoid"} <= set(told)
     tests = ["tests/test_every_kind.py", "tests/test_surrogate.py", "tests/test_docstrings.py"]
+    tests.append("tests/test_new_neurons.py::test_the_reference_knows_what_the_library_knows")
     report = run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *tests], together)
     for name in names:
         for test in ("equals_the_reference", "works_after_batch_norm", "state_is_kept"):

@@ -139,7 +139,7 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
         numbers = native.Options(norm.eps, planned.connect, planned.T, planned.spec).numbers
         more = (planned.store_v, planned.pack, planned.return_skip)
         try:
-            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, planned.leak, running, numbers, *more)
+            output = native.bn_neuron_train(z_seq, shortcut, weight, bias, planned.learnt, running, numbers, *more)
         except native.Refused as refused:
             raise refused.args[0] from None
     else:
@@ -150,7 +150,7 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
             n.statistics,
             n.weight,
             n.bias,
-            planned.leak,
+            planned.learnt,
             native.Options(n.eps, planned.connect, planned.T, planned.spec),
             training=n.training,
             count=n.count,
@@ -217,8 +217,8 @@ def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: in
         n.statistics,
         n.weight,
         n.bias,
-            planned.leak,
-            (n.eps, T, *planned.spec.arguments),
+        planned.learnt,
+        (n.eps, T, *planned.spec.arguments),
         training=n.training,
         count=n.count,
         group=n.group,

@@ -12,9 +12,10 @@ from torch.autograd import forward_ad
 from sewsnn.layers.connection import NOT_CONNECTED, Connection
 from sewsnn.layers.norm import Norm, OneCall, check_norm, for_one_call
 from sewsnn.neuron import BaseNode
+from sewsnn.ops import pool
 from sewsnn.ops.load import resolve_backend
 from sewsnn.ops.options import ADD_BEFORE, NONE
-from sewsnn.ops.pool import MAX_T, has
+from sewsnn.ops.pool import MAX_T
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
@@ -87,8 +88,8 @@ class Plan(NamedTuple):
         norm: the batch norm; None: no normalisation.
         one_call: its arguments of ``bn_neuron_train``; None: the norm needs several calls, or there is none.
         neuron: the neuron; None: no neuron.
-        spec: the neuron's numbers; None: no neuron.
-        leak: the learnt parameters of the neuron; None: it has none.
+        spec: what the neuron computes; None: no neuron.
+        learnt: its learnt parameters as the ops take them; None: it has none.
         connect: the connection with the shortcut, as the ops take it.
         T: number of time-steps for which a still image is shown; 0: z has a time axis.
         store_v: the neuron stores its final membrane potential.
@@ -100,7 +101,7 @@ class Plan(NamedTuple):
     one_call: OneCall | None
     neuron: nn.Module | None
     spec: NeuronSpec | None
-    leak: Tensor | None
+    learnt: Tensor | None
     connect: int
     T: int
     store_v: bool
@@ -142,11 +143,15 @@ def plan(
     """
     if not may_skip_calls(norm, neuron, norms):
         return None
-    if not native_runs(z_seq.device, neuron):
+    if neuron is None:
+        native_runs = resolve_backend("auto", z_seq.device, _ATAN) == "native"
+    else:
+        native_runs = neuron.runs_native(z_seq.device)
+    if not native_runs:
         return None
-    store_v = isinstance(neuron, BaseNode) and neuron.store_v and not torch.compiler.is_exporting()
     spec = None if neuron is None else neuron.spec()
-    if pooled and (store_v or T > MAX_T or not has(spec)):
+    store_v = isinstance(neuron, BaseNode) and neuron.store_v and not torch.compiler.is_exporting()
+    if pooled and (store_v or T > MAX_T or not pool.has(spec)):
         return None
     state = state_dtype(z_seq.dtype)
     one_call = None
@@ -154,18 +159,7 @@ def plan(
         check_norm(norm, z_seq, T or 0)
         if not (pooled or torch.compiler.is_compiling()):
             one_call = for_one_call(norm, state)
-    leak = None if neuron is None else neuron.learnt_parameters(state)
+    learnt = None if neuron is None else neuron.learnt_parameters(state)
     binary = neuron is not None and neuron.binary_spikes and connection.number in (NONE, ADD_BEFORE)
     pack = pack_spikes and binary and (z_seq.numel() if T else z_seq.numel() // len(z_seq)) % 8 == 0
-    return Plan(norm, one_call, neuron, spec, leak, connection.number, T or 0, store_v, pack, return_skip)
-
-
-def native_runs(device: torch.device, neuron: nn.Module | None) -> bool:
-    """Returns whether the compiled kernels can run the neuron (None: batch norm alone) on a device.
-
-    Raises:
-        sewsnn.BackendError: the neuron asks for a backend that cannot run here.
-    """
-    if neuron is None:
-        return resolve_backend("auto", device, _ATAN) == "native"
-    return neuron.runs_native(device)
+    return Plan(norm, one_call, neuron, spec, learnt, connection.number, T or 0, store_v, pack, return_skip)

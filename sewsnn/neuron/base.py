@@ -141,7 +141,11 @@ class BaseNode(nn.Module):
             x, self._kept_state(x) if keep else None, self.spec(), learnt, v_mode=v_mode, backend=self.backend
         )
         if state is not None and (keep or torch.compiler.is_compiling() or checks.outlives_its_code(state)):
-            self._leave(state if keep else state.detach(), v_mode == native.V_SEQUENCE)
+            state = state if keep else state.detach()
+            if v_mode == native.V_FINAL and not torch.compiler.is_compiling():
+                self._keep_final_v(state)
+            else:
+                self._leave(state, v_mode == native.V_SEQUENCE)
             if keep and not torch.compiler.is_compiling():
                 self._remember(*self._state())
         return s_seq.squeeze(0) if single else s_seq

@@ -34,7 +34,7 @@ class _Leaky(BaseNode, settings={"channels": settings.channels}):
             self._learns_threshold = True
             self.threshold = nn.Parameter(torch.full(shape, float(v_threshold)))
 
-    # A data descriptor hides the dictionary in which nn.Module keeps a plain setting, so they read and write it there.
+    # A property hides the instance's dictionary, where nn.Module keeps a plain setting: here it reads and writes it.
     # A getter that raises AttributeError makes Python ask nn.Module's __getattr__, which finds parameters.
 
     def _plain(self, name: str) -> float:

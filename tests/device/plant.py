@@ -9,7 +9,11 @@ from pathlib import Path
 #: fault -> (file of csrc/ops, what is there, what replaces it)
 FAULTS = {
     "no device guard": ("cuda.cpp", "guard_(device_of(x))", "guard_(0)"),
-    "a workspace that is too small": ("bn_cuda.cpp", "call.partials = empty((need.bytes + 7) / 8", "call.partials = empty((need.bytes + 7) / 16"),
+    "a workspace that is too small": (
+        "bn_cuda.cpp",
+        "call.partials = empty((need.bytes + 7) / 8",
+        "call.partials = empty((need.bytes + 7) / 16",
+    ),
     "a gradient that is not widened": ("neuron_cuda.cpp", "    widen(call.grad_s, p.T);\n", ""),
     "the default stream": (
         "cuda.cpp",
