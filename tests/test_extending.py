@@ -48,8 +48,8 @@ def run(command, folder: Path, **environment) -> str:
     """Runs a command in a copy, with the package of the copy."""
     paths = os.pathsep.join([str(folder), str(folder / "tests")])
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    env = os.environ | {"PYTHONPATH": paths, "PATH": tools, "PYTHONDONTWRITEBYTECODE": "1"} | environment
-    done = subprocess.run(list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True)
+    env = os.environ | {"PYTHONPATH": paths, "PATH": tools, "PYTHONDONTWRITEBYTECODE": "1", "SEWSNN_CPU": "generic"}
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=env | environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}:\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
