@@ -29,7 +29,7 @@ collect_ignore += [] if PRETENDED else _PRETENDED_ONLY
 
 # Modules that take more than half a minute. They start first, so that no process ends alone with one of them.
 _LONG = {"bn_kernels", "kernels", "distributed", "train", "export", "spikingjelly", "resume", "event_training"}
-_LONG |= {"compile", "lost_logs", "recipes", "snippets", "functional", "machine_code", "pretended_device"}
+_LONG |= {"extending", "compile", "lost_logs", "recipes", "snippets", "functional", "machine_code", "pretended_device"}
 
 
 def pytest_collection_modifyitems(items):

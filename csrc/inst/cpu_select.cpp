@@ -18,7 +18,7 @@ struct Isa {
 // The best first.
 std::vector<Isa> instruction_sets() {
   std::vector<Isa> sets;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SEWSNN_GENERIC)  // an option of CMakeLists.txt
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");

@@ -116,7 +116,7 @@ __device__ __forceinline__ void backward_neurons(const BackwardParams& p,
     for (int group = K - G; group >= 0; group -= G) {
       if (group >= steps) continue;
       Pack<S, N> sigma[G], gx;
-      surrogate_values<Neuron>(o.surrogate, fire, learnt, h + group, sigma);
+      surrogate_values<Neuron>(o.surrogate, neuron, fire, learnt, h + group, sigma);
       const auto begin = [&](int) {
         SEWSNN_UNROLL
         for (int n = 0; n < Neuron::kStates; ++n) {

@@ -104,7 +104,7 @@ __device__ __forceinline__ Pack<S, N> neuron_gradients(const CommonNeuron<S>& ne
   for (int group = K - G; group >= 0; group -= G) {
     if (group >= T) continue;
     Pack<S, N> sigma[G];
-    surrogate_values<typename CommonNeuron<S>::Shape>(o.neuron.surrogate, fire, none, h + group, sigma);
+    surrogate_values<typename CommonNeuron<S>::Shape>(o.neuron.surrogate, neuron, fire, none, h + group, sigma);
     neuron.visit([&](const auto& of_kind) {
       run_backward<G, true>(
           of_kind, fire, none, group, start, h, sigma, grads, sums, exists, input,

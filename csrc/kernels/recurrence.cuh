@@ -193,16 +193,17 @@ __device__ __forceinline__ void replay(const Neuron& neuron, const FireReset<S>&
 }
 
 // sigma'(h - v_threshold) of the G time-steps from `group` on: one uniform branch for all of them.
-template <class Shape, int G, class Sigma, class S, int N, int States, class W>
-__device__ __forceinline__ void surrogate_values(const Sigma& surrogate, const FireReset<S>& fire, const W& learnt,
-                                                 const Packs<S, N, States>* h, Pack<S, N> (&values)[G]) {
+template <class Shape, int G, class Sigma, class Neuron, class S, int N, int States, class W>
+__device__ __forceinline__ void surrogate_values(const Sigma& surrogate, const Neuron& neuron, const FireReset<S>& fire,
+                                                 const W& learnt, const Packs<S, N, States>* h,
+                                                 Pack<S, N> (&values)[G]) {
   if constexpr (Shape::kSurrogate) {
     surrogate.visit([&](auto sigma) {
       SEWSNN_UNROLL
       for (int k = 0; k < G; ++k) {
         SEWSNN_UNROLL
         for (int j = 0; j < N; ++j)
-          values[k].at[j] = sigma(Shape::above_threshold(fire, of_neuron(h[k], j), of_neuron(learnt, j)));
+          values[k].at[j] = sigma(neuron.above_threshold(fire, of_neuron(h[k], j), of_neuron(learnt, j)));
       }
     });
   } else {

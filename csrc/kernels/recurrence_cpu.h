@@ -127,7 +127,7 @@ void forward_tile(const NeuronParams& p, const ForwardTile<Storage>& in) {
 template <class Storage>
 using BackwardFunction = void (*)(const NeuronParams&, const BackwardTile<Storage>&);
 
-// Recomputes the states before each reset. If the threshold differs between neurons, writes h - v_threshold to g.
+// Recomputes the states before each reset. If the neuron has its own threshold, writes h - v_threshold to g.
 template <class Storage, class Neuron, bool Decay, bool Hard>
 void replay_tile(const NeuronParams& p, const BackwardTile<Storage>& in) {
   using S = State<Storage>;
@@ -147,12 +147,12 @@ void replay_tile(const NeuronParams& p, const BackwardTile<Storage>& in) {
         typename D::States v = of_vector(u, k);
         d.neuron.charge(v, x.at[k], w[k]);
         set_vector(h, k, v);
-        if constexpr (D::kOwn > 0) above.at[k] = d.neuron.above_threshold(d.fire, v, w[k]);
+        if constexpr (Neuron::kOwnThreshold) above.at[k] = d.neuron.above_threshold(d.fire, v, w[k]);
         d.neuron.reset(d.fire, v, w[k]);
         set_vector(u, k, v);
       }
       for (int n = 0; n < D::kStates; ++n) h[n].write_to(tile.h[n] + t * kTile + i);
-      if constexpr (D::kOwn > 0) above.write_to(tile.g + t * kTile + i);
+      if constexpr (Neuron::kOwnThreshold) above.write_to(tile.g + t * kTile + i);
       if (!tile.spikes) continue;
       for (int k = 0; k < kGroup; ++k)
         s.at[k] = spike_numbers<Neuron, Vector<S>>(d.neuron.spikes(d.fire, of_vector(h, k), w[k]));
@@ -257,7 +257,7 @@ class Recurrence {
   void forward(const ForwardTile<Storage>& tile) const { forward_(p_, tile); }
   void backward(const BackwardTile<Storage>& tile) const {
     replay_(p_, tile);
-    if (own_) surrogate_(p_.alpha, S(0), tile.g, tile.g, tile.steps * kTile);
+    if (own_threshold_) surrogate_(p_.alpha, S(0), tile.g, tile.g, tile.steps * kTile);
     else if (uses_surrogate_) surrogate_(p_.alpha, S(p_.v_threshold), tile.h[0], tile.g, tile.steps * kTile);
     backward_(p_, tile);
   }
@@ -265,7 +265,7 @@ class Recurrence {
  private:
   const NeuronParams& p_;
   int states_ = 1, learnt_ = 0;
-  bool own_ = false, uses_surrogate_ = true;
+  bool own_ = false, own_threshold_ = false, uses_surrogate_ = true;
   S rest_[kMostStates] = {};
   ForwardFunction<Storage> forward_ = nullptr;
   BackwardFunction<Storage> replay_ = nullptr, backward_ = nullptr;
@@ -279,7 +279,7 @@ Recurrence<Storage>::Recurrence(const NeuronParams& p, bool learn) : p_(p) {
     using Neuron = typename decltype(neuron)::type;
     constexpr bool Decay = decltype(decay)::value, Hard = decltype(hard)::value;
     states_ = Neuron::kStates, learnt_ = Neuron::kLearnt;
-    own_ = Neuron::kPerChannel, uses_surrogate_ = Neuron::kSurrogate;
+    own_ = Neuron::kPerChannel, own_threshold_ = Neuron::kOwnThreshold, uses_surrogate_ = Neuron::kSurrogate;
     const Neuron resting = Neuron::from(p);
     for (int n = 0; n < states_; ++n) rest_[n] = resting.at_rest(FireReset<S>::from(p), n);
     forward_ = forward_tile<Storage, Neuron, Decay, Hard>;

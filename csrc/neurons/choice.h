@@ -89,6 +89,10 @@ struct OneNeuron {
   SEWSNN_HD auto spikes(const FireReset<S>& fire, const Numbers<V, N>& u, const W& w) const {
     return value.spikes(fire, u, w);
   }
+  template <class S, class V, int N, class W>
+  SEWSNN_HD V above_threshold(const FireReset<S>& fire, const Numbers<V, N>& u, const W& w) const {
+    return value.above_threshold(fire, u, w);
+  }
   SEWSNN_HD bool decays_input() const { return value.decays_input(); }
   SEWSNN_HD void set_decays_input() { value.set_decays_input(); }
   SEWSNN_HD void assume_usual() { value.assume_usual(); }
@@ -130,6 +134,10 @@ struct CommonNeuron {
   template <class V, class W>
   SEWSNN_HD auto spikes(const FireReset<S>& fire, const Numbers<V, 1>& u, const W&) const {
     return fire.fires(u[0]);
+  }
+  template <class V, class W>
+  SEWSNN_HD V above_threshold(const FireReset<S>& fire, const Numbers<V, 1>& u, const W&) const {
+    return u[0] - fire.v_threshold;
   }
   SEWSNN_HD bool decays_input() const {
     bool all = true;

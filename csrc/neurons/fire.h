@@ -59,12 +59,13 @@ struct FireReset {
 // The base class of neurons that fire by one threshold and whose reset changes the potential alone. u are the states,
 // g their gradients; the first of them is the potential.
 struct OneThreshold {
-  static constexpr bool kBinary = true;       // spikes are 0 or 1
-  static constexpr bool kSurrogate = true;    // backward uses the surrogate gradient
-  static constexpr bool kDecayInput = false;  // there is an option decay_input
-  static constexpr int kLearnt = 0;           // learnt parameters
-  static constexpr bool kPerChannel = false;  // these may differ from channel to channel
-  static constexpr bool kNonlinear = false;   // the derivatives of the charge depend on the states or on x
+  static constexpr bool kBinary = true;         // spikes are 0 or 1
+  static constexpr bool kSurrogate = true;      // backward uses the surrogate gradient
+  static constexpr bool kDecayInput = false;    // there is an option decay_input
+  static constexpr int kLearnt = 0;             // learnt parameters
+  static constexpr bool kPerChannel = false;    // these may differ from channel to channel
+  static constexpr bool kNonlinear = false;     // the derivatives of the charge depend on the states or on x
+  static constexpr bool kOwnThreshold = false;  // the struct has its own above_threshold
 
   // These do nothing for a neuron without such an option.
   static SEWSNN_HD bool decays_input() { return true; }

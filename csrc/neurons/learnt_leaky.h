@@ -9,7 +9,7 @@ SEWSNN_BEGIN
 template <class S>
 struct LearntLeaky : OneThreshold {
   static constexpr int kStates = 1, kLearnt = 2;  // leak, threshold
-  static constexpr bool kDecayInput = true, kPerChannel = true;
+  static constexpr bool kDecayInput = true, kPerChannel = true, kOwnThreshold = true;
   S tau, rest;
   bool decay_input, divide;
   // extra: whether the leak is learnt

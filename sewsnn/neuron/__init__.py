@@ -10,20 +10,18 @@ keeps its membrane potential from call to call until ``reset()``.
 >>> spikes = sewsnn.neuron.LIFNode(tau=2.0)(torch.rand(4, 8, 16))  # [T, N, ...]
 """
 
-from sewsnn.neuron.adaptive import AdaptiveLIFNode
-from sewsnn.neuron.base import BaseNode
-from sewsnn.neuron.current_based import CUBALIFNode
-from sewsnn.neuron.integer import ILIFNode
-from sewsnn.neuron.integrate_fire import IFNode, QIFNode
-from sewsnn.neuron.leaky import LIFNode, ParametricLIFNode
+from sewsnn.neuron import adaptive, base, current_based, integer, integrate_fire, leaky
+from sewsnn.neuron.adaptive import *
+from sewsnn.neuron.base import *
+from sewsnn.neuron.current_based import *
+from sewsnn.neuron.integer import *
+from sewsnn.neuron.integrate_fire import *
+from sewsnn.neuron.leaky import *
 
-__all__ = [
-    "AdaptiveLIFNode",
-    "BaseNode",
-    "CUBALIFNode",
-    "IFNode",
-    "ILIFNode",
-    "LIFNode",
-    "ParametricLIFNode",
-    "QIFNode",
-]
+__all__ = []
+__all__ += adaptive.__all__
+__all__ += base.__all__
+__all__ += current_based.__all__
+__all__ += integer.__all__
+__all__ += integrate_fire.__all__
+__all__ += leaky.__all__

@@ -5,6 +5,8 @@ from sewsnn.neuron.base import BaseNode
 from sewsnn.ops.reference import AdaptiveLIF
 from sewsnn.surrogate import Sigmoid
 
+__all__ = ["AdaptiveLIFNode"]
+
 
 class AdaptiveLIFNode(
     BaseNode,

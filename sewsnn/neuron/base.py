@@ -14,6 +14,8 @@ from sewsnn.ops.reference import NEURONS, state_dtype
 from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
+__all__ = ["BaseNode"]
+
 
 class BaseNode(StatefulNode):
     """Base class of all nodes.

@@ -5,6 +5,8 @@ from sewsnn.neuron.base import BaseNode
 from sewsnn.ops.reference import CUBALIF
 from sewsnn.surrogate import Rectangular
 
+__all__ = ["CUBALIFNode"]
+
 
 class CUBALIFNode(BaseNode, settings={"c_decay": settings.number, "v_decay": settings.number}):
     """Current-based leaky integrate-and-fire neuron (CUBA-LIF).

@@ -4,6 +4,8 @@ from sewsnn.neuron import settings
 from sewsnn.neuron.base import BaseNode
 from sewsnn.surrogate import MultiLevelSpikeCount
 
+__all__ = ["ILIFNode"]
+
 
 def _counts(name: str, value) -> MultiLevelSpikeCount:
     if not isinstance(value, MultiLevelSpikeCount):

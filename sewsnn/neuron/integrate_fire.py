@@ -4,6 +4,8 @@ from sewsnn.neuron import settings
 from sewsnn.neuron.base import BaseNode
 from sewsnn.surrogate import Sigmoid
 
+__all__ = ["IFNode", "QIFNode"]
+
 
 class IFNode(BaseNode):
     """Integrate-and-fire neuron.

@@ -1,26 +1,18 @@
 """Leaky neurons, whose time constant and threshold may be learnt."""
 
 import math
-import numbers
 
 import torch
 from torch import Tensor, nn
 
 from sewsnn import checks
+from sewsnn.neuron import settings
 from sewsnn.neuron.base import BaseNode
 
-
-def _channels(name: str, value) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
+__all__ = ["LIFNode", "ParametricLIFNode"]
 
 
-class _Leaky(BaseNode, settings={"channels": _channels}):
+class _Leaky(BaseNode, settings={"channels": settings.channels}):
     """A leaky neuron. A learnt number is an nn.Parameter: ``w`` with 1 / tau = sigmoid(w), or ``threshold``. The plain
     setting, ``tau`` or ``v_threshold``, then reads the present value of the parameter and cannot be assigned."""
 

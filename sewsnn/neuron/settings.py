@@ -39,6 +39,17 @@ def flag(name: str, value) -> bool:
     return bool(value)
 
 
+def channels(name: str, value) -> int | None:
+    """A number of channels, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int or None, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
 def one_of(*choices: str) -> Check:
     """One of several words."""
 
