@@ -12,7 +12,7 @@ from sewsnn.layers.norm import for_one_call
 from sewsnn.layers.plan import may_skip_calls
 from sewsnn.neuron import IFNode, LIFNode, ParametricLIFNode
 from sewsnn.ops import bn as native
-from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.reference import NEURONS, state_dtype
 
 _NODES = (IFNode, LIFNode, ParametricLIFNode)  # a derived class may compute something else
 _devices = set()  # those on which the compiled kernels have been found to run
@@ -49,7 +49,7 @@ def train(
     weight, bias, running = for_one_call(norm, state) or (None, None, None)
     if weight is None or running is None or weight.numel() != norm.num_features:
         return None
-    leak, store_v = node.learnt_parameters(state) if spec.model.learnt else None, node.store_v
+    leak, store_v = node.learnt_parameters(state) if NEURONS[spec.kind].learnt else None, node.store_v
     numbers = (norm.eps, connection.number, 0, *spec.numbers)
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:
