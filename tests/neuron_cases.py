@@ -9,17 +9,9 @@ from cases import EPS, assert_close, current
 from sewsnn import functional, neuron, surrogate
 from sewsnn.ops import reference
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
-from sewsnn.ops.registry import KINDS
 from sewsnn.ops.spec import NeuronSpec
 
 BACKENDS = ["torch", "native"]
-
-
-def need(kind, backend):
-    """Skips a case of the compiled kernels if the library is older than the neuron."""
-    if backend == "native" and kind not in KINDS:
-        pytest.skip(f"the compiled library has no {kind}")
-
 
 COUNTS = surrogate.MultiLevelSpikeCount(4)
 WINDOW = surrogate.MultiLevelSpikeCount(3, grad_window=(-0.5, 2.5))
@@ -195,7 +187,6 @@ every_node = pytest.mark.parametrize("name", NODES)
 def make(name, backend="auto", **options):
     """A node with its settings."""
     node, _, settings = NODES[name]
-    need(node.kind, backend)
     return node(**settings, backend=backend, **options)
 
 

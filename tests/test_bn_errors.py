@@ -162,7 +162,7 @@ KEPT = torch.zeros(0)
         ({"weight": torch.ones(3)}, "weight must have 4 numbers"),
         ({"bias": torch.ones(4).half()}, "bias must have 4 numbers in the dtype of the state"),
         ({"statistics": None, "bias": torch.ones(4)}, "weight and bias need statistics"),
-        ({"kind": 4}, "unknown neuron kind"),
+        ({"kind": 99}, "unknown neuron kind"),
         ({"kind": 2}, "leak is needed"),
         ({"kind": 2, "leak": torch.zeros(2)}, "leak must be one number"),
         ({"kind": 1, "tau": math.nan}, "tau must be at least 1"),

@@ -223,7 +223,13 @@ def test_a_plan_says_what_the_op_takes_and_changes_nothing(device):
     before = copy.deepcopy(bn.state_dict())
     planned = plan(z, bn, node, connection_of("ADD", True), return_skip=True, pack_spikes=True)
     assert (planned.norm, planned.neuron, planned.connect, planned.T) == (bn, node, native.ADD_BEFORE, 0)
-    assert planned.store_v and planned.pack and planned.return_skip and planned.numbers[:2] == (node.kind, 3.0)
+    assert (
+        planned.store_v
+        and planned.pack
+        and planned.return_skip
+        and planned.spec.tau == 3.0
+        and planned.spec.kind == "LIF"
+    )
     assert planned.one_call[0] is bn.weight and plan(z, bn.eval(), node).one_call is None
     assert not plan(z, bn, node, connection_of("ADD"), pack_spikes=True).pack  # sums of spikes are no bits
     assert node.v is None and all(torch.equal(value, before[name]) for name, value in bn.state_dict().items())

@@ -121,7 +121,7 @@ FORWARD = {
         ({"v": torch.zeros(2, 4)}, "v must have the shape"),
         ({"v": torch.zeros(3)}, "v must have the shape"),
         ({"v": torch.zeros(2, 3).double()}, "v has the wrong dtype"),
-        ({"kind": 7}, "unknown neuron kind"),
+        ({"kind": 99}, "unknown neuron kind"),
         ({"kind": 2}, "leak is needed"),
         ({"kind": 2, "leak": torch.zeros(2)}, "leak must be one number"),
         ({"kind": 2, "leak": W.double()}, "leak must be one number"),

@@ -78,7 +78,8 @@ SEWSNN_HD V round_(V x) {
 #if defined(__CUDA_ARCH__)
   return std::is_same_v<V, double> ? V(rint(double(x))) : V(rintf(float(x)));
 #else
-  constexpr Lane<V> shift = sizeof(Lane<V>) == 8 ? Lane<V>(6755399441055744.0) : Lane<V>(12582912.0);  // 1.5 * 2^52, 2^23
+  constexpr Lane<V> shift =
+      sizeof(Lane<V>) == 8 ? Lane<V>(6755399441055744.0) : Lane<V>(12582912.0);  // 1.5 * 2^52, 2^23
   return (x + shift) - shift;
 #endif
 }

@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
       double sum;
       if (finish_group<S>(walk, second_learnt, p.learnt_workspace, sum)) {
         const Entry mine(walk);
-        if (mine.inside)
-          store_global(static_cast<S*>(p.learnt_sums) + mine.q * walk.channels + mine.channel, S(sum));
+        if (mine.inside) store_global(static_cast<S*>(p.learnt_sums) + mine.q * walk.channels + mine.channel, S(sum));
       }
     }
   } else if (grad_learnt.wanted) {
@@ -130,7 +129,8 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
         for (int j = 0; j < N; ++j) {
           S a = step.h[0].at[j];
           if (options.spiking)
-            a = spike_as<S>(options.neuron.spikes(options.fire, of_neuron(step.h, j), of_neuron(learnt, j)), S(1), S(0));
+            a = spike_as<S>(options.neuron.spikes(options.fire, of_neuron(step.h, j), of_neuron(learnt, j)), S(1),
+                            S(0));
           grad.at[j] = p.connect == Connect::AddBefore
                            ? step.grad_y.at[j]
                            : step.grad_out.number(j) * (p.connect == Connect::And ? a : S(1) - a);

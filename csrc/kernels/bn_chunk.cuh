@@ -204,8 +204,8 @@ __device__ __forceinline__ void backward_chunk(const P& p, const Options<Neurons
                                                Take&& take) {
   in.add_gradients(p, start, i);
   const auto with = [&](auto together, auto learn, const auto& neuron, const auto& sigma) {
-    chunk_with<decltype(together)::value, decltype(learn)::value, Usual>(p, o, neuron, sigma, learnt, norm, start, i, in,
-                                                                        grads, grad_learnt, take);
+    chunk_with<decltype(together)::value, decltype(learn)::value, Usual>(p, o, neuron, sigma, learnt, norm, start, i,
+                                                                         in, grads, grad_learnt, take);
   };
   if constexpr (Usual) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // ptxas would keep so many values that it runs out of registers

@@ -89,11 +89,12 @@ struct ForwardInputs {
 
 // Runs N neurons over kAhead time-steps, as far as they exist. u are the states before, then after them.
 template <class Storage, int N, bool Shortcut, class Neurons>
-__device__ __forceinline__ void forward_steps(
-    const BnForwardParams& p, const BnSetup<Neurons, State<Storage>>& o, const Neurons& neuron,
-    const LearntPacks<typename Neurons::Shape, State<Storage>, N>& learnt, const Pack<State<Storage>, N> (&norm)[3],
-    int64_t start, int64_t i, const ForwardInputs<Storage, N, Shortcut, kOptionalShortcut<Neurons>>& in,
-    StatePacks<typename Neurons::Shape, State<Storage>, N>& u) {
+__device__ __forceinline__ void forward_steps(const BnForwardParams& p, const BnSetup<Neurons, State<Storage>>& o,
+                                              const Neurons& neuron,
+                                              const LearntPacks<typename Neurons::Shape, State<Storage>, N>& learnt,
+                                              const Pack<State<Storage>, N> (&norm)[3], int64_t start, int64_t i,
+                                              const ForwardInputs<Storage, N, Shortcut, kOptionalShortcut<Neurons>>& in,
+                                              StatePacks<typename Neurons::Shape, State<Storage>, N>& u) {
   using S = State<Storage>;
   constexpr int G = N < 8 ? kAhead : 2;  // time-steps that have their A in registers at the same time
   const bool before = p.connect == Connect::AddBefore;

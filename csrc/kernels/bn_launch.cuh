@@ -135,14 +135,13 @@ inline bool reads_shortcut(Connect connect) { return connect != Connect::None &&
 inline bool usual(const BnParams& p) {
   const NeuronParams& n = p.neuron;
   const bool plain = n.hard_reset && n.detach_reset && n.v_reset == 0 && !std::signbit(n.v_reset);
-  return p.spiking && plain && (n.decay_input || !with_neuron<float>(n, [](auto tag) {
-           return decltype(tag)::type::kDecayInput;
-         }));
+  return p.spiking && plain &&
+         (n.decay_input || !with_neuron<float>(n, [](auto tag) { return decltype(tag)::type::kDecayInput; }));
 }
 
-// Calls f(K, N, Shortcut, Usual, Tag<Neurons>) for the instance that serves these params: K time-steps per chunk, N neurons per
-// thread. K = 4 serves T <= 4. K = 8 serves T <= 8 in half precision, and in fp32 with the usual options. The usual
-// options have instances of their own only if no shortcut is read.
+// Calls f(K, N, Shortcut, Usual, Tag<Neurons>) for the instance that serves these params: K time-steps per chunk, N
+// neurons per thread. K = 4 serves T <= 4. K = 8 serves T <= 8 in half precision, and in fp32 with the usual options.
+// The usual options have instances of their own only if no shortcut is read.
 template <class Storage, class P, class Family, class F>
 auto with_common_instance(const P& p, Family family, F&& f) {
   constexpr bool half = sizeof(Storage) == 2, reduce = std::is_same_v<P, BnReduceParams>;
@@ -159,7 +158,8 @@ auto with_common_instance(const P& p, Family family, F&& f) {
             if (p.T <= 8) return f(Int<8>(), Int<kWideShort>(), shortcut, Bool<Usual>(), family);
           }
           // Reduce has sums and a second stage as well, and would spill.
-          if constexpr (Usual && half && !reduce) return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>(), family);
+          if constexpr (Usual && half && !reduce)
+            return f(Int<kLong>(), Int<kWideShort>(), shortcut, Bool<true>(), family);
         }
         if (fits<Storage, N>(p)) {
           constexpr bool kUsual = Usual && (reduce || !half);
@@ -193,8 +193,9 @@ auto with_instance(const P& p, F&& f) {
 
 template <class Storage>
 Walk reduce_walk(const BnReduceParams& p) {
-  return with_instance<Storage>(
-      p, [&](auto, auto N, auto, auto, auto) { return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks); });
+  return with_instance<Storage>(p, [&](auto, auto N, auto, auto, auto) {
+    return walk_over(p.M, p.channels, N, sizeof(Storage), kReducingBlocks);
+  });
 }
 
 template <class Storage>

@@ -115,9 +115,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 4 : 8)
 
 // Sums one or two rows of [rows, M] numbers over each channel: [rows, C].
 template <class S>
-__global__ void __launch_bounds__(kThreads) channel_sums_kernel(const S* elements, int64_t rows, int64_t M,
-                                                                const Walk walk, const SecondStage second, void* partials,
-                                                                S* out) {
+__global__ void __launch_bounds__(kThreads)
+    channel_sums_kernel(const S* elements, int64_t rows, int64_t M, const Walk walk, const SecondStage second,
+                        void* partials, S* out) {
   wait_for_earlier_kernels();
   Pack<S, 1> sums[2] = {fill_pack<S, 1>(S(0)), fill_pack<S, 1>(S(0))};
   for (Walker<1> at(walk); at.inside(walk); at.advance(walk)) {

@@ -1,6 +1,6 @@
-// Tiles: the pieces in which the CPU kernels work. A tile is some neighbouring neurons and some time-steps. Its loops run
-// over groups of vectors, and keep the state of a group in registers over all these time-steps. Choices about memory cost
-// one branch per group.
+// Tiles: the pieces in which the CPU kernels work. A tile is some neighbouring neurons and some time-steps. Its loops
+// run over groups of vectors, and keep the state of a group in registers over all these time-steps. Choices about
+// memory cost one branch per group.
 #pragma once
 
 #include "core/vector.h"

@@ -105,8 +105,8 @@ __device__ __forceinline__ void backward_neurons(const BackwardParams& p,
       gs_at.move(1);
     }
     x_at.move(-2 * K), gs_at.move(-2 * K);
-    const auto at_start = initial_states<Neuron, S, N>(p.v0, p.checkpoints, at_rest<Neuron, S, N>(neuron, fire), p.T,
-                                                       start, p.M, i);
+    const auto at_start =
+        initial_states<Neuron, S, N>(p.v0, p.checkpoints, at_rest<Neuron, S, N>(neuron, fire), p.T, start, p.M, i);
     const auto exists = [&](int k) { return k < steps; };
     const auto input = [&](int k, int j) { return load_(x[k].at[j]); };
     Packs<S, N, Neuron::kStates> h[K];
@@ -130,7 +130,8 @@ __device__ __forceinline__ void backward_neurons(const BackwardParams& p,
       const auto run = [&](auto& sums) {
         run_backward<G, Learn>(
             neuron, fire, learnt, group, at_start, h, sigma, grads, sums, exists, input,
-            [&](int k, int j) { return load_(gs[group + k].at[j]); }, begin, [&](int, int j, S grad) { gx.at[j] = grad; },
+            [&](int k, int j) { return load_(gs[group + k].at[j]); }, begin,
+            [&](int, int j, S grad) { gx.at[j] = grad; },
             [&](int) {
               gx_at.store(store_<Storage>(gx));
               gx_at.move(-1);

@@ -74,8 +74,7 @@ void forward_blocks(const ForwardParams& p, int64_t first, int64_t last) {
   const int64_t kept = checkpoint_count(p.T);
   S* const checkpoints = static_cast<S*>(p.checkpoints);
   Sink<S> v_seq[kMostStates] = {};
-  for (int k = 0; p.v_seq && k < states; ++k)
-    v_seq[k] = sink_of<S>(static_cast<S*>(p.v) + k * p.T * p.M, p.T, p.M);
+  for (int k = 0; p.v_seq && k < states; ++k) v_seq[k] = sink_of<S>(static_cast<S*>(p.v) + k * p.T * p.M, p.T, p.M);
   LearntLanes<S> learnt(p.neuron.learnt, neuron.learnt(), neuron.own_learnt());
   alignas(64) S v[kMostStates][kTile];
   Padded<Storage> x_tail, s_tail;

@@ -97,9 +97,8 @@ __device__ __forceinline__ Pack<S, N> neuron_gradients(const CommonNeuron<S>& ne
   const auto input = [&](int, int j) { return y.at[j]; };
   Packs<S, N, 1> h[K], grads = zeros<S, N, 1>();
   Pack<S, N> total = fill_pack<S, N>(S(0));
-  neuron.visit([&](const auto& of_kind) {
-    replay<K>(of_kind, fire, none, start, h, exists, [](int) { return true; }, input);
-  });
+  neuron.visit(
+      [&](const auto& of_kind) { replay<K>(of_kind, fire, none, start, h, exists, [](int) { return true; }, input); });
   SharedSum<S> sums;
   SEWSNN_UNROLL
   for (int group = K - G; group >= 0; group -= G) {

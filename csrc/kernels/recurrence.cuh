@@ -1,7 +1,7 @@
 // The recurrence of every neuron on a GPU: forward over some time-steps, the replay that backward begins with, and
 // backward. The kernels of the neuron, of batch norm and of the stem call it; where x comes from and where dL/dx goes
-// are arguments. A thread has N neurons, with their states in registers. Time-steps that do not exist are branched over;
-// the branches are the same for all threads.
+// are arguments. A thread has N neurons, with their states in registers. Time-steps that do not exist are branched
+// over; the branches are the same for all threads.
 #pragma once
 
 #include "core/access.h"
@@ -134,8 +134,7 @@ template <class Shape, class S, int N>
 __device__ __forceinline__ void store_checkpoints(void* checkpoints, const StatePacks<Shape, S, N>& u, int64_t T,
                                                   int64_t t, int64_t M, int64_t i) {
   SEWSNN_UNROLL
-  for (int n = 0; n < Shape::kStates; ++n)
-    Cursor<S, N>(checkpoints, M, checkpoint_row(n, T, t), i).store(u[n]);
+  for (int n = 0; n < Shape::kStates; ++n) Cursor<S, N>(checkpoints, M, checkpoint_row(n, T, t), i).store(u[n]);
 }
 
 // A spike as a number: `one` or `zero`, or the number of spikes of a neuron that is not binary.
@@ -148,8 +147,8 @@ __device__ __forceinline__ Storage spike_as(S count, Storage, Storage) {
   return store_<Storage>(State<Storage>(count));
 }
 
-// Runs the neurons over the time-steps 0 .. K - 1, up to the first that does not exist. input(k, j) is x. spike(k, j, s)
-// gets the spikes, end(k) ends a time-step.
+// Runs the neurons over the time-steps 0 .. K - 1, up to the first that does not exist. input(k, j) is x. spike(k, j,
+// s) gets the spikes, end(k) ends a time-step.
 template <int K, class Neuron, class S, int N, int States, class W, class Exists, class Input, class Spike, class End>
 __device__ __forceinline__ void run_forward(const Neuron& neuron, const FireReset<S>& fire, const W& learnt,
                                             Packs<S, N, States>& u, Exists&& exists, Input&& input, Spike&& spike,
@@ -213,7 +212,8 @@ __device__ __forceinline__ void surrogate_values(const Sigma& surrogate, const N
   }
 }
 
-// The gradients of learnt parameters, summed over time-steps: one number for all neurons of the thread, or one for each.
+// The gradients of learnt parameters, summed over time-steps: one number for all neurons of the thread, or one for
+// each.
 template <class S>
 struct SharedSum {
   S sum = S(0);
@@ -233,10 +233,10 @@ struct OwnSums {
 template <class Shape, class S, int N>
 using LearntSums = std::conditional_t<Shape::kPerChannel, OwnSums<S, N, Shape::kLearnt>, SharedSum<S>>;
 
-// Backward over the G time-steps from `group` on, the latest first. h: the states before each reset; start: those before
-// time-step 0. grads: the gradient of the states after the group, then of those before it. begin(k), k = 0 .. G - 1,
-// begins a time-step, grad_s(k, j) is dL/ds, put(k, j, dL/dx) takes the result, end(k) ends the time-step. If learn()
-// the gradients of learnt parameters are added to `sums`.
+// Backward over the G time-steps from `group` on, the latest first. h: the states before each reset; start: those
+// before time-step 0. grads: the gradient of the states after the group, then of those before it. begin(k), k = 0 .. G
+// - 1, begins a time-step, grad_s(k, j) is dL/ds, put(k, j, dL/dx) takes the result, end(k) ends the time-step. If
+// learn() the gradients of learnt parameters are added to `sums`.
 template <int G, bool Learn, class Neuron, class S, int N, int States, class W, class Sums, class Exists, class Input,
           class GradS, class Begin, class Put, class End, class Wanted>
 __device__ __forceinline__ void run_backward(const Neuron& neuron, const FireReset<S>& fire, const W& learnt, int group,

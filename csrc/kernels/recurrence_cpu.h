@@ -170,8 +170,8 @@ void surrogate_values(double parameter, S v_threshold, const S* h, S* out, int64
   for (int64_t i = 0; i < n; i += kLanes<S>) write(out + i, sigma(read<Vector<S>>(h + i) - v_threshold));
 }
 
-// Runs through the time-steps in reverse, after replay_tile and surrogate_values. The gradients of learnt parameters are
-// added in double lanes, one per neuron, so that they do not depend on the width of vectors.
+// Runs through the time-steps in reverse, after replay_tile and surrogate_values. The gradients of learnt parameters
+// are added in double lanes, one per neuron, so that they do not depend on the width of vectors.
 template <class Storage, class Neuron, bool Decay, bool Hard, bool Detach, bool Learn>
 void backward_tile(const NeuronParams& p, const BackwardTile<Storage>& in) {
   using S = State<Storage>;
@@ -233,7 +233,8 @@ auto with_dynamics(const NeuronParams& p, F&& f) {
   return with_neuron<S>(p, [&](auto neuron) {
     constexpr bool kDecays = decltype(neuron)::type::kDecayInput;
     return with_bool(p.decay_input && kDecays, [&](auto decay) {
-      return with_bool(p.hard_reset, [&](auto hard) { return f(neuron, Bool<decltype(decay)::value && kDecays>(), hard); });
+      return with_bool(p.hard_reset,
+                       [&](auto hard) { return f(neuron, Bool<decltype(decay)::value && kDecays>(), hard); });
     });
   });
 }

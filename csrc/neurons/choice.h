@@ -208,8 +208,8 @@ struct Surrogate {
     static_assert(Surrogates<S>::size <= 16, "add a case");
     // The compilers make better code of a switch than of a chain of comparisons.
     switch (kind) {
-#define SEWSNN_CASE(I) \
-  case I:              \
+#define SEWSNN_CASE(I)                                                      \
+  case I:                                                                   \
     if constexpr (I < Surrogates<S>::size) return f(member<I>(surrogates)); \
     else [[fallthrough]];
       SEWSNN_CASE(1)

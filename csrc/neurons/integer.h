@@ -1,7 +1,8 @@
 // I-LIF: up to D spikes in a time-step. Soft reset by the number of spikes.
 //   h = (1 - 1 / tau) v + x,  n = round(clamp(h / v_threshold, 0, D)),  v = h - n v_threshold
 // The output is n, or n / D. Backward passes the gradient where lower <= h / v_threshold <= upper, and no surrogate is
-// used. Halves are rounded to even. A NaN stays NaN.                                                (Luo et al., ECCV 2024)
+// used. Halves are rounded to even. A NaN stays NaN.                                                (Luo et al., ECCV
+// 2024)
 #pragma once
 
 #include "neurons/fire.h"

@@ -38,6 +38,13 @@ inline const std::vector<KindInfo>& kinds() {
   return all;
 }
 
+// The place of the kind with this number in the list; -1 if there is none.
+inline int place_of_kind(int64_t number) {
+  for (int place = 0; place < Kinds::size; ++place)
+    if (number_of_kind(place) == number) return place;
+  return -1;
+}
+
 template <class... S>
 std::vector<const char*> names_of(List<S...>) {
   return {S::kName...};

@@ -52,9 +52,7 @@ struct LeakyMultiply : OneThreshold {
   static constexpr bool kDecayInput = true;
   S leak, rest;
   bool decay_input;
-  static SEWSNN_HD LeakyMultiply from(const NeuronParams& p) {
-    return {{}, S(1 / p.tau), S(p.v_reset), p.decay_input};
-  }
+  static SEWSNN_HD LeakyMultiply from(const NeuronParams& p) { return {{}, S(1 / p.tau), S(p.v_reset), p.decay_input}; }
   static SEWSNN_HD S at_rest(const FireReset<S>& fire, int) { return fire.v_reset; }
   SEWSNN_HD bool decays_input() const { return decay_input; }
   SEWSNN_HD void set_decays_input() { decay_input = true; }

@@ -51,8 +51,8 @@ struct LearntLeaky : OneThreshold {
     u[0] = fire.with_threshold(w[1]).reset(u[0]);
   }
   template <class V>
-  static SEWSNN_HD void grad_reset(const FireReset<S>& fire, V gs, V sg, const Numbers<V, 1>& u,
-                                   const Numbers<V, 2>& w, Numbers<V, 1>& g, Numbers<V, 2>& grad) {
+  static SEWSNN_HD void grad_reset(const FireReset<S>& fire, V gs, V sg, const Numbers<V, 1>& u, const Numbers<V, 2>& w,
+                                   Numbers<V, 1>& g, Numbers<V, 2>& grad) {
     const FireReset<S, V> own = fire.with_threshold(w[1]);
     grad[1] = own.grad_threshold(gs, g[0], u[0], sg);
     g[0] = own.grad_h(gs, g[0], u[0], sg);

@@ -1,6 +1,7 @@
 // QIF: the quadratic integrate-and-fire neuron.
 //   h = v + (x + a0 (v - v_rest) (v - v_c)) / tau
-// The potential starts at v_reset (soft reset: 0).                              (Gerstner et al., Neuronal Dynamics, 5.3)
+// The potential starts at v_reset (soft reset: 0).                              (Gerstner et al., Neuronal
+// Dynamics, 5.3)
 #pragma once
 
 #include "neurons/fire.h"

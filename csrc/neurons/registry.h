@@ -17,6 +17,9 @@ SEWSNN_BEGIN
 
 using Kinds = List<IF, LIF, PLIF, LearntLIF, CUBALIF, AdaptiveLIF, ILIF, QIF>;
 
+// The number of a kind in the ops. 3 to 9 are not used: in files of early versions 3 means that there is no neuron.
+constexpr int number_of_kind(int place) { return place < 3 ? place : place + 7; }
+
 template <class S>
 using Surrogates = List<ATan<S>, Rectangular<S>, Constant<S>, Sigmoid<S>, PiecewiseQuadratic<S>, PiecewiseExp<S>,
                         SoftSign<S>, SuperSpike<S>, Erf<S>, UnitATan<S>>;

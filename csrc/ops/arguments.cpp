@@ -11,8 +11,9 @@ constexpr double kMostWhole = double((int64_t(1) << 31) - 1);
 }  // namespace
 
 const KindInfo& kind_of(const NeuronNumbers& n) {
-  STD_TORCH_CHECK(n.kind >= 0 && n.kind < int64_t(kinds().size()), "unknown neuron kind ", n.kind);
-  return kinds()[size_t(n.kind)];
+  const int place = place_of_kind(n.kind);
+  STD_TORCH_CHECK(place >= 0, "unknown neuron kind ", n.kind);
+  return kinds()[size_t(place)];
 }
 
 NeuronParams checked(const NeuronNumbers& n) {
@@ -20,7 +21,7 @@ NeuronParams checked(const NeuronNumbers& n) {
   STD_TORCH_CHECK(n.surrogate >= 0 && n.surrogate < int64_t(surrogates().size()), "unknown surrogate kind ",
                   n.surrogate);
   NeuronParams p = n.rest;
-  p.kind = int(n.kind), p.surrogate = int(n.surrogate);
+  p.kind = place_of_kind(n.kind), p.surrogate = int(n.surrogate);
   STD_TORCH_CHECK(std::isfinite(p.v_threshold), "v_threshold must be finite");
   STD_TORCH_CHECK(std::isfinite(p.v_reset), "v_reset must be finite or None");
   STD_TORCH_CHECK(!kind.uses_tau || (p.tau >= 1 && std::isfinite(p.tau)), "tau must be at least 1, and finite");

@@ -20,7 +20,8 @@ def firing_rates(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float
         batches: inputs with which the model is called, one after the other.
 
     Returns:
-        ``{module name: rate in [0, 1]}`` in the order of the modules.
+        ``{module name: rate}`` in the order of the modules. A rate is in [0, 1]; that of an
+        :class:`sewsnn.neuron.ILIFNode` is in [0, D], or with ``normalize=True`` the share of D.
 
     Example:
         >>> net = sewsnn.models.create_model("sew_cifar10_net")

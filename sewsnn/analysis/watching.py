@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from sewsnn.neuron import BaseNode
-from sewsnn.neuron.base import MARKS
+from sewsnn.neuron.state import MARKS
 
 
 def _has_memory(module: nn.Module) -> bool:

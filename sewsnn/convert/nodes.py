@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from sewsnn import functional, neuron, surrogate
 from sewsnn.checks import DTYPES, is_finite
 from sewsnn.layers.plan import has_hooks
-from sewsnn.neuron.base import MARKS
+from sewsnn.neuron.state import MARKS, StatefulNode
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.spec import NeuronSpec
@@ -155,7 +155,7 @@ class _Bridge(neuron.BaseNode):
     may_fuse = True  # False for a node in more than one place of the model: each call continues from the last one's v
 
     def __setattr__(self, name, value):
-        super(neuron.BaseNode, self).__setattr__(name, value)  # unchecked: SpikingJelly runs what no kernel takes
+        super(StatefulNode, self).__setattr__(name, value)  # unchecked: SpikingJelly runs what no kernel takes
         if name == "v" and not torch.compiler.is_compiling():
             self._note_given(name)
 
@@ -167,7 +167,7 @@ class _Bridge(neuron.BaseNode):
         if eager:
             self._check_repetition(self.v)
         if obstacle(self) is not None or x.dtype not in DTYPES or (eager and operators_are_watched()):
-            s = super(neuron.BaseNode, self).forward(x)
+            s = super(StatefulNode, self).forward(x)
             if eager:
                 self._remember(self.v)
             return s
@@ -246,9 +246,9 @@ class _Bridge(neuron.BaseNode):
     # ---- the state is SpikingJelly's
 
     def __getattr__(self, name):
-        value = super(neuron.BaseNode, self).__getattr__(name)
+        value = super(StatefulNode, self).__getattr__(name)
         if name in ("v", "v_seq") and isinstance(value, Tensor) and self._forget_transforms():
-            return super(neuron.BaseNode, self).__getattr__(name)
+            return super(StatefulNode, self).__getattr__(name)
         return value
 
     def _forget_transforms(self) -> bool:
@@ -287,19 +287,19 @@ class _Bridge(neuron.BaseNode):
         return True
 
     def reset(self) -> None:
-        super(neuron.BaseNode, self).reset()
+        super(StatefulNode, self).reset()
         self._note_reset()
 
     def detach(self) -> None:
         old = self.v
-        super(neuron.BaseNode, self).detach()
+        super(StatefulNode, self).detach()
         self._follow((old,), (self.v,))
 
     def _apply(self, fn, recurse=True):
         # SpikingJelly's _apply takes no second argument. A node has no submodules that recurse=False would skip.
         self._forget_transforms()
         old = self.v
-        super(neuron.BaseNode, self)._apply(fn)
+        super(StatefulNode, self)._apply(fn)
         self._follow((old,), (self.v,))
         return self
 
@@ -315,7 +315,7 @@ class _Bridge(neuron.BaseNode):
         return state
 
     def extra_repr(self) -> str:
-        return super(neuron.BaseNode, self).extra_repr()
+        return super(StatefulNode, self).extra_repr()
 
 
 def _detached(value):

@@ -38,7 +38,7 @@ def train(
         return None  # other classes of tensors, for example FakeTensor, may run no compiled op
     if not may_skip_calls(norm, node):
         return None
-    spec, device = node.spec(), z_seq.device
+    spec, device = node.__dict__.get("_spec") or node.spec(), z_seq.device
     if node.backend == "torch" or spec.missing or getattr(spec.surrogate, "kind", None) is None:
         return None
     if device not in _devices:
@@ -49,7 +49,7 @@ def train(
     weight, bias, running = for_one_call(norm, state) or (None, None, None)
     if weight is None or running is None or weight.numel() != norm.num_features:
         return None
-    leak, store_v = node.learnt_parameters(state), node.store_v
+    leak, store_v = node.learnt_parameters(state) if spec.model.learnt else None, node.store_v
     numbers = (norm.eps, connection.number, 0, *spec.numbers)
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:

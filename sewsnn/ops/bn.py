@@ -30,7 +30,6 @@ from sewsnn.ops.options import (  # noqa: F401
     from_numbers,
     numbers_of,
 )
-from sewsnn.ops.registry import HAS_EXTRA
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _increment_version = torch._C._increment_version
@@ -336,14 +335,9 @@ def _filled(ctx, gradients):
     return z, shortcut, None, *channels, *(None,) * (len(ctx.needs_input_grad) - 6)
 
 
-def _split(rest):
-    """The options among the arguments of an op, its own arguments after them, and ``extra``."""
-    return rest[:COUNT], rest[COUNT:-1] if HAS_EXTRA else rest[COUNT:], rest[-1] if HAS_EXTRA else ()
-
-
 def _setup_context(ctx, inputs, output):
     z, shortcut, statistics, weight, bias, leak, *rest = inputs
-    arguments, (*_, training), extra = _split(rest)
+    arguments, (*_, training, extra) = rest[:COUNT], rest[COUNT:]
     _, v, checkpoints, bits = output
     channels = (statistics, weight, bias, leak)
     _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(arguments, extra), training)

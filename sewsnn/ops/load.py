@@ -38,6 +38,8 @@ def _load() -> str | None:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"the compiled library does not load: {error}"
+    if not hasattr(ctypes.CDLL(str(LIBRARY)), "sewsnn_registry"):
+        return f"{LIBRARY} was built from other sources than this version of sewsnn; build it again"
     return None
 
 
@@ -53,7 +55,7 @@ def _is_loaded() -> bool:
 def ask_library(name: str, *arguments) -> tuple[int, str] | None:
     """Calls a C function of the library and returns its number and the text it writes.
 
-    None: the library does not have this function, because it is older or was built without CUDA.
+    None: the library does not have this function, because it was built without CUDA.
     """
     function = getattr(ctypes.CDLL(str(LIBRARY)), name, None)
     if function is None:

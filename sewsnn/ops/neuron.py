@@ -237,8 +237,8 @@ class _Gradients(torch.autograd.Function):
 
 def _setup_context(ctx, inputs, output):
     x, v, leak, *rest = inputs
-    arguments, (v_mode, _, *tail) = rest[:COUNT], rest[COUNT:]
-    _remember(ctx, x, v, leak, output[2], (arguments, v_mode, [extra for extra in tail if extra]))
+    arguments, (v_mode, _, extra) = rest[:COUNT], rest[COUNT:]
+    _remember(ctx, x, v, leak, output[2], (arguments, v_mode, (extra,)))
 
 
 def _backward(ctx, grad_s, grad_v, _):

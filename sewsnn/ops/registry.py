@@ -34,27 +34,17 @@ class KindInfo(NamedTuple):
     common: bool
 
 
-# The lists of a library that is older than its function sewsnn_registry.
-_BEFORE = """IF 1 0 0 0 1 1 0 1\nLIF 1 0 0 0 1 1 1 1\nPLIF 1 1 0 0 1 1 0 1\n
-ATan\nRectangular\nConstant\nSigmoid\nPiecewiseQuadratic\nPiecewiseExp\nSoftSign\nSuperSpike\nErf\nUnitATan"""
-
-
 def _read() -> tuple[dict[str, KindInfo], dict[str, int]]:
     if NATIVE_ERROR is not None:
         return {}, {}
-    answer = ask_library("sewsnn_registry")
-    text = _BEFORE if answer is None else answer[1]
+    _, text = ask_library("sewsnn_registry")
     kinds, surrogates = (part.splitlines() for part in text.strip().split("\n\n"))
     rows = [line.split() for line in kinds]
-    infos = {
-        name: KindInfo(i, *map(int, numbers[:3]), *(flag == "1" for flag in numbers[3:]))
-        for i, (name, *numbers) in enumerate(rows)
-    }
+    infos = {name: KindInfo(*map(int, numbers[:4]), *(flag == "1" for flag in numbers[4:])) for name, *numbers in rows}
     return infos, {name: i for i, name in enumerate(surrogates)}
 
 
 #: the neurons of the library by name, and the numbers of its surrogates by name
 KINDS, SURROGATES = _read()
 #: the neurons by number
-BY_NUMBER = tuple(KINDS.values())
-HAS_EXTRA = "CUBALIF" in KINDS  # the ops take further numbers
+BY_NUMBER = {info.number: info for info in KINDS.values()}

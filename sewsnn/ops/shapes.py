@@ -27,7 +27,7 @@ def check_kinds(arguments: tuple) -> None:
         RuntimeError: they do not. The compiled kernels raise the same error.
     """
     kind, *_, surrogate, _, _ = arguments
-    if kind not in range(len(BY_NUMBER)):
+    if kind not in BY_NUMBER:
         raise RuntimeError(f"unknown neuron kind {kind}")
     if surrogate not in range(len(SURROGATES)):
         raise RuntimeError(f"unknown surrogate kind {surrogate}")

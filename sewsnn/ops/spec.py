@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sewsnn.ops.reference import NEURONS
-from sewsnn.ops.registry import HAS_EXTRA, KINDS
+from sewsnn.ops.registry import KINDS
 
 NO_NEURON = -1  # the kind of batch norm without a neuron
 
@@ -136,8 +136,7 @@ def numbers_of(arguments: tuple, extra=()) -> tuple[float, ...]:
     its value; the further numbers follow with their count."""
     *before, v_reset, surrogate, alpha, detach_reset = arguments
     hard, value = (False, 0.0) if v_reset is None else (True, v_reset)
-    further = (len(extra), *extra) if HAS_EXTRA else ()
-    return *before, hard, value, surrogate, alpha, detach_reset, *further
+    return *before, hard, value, surrogate, alpha, detach_reset, len(extra), *extra
 
 
 def from_numbers(numbers: list[float]) -> tuple[tuple, tuple[float, ...]]:
@@ -146,8 +145,7 @@ def from_numbers(numbers: list[float]) -> tuple[tuple, tuple[float, ...]]:
     Raises:
         RuntimeError: a number has no meaning. (The compiled ops check the same.)
     """
-    kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset, *further = numbers
-    count, *extra = further or (0,)
+    kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset, count, *extra = numbers
     check_integers(kind, surrogate, count)
     check_flags(decay_input, hard, detach_reset)
     if count != len(extra):

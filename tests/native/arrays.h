@@ -13,6 +13,7 @@
 #include "core/neuron_numbers.h"
 #include "device.h"
 #include "kernels/cuda_bn_kernels.h"
+#include "neurons/kinds.h"
 
 namespace py = pybind11;
 
@@ -86,7 +87,7 @@ inline NeuronParams neuron(const std::vector<double>& numbers, const Array& lear
   NumberList list{numbers};
   const NeuronNumbers n = read_neuron(list);
   NeuronParams p = n.rest;
-  p.kind = int(n.kind), p.surrogate = int(n.surrogate);
+  p.kind = place_of_kind(n.kind), p.surrogate = int(n.surrogate);
   const int64_t extra = list.whole();
   for (int64_t i = 0; i < extra; ++i) p.extra[i] = list.number();
   p.learnt.data = input("leak", learnt);
