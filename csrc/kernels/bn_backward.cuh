@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
       double sum;
       if (finish_group<S>(walk, second_learnt, p.learnt_workspace, sum)) {
         const Entry mine(walk);
-        if (mine.inside) store_global(static_cast<S*>(p.learnt_sums) + mine.q * walk.channels + mine.channel, S(sum));
+        if (mine.inside && (Shape::kLearnt > 1 || mine.q == 0))
+          store_global(static_cast<S*>(p.learnt_sums) + mine.q * walk.channels + mine.channel, S(sum));
       }
     }
   } else if constexpr (Shape::kLearnt > 0) {

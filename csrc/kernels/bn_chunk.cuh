@@ -167,7 +167,7 @@ __device__ __forceinline__ void chunk_with(const P& p, const Options<Neurons, St
     }
     if (o.spiking) {
       Pack<S, N> sigma[G];
-      surrogate_values<Shape>(surrogate, neuron, fire, learnt, h + group, sigma);
+      surrogate_values<Shape>(surrogate, o.neuron, fire, learnt, h + group, sigma);
       neuron.visit([&](const auto& n) {
         const auto run = [&](auto& sums) {
           run_backward<G, Learn>(

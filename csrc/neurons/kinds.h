@@ -24,6 +24,8 @@ struct KindInfo {
 
 template <class Kind, class K, class... Other>
 KindInfo info_of(List<K, Other...>) {
+  static_assert(K::kStates <= kMostStates && Kind::kLearnt <= kMostLearnt && Kind::kExtra <= kMostExtra,
+                "a neuron has more numbers than core/params.h allows");
   const bool common = place_of<K>(Common<float>()) < Common<float>::size;
   return {Kind::kName, K::kStates,    Kind::kLearnt,  Kind::kExtra, K::kPerChannel,
           K::kBinary,  K::kSurrogate, Kind::kUsesTau, common,       Kind::problem};

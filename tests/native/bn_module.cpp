@@ -112,7 +112,7 @@ py::dict reduce(const py::dict& arguments, unsigned schedule) {
   Array grad_leak = given.array("grad_leak"), leak_partials;
   void* const sum = output("grad_leak", grad_leak);
   const BnWorkspace need = cuda_bn_workspace(p.T, p.M, p.channels, p.dtype);
-  const bool per_channel = sum && grad_leak->ndim() == 2 && grad_leak->shape(0) == 2;  // of LearntLIF
+  const bool per_channel = sum && kinds()[size_t(p.neuron.kind)].per_channel;
   Array learnt_workspace;
   if (per_channel) {
     learnt_workspace = py::array_t<uint8_t>(need.bytes);

@@ -30,8 +30,8 @@ def test_equals_the_reference(name):
 @every_node
 def test_after_batch_norm(name):
     for i, (settings, T, dtype, _, channels) in enumerate(cases(name)):
-        if T > 16 and dtype != torch.float64:
-            continue  # rounding decides which neurons fire
+        if T > 16 and (dtype != torch.float64 or settings.get("v_reset", 0) is None):
+            continue  # rounding decides which neurons fire; potentials and gradients may grow without bound
         node = NODES[name](**settings)
         spec, (x, _, learnt) = node.spec(), inputs(node, T, dtype, False, channels)
         numbers = {field.name: getattr(spec, field.name) for field in FIELDS if hasattr(spec, field.name)}
