@@ -248,8 +248,9 @@ def test_options_survive_as_numbers():
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [(1, 0.5, "number 1 must be an integer"), (3, 1e300, "number 3"), (5, 2, "number 5 must be 0 or 1"),
-     (2, float("nan"), "number 2 must be an integer"), (1, 9, "unknown connection 9"), (3, 99, "unknown neuron kind 99"),
-     (6, float("inf"), "v_threshold must be finite"), (8, float("nan"), "v_reset must be finite")],
+     (2, float("nan"), "number 2 must be an integer"), (1, 9, "unknown connection 9"),
+     (3, 99, "unknown neuron kind 99"), (6, float("inf"), "v_threshold must be finite"),
+     (8, float("nan"), "v_reset must be finite")],
 )  # fmt: skip
 def test_wrong_numbers_are_errors(device, place, value, message):
     z, channels = torch.randn(4, 2, 8, 3, 3, device=device), torch.ones(8, device=device)
