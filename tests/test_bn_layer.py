@@ -341,3 +341,11 @@ def test_says_when_it_is_slow():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         BNNeuron(4)(current((3, 2, 4, 3, 3)))
+
+
+def test_a_layer_without_a_neuron(device):
+    """``neuron=False``: batch norm and the connection alone."""
+    layer = BNNeuron(4, neuron=False, connect_f="ADD").to(device)
+    z, shortcut = current((3, 2, 4, 3, 3), device=device), current((3, 2, 4, 3, 3), device=device, seed=1)
+    expected = nn.BatchNorm2d(4).to(device)(z.flatten(0, 1)).unflatten(0, (3, 2)) + shortcut
+    torch.testing.assert_close(layer(z, shortcut), expected)

@@ -90,7 +90,7 @@ class BNNeuron(_Connected, Norm):
             raise TypeError(f"neuron must be a node of sewsnn.neuron, None or False, got {type(neuron).__name__}")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self._connection = connection_of(connect_f, connect_before)
-        self.neuron = IFNode() if neuron is None else neuron or None
+        self.register_module("neuron", IFNode() if neuron is None else neuron or None)
         self.process_group = process_group
 
     def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
