@@ -115,7 +115,7 @@ __device__ __forceinline__ void chunk_with(const P& p, const Options<Neurons, St
   using S = State<Storage>;
   using Shape = typename Neurons::Shape;
   constexpr int States = Shape::kStates;
-  constexpr int G = 2;  // time-steps that have their sigma' in registers at the same time
+  constexpr int G = sizeof(S) == 8 ? 1 : 2;  // time-steps that have their sigma' in registers at the same time
   const FireReset<S>& fire = o.fire;
   const bool before = p.connect == Connect::AddBefore;
   const bool gated = Shortcut && !before && (!Optional || p.shortcut.data);  // And, Iand

@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor<Storage, K
   }
   if constexpr (Learn) {
     if (!p.learnt_partials) return;
+    SEWSNN_UNROLL
     for (int q = 0; q < Neuron::kLearnt; ++q) {
       const double sum = block_sum<kThreads>(grad_learnt[q]);
       if (threadIdx.x == 0) store_global(p.learnt_partials + q * gridDim.x + blockIdx.x, sum);

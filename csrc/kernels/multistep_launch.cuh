@@ -16,7 +16,7 @@ namespace sewsnn {
 template <class Neuron, class Storage, int K>
 constexpr int neurons_per_thread() {
   const bool common = kIsCommon<Neuron, State<Storage>>;
-  const int by_access = 16 / int(sizeof(Storage));
+  const int by_access = common || sizeof(Storage) > 2 ? 16 / int(sizeof(Storage)) : 4;
   const int by_registers = (sizeof(Storage) == 8 ? 16 : common ? 64 : 32) / K / Neuron::kStates;
   const int n = by_access < by_registers ? by_access : by_registers;
   return n > 1 ? n : 1;

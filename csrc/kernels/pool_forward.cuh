@@ -6,7 +6,7 @@
 SEWSNN_BEGIN
 
 template <class Storage, int K, int N>
-__global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 2 : 7)
+__global__ void __launch_bounds__(kThreads, 7)
     pool_forward_kernel(const PoolForwardParams p, const PoolTiling g, const PoolSetup<State<Storage>> o) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
