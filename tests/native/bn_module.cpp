@@ -126,8 +126,7 @@ py::dict reduce(const py::dict& arguments, unsigned schedule) {
   p.partials = workspace.partials, p.counters = workspace.counters;
   check(cuda_bn_reduce(p, nullptr));
   workspace.check_counters();
-  if (sum && !per_channel)
-    check(cuda_sum_partials(p.learnt_partials, leak_partials->size(), p.dtype, sum, nullptr));
+  if (sum && !per_channel) check(cuda_sum_partials(p.learnt_partials, leak_partials->size(), p.dtype, sum, nullptr));
   return report({"partials", "learnt_workspace"});
 }
 
