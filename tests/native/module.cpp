@@ -44,7 +44,8 @@ py::dict backward(const std::vector<double>& numbers, const Array& leak, int64_t
   p.v0 = rows("v0", v0, false);
   p.checkpoints = input("checkpoints", checkpoints);
   p.grad_s = rows("grad_s", grad_s, broadcast_s);
-  for (size_t n = 0; n < grad_v.size(); ++n) p.grad_v[n] = rows("grad_v", grad_v[n], broadcast_v);
+  for (size_t n = 0; n < grad_v.size(); ++n)
+    p.grad_v[n] = rows(n == 0 ? "grad_v" : "grad_v of the second state", grad_v[n], broadcast_v);
   p.v_seq = v_seq;
   p.grad_x = output("grad_x", grad_x);
   p.grad_v0 = output("grad_v0", grad_v0);
