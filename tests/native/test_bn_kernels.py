@@ -65,7 +65,7 @@ def compare_forward(got, z, shortcut, norm, leak, block, T):
         packed = flat(a, block).reshape(T, -1, 8).to(torch.int32) * 2 ** torch.arange(8)
         assert torch.equal(got.bits, packed.sum(-1).to(torch.uint8))
     if got.checkpoints is not None:
-        assert len(got.checkpoints) == checkpoint_count(T)
+        assert len(got.checkpoints) == block.states() * checkpoint_count(T)
 
 
 def close(actual, expected, T, terms=1, name=""):
