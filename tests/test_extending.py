@@ -92,7 +92,7 @@ def together(copies, tmp_path_factory):
     the order of the page."""
     folder = copy_to(tmp_path_factory.mktemp("together"))
     for name in sorted({name for files in patches_of(PAGE).values() for name in files}):
-        before = (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).exists() else ""
+        before = (folder / name).read_text(encoding="utf-8") if (folder / name).exists() else ""
         found = []
         for copy in copies.values():
             if (copy / name).exists():

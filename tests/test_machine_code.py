@@ -55,16 +55,29 @@ def second_stage(state, scalars, single):
     single[8] += 1
 
 
-#: what the structs of csrc/neurons have: states, learnt numbers that are the same for all neurons, others
-STATES = {"CurrentBased": 2, "AdaptiveLeaky": 2}
-SHARED = {"LeakyMultiply": 1}
-OWN = {"LearntLeaky": 2}
+def structs():
+    """What each struct of csrc/neurons has: states, learnt numbers that are the same for all neurons, others."""
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "csrc" / "neurons").glob("*.h")))
+    found = {}
+    for name, body in re.findall(r"^struct (\w+)[^;{]*\{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
+        states, learnt = (re.search(rf"\b{number} = (\d)", body) for number in ("kStates", "kLearnt"))
+        learnt = int(learnt[1]) if learnt else 0
+        own = learnt if re.search(r"\bkPerChannel = true", body) else 0
+        found[name] = int(states[1]) if states else 1, learnt - own, own
+    return found
+
+
+STRUCTS = structs()
 
 
 def numbers_of(row):
     """The states and the learnt numbers of the neuron of a row. Kernels that do not name it have PLIF."""
-    neuron = row.get("Neuron", "LeakyMultiply")
-    return STATES.get(neuron, 1), SHARED.get(neuron, 0), OWN.get(neuron, 0)
+    return STRUCTS[row.get("Neuron", "LeakyMultiply")]
+
+
+def test_structs_are_read_from_their_headers():
+    assert STRUCTS["LeakyDivide"] == (1, 0, 0) and STRUCTS["LeakyMultiply"] == (1, 1, 0)
+    assert STRUCTS["AdaptiveLeaky"] == (2, 0, 0) and STRUCTS["LearntLeaky"] == (1, 0, 2)
 
 
 def required(row):
