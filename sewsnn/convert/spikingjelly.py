@@ -11,11 +11,11 @@ from sewsnn.errors import UserError
 def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
     """Lets sewsnn compute the neurons of a SpikingJelly model. It works in place.
 
-    It supports SpikingJelly 0.0.0.0.14 and 2.0, and converts ``IFNode``, ``LIFNode``, ``ParametricLIFNode``, ``QIFNode``
-    and 2.0's ``CUBALIFNode`` and ``ILIFNode``. Every module stays the same object, with its parameters, settings,
-    state, hooks and names; only the class of a neuron changes, to one that derives from SpikingJelly's class and from
-    sewsnn's (docs/spikingjelly.md). Therefore ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``,
-    ``detach_net`` and monitors still work.
+    It supports SpikingJelly 0.0.0.0.14 and 2.0, and converts ``IFNode``, ``LIFNode``, ``ParametricLIFNode``,
+    ``QIFNode`` and 2.0's ``CUBALIFNode`` and ``ILIFNode``. Every module stays the same object, with its parameters,
+    settings, state, hooks and names; only the class of a neuron changes, to one that derives from SpikingJelly's class
+    and from sewsnn's (docs/spikingjelly.md). Therefore ``state_dict``, optimizers, ``functional.reset_net``,
+    ``set_step_mode``, ``detach_net`` and monitors still work.
 
     Args:
         model: a module, or a wrapper around it (``DistributedDataParallel``).
