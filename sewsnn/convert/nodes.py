@@ -178,6 +178,9 @@ if hasattr(theirs, "CUBALIFNode"):  # 0.0.0.0.14 lacks it
     class CUBALIFNode(_Bridge, neuron.CUBALIFNode, theirs.CUBALIFNode):
         """SpikingJelly's CUBALIFNode, computed by sewsnn."""
 
+        def extra_repr(self):
+            return f"{super().extra_repr()}, c_decay={self.c_decay}, v_decay={self.v_decay}"  # SpikingJelly omits them
+
     CLASSES[theirs.CUBALIFNode] = CUBALIFNode
 
 if hasattr(theirs, "ILIFNode"):

@@ -20,11 +20,15 @@ class _Block(resnet.Block):
         z_seq = self._branch(x)
         _, bn, sn = self._layer(self.convs)
         if self.downsample is not None and self._in_order(self.downsample, self.downsample_sn):
-            return theirs.sew_function(norm_neuron(z_seq, bn, sn), self._shortcut(x), self.cnf)
+            return self._connected(norm_neuron(z_seq, bn, sn), self._shortcut(x))
         identity = x if self.downsample is None else self._shortcut(x)
         if self._joins(sn):
             return norm_neuron(z_seq, bn, sn, identity, connection_of(self.cnf))
-        return theirs.sew_function(norm_neuron(z_seq, bn, sn), identity, self.cnf)
+        return self._connected(norm_neuron(z_seq, bn, sn), identity)
+
+    def _connected(self, a: Tensor, shortcut: Tensor) -> Tensor:
+        """The connection after the op, as SpikingJelly computes it."""
+        return theirs.sew_function(shortcut, a, self.cnf)
 
     def _joins(self, sn: nn.Module) -> bool:
         """Returns whether the op of the last norm and neuron includes the connection.
@@ -63,6 +67,9 @@ class Bottleneck(_Block, theirs.Bottleneck):
 
     convs = 3
     joined = ("ADD", "AND")
+
+    def _connected(self, a: Tensor, shortcut: Tensor) -> Tensor:
+        return theirs.sew_function(a, shortcut, self.cnf)
 
 
 class SEWResNet(resnet.Network, theirs.SEWResNet):

@@ -87,7 +87,7 @@ class SharedState(neuron.BaseNode):
         v, shape, dtype = getattr(self, name), x_seq.shape[1:], state_dtype(x_seq.dtype)
         if not isinstance(v, Tensor):
             return None if v == self._rest_of(name) else x_seq.new_full(shape, v, dtype=dtype)
-        if v.is_inference() and not torch.is_inference_mode_enabled():
+        if not torch.compiler.is_compiling() and v.is_inference() and not torch.is_inference_mode_enabled():
             v = v.clone()  # backward may have to keep it
         if STATE_FOLLOWS_INPUT:
             return v.to(x_seq.device, dtype) if v.shape == shape else None
@@ -115,7 +115,7 @@ class SharedState(neuron.BaseNode):
 
         The tensors of such a transform are invalid after it.
         """
-        if torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return False
         dead = [
             name

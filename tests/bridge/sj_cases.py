@@ -13,6 +13,10 @@ V2 = hasattr(neuron.BaseNode, "materialize_states")
 SURROGATES = ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign")
 SURROGATES += ("SuperSpike", "Rect") if V2 else ()
 NODES = {"IF": neuron.IFNode, "LIF": neuron.LIFNode, "PLIF": neuron.ParametricLIFNode}
+#: nodes with a class of their own, which not every version has
+FURTHER = {
+    name: getattr(neuron, f"{name}Node") for name in ("QIF", "CUBALIF", "ILIF") if hasattr(neuron, f"{name}Node")
+}
 
 # Gradients differ only by rounding: a few operations per time-step, in another order.
 TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 2e-4, "atol": 2e-5}}
@@ -22,6 +26,20 @@ def current(*shape, seed=0, dtype=torch.float32):
     """Input currents with which neurons fire about every second or third time-step."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5 + 0.8).to(dtype)
+
+
+def make(kind, **settings):
+    """A node of any kind with settings, which not every class takes as arguments. ILIF has a tau with which its two
+    step modes round alike in SpikingJelly."""
+    node = (NODES | FURTHER)[kind]()
+    defaults = {"tau": 2.0} if kind == "ILIF" else {}
+    for name, value in {**defaults, **settings}.items():
+        setattr(node, name, value)
+    if "v_reset" in settings:
+        rest = settings["v_reset"] or 0.0
+        node.set_reset_value("v", rest)
+        node.reset()
+    return node
 
 
 def converted(model, **options):

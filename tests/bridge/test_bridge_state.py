@@ -6,32 +6,36 @@ import warnings
 
 import pytest
 import torch
-from sj_cases import NODES, V2, converted, current
+from sj_cases import FURTHER, NODES, V2, converted, current, make
 from spikingjelly.activation_based import functional, layer, monitor, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
 from torch import nn
 
 import sewsnn
 
-every_node = pytest.mark.parametrize("kind", NODES)
+every_node = pytest.mark.parametrize("kind", [*NODES, *FURTHER])
 
 
 def pair(kind, **settings):
-    node = NODES[kind](**{"step_mode": "m", **settings})
+    node = make(kind, **{"step_mode": "m", **settings})
     return node, converted(node)[0]
+
+
+def rest(kind):
+    return -0.1 if kind == "QIF" else 0.0
 
 
 @every_node
 def test_the_objects_stay(kind):
     """Objects that a script holds stay valid: classes, parameters, hooks, names."""
-    node = NODES[kind](step_mode="m")
+    node = make(kind, step_mode="m")
     net = nn.Sequential(layer.Linear(4, 4), node)
     calls = []
     node.register_forward_hook(lambda *_: calls.append(1))
     keys, parameters, surrogate_function = list(net.state_dict()), list(net.parameters()), node.surrogate_function
     sewsnn.convert.from_spikingjelly(net)
     assert net[1] is node and node.surrogate_function is surrogate_function
-    assert isinstance(node, NODES[kind]) and isinstance(node, sewsnn.neuron.BaseNode)
+    assert isinstance(node, (NODES | FURTHER)[kind]) and isinstance(node, sewsnn.neuron.BaseNode)
     assert list(net.state_dict()) == keys and all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     node(current(2, 4))
     assert calls == [1]
@@ -40,15 +44,15 @@ def test_the_objects_stay(kind):
 @every_node
 def test_state_persists_until_reset(kind):
     node, after = pair(kind)
-    assert after.v == node.v == 0.0
+    assert after.v == node.v == rest(kind)
     x = current(2, 3, 40)
-    rest = node(x), after(x)
+    first = node(x), after(x)
     for _ in range(2):
         assert torch.equal(node(x), after(x)) and torch.equal(node.v, after.v)
     functional.reset_net(node)
     functional.reset_net(after)
-    assert after.v == 0.0 and isinstance(after.v, float)
-    assert torch.equal(after(x), rest[1]) and torch.equal(*rest)
+    assert after.v == rest(kind) and isinstance(after.v, float)
+    assert torch.equal(after(x), first[1]) and torch.equal(*first)
 
 
 @every_node
@@ -179,7 +183,7 @@ def test_replicas_have_memories_of_their_own(kind):
     replica = after._replicate_for_data_parallel()
     replica._parameters = after._parameters
     replica(current(2, 3))
-    assert isinstance(replica.v, torch.Tensor) and after.v == 0.0
+    assert isinstance(replica.v, torch.Tensor) and after.v == rest(kind)
 
 
 def test_no_warnings(caplog):
@@ -298,10 +302,11 @@ def test_functional_form(kind):
 
     node, after = pair(kind)
     x = current(3, 2, 20)
-    state = torch.zeros(2, 20)
-    expected = base.to_functional_forward(node)((x,), (state,))
-    actual = base.to_functional_forward(after)((x,), (state,))
-    assert torch.equal(actual[0][0], expected[0][0]) and torch.equal(actual[1][0], expected[1][0])
+    states = tuple(torch.zeros(2, 20) for _ in node.memories())
+    expected = base.to_functional_forward(node)((x,), states)
+    actual = base.to_functional_forward(after)((x,), states)
+    for one, other in zip((*actual[0], *actual[1]), (*expected[0], *expected[1]), strict=True):
+        assert torch.equal(one, other)
 
 
 @every_node
