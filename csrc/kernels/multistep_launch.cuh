@@ -12,12 +12,12 @@
 namespace sewsnn {
 
 // Neurons per thread: 16 bytes of storage, and at most 64 states in registers. For doubles at most 16, because each
-// takes two registers and their arithmetic needs more registers. The less frequent neurons need more registers, too.
+// takes two registers and their arithmetic needs more registers. The less frequent neurons, too, need more registers.
 template <class Neuron, class Storage, int K>
 constexpr int neurons_per_thread() {
   const bool common = kIsCommon<Neuron, State<Storage>>;
-  const int by_access = common || sizeof(Storage) > 2 ? 16 / int(sizeof(Storage)) : 4;
-  const int by_registers = (sizeof(Storage) == 8 ? 16 : common ? 64 : 32) / K / Neuron::kStates;
+  const int by_access = 16 / int(sizeof(Storage));
+  const int by_registers = (common && sizeof(Storage) < 8 ? 64 : 16) / K / Neuron::kStates;
   const int n = by_access < by_registers ? by_access : by_registers;
   return n > 1 ? n : 1;
 }
