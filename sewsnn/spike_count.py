@@ -9,6 +9,8 @@ from torch import Tensor
 from sewsnn.ops.neuron import no_forward_mode
 from sewsnn.ops.spec import check_number
 
+MOST = 1 << 22  #: largest D: float32 has halves up to here; csrc/neurons/integer.h has the same limit
+
 
 class _Count(torch.autograd.Function):
     """The rounded ``counts.primitive`` in forward, ``counts.gradient`` in backward."""
@@ -44,7 +46,7 @@ class MultiLevelSpikeCount:
     elsewhere.
 
     Args:
-        max_spike_count: D, the largest number of spikes in one time-step, an int of at least 1. Default 4.
+        max_spike_count: D, the largest number of spikes in one time-step, an int from 1 to 2**22. Default 4.
         grad_window: ``(lower, upper)``, the values of x that pass a gradient. Default None: ``(0, D)``.
 
     Raises:
@@ -68,8 +70,8 @@ class MultiLevelSpikeCount:
     def __init__(self, max_spike_count: int = 4, grad_window: tuple[float, float] | None = None):
         if isinstance(max_spike_count, bool) or not isinstance(max_spike_count, numbers.Integral):
             raise TypeError(f"max_spike_count must be an int, got {type(max_spike_count).__name__}")
-        if max_spike_count < 1:
-            raise ValueError(f"max_spike_count must be at least 1, got {max_spike_count}")
+        if not 1 <= max_spike_count <= MOST:
+            raise ValueError(f"max_spike_count must be at least 1 and at most {MOST}, got {max_spike_count}")
         lower, upper = (0, max_spike_count) if grad_window is None else grad_window
         check_number("grad_window[0]", lower)
         check_number("grad_window[1]", upper)

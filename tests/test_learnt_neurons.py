@@ -159,6 +159,9 @@ def test_single_steps(name, device):
         (lambda: neuron.LIFNode(channels=3), ValueError, "channels needs learn_tau=True or learn_threshold=True"),
         (lambda: neuron.LIFNode(learn_threshold=True, channels=0), ValueError, "channels must be at least 1"),
         (lambda: neuron.LIFNode(learn_threshold=True, channels=2.0), TypeError, "channels must be an int or None"),
+        (lambda: neuron.LIFNode(learn_threshold="no"), TypeError, "learn_threshold must be True or False"),
+        (lambda: neuron.LIFNode(learn_tau=2), TypeError, "learn_tau must be True or False"),
+        (lambda: neuron.ParametricLIFNode(learn_threshold=None), TypeError, "learn_threshold must be True or False"),
         (lambda: neuron.LIFNode(1.0, learn_tau=True), ValueError, "tau must be above 1"),
         (lambda: neuron.LIFNode(0.5, learn_tau=True), ValueError, "tau must be at least 1"),
         (
@@ -178,7 +181,7 @@ def test_single_steps(name, device):
             r"z_seq must be \[T, N, C, .*C = 3 \(channels=3\)",
         ),
     ],
-    ids=range(9),
+    ids=range(12),
 )
 def test_errors_name_the_argument(call, error, message):
     with pytest.raises(error, match=message):

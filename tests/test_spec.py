@@ -79,8 +79,9 @@ def test_a_node_keeps_its_spec_until_a_setting_changes(name):
             spec = node.spec()
 
 
-def test_a_setting_that_is_a_property_is_read_every_time():
-    class Rising(neuron.IFNode):
+@pytest.mark.parametrize("mixin", [False, True])
+def test_a_setting_that_is_a_property_is_read_every_time(mixin):
+    class Rising(object if mixin else neuron.IFNode):
         calls = 0
 
         @property
@@ -91,7 +92,10 @@ def test_a_setting_that_is_a_property_is_read_every_time():
         def v_threshold(self, value):
             pass
 
-    node = Rising()
+    class Mixed(Rising, neuron.IFNode):
+        pass
+
+    node = Mixed() if mixin else Rising()
     x = torch.full((1, 1), 0.7)
     assert node(x) == 1
     node.calls = 1
@@ -114,7 +118,9 @@ def test_a_setting_that_is_a_property_is_read_every_time():
         ),
         (lambda: setattr(neuron.ILIFNode(), "v_reset", 0.0), ValueError, "v_reset must be None"),
         (lambda: neuron.ILIFNode(normalize=2), TypeError, "normalize must be True or False"),
+        (lambda: neuron.IFNode(surrogate_function=surrogate.MultiLevelSpikeCount()), TypeError, "is for ILIFNode"),
         (lambda: surrogate.MultiLevelSpikeCount(0), ValueError, "max_spike_count must be at least 1"),
+        (lambda: surrogate.MultiLevelSpikeCount(2**22 + 1), ValueError, "max_spike_count must be .* at most 4194304"),
         (lambda: surrogate.MultiLevelSpikeCount(2.0), TypeError, "max_spike_count must be an int"),
         (lambda: surrogate.MultiLevelSpikeCount(2, (1, 0)), ValueError, "grad_window must be .* lower <= upper"),
         (
@@ -123,7 +129,7 @@ def test_a_setting_that_is_a_property_is_read_every_time():
             "max_spike_count of .* cannot be changed",
         ),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_errors_name_the_setting(call, error, message):
     with pytest.raises(error, match=message):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sewsnn import surrogate
 from sewsnn.checks import is_finite
 from sewsnn.layers.plan import has_hooks
+from sewsnn.spike_count import MOST
 
 #: methods of a surrogate that a script may replace on the object
 _METHODS = {"forward", "spiking_function", "primitive_function", "backward", "__call__"}
@@ -81,8 +82,8 @@ def obstacle(function: nn.Module, counts: bool) -> str | None:
 
 
 def _no_count(D, lower, upper) -> str | None:
-    if isinstance(D, bool) or not isinstance(D, numbers.Integral) or D < 1:
-        return f"surrogate_function.max_spike_count is {named(D)}, not an int of at least 1"
+    if isinstance(D, bool) or not isinstance(D, numbers.Integral) or not 1 <= D <= MOST:
+        return f"surrogate_function.max_spike_count is {named(D)}, not an int from 1 to {MOST}"
     for name, value in (("grad_min", lower), ("grad_max", upper)):
         if not is_number(value):
             return f"surrogate_function.{name} is {named(value)}, not a finite number"

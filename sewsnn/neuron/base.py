@@ -55,7 +55,8 @@ class BaseNode(StatefulNode):
     def __init_subclass__(cls, settings: dict | None = None, **kwargs):
         super().__init_subclass__(**kwargs)
         cls._settings = cls._settings | (settings or {})
-        if not cls.__module__.startswith("sewsnn.") and not cls._settings.keys().isdisjoint(vars(cls)):
+        others = (base for base in cls.__mro__ if not base.__module__.startswith("sewsnn."))  # also mixins
+        if any(not cls._settings.keys().isdisjoint(vars(base)) for base in others):
             cls._keeps_spec = False  # a setting may be a property, which changes without an assignment
 
     def __init__(

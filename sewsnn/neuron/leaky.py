@@ -193,6 +193,8 @@ class LIFNode(_Leaky):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        learn_tau = settings.flag("learn_tau", learn_tau)
+        learn_threshold = settings.flag("learn_threshold", learn_threshold)
         self.tau = tau
         self.decay_input = decay_input
         if learn_tau and tau == 1:
@@ -265,6 +267,7 @@ class ParametricLIFNode(_Leaky):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        learn_threshold = settings.flag("learn_threshold", learn_threshold)
         checks.check_tau(init_tau, "init_tau")
         self.decay_input = decay_input
         self.tau_grad = tau_grad

@@ -8,6 +8,7 @@ import torch
 
 from sewsnn.ops.load import check_backend
 from sewsnn.ops.spec import check_number, check_tau
+from sewsnn.spike_count import MultiLevelSpikeCount
 
 Check = Callable[[str, object], object]  # from a setting's name and value to the value that the node keeps
 
@@ -63,6 +64,8 @@ def one_of(*choices: str) -> Check:
 
 def surrogate(name: str, value):
     """A function that is the spike."""
+    if isinstance(value, MultiLevelSpikeCount):
+        raise TypeError(f"{name} must return spikes of 0 or 1: MultiLevelSpikeCount is for ILIFNode")
     if not callable(value):
         raise TypeError(
             f"{name} must be one of sewsnn.surrogate, or callable on h - v_threshold, got {type(value).__name__}"

@@ -174,6 +174,7 @@ if "ILIF" in FURTHER:
     OBSTACLES += [
         ("ILIF", "surrogate_function", infinite, "grad_min is -inf"),
         ("ILIF", "surrogate_function", odd, "max_spike_count is 2.5"),
+        ("ILIF", "surrogate_function", counts(2**22 + 1), "max_spike_count is 4194305"),
         ("ILIF", "surrogate_function", tensor, "grad_max is a Tensor"),
         ("ILIF", "surrogate_function", hooked, "has hooks"),
         ("QIF", "surrogate_function", counts(4), "for this neuron"),
