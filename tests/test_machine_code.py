@@ -56,18 +56,21 @@ def second_stage(state, scalars, single):
 
 
 def structs():
-    """What each struct of csrc/neurons has: states, learnt numbers that are the same for all neurons, others."""
+    """What each struct of csrc/neurons has: states, learnt numbers that are the same for all neurons, others; and the
+    names of those that divide on the device."""
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "csrc" / "neurons").glob("*.h")))
-    found = {}
+    found, dividing = {}, set()
     for name, body in re.findall(r"^struct (\w+)[^;{]*\{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
         states, learnt = (re.search(rf"\b{number} = (\d)", body) for number in ("kStates", "kLearnt"))
         learnt = int(learnt[1]) if learnt else 0
         own = learnt if re.search(r"\bkPerChannel = true", body) else 0
         found[name] = int(states[1]) if states else 1, learnt - own, own
-    return found
+        if re.search(r" / (?!p\.)", body):  # by p.tau, for example, the host divides
+            dividing.add(name)
+    return found, dividing
 
 
-STRUCTS = structs()
+STRUCTS, DIVIDING = structs()
 
 
 def numbers_of(row):
@@ -77,6 +80,7 @@ def numbers_of(row):
 
 def test_structs_are_read_from_their_headers():
     assert STRUCTS["LeakyDivide"] == (1, 0, 0) and STRUCTS["LeakyMultiply"] == (1, 1, 0)
+    assert "LeakyDivide" in DIVIDING and DIVIDING.isdisjoint({"LeakyMultiply", "IntegrateFire", "CurrentBased"})
     assert STRUCTS["AdaptiveLeaky"] == (2, 0, 0) and STRUCTS["LearntLeaky"] == (1, 0, 2)
 
 
@@ -264,7 +268,7 @@ def test_loads_are_issued_together(rows):
 
 def test_no_contraction(rows):
     """Kernels without division and exponential have no fused multiply-add."""
-    plain = [r for r in rows if r["kernel"] == "forward_kernel" and r["Neuron"] != "LeakyDivide"]
+    plain = [r for r in rows if r["kernel"] == "forward_kernel" and r["Neuron"] not in DIVIDING]
     plain += [r for r in rows if r["kernel"] == "bn_update_kernel"]  # statistics divide in double
     assert len({r["kernel"] for r in plain}) == 2
     none_of(plain, lambda row: {name: row[name] for name in ("FFMA", "DFMA") if row[name]})
