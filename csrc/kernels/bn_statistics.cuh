@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 4 : 8)
 
 // Sums one or two rows of [rows, M] numbers over each channel: [rows, C].
 template <class S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 8)
     channel_sums_kernel(const S* elements, int64_t rows, int64_t M, const Walk walk, const SecondStage second,
                         void* partials, S* out) {
   wait_for_earlier_kernels();
