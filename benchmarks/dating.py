@@ -12,7 +12,7 @@ from benchmarks.common import ROOT
 
 _hashes = runpy.run_path(str(ROOT / "cmake" / "csrc_hash.py"))
 _NEURON = ["ops/neuron.cpp", "ops/arguments.cpp", "ops/operands.cpp", "ops/memory.cpp"]
-_NEURON_CPU = [*_NEURON, "inst/multistep_cpu.cpp"]
+_NEURON_CPU = [*_NEURON, "inst/recurrence_cpu.cpp", "inst/multistep_cpu.cpp"]
 _NEURON_CUDA = [*_NEURON, "ops/neuron_cuda.cpp", "ops/cuda.cpp", "inst/multistep_cuda.cu", "inst/backward_*.cu"]
 _BLOCK = ["ops/bn.cpp", "ops/spikes.cpp"]
 _STEM = ["ops/stem.cpp"]
