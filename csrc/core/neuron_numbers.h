@@ -1,4 +1,5 @@
-// The order of the numbers of a neuron: in the arguments of the ops, and in the lists that sewsnn/ops/spec.py writes.
+// The order, types and names of the numbers of a neuron in the arguments of the ops: their schemas, arguments and lists
+// of numbers follow from it. sewsnn/ops/spec.py writes them in the same order.
 #pragma once
 
 #include <optional>
@@ -18,11 +19,12 @@ struct NeuronNumbers {
 template <class From>
 NeuronNumbers read_neuron(From& from) {
   NeuronNumbers n;
-  n.kind = from.whole(), n.rest.tau = from.number(), n.rest.decay_input = from.flag();
-  n.rest.v_threshold = from.number();
-  const std::optional<double> v_reset = from.maybe_number();
+  n.kind = from.whole("kind"), n.rest.tau = from.number("tau"), n.rest.decay_input = from.flag("decay_input");
+  n.rest.v_threshold = from.number("v_threshold");
+  const std::optional<double> v_reset = from.maybe_number("v_reset");
   n.rest.hard_reset = v_reset.has_value(), n.rest.v_reset = v_reset.value_or(0);
-  n.surrogate = from.whole(), n.rest.alpha = from.number(), n.rest.detach_reset = from.flag();
+  n.surrogate = from.whole("surrogate"), n.rest.alpha = from.number("alpha");
+  n.rest.detach_reset = from.flag("detach_reset");
   return n;
 }
 

@@ -2,11 +2,36 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 namespace sewsnn {
 namespace {
 
 constexpr double kMostWhole = double((int64_t(1) << 31) - 1);
+
+// Notes what is read instead of reading it.
+class SchemaWriter {
+ public:
+  double number(const char* name) { return add("float ", name), 0; }
+  std::optional<double> maybe_number(const char* name) { return add("float? ", name), std::nullopt; }
+  int64_t whole(const char* name) { return add("int ", name), 0; }
+  bool flag(const char* name) { return add("bool ", name), false; }
+  const std::string& text() const { return text_; }
+
+ private:
+  void add(const char* type, const char* name) {
+    if (!text_.empty()) text_ += ", ";
+    text_ += type;
+    text_ += name;
+  }
+
+  std::string text_;
+};
+
+void replace(std::string& text, const std::string& word, const std::string& by) {
+  const size_t at = text.find(word);
+  if (at != std::string::npos) text.replace(at, word.size(), by);
+}
 
 }  // namespace
 
@@ -37,25 +62,25 @@ NeuronParams checked(const NeuronNumbers& n) {
   return p;
 }
 
-double NumberList::number() {
+double NumberList::number(const char*) {
   STD_TORCH_CHECK(at_ < numbers_.size(), "there must be more than ", numbers_.size(), " numbers");
   return numbers_[at_++];
 }
 
-std::optional<double> NumberList::maybe_number() {
+std::optional<double> NumberList::maybe_number(const char*) {
   const bool given = flag();
   const double x = number();
   return given ? std::optional<double>(x) : std::nullopt;
 }
 
-int64_t NumberList::whole() {
+int64_t NumberList::whole(const char*) {
   const double x = number();
   STD_TORCH_CHECK(std::abs(x) <= kMostWhole && x == std::floor(x), "number ", at_ - 1,
                   " must be an integer of at most 32 bits, got ", x);
   return int64_t(x);
 }
 
-bool NumberList::flag() {
+bool NumberList::flag(const char*) {
   const double x = number();
   STD_TORCH_CHECK(x == 0 || x == 1, "number ", at_ - 1, " must be 0 or 1, got ", x);
   return x == 1;
@@ -71,6 +96,15 @@ NeuronNumbers NumberList::neuron() {
 
 void NumberList::end() const {
   STD_TORCH_CHECK(at_ == numbers_.size(), "there must be ", at_, " numbers, got ", numbers_.size());
+}
+
+void def(Library& m, const char* schema) {
+  SchemaWriter neuron;
+  read_neuron(neuron);
+  std::string text = schema;
+  replace(text, "{neuron}", neuron.text());
+  replace(text, "{extra}", "float[] extra=[]");
+  m.def(text.c_str());
 }
 
 }  // namespace sewsnn

@@ -11,29 +11,23 @@
 #include "neurons/kinds.h"
 #include "ops/torch.h"
 
-// A neuron in the schemas: its numbers, and at the end of the arguments those that only some kinds have.
-// read_neuron() (core/neuron_numbers.h) reads them in this order, and sewsnn/ops/spec.py writes them.
-#define SEWSNN_NEURON                                                                                           \
-  "int kind, float tau, bool decay_input, float v_threshold, float? v_reset, int surrogate, float alpha, bool " \
-  "detach_reset"
-#define SEWSNN_EXTRA "float[] extra=[]"
-
 namespace sewsnn {
 
 // These raise an error if there is no such kind, no such neuron.
 const KindInfo& kind_of(const NeuronNumbers&);
 NeuronParams checked(const NeuronNumbers&);
 
+// Names of arguments are for the schema alone.
 class Arguments {
  public:
   Arguments(const StableIValue* stack, uint64_t count) : at_(stack), end_(stack + count) {}
 
   Tensor tensor() { return next<Tensor>(); }
   MaybeTensor maybe_tensor() { return next<MaybeTensor>(); }
-  double number() { return next<double>(); }
-  std::optional<double> maybe_number() { return next<std::optional<double>>(); }
-  int64_t whole() { return next<int64_t>(); }
-  bool flag() { return next<bool>(); }
+  double number(const char* = "") { return next<double>(); }
+  std::optional<double> maybe_number(const char* = "") { return next<std::optional<double>>(); }
+  int64_t whole(const char* = "") { return next<int64_t>(); }
+  bool flag(const char* = "") { return next<bool>(); }
   ScalarType dtype() { return next<ScalarType>(); }
   std::vector<double> numbers() { return next<std::vector<double>>(); }
   std::vector<int64_t> wholes() { return next<std::vector<int64_t>>(); }
@@ -61,10 +55,10 @@ class Arguments {
 class NumberList {
  public:
   explicit NumberList(const std::vector<double>& numbers) : numbers_(numbers) {}
-  double number();
-  std::optional<double> maybe_number();
-  int64_t whole();
-  bool flag();
+  double number(const char* = "");
+  std::optional<double> maybe_number(const char* = "");
+  int64_t whole(const char* = "");
+  bool flag(const char* = "");
   NeuronNumbers neuron();  // with `extra`, after its size
   void end() const;        // an error if there are more numbers
 
@@ -91,5 +85,9 @@ void boxed(StableIValue* stack, uint64_t arguments, uint64_t results) {
 }
 
 using Library = torch::stable::detail::StableLibrary;
+
+// Tells torch an op's schema, in which "{neuron}" stands for the numbers that read_neuron() reads, and "{extra}" for a
+// neuron's further numbers: they are the last argument, which may be left out.
+void def(Library&, const char* schema);
 
 }  // namespace sewsnn

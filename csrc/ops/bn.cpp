@@ -205,16 +205,18 @@ void check_running(const BnUpdateCall& in) {
 }  // namespace sewsnn
 
 #define SEWSNN_Z "Tensor z, Tensor? shortcut, Tensor? statistics, Tensor? weight, Tensor? bias, Tensor? leak, "
-#define SEWSNN_OPTIONS "float eps, int connect, int T, " SEWSNN_NEURON ", "
+#define SEWSNN_OPTIONS "float eps, int connect, int T, {neuron}, "
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def("bn_statistics(Tensor z, int T, bool check) -> Tensor");
   m.def(
       "bn_update(Tensor statistics, float momentum, float count, Tensor(a!) running_mean, Tensor(b!) running_var) -> "
       "()");
-  m.def("bn_neuron_forward(" SEWSNN_Z SEWSNN_OPTIONS
-        "int v_mode, bool needs_grad, bool pack, bool training, " SEWSNN_EXTRA
-        ") -> (Tensor out, Tensor v, Tensor checkpoints, Tensor bits)");
+  sewsnn::def(
+      m,
+      "bn_neuron_forward(" SEWSNN_Z SEWSNN_OPTIONS
+      "int v_mode, bool needs_grad, bool pack, bool training, {extra}) -> (Tensor out, Tensor v, Tensor checkpoints, "
+      "Tensor bits)");
   m.def(
       "bn_neuron_train(Tensor z, Tensor? shortcut, Tensor? weight, Tensor? bias, Tensor? leak, Tensor(a!)? "
       "running_mean, Tensor(b!)? running_var, Tensor(c!)? tracked, float[] numbers) -> (Tensor out, Tensor? v, Tensor? "
@@ -222,8 +224,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def("bn_neuron_backward(Tensor grad_out, Tensor? grad_skip, " SEWSNN_Z
         "Tensor? checkpoints, float[] numbers) -> (Tensor grad_z, Tensor? grad_shortcut, Tensor? grad_sum, Tensor "
         "grad_weight, Tensor grad_bias, Tensor? grad_leak)");
-  m.def("bn_neuron_reduce(Tensor grad_out, Tensor? grad_skip, " SEWSNN_Z "Tensor? checkpoints, " SEWSNN_OPTIONS
-        "bool need_leak, " SEWSNN_EXTRA ") -> (Tensor sums, Tensor grad_sum, Tensor grad_leak)");
-  m.def("bn_neuron_apply(Tensor grad_out, " SEWSNN_Z "Tensor? checkpoints, Tensor? sums, float count, " SEWSNN_OPTIONS
-        "bool need_shortcut, " SEWSNN_EXTRA ") -> (Tensor grad_z, Tensor grad_shortcut)");
+  sewsnn::def(m, "bn_neuron_reduce(Tensor grad_out, Tensor? grad_skip, " SEWSNN_Z "Tensor? checkpoints, " SEWSNN_OPTIONS
+                 "bool need_leak, {extra}) -> (Tensor sums, Tensor grad_sum, Tensor grad_leak)");
+  sewsnn::def(m, "bn_neuron_apply(Tensor grad_out, " SEWSNN_Z
+                 "Tensor? checkpoints, Tensor? sums, float count, " SEWSNN_OPTIONS
+                 "bool need_shortcut, {extra}) -> (Tensor grad_z, Tensor grad_shortcut)");
 }

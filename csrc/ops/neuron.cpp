@@ -147,12 +147,14 @@ void run(const Cpu&, BackwardCall& call) {
 }  // namespace sewsnn
 
 STABLE_TORCH_LIBRARY(sewsnn, m) {
-  m.def("neuron_forward(Tensor x, Tensor? v, Tensor? leak, " SEWSNN_NEURON
-        ", int v_mode, bool needs_grad, " SEWSNN_EXTRA ") -> (Tensor s, Tensor v, Tensor checkpoints)");
-  m.def(
-      "neuron_backward(Tensor? grad_s, Tensor? grad_v, Tensor x, Tensor? v, Tensor? leak, Tensor "
-      "checkpoints, " SEWSNN_NEURON ", int v_mode, bool need_v, bool need_leak, " SEWSNN_EXTRA
-      ") -> (Tensor grad_x, Tensor grad_v, Tensor grad_leak)");
+  sewsnn::def(
+      m,
+      "neuron_forward(Tensor x, Tensor? v, Tensor? leak, {neuron}, int v_mode, bool needs_grad, {extra}) -> (Tensor s, "
+      "Tensor v, Tensor checkpoints)");
+  sewsnn::def(m,
+              "neuron_backward(Tensor? grad_s, Tensor? grad_v, Tensor x, Tensor? v, Tensor? leak, Tensor checkpoints, "
+              "{neuron}, int v_mode, bool need_v, bool need_leak, {extra}) -> (Tensor grad_x, Tensor grad_v, Tensor "
+              "grad_leak)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { sewsnn::add_neuron_ops<sewsnn::Cpu>(m); }

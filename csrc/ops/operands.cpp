@@ -100,7 +100,7 @@ LearntParams learnt_params(const MaybeTensor& leak, const Tensor& x, const Neuro
 
 MaybeTensor learnt_gradient(bool requested, const MaybeTensor& leak, const NeuronParams& neuron, bool zero) {
   if (!requested) return {};
-  STD_TORCH_CHECK(kind_of(neuron).learnt, "only PLIF has a leak to derive by");
+  STD_TORCH_CHECK(kind_of(neuron).learnt, kind_of(neuron).name, " has no learnt parameters to derive by");
   const std::vector<int64_t> sizes(leak->sizes().begin(), leak->sizes().end());
   if (zero) return torch::stable::new_zeros(*leak, sizes);
   std::vector<int64_t> strides(sizes.size(), 1);

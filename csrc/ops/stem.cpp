@@ -151,14 +151,14 @@ void run(const Cpu&, PoolApplyCall& call) {
 }  // namespace sewsnn
 
 #define SEWSNN_NORM "Tensor? statistics, Tensor? weight, Tensor? bias, Tensor? leak, "
-#define SEWSNN_OPTIONS "float eps, int T, " SEWSNN_NEURON
+#define SEWSNN_OPTIONS "float eps, int T, {neuron}"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
-  m.def("bn_neuron_pool_forward(Tensor z, " SEWSNN_NORM SEWSNN_OPTIONS ", bool training) -> Tensor");
-  m.def("bn_neuron_pool_reduce(Tensor grad_out, Tensor z, " SEWSNN_NORM SEWSNN_OPTIONS
-        ", bool need_leak) -> (Tensor sums, Tensor grad_leak)");
-  m.def("bn_neuron_pool_apply(Tensor grad_out, Tensor z, " SEWSNN_NORM "Tensor? sums, float count, " SEWSNN_OPTIONS
-        ") -> Tensor");
+  sewsnn::def(m, "bn_neuron_pool_forward(Tensor z, " SEWSNN_NORM SEWSNN_OPTIONS ", bool training) -> Tensor");
+  sewsnn::def(m, "bn_neuron_pool_reduce(Tensor grad_out, Tensor z, " SEWSNN_NORM SEWSNN_OPTIONS
+                 ", bool need_leak) -> (Tensor sums, Tensor grad_leak)");
+  sewsnn::def(m, "bn_neuron_pool_apply(Tensor grad_out, Tensor z, " SEWSNN_NORM
+                 "Tensor? sums, float count, " SEWSNN_OPTIONS ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { sewsnn::add_stem_ops<sewsnn::Cpu>(m); }
