@@ -38,7 +38,8 @@ def results(layer, z, shortcut, connect_f):
     out = layer(z, shortcut if connect_f else None)
     out.backward(torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out))
     gradients = [z.grad, shortcut.grad, *(p.grad for p in layer.parameters())]
-    return [out, layer.neuron.v, *gradients, *layer.buffers()]
+    states = [getattr(layer.neuron, name) for name in layer.neuron.state_names]
+    return [out, *states, *gradients, *layer.buffers()]
 
 
 @pytest.fixture
@@ -64,8 +65,13 @@ def calls(monkeypatch):
         neuron.IFNode(v_threshold=0.5, surrogate_function=surrogate.Sigmoid(3.0), store_v=False),
         neuron.LIFNode(tau=3.0, decay_input=False, v_reset=-0.5, detach_reset=False),
         neuron.ParametricLIFNode(init_tau=1.7),
+        neuron.ParametricLIFNode(init_tau=1.7, learn_threshold=True, channels=8),
+        neuron.QIFNode(),
+        neuron.CUBALIFNode(),
+        neuron.AdaptiveLIFNode(a=0.2, b=0.3),
+        neuron.ILIFNode(),
     ],
-    ids=["soft IF", "IF", "LIF", "PLIF"],
+    ids=["soft IF", "IF", "LIF", "PLIF", "channels", "QIF", "CUBALIF", "AdaptiveLIF", "ILIF"],
 )
 def test_the_same_bits_as_the_general_path(device, calls, monkeypatch, node, connect_f, dtype):
     before = connect_f == "before"
@@ -73,6 +79,10 @@ def test_the_same_bits_as_the_general_path(device, calls, monkeypatch, node, con
     layer = block(copy.deepcopy(node), connect_f, connect_before=before).to(device)
     layer = layer.double() if dtype == torch.float64 else layer
     other, (z, shortcut) = copy.deepcopy(layer), inputs(device, dtype)
+    if connect_f in ("AND", "IAND") and not node.binary_spikes:
+        with pytest.raises(ValueError, match=f"connect_f='{connect_f}' needs spikes of 0 or 1"):
+            layer(z, shortcut)
+        return
     found = results(layer, z, shortcut, connect_f)
     assert calls.pop() is not None
     monkeypatch.setattr(quick, "train", lambda *_: None)

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from sewsnn import checks
 from sewsnn.layers import quick
 from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
 from sewsnn.layers.norm import Norm, check_norm, group_of, normalisation, update_running
 from sewsnn.layers.plan import Plan, plan
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
+from sewsnn.ops import checks
 from sewsnn.ops import pool as native_pool
 
 _MODULE_OR_NONE = (nn.Module, type(None))
@@ -162,8 +162,7 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
         update_running(norm, n)
     if planned.store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
-        if len(neuron.state_names) > 1:
-            output = output._replace(v=output.v[0])
+        output = quick.with_potential(output, neuron)
     return output
 
 

@@ -7,14 +7,15 @@ general path.
 
 from torch import Tensor, nn
 
+from sewsnn import neuron
 from sewsnn.layers.connection import Connection
 from sewsnn.layers.norm import for_one_call
 from sewsnn.layers.plan import may_skip_calls
-from sewsnn.neuron import IFNode, LIFNode, ParametricLIFNode
 from sewsnn.ops import bn as native
 from sewsnn.ops.reference import NEURONS, state_dtype
 
-_NODES = (IFNode, LIFNode, ParametricLIFNode)  # a derived class may compute something else
+# A class that is derived from one of these may compute something else.
+_NODES = frozenset(getattr(neuron, name) for name in neuron.__all__ if name != "BaseNode")
 _devices = set()  # those on which the compiled kernels have been found to run
 
 
@@ -54,4 +55,10 @@ def train(
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:
         node._keep_final_v(output.v)
+        output = with_potential(output, node)
     return output
+
+
+def with_potential(output: native.Output, node: neuron.BaseNode) -> native.Output:
+    """The output with the membrane potential as ``v``: the op returns all states of a neuron, and it is the first."""
+    return output if len(node.state_names) == 1 else output._replace(v=output.v[0])
