@@ -15,10 +15,12 @@ pytestmark = pytest.mark.skipif(NATIVE_ERROR is not None, reason="without the co
 OPS = """
 import torch
 from sewsnn import functional, layers, neuron
+from sewsnn.ops.registry import KINDS
 ops = torch.ops.sewsnn
 NEURON = dict(
     kind=0, tau=2.0, decay_input=True, v_threshold=1.0, v_reset=0.0, surrogate=0, alpha=2.0, detach_reset=True
 )
+ILIF = [4.0, 1.0, 1.0, 1.0]  # its further numbers
 NORM = dict(statistics=None, weight=None, bias=None, leak=None)
 x, still = torch.rand(2, 3, 8), torch.rand(3, 8)
 image, pooled = torch.rand(2, 3, 6, 6), torch.rand(4, 2, 3, 3, 3)
@@ -134,6 +136,19 @@ CASES = [
       for kind in (-1, 10) for meta in ("", ", meta=True")),
     *((f"call('bn_neuron_forward', connect={connect}{meta})", f"unknown connection {connect}")
       for connect in (-1, 5) for meta in ("", ", meta=True")),
+    *((f"call('{op}', kind=KINDS['{kind}'].number, extra={extra}{meta})", f"{count} extra numbers, got {len(extra)}")
+      for op in ("neuron_forward", "neuron_backward", "bn_neuron_forward", "bn_neuron_reduce", "bn_neuron_apply")
+      for kind, count, extra in (("CUBALIF", 2, []), ("CUBALIF", 2, [2.0] * 9), ("IF", 0, [1.0]))
+      for meta in ("", ", meta=True")),
+    *((f"call('{op}', kind=KINDS['ILIF'].number, v_reset=None, shortcut=x, connect={connect}, {pack}extra=ILIF{meta})",
+       "AND and IAND need spikes that are 0 or 1")
+      for op, pack in (("bn_neuron_forward", "pack=False, "), ("bn_neuron_reduce", ""), ("bn_neuron_apply", ""))
+      for connect in (2, 3) for meta in ("", ", meta=True")),
+    *((f"call('bn_neuron_forward', kind={kind}, v_reset=None, {meta})", "packed")
+      for kind in ("KINDS['ILIF'].number, extra=ILIF", -1) for meta in ("", "meta=True")),
+    *((f"call('{op}', kind=KINDS['{kind}'].number, v_reset=None{meta})", "bn_neuron_pool has no kernels for")
+      for op in ("bn_neuron_pool_forward", "bn_neuron_pool_reduce", "bn_neuron_pool_apply")
+      for kind in ("ILIF", "CUBALIF") for meta in ("", ", meta=True")),
     ("call('neuron_forward', v_mode=-1)", "v_mode must be"),
 ]  # fmt: skip
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, empty_state, states_of
-from sewsnn.ops.options import COUNT, NO_NEURON, from_numbers
+from sewsnn.ops.options import AND, COUNT, IAND, NO_NEURON, from_numbers
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.registry import BY_NUMBER
 from sewsnn.ops.shapes import check_kinds, check_operands, check_size
 from sewsnn.ops.spec import check_flags
 
@@ -26,19 +27,21 @@ def _update_fake(statistics, momentum, count, running_mean, running_var):
     check_operands(statistics, running_mean, running_var)
 
 
-def _split(rest: tuple) -> tuple[int, int, tuple]:
-    """T, the kind of neuron, and what follows the options among the arguments of an op; checks the options."""
-    (_, connect, T, *neuron), others = rest[:COUNT], rest[COUNT:]
+def _split(rest: tuple, count: int) -> tuple[int, int, tuple]:
+    """T, the kind of neuron, and the ``count`` arguments of an op that follow its options, before ``extra``; checks
+    the options."""
+    (_, connect, T, kind, *neuron), others, extra = rest[:COUNT], rest[COUNT : COUNT + count], rest[COUNT + count :]
     if connect not in range(5):
         raise RuntimeError(f"unknown connection {connect}")
-    kind = neuron[0]
-    if kind != NO_NEURON:
-        check_kinds(neuron)
+    if kind != NO_NEURON and not check_kinds((kind, *neuron), *extra).binary and connect in (AND, IAND):
+        raise RuntimeError(f"AND and IAND need spikes that are 0 or 1, and those of neuron kind {kind} are not")
     return T, kind, others
 
 
 def _forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
-    T, kind, (v_mode, needs_grad, pack, *_) = _split(rest)
+    T, kind, (v_mode, needs_grad, pack, _) = _split(rest, 4)
+    if pack and not (kind != NO_NEURON and BY_NUMBER[kind].binary):
+        raise RuntimeError("only the spikes of a neuron, 0 or 1, can be packed")
     check_operands(z, shortcut, statistics, weight, bias, leak, T=T)
     seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
     steps, M, states = seq.shape[0], math.prod(seq.shape[1:]), states_of(kind)
@@ -52,7 +55,7 @@ def _forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
 
 
 def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, *rest):
-    T, _, (need_leak, *_) = _split(rest)
+    T, _, (need_leak,) = _split(rest, 1)
     check_operands(z, grad_out, grad_skip, shortcut, statistics, weight, bias, leak, checkpoints, T=T)
     sizes, strides = _sequence(z, T)
     state = state_dtype(z.dtype)
@@ -64,7 +67,7 @@ def _reduce_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, lea
 
 
 def _apply_fake(grad_out, z, shortcut, statistics, weight, bias, leak, checkpoints, sums, count, *rest):
-    T, _, (need_shortcut, *_) = _split(rest)
+    T, _, (need_shortcut,) = _split(rest, 1)
     check_operands(z, grad_out, shortcut, statistics, weight, bias, leak, checkpoints, sums, T=T)
     sizes, strides = _sequence(z, T)
     return (
@@ -80,21 +83,21 @@ def _unpack_fake(bits, sizes, strides, dtype):
 
 def _train_fake(z, shortcut, weight, bias, leak, running_mean, running_var, tracked, numbers):
     *given, _, v_mode, needs_grad, pack = numbers
-    arguments, _ = from_numbers(given)
+    arguments, tail = from_numbers(given)
     check_flags(needs_grad, pack)
     check_operands(z, running_mean, running_var, tracked)
-    results = _forward_fake(z, shortcut, None, weight, bias, leak, *arguments, v_mode, needs_grad, pack, True)
+    results = _forward_fake(z, shortcut, None, weight, bias, leak, *arguments, v_mode, needs_grad, pack, True, *tail)
     out, *others = results
     return out, *(t if t.numel() else None for t in others), _statistics_fake(z, arguments[2], True)
 
 
 def _backward_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, numbers):
     *given, training, need_shortcut, need_leak = numbers
-    arguments, _ = from_numbers(given)
+    arguments, tail = from_numbers(given)
     check_flags(training, need_shortcut, need_leak)
     tensors = (z, shortcut, statistics, weight, bias, leak, checkpoints)
-    sums, grad_sum, grad_leak = _reduce_fake(grad_out, grad_skip, *tensors, *arguments, need_leak)
-    grad_z, grad_shortcut = _apply_fake(grad_out, *tensors, sums, 1.0, *arguments, need_shortcut)
+    sums, grad_sum, grad_leak = _reduce_fake(grad_out, grad_skip, *tensors, *arguments, need_leak, *tail)
+    grad_z, grad_shortcut = _apply_fake(grad_out, *tensors, sums, 1.0, *arguments, need_shortcut, *tail)
     wanted = grad_shortcut if need_shortcut else None, None if grad_skip is None else grad_sum
     return grad_z, *wanted, sums[1], sums[0], grad_leak if need_leak else None
 

@@ -107,8 +107,8 @@ def empty_state(x: Tensor, kind: int, v_mode: int) -> Tensor:
 
 
 def _forward_fake(x, v, leak, *rest):
-    arguments, (v_mode, needs_grad, *_) = rest[:COUNT], rest[COUNT:]
-    check_kinds(arguments)
+    arguments, (v_mode, needs_grad, *extra) = rest[:COUNT], rest[COUNT:]
+    check_kinds(arguments, *extra)
     check_operands(x, v, leak)
     kind = arguments[0]
     kept = states_of(kind) * checkpoint_count(x.shape[0]) * math.prod(x.shape[1:]) if needs_grad else 0
@@ -120,8 +120,8 @@ def _forward_fake(x, v, leak, *rest):
 
 
 def _backward_fake(grad_s, grad_v, x, v, leak, checkpoints, *rest):
-    arguments, (_, need_v, need_leak, *_) = rest[:COUNT], rest[COUNT:]
-    check_kinds(arguments)
+    arguments, (_, need_v, need_leak, *extra) = rest[:COUNT], rest[COUNT:]
+    check_kinds(arguments, *extra)
     check_operands(x, grad_s, grad_v, v, leak, checkpoints)
     return (
         x.new_empty_strided(x.shape, dense_strides(x)),

@@ -13,7 +13,7 @@ from sewsnn.ops.bn import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import CHUNK, called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
-from sewsnn.ops.registry import KINDS
+from sewsnn.ops.registry import BY_NUMBER, KINDS
 from sewsnn.ops.shapes import check_kinds, check_operands
 from sewsnn.ops.spec import COUNT, NeuronSpec
 
@@ -128,15 +128,22 @@ def _like(z: Tensor, sizes: list[int]) -> Tensor:
     return z.new_empty([*outer, h, w, c]).movedim(-1, -3)
 
 
+def _check_kind(arguments: tuple) -> None:
+    info = BY_NUMBER.get(arguments[0])
+    if info is not None and not info.common:
+        raise RuntimeError(f"bn_neuron_pool has no kernels for neuron kind {arguments[0]}")
+    check_kinds(arguments)
+
+
 def _forward_fake(z, statistics, weight, bias, leak, eps, T, *rest):
-    check_kinds(rest[:COUNT])
+    _check_kind(rest[:COUNT])
     check_operands(z, statistics, weight, bias, leak, T=T)
     n, c, h, w = z.shape
     return _like(z, [T, n, c, (h + 1) // 2, (w + 1) // 2])
 
 
 def _reduce_fake(grad_out, z, statistics, weight, bias, leak, eps, T, *rest):
-    check_kinds(rest[:COUNT])
+    _check_kind(rest[:COUNT])
     check_operands(z, grad_out, statistics, weight, bias, leak)
     state = state_dtype(z.dtype)
     return z.new_empty(2, z.shape[1], dtype=state), leak.new_empty(leak.shape) if rest[-1] else z.new_empty(
@@ -145,7 +152,7 @@ def _reduce_fake(grad_out, z, statistics, weight, bias, leak, eps, T, *rest):
 
 
 def _apply_fake(grad_out, z, statistics, weight, bias, leak, sums, count, eps, T, *neuron):
-    check_kinds(neuron)
+    _check_kind(neuron)
     check_operands(z, grad_out, statistics, weight, bias, leak, sums)
     return _like(z, list(z.shape))
 

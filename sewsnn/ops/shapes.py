@@ -1,9 +1,11 @@
 """Checks of tensors for the fake kernels, which compute shapes without data. The compiled ops check the same."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sewsnn.ops.registry import BY_NUMBER, SURROGATES
+from sewsnn.ops.registry import BY_NUMBER, SURROGATES, KindInfo
 
 _MOST_BYTES = 2**63 - 1
 
@@ -19,9 +21,9 @@ def check_size(count: int, dtype: torch.dtype) -> None:
         raise RuntimeError(f"a tensor would be too large: 64 bits do not hold the bytes of {count} numbers ({dtype})")
 
 
-def check_kinds(arguments: tuple) -> None:
-    """Checks that the kernels have this neuron and this surrogate. ``arguments``: those of a schema that describe the
-    neuron.
+def check_kinds(arguments: tuple, extra: Sequence[float] = ()) -> KindInfo:
+    """Checks that the kernels have this neuron and this surrogate, and returns what they know of the neuron.
+    ``arguments``: those of a schema that describe the neuron; ``extra``: its further numbers.
 
     Raises:
         RuntimeError: they do not. The compiled kernels raise the same error.
@@ -31,6 +33,9 @@ def check_kinds(arguments: tuple) -> None:
         raise RuntimeError(f"unknown neuron kind {kind}")
     if surrogate not in range(len(SURROGATES)):
         raise RuntimeError(f"unknown surrogate kind {surrogate}")
+    if len(extra) != BY_NUMBER[kind].extra:
+        raise RuntimeError(f"neuron kind {kind} has {BY_NUMBER[kind].extra} extra numbers, got {len(extra)}")
+    return BY_NUMBER[kind]
 
 
 def check_operands(x: Tensor | None, *others: Tensor | None, T: int = 0) -> None:
