@@ -1,8 +1,8 @@
 """What a layer of neurons computes, told once: :class:`NeuronSpec`.
 
-This file alone names the numbers of a neuron. Nodes, functions, layers and ops pass the specification on, as it is or
-in one of two forms: :attr:`NeuronSpec.arguments`, in the order of the ops' schemas, and :attr:`NeuronSpec.numbers`, for
-the ops that take one list of numbers. csrc/core/params.h has the same names.
+Public functions and nodes take the numbers of a neuron and make a specification of them. Layers and ops pass it on, as
+it is or in one of two forms: :attr:`NeuronSpec.arguments`, in the order of the ops' schemas
+(csrc/core/neuron_numbers.h), and :attr:`NeuronSpec.numbers`, for the ops that take one list of numbers.
 """
 
 import math
@@ -129,14 +129,16 @@ def _checked(name: str, value) -> float:
 #: the arguments of the ops for batch norm without a neuron
 NOTHING = (NO_NEURON, 2.0, True, 1.0, 0.0, 0, 2.0, True)
 COUNT = len(NOTHING)  # number of arguments that describe a neuron
+_RESET = 4  # the argument that may be None
+_BEFORE, _AFTER = (int, float, bool, float), (int, float, bool)  # the types of the others
 
 
 def numbers_of(arguments: tuple, extra=()) -> tuple[float, ...]:
     """The numbers in place of :attr:`NeuronSpec.arguments`: ``v_reset`` becomes two of them, whether there is one and
     its value; the further numbers follow with their count."""
-    *before, v_reset, surrogate, alpha, detach_reset = arguments
+    v_reset = arguments[_RESET]
     hard, value = (False, 0.0) if v_reset is None else (True, v_reset)
-    return *before, hard, value, surrogate, alpha, detach_reset, len(extra), *extra
+    return *arguments[:_RESET], hard, value, *arguments[_RESET + 1 :], len(extra), *extra
 
 
 def from_numbers(numbers: list[float]) -> tuple[tuple, tuple[float, ...]]:
@@ -145,13 +147,24 @@ def from_numbers(numbers: list[float]) -> tuple[tuple, tuple[float, ...]]:
     Raises:
         RuntimeError: a number has no meaning. (The compiled ops check the same.)
     """
-    kind, tau, decay_input, v_threshold, hard, value, surrogate, alpha, detach_reset, count, *extra = numbers
-    check_integers(kind, surrogate, count)
-    check_flags(decay_input, hard, detach_reset)
+    if len(numbers) < COUNT + 2:
+        raise RuntimeError(f"there must be at least {COUNT + 2} numbers of a neuron, got {len(numbers)}")
+    before, (hard, value), rest = numbers[:_RESET], numbers[_RESET : _RESET + 2], numbers[_RESET + 2 :]
+    after, (count, *extra) = rest[: len(_AFTER)], rest[len(_AFTER) :]
+    check_integers(count)
+    check_flags(hard)
     if count != len(extra):
         raise RuntimeError(f"there must be {int(count)} further numbers, got {len(extra)}")
-    settings = (tau, bool(decay_input), v_threshold, value if hard else None)
-    return (int(kind), *settings, int(surrogate), alpha, bool(detach_reset)), tuple(extra)
+    return (*_typed(_BEFORE, before), value if hard else None, *_typed(_AFTER, after)), tuple(extra)
+
+
+def _typed(types: tuple, numbers: list[float]) -> list:
+    for kind, number in zip(types, numbers, strict=True):
+        if kind is int:
+            check_integers(number)
+        elif kind is bool:
+            check_flags(number)
+    return [kind(number) for kind, number in zip(types, numbers, strict=True)]
 
 
 def check_integers(*values: float) -> None:
