@@ -138,3 +138,12 @@ def test_reset_net_reaches_every_neuron():
 def test_repr_names_the_settings():
     text = repr(neuron.ParametricLIFNode(init_tau=4.0, v_reset=None))
     assert "tau=4" in text and "v_reset=None" in text and "ATan(alpha=2)" in text
+
+
+def test_a_deleted_setting_is_missed():
+    """A node must not go on with the value that it had."""
+    node, x = neuron.LIFNode(), torch.rand(4, 2, 3)
+    node(x)
+    del node.v_threshold
+    with pytest.raises(AttributeError, match="v_threshold"):
+        node(x)

@@ -5,9 +5,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sewsnn import checks, functional
+from sewsnn import functional
 from sewsnn.neuron.settings import SETTINGS
 from sewsnn.neuron.state import StatefulNode
+from sewsnn.ops import checks
 from sewsnn.ops import neuron as native
 from sewsnn.ops.load import resolve_backend
 from sewsnn.ops.reference import NEURONS, state_dtype
@@ -97,6 +98,11 @@ class BaseNode(StatefulNode):
         super().__setattr__(name, value)
         if name in self.state_names and not torch.compiler.is_compiling():
             self._note_given(name)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._settings:
+            self.__dict__["_spec"] = None
+        super().__delattr__(name)
 
     @property
     def keeps_state(self) -> bool:
