@@ -16,8 +16,8 @@ _NEURON_CPU = [*_NEURON, "inst/recurrence_cpu.cpp", "inst/multistep_cpu.cpp"]
 _NEURON_CUDA = [*_NEURON, "ops/neuron_cuda.cpp", "ops/cuda.cpp", "inst/multistep_cuda.cu", "inst/backward_*.cu"]
 _BLOCK = ["ops/bn.cpp", "ops/spikes.cpp"]
 _STEM = ["ops/stem.cpp"]
-_OPS = ("neuron", "spec", "registry", "load")
-_CALL = ["sewsnn/functional.py", "sewsnn/neuron/*.py", "sewsnn/checks.py", *(f"sewsnn/ops/{name}.py" for name in _OPS)]
+_OPS = ("checks", "neuron", "spec", "registry", "load")
+_CALL = ["sewsnn/functional.py", "sewsnn/neuron/*.py", *(f"sewsnn/ops/{name}.py" for name in _OPS)]
 
 #: measured op -> the files with its code, for a CPU and for CUDA
 OPS = {

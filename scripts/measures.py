@@ -37,7 +37,7 @@ NAMES = {name: name for name in _SCALARS}  # and other names of the same scalars
 NAMES |= {"init_tau": "tau", "surrogate_function": "surrogate", "parameter": "alpha", "surrogate_parameter": "alpha"}
 LEAST, WINDOW = 5, 12
 C_LAYERS = [["core"], ["neurons"], ["kernels"], ["inst"], ["ops"]]
-LAYERS = [["errors", "checks"], ["ops"], ["surrogate"], ["functional"], ["neuron"], ["layers"], ["models"], ["train"]]
+LAYERS = [["errors"], ["ops"], ["surrogate"], ["functional"], ["neuron"], ["layers"], ["models"], ["train"]]
 LAYERS += [["cli"]]
 _C = re.compile(
     r"""(?P<number>\b\d[\w'.]*)|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|//[^\n]*|/\*.*?\*/"""

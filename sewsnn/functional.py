@@ -10,9 +10,8 @@ state is never rounded to half precision between time-steps.
 
 from torch import Tensor, nn
 
-from sewsnn import checks
+from sewsnn.ops import checks, reference
 from sewsnn.ops import neuron as native
-from sewsnn.ops import reference
 from sewsnn.ops.load import resolve_backend
 from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan

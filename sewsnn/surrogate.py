@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from sewsnn.checks import is_finite
+from sewsnn.ops.checks import is_finite
 from sewsnn.ops.neuron import no_forward_mode
 from sewsnn.ops.registry import SURROGATES
 from sewsnn.ops.spec import constant

@@ -116,6 +116,8 @@ def test_settings_read_the_parameters(name):
         node.tau = 4.0
         assert node.spec().tau == 4.0
     assert "v_threshold=" in repr(node) and "channels=3" in repr(channels)
+    with pytest.raises(AttributeError):  # the parameters have this many numbers
+        channels.channels = 4
 
 
 @every_kind

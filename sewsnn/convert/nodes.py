@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from sewsnn import functional, neuron
-from sewsnn.checks import DTYPES
 from sewsnn.convert import surrogates
 from sewsnn.convert.obstacles import obstacle, patched
 from sewsnn.convert.state import STATE_FOLLOWS_INPUT, SharedState
 from sewsnn.layers.plan import has_hooks
 from sewsnn.neuron.state import StatefulNode
+from sewsnn.ops.checks import DTYPES
 from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.spec import NeuronSpec

@@ -8,8 +8,8 @@ from spikingjelly.activation_based import surrogate as theirs
 from torch import Tensor, nn
 
 from sewsnn import surrogate
-from sewsnn.checks import is_finite
 from sewsnn.layers.plan import has_hooks
+from sewsnn.ops.checks import is_finite
 from sewsnn.spike_count import MOST
 
 #: methods of a surrogate that a script may replace on the object

@@ -7,9 +7,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from sewsnn import checks
 from sewsnn.ops import bn as native
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import check_number
 
 
 class Norm(_NormBase):
@@ -69,7 +69,7 @@ def check_norm(norm: nn.Module, z: Tensor, T: int) -> None:
         if name == "momentum" and value is None:
             continue
         if not isinstance(value, Tensor):
-            checks.check_number(f"bn.{name}", value)
+            check_number(f"bn.{name}", value)
         elif value.requires_grad or value.numel() != 1:
             raise TypeError(f"bn.{name} must be a number, got {type(value).__name__}; it is a constant, not trained")
     one = norm.running_mean if norm.weight is None else norm.weight

@@ -5,19 +5,20 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sewsnn import checks
 from sewsnn.neuron import settings
 from sewsnn.neuron.base import BaseNode
+from sewsnn.ops import checks
+from sewsnn.ops.spec import check_tau
 
 __all__ = ["LIFNode", "ParametricLIFNode"]
 
 
-class _Leaky(BaseNode, settings={"channels": settings.channels}):
+class _Leaky(BaseNode):
     """A leaky neuron. A learnt number is an nn.Parameter: ``w`` with 1 / tau = sigmoid(w), or ``threshold``. The plain
     setting, ``tau`` or ``v_threshold``, then reads the present value of the parameter and cannot be assigned."""
 
-    channels: int | None = None
     tau_grad = "full"
+    _channels: int | None = None
     _learns_tau = False
     _learns_threshold = False
 
@@ -25,14 +26,19 @@ class _Leaky(BaseNode, settings={"channels": settings.channels}):
         """Makes a parameter of each number that is given, which starts at it."""
         if channels is not None and tau is None and v_threshold is None:
             raise ValueError("channels needs learn_tau=True or learn_threshold=True: only learnt numbers differ")
-        self.channels = channels
-        shape = () if channels is None else (self.channels,)
+        self._channels = channels = settings.channels("channels", channels)
+        shape = () if channels is None else (channels,)
         if tau is not None:
             self._learns_tau = True
             self.w = nn.Parameter(torch.full(shape, -math.log(tau - 1)))
         if v_threshold is not None:
             self._learns_threshold = True
             self.threshold = nn.Parameter(torch.full(shape, float(v_threshold)))
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels, each of which learns its own numbers; None: one number for the layer."""
+        return self._channels
 
     # A property hides the instance's dictionary, where nn.Module keeps a plain setting: here it reads and writes it.
     # A getter that raises AttributeError makes Python ask nn.Module's __getattr__, which finds parameters.
@@ -268,7 +274,7 @@ class ParametricLIFNode(_Leaky):
     ):
         super().__init__(*args, **kwargs)
         learn_threshold = settings.flag("learn_threshold", learn_threshold)
-        checks.check_tau(init_tau, "init_tau")
+        check_tau(init_tau, "init_tau")
         self.decay_input = decay_input
         self.tau_grad = tau_grad
         if init_tau == 1:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sewsnn import checks
+from sewsnn.ops import checks
 from sewsnn.ops.reference import state_dtype
 
 #: attributes that record where a node's state came from; copies and pickles leave them out

@@ -8,7 +8,6 @@ from torch.autograd import forward_ad
 
 from sewsnn.ops import reference
 from sewsnn.ops.shapes import check_size
-from sewsnn.ops.spec import check_number, check_tau  # noqa: F401
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
