@@ -72,10 +72,10 @@ inline Rows rows(const char* name, const Array& a, bool broadcast) {
 struct NumberList {
   const std::vector<double>& numbers;
   size_t at = 0;
-  double number() { return numbers.at(at++); }
-  int64_t whole() { return int64_t(number()); }
-  bool flag() { return number() != 0; }
-  std::optional<double> maybe_number() {
+  double number(const char* = "") { return numbers.at(at++); }
+  int64_t whole(const char* = "") { return int64_t(number()); }
+  bool flag(const char* = "") { return number() != 0; }
+  std::optional<double> maybe_number(const char* = "") {
     const bool given = flag();
     const double x = number();
     return given ? std::optional<double>(x) : std::nullopt;
