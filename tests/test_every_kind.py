@@ -64,3 +64,21 @@ def test_state_is_kept(name):
     with torch.no_grad():
         node = NODES[name](step_mode="s")
         assert torch.equal(torch.stack([node(one) for one in x]), NODES[name]()(x))
+
+
+@every_node
+def test_kernels_take_what_the_node_takes(name):
+    """A setting is refused when it is assigned, and not by an op in the middle of a run."""
+    x = current((2, 2, 5))
+    names = ("tau", "v_threshold", "v_reset", *reference.NEURONS[KIND[name]].extra)
+    for setting in names:
+        for value in (-1e30, -2.5, -1.0, 0.0, 1e-30, 0.5, 1.0, 255.0, 1e30):
+            node = NODES[name](backend="native")
+            if setting not in vars(node):
+                continue
+            try:
+                setattr(node, setting, value)
+            except (ValueError, TypeError, AttributeError) as error:
+                assert setting in str(error)
+                continue
+            node(x)

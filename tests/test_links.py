@@ -1,4 +1,5 @@
-"""Every link between the pages leads to an existing file and an existing heading."""
+"""Every link between the pages leads to an existing file and an existing heading. Every file that a page or a comment
+names exists."""
 
 import re
 from pathlib import Path
@@ -35,3 +36,26 @@ def test_links(page):
 def test_the_index_names_every_page():
     named = {(INDEX.parent / path).resolve() for path, _ in links(INDEX)}
     assert {page for page in PAGES if page.name != "README.md"} <= named
+
+
+def test_named_files_exist():
+    """Paths with a folder, as pages, comments and docstrings write them. Folders and files in capitals stand for names
+    that the reader chooses."""
+    folders = ("csrc", "sewsnn", "docs", "tests", "benchmarks", "scripts", "cmake", "configs")
+    files = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).rglob("*.*")}
+    if not any(file.startswith("csrc/") for file in files):
+        pytest.skip("needs the sources")
+    files |= {"benchmarks/results/gpu.jsonl"}  # what a command creates
+    ends = {file[i:] for file in files for i in [0, *(m.end() for m in re.finditer("/", file))]}
+    texts = {page: re.sub(r"```diff.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL) for page in PAGES}
+    for file in sorted(files):
+        if file.startswith(("csrc/", "sewsnn/", "benchmarks/")) and file.endswith((".h", ".cuh", ".cu", ".cpp", ".py")):
+            lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+            texts[ROOT / file] = "\n".join(line for line in lines if not line.startswith("#include"))
+    path = re.compile(r"(?<![\w/.$-])((?:[\w-]+/)+[\w-]+\.(?:h|cuh|cu|cpp|py|md|sh|yaml|cmake|toml|jsonl))\b")
+    assert [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page, text in texts.items()
+        for name in path.findall(text)
+        if name not in ends and not re.search(r"\b[A-Z]{3,}\b", name)
+    ] == []

@@ -9,6 +9,8 @@
 
 namespace sewsnn {
 
+static_assert(kMostLearnt == 2, "the kernels of batch norm sum the gradients of two learnt parameters over a channel");
+
 // g is the connection of the main paper's Table 1. AddBefore is the order of Spiking ResNet: out = SN(y + S).
 enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4 };
 
@@ -72,7 +74,7 @@ struct BnReduceParams : BnBackwardParams {
   void* sums = nullptr;          // [2, C] state: sum of dL/dy (gradient of bias), of dL/dy xhat (of weight)
   // Gradients of the learnt parameters. Both null: not requested.
   double* learnt_partials = nullptr;  // kinds whose parameters are the same for all neurons: workspace
-  void* learnt_sums = nullptr;        // the others: [2, C] state, a row for each parameter
+  void* learnt_sums = nullptr;        // the others: [parameters, C] state
   void* learnt_workspace = nullptr;   // for learnt_sums, as large as partials
 };
 

@@ -22,7 +22,7 @@ struct Rows {
   int64_t step = 1;
 };
 
-// The most that a neuron of neurons/registry.h has of each.
+// Room for the numbers of a neuron. The kernels of batch norm count on two learnt parameters (bn_params.h).
 constexpr int kMostStates = 2, kMostLearnt = 2, kMostExtra = 6;
 
 // Element i of a time-step belongs to channel (i / inner) % count: inner is 1 for channels_last, H * W for contiguous.

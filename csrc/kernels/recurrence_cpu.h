@@ -204,7 +204,9 @@ void backward_tile(const NeuronParams& p, const BackwardTile<Storage>& in) {
         else
           for (int n = 0; n < D::kStates; ++n) before[n] = Group<S>::read_from(tile.h[n] + (t - 1) * kTile + i);
       }
-      const Group<S> gs = tile.grad_s.group(t, i), sigma = Group<S>::read_from(tile.g + t * kTile + i);
+      const Group<S> gs = tile.grad_s.group(t, i);
+      Group<S> sigma = {};
+      if constexpr (Neuron::kSurrogate) sigma = Group<S>::read_from(tile.g + t * kTile + i);
       for (int k = 0; k < kGroup; ++k) {
         typename D::States v = {}, grads = of_vector(g, k);
         Numbers<Vector<S>, Neuron::kLearnt> grad_w;

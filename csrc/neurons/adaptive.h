@@ -48,7 +48,7 @@ struct AdaptiveLIF : Kind<AdaptiveLeaky> {
   static constexpr const char* kName = "AdaptiveLIF";
   static constexpr int kExtra = 5;
   static constexpr bool kUsesTau = true;
-  static const char* problem(const NeuronParams& p) { return p.extra[2] >= 1 ? nullptr : "tau_w must be at least 1"; }
+  static const char* problem(const NeuronParams& p) { return p.extra[2] > 0 ? nullptr : "tau_w must be above 0"; }
 };
 
 SEWSNN_END

@@ -112,10 +112,18 @@ struct EachOf<List<T...>> {
   using type = Each<T...>;
 };
 
+template <class... N>
+constexpr bool are_common(List<N...>) {
+  return ((N::kStates == 1 && N::kLearnt <= 1 && !N::kPerChannel && N::kBinary && N::kSurrogate && !N::kNonlinear &&
+           !N::kOwnThreshold) &&
+          ...);
+}
+
 // One of the neurons in Common, chosen at run time.
 template <class S>
 struct CommonNeuron {
   using Shape = LeakyMultiply<S>;  // the sizes of all of them: one state, one learnt number
+  static_assert(are_common(Common<S>()), "a neuron of the list Common is not as registry.h says");
   int chosen;
   typename EachOf<Common<S>>::type neurons;
 

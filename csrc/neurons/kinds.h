@@ -17,7 +17,7 @@ struct KindInfo {
   bool binary;       // spikes are 0 or 1
   bool surrogate;    // backward uses the surrogate
   bool uses_tau;     // tau must be at least 1
-  bool common;       // in Common: the stem has it
+  bool in_stem;      // the stem has it: its first struct is in Common
 
   const char* (*problem)(const NeuronParams&);  // see Kind
 };
@@ -26,9 +26,17 @@ template <class Kind, class K, class... Other>
 KindInfo info_of(List<K, Other...>) {
   static_assert(K::kStates <= kMostStates && Kind::kLearnt <= kMostLearnt && Kind::kExtra <= kMostExtra,
                 "a neuron has more numbers than core/params.h allows");
-  const bool common = place_of<K>(Common<float>()) < Common<float>::size;
+  // LIF shares LeakyMultiply with PLIF, and learns nothing.
+  static_assert(Kind::kLearnt == K::kLearnt || (Kind::kLearnt == 0 && !K::kPerChannel),
+                "the kind and its struct have other numbers of learnt parameters");
+  static_assert(K::kPerChannel || K::kLearnt <= 1, "only parameters that may be per channel can be several");
+  static_assert(((Other::kStates == K::kStates && Other::kPerChannel == K::kPerChannel &&
+                  Other::kBinary == K::kBinary && Other::kSurrogate == K::kSurrogate) &&
+                 ...),
+                "the structs of a kind may differ in rounding only");
+  const bool in_stem = place_of<K>(Common<float>()) < Common<float>::size;
   return {Kind::kName, K::kStates,    Kind::kLearnt,  Kind::kExtra, K::kPerChannel,
-          K::kBinary,  K::kSurrogate, Kind::kUsesTau, common,       Kind::problem};
+          K::kBinary,  K::kSurrogate, Kind::kUsesTau, in_stem,      Kind::problem};
 }
 
 template <class... K>

@@ -24,8 +24,9 @@ template <class S>
 using Surrogates = List<ATan<S>, Rectangular<S>, Constant<S>, Sigmoid<S>, PiecewiseQuadratic<S>, PiecewiseExp<S>,
                         SoftSign<S>, SuperSpike<S>, Erf<S>, UnitATan<S>>;
 
-// The structs of the most frequent kinds. Kernels with many instances (batch norm, stem) choose one of them at run time
-// and have instances of their own for every other struct.
+// The structs of the most frequent kinds: one state, at most one learnt number for the layer, spikes that are 0 or 1,
+// and the threshold of fire.h. Kernels with many instances (batch norm, stem) choose one of them at run time and have
+// instances of their own for every other struct; the stem has only these.
 template <class S>
 using Common = List<IntegrateFire<S>, LeakyDivide<S>, LeakyMultiply<S>>;
 

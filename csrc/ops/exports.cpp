@@ -27,15 +27,15 @@ __attribute__((visibility("default"))) int sewsnn_settings(char* text, int size)
 
 // Writes the kinds of neurons and the surrogates. There is a line
 // for each kind: its name, its number in the ops, the numbers of its states, learnt parameters and extra numbers, and 0
-// or 1 for each of per_channel, binary, surrogate, uses_tau and common (neurons/kinds.h). An empty line follows, then a
-// line with the name of each surrogate. Returns 0, or 1 if `text` is too small.
+// or 1 for each of per_channel, binary, surrogate, uses_tau and in_stem (neurons/kinds.h). An empty line follows, then
+// a line with the name of each surrogate. Returns 0, or 1 if `text` is too small.
 __attribute__((visibility("default"))) int sewsnn_registry(char* text, int size) {
   return sewsnn::tell(text, size, 1, [&](std::string& said) {
     std::ostringstream out;
     int place = 0;
     for (const sewsnn::KindInfo& k : sewsnn::kinds())
       out << k.name << ' ' << sewsnn::number_of_kind(place++) << ' ' << k.states << ' ' << k.learnt << ' ' << k.extra
-          << ' ' << k.per_channel << ' ' << k.binary << ' ' << k.surrogate << ' ' << k.uses_tau << ' ' << k.common
+          << ' ' << k.per_channel << ' ' << k.binary << ' ' << k.surrogate << ' ' << k.uses_tau << ' ' << k.in_stem
           << '\n';
     out << '\n';
     for (const char* const name : sewsnn::surrogates()) out << name << '\n';

@@ -89,18 +89,19 @@ LearntParams learnt_params(const MaybeTensor& leak, const Tensor& x, const Neuro
                     "leak must be one number in the dtype of the state, on the device of x");
     return {address(*leak), {}};
   }
-  const int64_t C = kind.per_channel ? channels.count : 1;
   const bool shared = leak->numel() == kind.learnt;
   STD_TORCH_CHECK(state && leak->is_contiguous() &&
-                      (shared || (leak->dim() == 2 && leak->size(0) == kind.learnt && leak->size(1) == C)),
+                      (shared || (leak->dim() == 2 && leak->size(0) == kind.learnt && leak->size(1) == channels.count)),
                   "leak must be the ", kind.learnt, " learnt parameters of ", kind.name, ", [", kind.learnt,
-                  ", 1] or [", kind.learnt, ", ", C, "], contiguous, in the dtype of the state, on the device of x");
+                  ", 1] or [", kind.learnt, ", ", channels.count,
+                  "], contiguous, in the dtype of the state, on the device of x");
   return {address(*leak), shared ? Channels{} : channels};
 }
 
 MaybeTensor learnt_gradient(bool requested, const MaybeTensor& leak, const NeuronParams& neuron, bool zero) {
   if (!requested) return {};
-  STD_TORCH_CHECK(kind_of(neuron).learnt, kind_of(neuron).name, " has no learnt parameters to derive by");
+  STD_TORCH_CHECK(kind_of(neuron).learnt, kind_of(neuron).name,
+                  " has no learnt parameters (of IF, LIF and PLIF only PLIF has a leak to derive by)");
   const std::vector<int64_t> sizes(leak->sizes().begin(), leak->sizes().end());
   if (zero) return torch::stable::new_zeros(*leak, sizes);
   std::vector<int64_t> strides(sizes.size(), 1);

@@ -56,7 +56,7 @@ PoolCall<P>::PoolCall(const PoolTensors& in, const PoolOptions& options)
     : sizes(in.z.sizes().begin(), in.z.sizes().end()) {
   STD_TORCH_CHECK(sizes.size() == 4, "z must be [N, C, H, W], got ", sizes.size(), " dimensions");
   STD_TORCH_CHECK(options.T >= 1 && options.T <= kChunk, "T must be 1 to ", kChunk, ", got ", options.T);
-  STD_TORCH_CHECK(kind_of(options.neuron).common, "bn_neuron_pool has no kernels for ", kind_of(options.neuron).name,
+  STD_TORCH_CHECK(kind_of(options.neuron).in_stem, "bn_neuron_pool has no kernels for ", kind_of(options.neuron).name,
                   "; use batch norm, neuron and max pooling after one another");
   params.neuron = checked(options.neuron);
   params.dtype = dtype_of(in.z);
@@ -151,14 +151,14 @@ void run(const Cpu&, PoolApplyCall& call) {
 }  // namespace sewsnn
 
 #define SEWSNN_NORM "Tensor? statistics, Tensor? weight, Tensor? bias, Tensor? leak, "
-#define SEWSNN_OPTIONS "float eps, int T, {neuron}"
+#define SEWSNN_POOL_OPTIONS "float eps, int T, {neuron}"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
-  sewsnn::def(m, "bn_neuron_pool_forward(Tensor z, " SEWSNN_NORM SEWSNN_OPTIONS ", bool training) -> Tensor");
-  sewsnn::def(m, "bn_neuron_pool_reduce(Tensor grad_out, Tensor z, " SEWSNN_NORM SEWSNN_OPTIONS
+  sewsnn::def(m, "bn_neuron_pool_forward(Tensor z, " SEWSNN_NORM SEWSNN_POOL_OPTIONS ", bool training) -> Tensor");
+  sewsnn::def(m, "bn_neuron_pool_reduce(Tensor grad_out, Tensor z, " SEWSNN_NORM SEWSNN_POOL_OPTIONS
                  ", bool need_leak) -> (Tensor sums, Tensor grad_leak)");
   sewsnn::def(m, "bn_neuron_pool_apply(Tensor grad_out, Tensor z, " SEWSNN_NORM
-                 "Tensor? sums, float count, " SEWSNN_OPTIONS ") -> Tensor");
+                 "Tensor? sums, float count, " SEWSNN_POOL_OPTIONS ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { sewsnn::add_stem_ops<sewsnn::Cpu>(m); }

@@ -188,8 +188,7 @@ if hasattr(theirs, "ILIFNode"):
     class ILIFNode(_Bridge, neuron.ILIFNode, theirs.ILIFNode):
         """SpikingJelly's ILIFNode, computed by sewsnn."""
 
-        def _constants(self):
-            counts = surrogates.numbers_of(self.surrogate_function)  # D and the window
-            return {"v_threshold": self.v_threshold, "tau": self.tau, "extra": (*counts, 1)}
+        def _extra(self):
+            return *surrogates.numbers_of(self.surrogate_function), 1  # D and the window
 
     CLASSES[theirs.ILIFNode] = ILIFNode

@@ -40,7 +40,7 @@ def train(
     if not may_skip_calls(norm, node):
         return None
     spec, device = node.__dict__.get("_spec") or node.spec(), z_seq.device
-    if node.backend == "torch" or spec.missing or getattr(spec.surrogate, "kind", None) is None:
+    if node.backend == "torch" or spec.missing:
         return None
     if device not in _devices:
         if device.type == "meta" or not node.runs_native(device):

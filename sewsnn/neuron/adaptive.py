@@ -89,9 +89,6 @@ class AdaptiveLIFNode(
         self.a = a
         self.b = b
 
-    def _constants(self):
-        return super()._constants() | {"tau": self.tau, "extra": (self.v_rest, self.w_rest, self.tau_w, self.a, self.b)}
-
     def extra_repr(self):
         names = ("tau", *AdaptiveLIF.extra)
         return ", ".join([*(f"{name}={getattr(self, name)}" for name in names), super().extra_repr()])

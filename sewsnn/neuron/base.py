@@ -169,10 +169,15 @@ class BaseNode(StatefulNode):
 
     def _constants(self) -> dict:
         """The other numbers of the :class:`NeuronSpec` that are not learnt."""
-        return {"v_threshold": self.v_threshold}
+        constants = {"v_threshold": self.v_threshold, "extra": self._extra()}
+        return constants | {"tau": self.tau} if NEURONS[self.kind].uses_tau else constants
+
+    def _extra(self) -> tuple:
+        """The kind's further numbers: settings of the same names."""
+        return tuple(getattr(self, name) for name in NEURONS[self.kind].extra)
 
     def _at_rest(self):
-        return NEURONS[self.kind](self.spec(), None, 0).at_rest()
+        return NEURONS[self.kind](self.spec(), self.learnt_parameters(torch.float64), dims=2).at_rest()
 
     def learnt_parameters(self, state: torch.dtype) -> Tensor | None:
         """The learnt parameters as the ops take them; None: the node has none.

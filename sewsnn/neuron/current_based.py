@@ -71,8 +71,5 @@ class CUBALIFNode(BaseNode, settings={"c_decay": settings.number, "v_decay": set
         self.c_decay = c_decay
         self.v_decay = v_decay
 
-    def _constants(self):
-        return super()._constants() | {"extra": (self.c_decay, self.v_decay)}
-
     def extra_repr(self):
         return f"c_decay={self.c_decay}, v_decay={self.v_decay}, {super().extra_repr()}"

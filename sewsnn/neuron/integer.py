@@ -92,10 +92,10 @@ class ILIFNode(BaseNode, settings=_SETTINGS):
         self.tau = tau
         self.normalize = normalize
 
-    def _constants(self):
+    def _extra(self):
         D = self.surrogate_function.max_spike_count
         window = self.surrogate_function.grad_window
-        return super()._constants() | {"tau": self.tau, "extra": (D, *window, D if self.normalize else 1)}
+        return D, *window, D if self.normalize else 1
 
     def extra_repr(self):
         return f"tau={self.tau:.4g}, normalize={self.normalize}, {super().extra_repr()}"

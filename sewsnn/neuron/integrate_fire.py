@@ -107,8 +107,5 @@ class QIFNode(BaseNode, settings={"v_c": settings.number, "a0": settings.number,
         self.a0 = a0
         self.v_rest = v_rest
 
-    def _constants(self):
-        return super()._constants() | {"tau": self.tau, "extra": (self.v_c, self.a0, self.v_rest)}
-
     def extra_repr(self):
         return f"tau={self.tau}, v_c={self.v_c}, a0={self.a0}, v_rest={self.v_rest}, {super().extra_repr()}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from sewsnn.ops.load import check_backend
-from sewsnn.ops.spec import check_number, check_tau
+from sewsnn.ops.spec import check_number, check_tau, flag
 from sewsnn.spike_count import MultiLevelSpikeCount
 
 Check = Callable[[str, object], object]  # from a setting's name and value to the value that the node keeps
@@ -31,13 +31,6 @@ def tau(name: str, value) -> float:
     """A time constant of at least 1 time-step."""
     check_tau(value, name)
     return number(name, value)
-
-
-def flag(name: str, value) -> bool:
-    """True or False."""
-    if not isinstance(value, bool | numbers.Integral) or value not in (0, 1):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
 
 
 def channels(name: str, value) -> int | None:
@@ -73,7 +66,7 @@ def surrogate(name: str, value):
     return value
 
 
-#: the settings of every node
+#: the settings that several nodes have
 SETTINGS: dict[str, Check] = {
     "step_mode": one_of("m", "s"),
     "backend": lambda name, value: check_backend(value),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sewsnn.ops.neuron import V_FINAL, V_NONE, checkpoint_count, dense_strides, empty_state, states_of
-from sewsnn.ops.options import AND, COUNT, IAND, NO_NEURON, from_numbers
+from sewsnn.ops.options import ADD_BEFORE, AND, COUNT, IAND, NO_NEURON, NONE, from_numbers
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.registry import BY_NUMBER
 from sewsnn.ops.shapes import check_kinds, check_operands, check_size
@@ -40,11 +40,11 @@ def _split(rest: tuple, count: int) -> tuple[int, int, tuple]:
 
 def _forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
     T, kind, (v_mode, needs_grad, pack, _) = _split(rest, 4)
-    if pack and not (kind != NO_NEURON and BY_NUMBER[kind].binary):
-        raise RuntimeError("only the spikes of a neuron, 0 or 1, can be packed")
     check_operands(z, shortcut, statistics, weight, bias, leak, T=T)
     seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
     steps, M, states = seq.shape[0], math.prod(seq.shape[1:]), states_of(kind)
+    if pack and not (kind != NO_NEURON and BY_NUMBER[kind].binary and rest[1] in (NONE, ADD_BEFORE) and M % 8 == 0):
+        raise RuntimeError("only the spikes of a neuron, 0 or 1, can be packed, 8 to a byte")
     kept = states * checkpoint_count(steps) * M if needs_grad else 0
     return (
         z.new_empty_strided(seq.shape, dense_strides(seq)),

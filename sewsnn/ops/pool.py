@@ -22,7 +22,7 @@ MAX_T = CHUNK  # most time-steps that one pass can hold
 
 def has(spec: NeuronSpec) -> bool:
     """Returns whether the ops of the stem have this neuron."""
-    return KINDS[spec.kind].common
+    return KINDS[spec.kind].in_stem
 
 
 def bn_neuron_pool(
@@ -116,7 +116,7 @@ def _backward(ctx, grad_out):
 
 
 def _is_channels_last(z: Tensor) -> bool:
-    """Returns whether z is channels_last and not contiguous. ``lies`` in csrc/ops/pool.cpp decides the same."""
+    """Returns whether z is channels_last and not contiguous. ``lies`` in csrc/ops/stem.cpp decides the same."""
     return not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -130,7 +130,7 @@ def _like(z: Tensor, sizes: list[int]) -> Tensor:
 
 def _check_kind(arguments: tuple) -> None:
     info = BY_NUMBER.get(arguments[0])
-    if info is not None and not info.common:
+    if info is not None and not info.in_stem:
         raise RuntimeError(f"bn_neuron_pool has no kernels for neuron kind {arguments[0]}")
     check_kinds(arguments)
 

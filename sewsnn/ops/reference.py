@@ -48,13 +48,13 @@ class IF:
     def __init__(self, spec, learnt: Tensor | None, dims: int):
         self.spec = spec
         self.threshold = spec.v_threshold
-        self.v_rest = 0.0 if spec.v_reset is None else spec.v_reset
+        self.v_start = 0.0 if spec.v_reset is None else spec.v_reset
         for name, number in zip(self.extra, spec.extra, strict=True):
             setattr(self, name, number)
 
     def at_rest(self) -> tuple[float, ...]:
         """The states of a neuron at rest."""
-        return (self.v_rest,)
+        return (self.v_start,)
 
     def charge(self, x: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         """The states after the input x."""
@@ -84,8 +84,8 @@ class IF:
 class LIF(IF):
     """Leaky integrate-and-fire.
 
-        h = v + (x - (v - v_rest)) / tau       decay_input
-        h = v - (v - v_rest) / tau + x         otherwise; v_rest is v_reset, or 0 with soft reset
+        h = v + (x - (v - v_start)) / tau       decay_input
+        h = v - (v - v_start) / tau + x         otherwise; v_start is v_reset, or 0 with soft reset
 
     Source: supplement, A.1.
     """
@@ -96,10 +96,10 @@ class LIF(IF):
         return x / self.spec.tau
 
     def charge(self, x, v):
-        above_rest = v - self.v_rest
+        above_start = v - self.v_start
         if self.spec.decay_input:
-            return (v + self.leaked(x - above_rest),)
-        return (v - self.leaked(above_rest) + x,)
+            return (v + self.leaked(x - above_start),)
+        return (v - self.leaked(above_start) + x,)
 
 
 class PLIF(LIF):
@@ -150,7 +150,7 @@ class CUBALIF(IF):
     extra = ("c_decay", "v_decay")
 
     def at_rest(self):
-        return self.v_rest, 0.0
+        return self.v_start, 0.0
 
     def charge(self, x, v, c):
         c = c * self.c_decay + x
@@ -177,7 +177,7 @@ class AdaptiveLIF(IF):
     uses_tau = True
 
     def at_rest(self):
-        return 0.0 if self.spec.v_reset is None else self.spec.v_reset, self.w_rest
+        return self.v_start, self.w_rest
 
     def charge(self, x, v, w):
         h = v + ((x - (v - self.v_rest)) - w) / self.spec.tau
@@ -227,9 +227,6 @@ class QIF(IF):
 
     extra = ("v_c", "a0", "v_rest")
     uses_tau = True
-
-    def at_rest(self):
-        return (0.0 if self.spec.v_reset is None else self.spec.v_reset,)
 
     def charge(self, x, v):
         return (v + (x + self.a0 * (v - self.v_rest) * (v - self.v_c)) / self.spec.tau,)

@@ -20,7 +20,7 @@ class KindInfo(NamedTuple):
         binary: spikes are 0 or 1.
         surrogate: backward uses the surrogate.
         uses_tau: tau must be at least 1.
-        common: the stem has this kind, too.
+        in_stem: the stem has this kind, too.
     """
 
     number: int
@@ -31,7 +31,7 @@ class KindInfo(NamedTuple):
     binary: bool
     surrogate: bool
     uses_tau: bool
-    common: bool
+    in_stem: bool
 
 
 def _read() -> tuple[dict[str, KindInfo], dict[str, int]]:

@@ -25,6 +25,13 @@ def check_number(name: str, value) -> None:
         raise ValueError(f"{name} must be finite, got {value}")
 
 
+def flag(name: str, value) -> bool:
+    """Returns a choice as a bool; raises TypeError unless it is True, False, 1 or 0."""
+    if not isinstance(value, bool | numbers.Integral) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def check_tau(tau, name: str = "tau") -> None:
     """Raises TypeError or ValueError unless the time constant ``tau`` is a finite number of at least 1."""
     check_number(name, tau)
@@ -96,6 +103,7 @@ class NeuronSpec:
             tau = _checked("tau", self.tau)
             if tau < 1:
                 check_tau(self.tau)
+        decay_input, detach_reset = flag("decay_input", self.decay_input), flag("detach_reset", self.detach_reset)
         extra = tuple(_checked(name, number) for name, number in zip(model.extra, self.extra, strict=True))
         missing, arguments, form = None, None, getattr(surrogate, "kind", None)
         if self.kind not in KINDS:
@@ -105,11 +113,13 @@ class NeuronSpec:
         else:
             fire = (form, surrogate.parameter) if model.surrogate else (0, 1.0)
             number = KINDS[self.kind].number
-            arguments = (number, tau, self.decay_input, v_threshold, v_reset, *fire, self.detach_reset)
+            arguments = (number, tau, decay_input, v_threshold, v_reset, *fire, detach_reset)
         for name, value in (
             ("tau", tau),
             ("v_threshold", v_threshold),
             ("v_reset", v_reset),
+            ("decay_input", decay_input),
+            ("detach_reset", detach_reset),
             ("extra", extra),
             ("missing", missing),
             ("arguments", arguments),

@@ -50,7 +50,7 @@ class Counter:
 
         try:
             return [(machine_code.title(row), row.get("N", 1)) for row in machine_code.described(names)]
-        except SystemExit:  # a kernel with other template parameters than benchmarks/machine_code.py knows
+        except SystemExit:  # a kernel with other template parameters than benchmarks/machine_code knows
             return [(machine_code.run("c++filt", "-p", text=name).stdout.strip(), None) for name in names]
 
     def case(self, kernel, T, call, elements=None, every=1, **more):
