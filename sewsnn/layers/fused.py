@@ -162,7 +162,8 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
         update_running(norm, n)
     if planned.store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
-        output = quick.with_potential(output, neuron)
+        if neuron.state_names != ("v",):
+            output = quick.with_potential(output)
     return output
 
 

@@ -55,10 +55,11 @@ def train(
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:
         node._keep_final_v(output.v)
-        output = with_potential(output, node)
+        if node.state_names != ("v",):
+            output = with_potential(output)
     return output
 
 
-def with_potential(output: native.Output, node: neuron.BaseNode) -> native.Output:
-    """The output with the membrane potential as ``v``: the op returns all states of a neuron, and it is the first."""
-    return output if len(node.state_names) == 1 else output._replace(v=output.v[0])
+def with_potential(output: native.Output) -> native.Output:
+    """The output with the membrane potential as ``v``, where the op returns several states: it is the first of them."""
+    return output._replace(v=output.v[0])

@@ -5,9 +5,10 @@ it is or in one of two forms: :attr:`NeuronSpec.arguments`, in the order of the 
 (csrc/core/neuron_numbers.h), and :attr:`NeuronSpec.numbers`, for the ops that take one list of numbers.
 """
 
+import functools
 import math
 import numbers
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -27,7 +28,9 @@ def check_number(name: str, value) -> None:
 
 def flag(name: str, value) -> bool:
     """Returns a choice as a bool; raises TypeError unless it is True, False, 1 or 0."""
-    if not isinstance(value, bool | numbers.Integral) or value not in (0, 1):
+    if value is True or value is False:
+        return value
+    if not isinstance(value, numbers.Integral) or value not in (0, 1):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
@@ -46,6 +49,29 @@ def constant(value) -> float:
     the symbol a constant, so torch.compile makes one graph for each value.
     """
     return float(f"{value!r}") if torch.compiler.is_compiling() else float(value)
+
+
+def _number(name: str, value) -> float:
+    if type(value) is float and -math.inf < value < math.inf and not torch.compiler.is_compiling():
+        return value
+    check_number(name, value)
+    return constant(value)
+
+
+def _number_or_none(name: str, value) -> float | None:
+    return None if value is None else _number(name, value)
+
+
+def _tau(name: str, value) -> float:
+    number = _number(name, value)
+    if number < 1:
+        check_tau(value, name)
+    return number
+
+
+def _setting(default, check):
+    """A field of a dataclass with its check, a function of its name and value."""
+    return field(default=default, metadata={"check": check})
 
 
 @dataclass(frozen=True)
@@ -69,11 +95,11 @@ class NeuronSpec:
 
     kind: str
     surrogate: object
-    tau: float = 2.0
-    decay_input: bool = True
-    v_threshold: float = 1.0
-    v_reset: float | None = 0.0
-    detach_reset: bool = True
+    tau: float = _setting(2.0, _tau)
+    decay_input: bool = _setting(True, flag)
+    v_threshold: float = _setting(1.0, _number)
+    v_reset: float | None = _setting(0.0, _number_or_none)
+    detach_reset: bool = _setting(True, flag)
     extra: tuple[float, ...] = ()
     #: why the compiled library cannot compute this neuron with a surrogate of its own; None if it can
     missing: str | None = field(init=False, repr=False, compare=False)
@@ -96,15 +122,15 @@ class NeuronSpec:
                 f"surrogate_function must be one of sewsnn.surrogate, or callable on h - v_threshold, "
                 f"got {type(surrogate).__name__}"
             )
-        v_threshold = _checked("v_threshold", self.v_threshold)
-        v_reset = None if self.v_reset is None else _checked("v_reset", self.v_reset)
-        tau = 2.0
-        if model.uses_tau:
-            tau = _checked("tau", self.tau)
-            if tau < 1:
-                check_tau(self.tau)
-        decay_input, detach_reset = flag("decay_input", self.decay_input), flag("detach_reset", self.detach_reset)
-        extra = tuple(_checked(name, number) for name, number in zip(model.extra, self.extra, strict=True))
+        keep = functools.partial(object.__setattr__, self)
+        if not model.uses_tau:
+            keep("tau", 2.0)
+        for name, check in _CHECKS:
+            given = self.__dict__[name]
+            checked = check(name, given)
+            if checked is not given:
+                keep(name, checked)
+        extra = tuple(_number(name, number) for name, number in zip(model.extra, self.extra, strict=True))
         missing, arguments, form = None, None, getattr(surrogate, "kind", None)
         if self.kind not in KINDS:
             missing = f"the compiled library has no neuron {self.kind}"
@@ -112,29 +138,16 @@ class NeuronSpec:
             missing = f"{type(surrogate).__name__} has no compiled form for the neuron {self.kind}"
         else:
             fire = (form, surrogate.parameter) if model.surrogate else (0, 1.0)
-            number = KINDS[self.kind].number
-            arguments = (number, tau, decay_input, v_threshold, v_reset, *fire, detach_reset)
-        for name, value in (
-            ("tau", tau),
-            ("v_threshold", v_threshold),
-            ("v_reset", v_reset),
-            ("decay_input", decay_input),
-            ("detach_reset", detach_reset),
-            ("extra", extra),
-            ("missing", missing),
-            ("arguments", arguments),
-            ("tail", (list(extra),) if extra else ()),
-            ("numbers", None if arguments is None else numbers_of(arguments, extra)),
-        ):
-            object.__setattr__(self, name, value)
+            settings = (self.tau, self.decay_input, self.v_threshold, self.v_reset)
+            arguments = (KINDS[self.kind].number, *settings, *fire, self.detach_reset)
+        keep("extra", extra)
+        keep("missing", missing)
+        keep("arguments", arguments)
+        keep("tail", (list(extra),) if extra else ())
+        keep("numbers", None if arguments is None else numbers_of(arguments, extra))
 
 
-def _checked(name: str, value) -> float:
-    if type(value) is float and -math.inf < value < math.inf and not torch.compiler.is_compiling():
-        return value
-    check_number(name, value)
-    return constant(value)
-
+_CHECKS = tuple((item.name, item.metadata["check"]) for item in fields(NeuronSpec) if item.metadata)
 
 #: the arguments of the ops for batch norm without a neuron
 NOTHING = (NO_NEURON, 2.0, True, 1.0, 0.0, 0, 2.0, True)
