@@ -72,7 +72,10 @@ class MultiLevelSpikeCount:
             raise TypeError(f"max_spike_count must be an int, got {type(max_spike_count).__name__}")
         if not 1 <= max_spike_count <= MOST:
             raise ValueError(f"max_spike_count must be at least 1 and at most {MOST}, got {max_spike_count}")
-        lower, upper = (0, max_spike_count) if grad_window is None else grad_window
+        window = (0, max_spike_count) if grad_window is None else grad_window
+        if not isinstance(window, tuple | list) or len(window) != 2:
+            raise TypeError(f"grad_window must be (lower, upper) or None, got {window!r}")
+        lower, upper = window
         check_number("grad_window[0]", lower)
         check_number("grad_window[1]", upper)
         if lower > upper:

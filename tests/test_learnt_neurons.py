@@ -118,6 +118,9 @@ def test_settings_read_the_parameters(name):
     assert "v_threshold=" in repr(node) and "channels=3" in repr(channels)
     with pytest.raises(AttributeError):  # the parameters have this many numbers
         channels.channels = 4
+    for parameter in names:
+        with pytest.raises(AttributeError, match=f"{learnt[parameter][0]} is learnt and cannot be deleted"):
+            delattr(node, learnt[parameter][0])
 
 
 @every_kind

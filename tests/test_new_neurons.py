@@ -164,3 +164,20 @@ def test_the_same_bits_for_any_number_of_threads(name, device):
         torch.set_num_threads(threads)
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: neuron.LIFNode(v_threshold=1e39), ValueError, "v_threshold must be finite in float32"),
+        (lambda: neuron.LIFNode(v_threshold=1e39, learn_threshold=True), ValueError, "v_threshold must be finite in"),
+        (lambda: neuron.IFNode(v_reset=-1e39), ValueError, "v_reset must be finite in float32"),
+        (lambda: neuron.ILIFNode(v_threshold=1e-300), ValueError, "v_threshold must be above 0"),
+        (lambda: surrogate.MultiLevelSpikeCount(4, (1,)), TypeError, "grad_window must be"),
+        (lambda: surrogate.MultiLevelSpikeCount(4, 3), TypeError, "grad_window must be"),
+        (lambda: setattr(neuron.AdaptiveLIFNode(), "w", torch.nn.Parameter(torch.ones(3))), TypeError, "w is a state"),
+    ],
+)
+def test_wrong_numbers_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

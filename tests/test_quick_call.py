@@ -91,6 +91,13 @@ def test_the_same_bits_as_the_general_path(device, calls, monkeypatch, node, con
         assert mine is None or torch.equal(mine, general)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_wrong_number_of_channels_is_refused(device, channels):
+    layer = block(neuron.LIFNode(learn_threshold=True, channels=channels)).to(device)
+    with pytest.raises(ValueError, match=f"channels={channels}"):
+        layer(inputs(device)[0])
+
+
 class Derived(neuron.IFNode):
     pass
 

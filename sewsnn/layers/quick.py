@@ -50,7 +50,11 @@ def train(
     weight, bias, running = for_one_call(norm, state) or (None, None, None)
     if weight is None or running is None or weight.numel() != norm.num_features:
         return None
-    leak, store_v = node.learnt_parameters(state) if NEURONS[spec.kind].learnt else None, node.store_v
+    leak, store_v, model = None, node.store_v, NEURONS[spec.kind]
+    if model.learnt:
+        if model.per_channel and z_seq.dim() > 2:  # the op takes one channel's parameters for those of a layer
+            node.check_channels("z_seq", z_seq.shape, 2)
+        leak = node.learnt_parameters(state)
     numbers = (norm.eps, connection.number, 0, *spec.numbers)
     output = native.bn_neuron_train(z_seq, shortcut, weight, bias, leak, running, numbers, store_v, False, return_skip)
     if store_v:

@@ -95,6 +95,8 @@ class BaseNode(StatefulNode):
         if check is not None:
             value = check(name, value)
             super().__setattr__("_spec", None)  # made again by the next call
+        elif name in self.state_names and isinstance(value, nn.Parameter):
+            raise TypeError(f"{name} is a state of {type(self).__name__}: it must be a tensor or None, got a Parameter")
         super().__setattr__(name, value)
         if name in self.state_names and not torch.compiler.is_compiling():
             self._note_given(name)

@@ -60,6 +60,12 @@ class _Leaky(BaseNode):
             )
         self.__dict__[name] = value
 
+    def _delete(self, name: str, parameter: str, learns: bool) -> None:
+        if learns:
+            raise AttributeError(f"{name} is learnt and cannot be deleted: it is the parameter {parameter}")
+        self._plain(name)
+        del self.__dict__[name]
+
     @property
     def tau(self) -> float | Tensor:
         """The membrane time constant in time-steps. If it is learnt: the present ``1 / sigmoid(w)``, a float or with
@@ -72,7 +78,7 @@ class _Leaky(BaseNode):
 
     @tau.deleter
     def tau(self) -> None:
-        del self.__dict__["tau"]
+        self._delete("tau", "w", self._learns_tau)
 
     @property
     def v_threshold(self) -> float | Tensor:
@@ -86,7 +92,7 @@ class _Leaky(BaseNode):
 
     @v_threshold.deleter
     def v_threshold(self) -> None:
-        del self.__dict__["v_threshold"]
+        self._delete("v_threshold", "threshold", self._learns_threshold)
 
     @property
     def kind(self) -> str:

@@ -20,10 +20,10 @@ def number(name: str, value) -> float:
 
 
 def positive(name: str, value) -> float:
-    """A finite number above 0."""
+    """A finite number above 0, also in float32."""
     check_number(name, value)
-    if value <= 0:
-        raise ValueError(f"{name} must be above 0, got {value}")
+    if value < 2.0**-149:
+        raise ValueError(f"{name} must be above 0, got {value}{', which float32 rounds to 0' if value > 0 else ''}")
     return number(name, value)
 
 

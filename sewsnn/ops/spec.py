@@ -16,14 +16,15 @@ from sewsnn.ops.reference import NEURONS
 from sewsnn.ops.registry import KINDS
 
 NO_NEURON = -1  # the kind of batch norm without a neuron
+_MOST = (2 - 2**-23) * 2.0**127  # the largest number of float32
 
 
 def check_number(name: str, value) -> None:
-    """Raises TypeError or ValueError unless ``value`` is a finite number."""
+    """Raises TypeError or ValueError unless ``value`` is a finite number, also in float32."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not abs(value) < math.inf:
-        raise ValueError(f"{name} must be finite, got {value}")
+    if not abs(value) <= _MOST:
+        raise ValueError(f"{name} must be finite{' in float32' if abs(value) < math.inf else ''}, got {value}")
 
 
 def flag(name: str, value) -> bool:
@@ -52,7 +53,7 @@ def constant(value) -> float:
 
 
 def _number(name: str, value) -> float:
-    if type(value) is float and -math.inf < value < math.inf and not torch.compiler.is_compiling():
+    if type(value) is float and -_MOST <= value <= _MOST and not torch.compiler.is_compiling():
         return value
     check_number(name, value)
     return constant(value)
