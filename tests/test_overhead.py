@@ -39,7 +39,7 @@ def calls_of(function) -> int:
 
 def test_a_call_does_little_work_in_python():
     """Other programs change the time of a call, but not the number of functions that it calls. Measured beyond those of
-    torch.relu (Python 3.11, torch 2.13): 40 to 53 without gradients, 70 to 83 forward + backward."""
+    torch.relu (Python 3.11, torch 2.13): 44 to 57 without gradients, 71 to 85 forward + backward."""
     counts = {key: calls_of(call) for key, call in cases("cpu").items()}
     for case in ("forward", "forward_backward"):
         del counts[case, BLOCK], counts[case, MODULES]
@@ -56,7 +56,7 @@ def test_a_block_is_compared_with_the_modules_of_torch():
 
 
 def test_a_block_does_little_work_in_python():
-    """Functions called beyond those of torch: 22 forward, 31 forward + backward (Python 3.11, torch 2.13)."""
+    """Functions called beyond those of torch: 26 forward, 36 forward + backward (Python 3.11, torch 2.13)."""
     counts = {key: calls_of(call) for key, call in block_cases("cpu").items()}
     for case, limit in {"forward": 27, "forward_backward": 37}.items():
         assert counts[case, BLOCK] <= counts[case, MODULES] + limit, (case, counts)
