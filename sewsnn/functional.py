@@ -30,6 +30,7 @@ def if_multistep(
     surrogate_function=_ATAN,
     detach_reset: bool = True,
     store_v_seq: bool = False,
+    T: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Integrate-and-fire neuron over all T time-steps.
@@ -47,6 +48,9 @@ def if_multistep(
         surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default ``ATan(2.0)``.
         detach_reset: treat the spike inside the reset as a constant in backward. Default True.
         store_v_seq: return the membrane potential of every time-step instead of the last one. Default False.
+        T: number of time-steps in the first dimension of a merged batch ``[T * N, ...]``, in which all samples of the
+            first time-step come first. ``s_seq`` and ``v_seq`` are then merged as well. Nothing is copied. Default
+            None: x_seq has a time axis.
         backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
             kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
 
@@ -73,7 +77,7 @@ def if_multistep(
         detach_reset=detach_reset,
     )
     v_mode = native.V_SEQUENCE if store_v_seq else native.V_FINAL
-    return multistep(x_seq, v, spec, None, v_mode=v_mode, backend=backend)
+    return multistep(x_seq, v, spec, None, v_mode=v_mode, backend=backend, T=T)
 
 
 def lif_multistep(
@@ -87,6 +91,7 @@ def lif_multistep(
     surrogate_function=_ATAN,
     detach_reset: bool = True,
     store_v_seq: bool = False,
+    T: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Leaky integrate-and-fire neuron over all T time-steps.
@@ -108,6 +113,9 @@ def lif_multistep(
         surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default ``ATan(2.0)``.
         detach_reset: treat the spike inside the reset as a constant in backward. Default True.
         store_v_seq: return the membrane potential of every time-step instead of the last one. Default False.
+        T: number of time-steps in the first dimension of a merged batch ``[T * N, ...]``, in which all samples of the
+            first time-step come first. ``s_seq`` and ``v_seq`` are then merged as well. Nothing is copied. Default
+            None: x_seq has a time axis.
         backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
             kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
 
@@ -136,7 +144,7 @@ def lif_multistep(
         detach_reset=detach_reset,
     )
     v_mode = native.V_SEQUENCE if store_v_seq else native.V_FINAL
-    return multistep(x_seq, v, spec, None, v_mode=v_mode, backend=backend)
+    return multistep(x_seq, v, spec, None, v_mode=v_mode, backend=backend, T=T)
 
 
 def plif_multistep(
@@ -150,6 +158,7 @@ def plif_multistep(
     surrogate_function=_ATAN,
     detach_reset: bool = True,
     store_v_seq: bool = False,
+    T: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Parametric LIF neuron over all T time-steps: a LIF neuron with a learnt leak, ``1 / tau = sigmoid(w)``.
@@ -172,6 +181,9 @@ def plif_multistep(
         surrogate_function: derivative of the spike in backward, one of :mod:`sewsnn.surrogate`. Default ``ATan(2.0)``.
         detach_reset: treat the spike inside the reset as a constant in backward. Default True.
         store_v_seq: return the membrane potential of every time-step instead of the last one. Default False.
+        T: number of time-steps in the first dimension of a merged batch ``[T * N, ...]``, in which all samples of the
+            first time-step come first. ``s_seq`` and ``v_seq`` are then merged as well. Nothing is copied. Default
+            None: x_seq has a time axis.
         backend: ``"auto"`` (default; the compiled kernels where they can run, else torch), ``"native"`` (the compiled
             kernels), or ``"torch"`` (the reference). ``"cupy"`` always raises ``BackendError`` in this version.
 
@@ -202,7 +214,7 @@ def plif_multistep(
     checks.check_w(w, x_seq)
     leak = w.to(reference.state_dtype(x_seq.dtype)).reshape(()).sigmoid()
     v_mode = native.V_SEQUENCE if store_v_seq else native.V_FINAL
-    return multistep(x_seq, v, spec, leak, v_mode=v_mode, backend=backend)
+    return multistep(x_seq, v, spec, leak, v_mode=v_mode, backend=backend, T=T)
 
 
 def reset_net(module: nn.Module) -> None:
@@ -251,6 +263,7 @@ def multistep(
     *,
     v_mode: int,
     backend: str,
+    T: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Runs any neuron; the nodes and the three functions above all call it.
 
@@ -265,6 +278,8 @@ def multistep(
             LearntLIF (then x_seq is ``[T, N, C, ...]``). Default None.
         v_mode: which state to return: ``V_NONE``, ``V_FINAL`` or ``V_SEQUENCE`` of :mod:`sewsnn.ops.neuron`.
         backend: ``"auto"``, ``"native"`` or ``"torch"``; ``"cupy"`` always raises in this version.
+        T: number of time-steps of a merged batch: x_seq, s_seq and the states of all time-steps are ``[T * N, ...]``.
+            Default None.
 
     Returns:
         ``(s_seq, state)``: spikes ``[T, ...]`` in the dtype of x_seq, and None, the last state (``[...]`` or
@@ -277,6 +292,12 @@ def multistep(
     """
     model = reference.NEURONS[spec.kind]
     states = len(model.states)
+    if T is not None:
+        x_seq = checks.split("x_seq", x_seq, T)
+        s_seq, state = multistep(x_seq, state, spec, learnt, v_mode=v_mode, backend=backend)
+        if v_mode == native.V_SEQUENCE:
+            state = state.flatten(0, 1) if states == 1 else state.flatten(1, 2)
+        return s_seq.flatten(0, 1), state
     checks.check_input(x_seq)
     checks.check_v(state, x_seq, ", ".join(model.states), states)
     if learnt is not None and learnt.device != x_seq.device:

@@ -11,8 +11,12 @@ namespace sewsnn {
 
 static_assert(kMostLearnt == 2, "the kernels of batch norm sum the gradients of two learnt parameters over a channel");
 
-// g is the connection of the main paper's Table 1. AddBefore is the order of Spiking ResNet: out = SN(y + S).
-enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4 };
+// g is the connection of the main paper's Table 1. AddBefore is the order of Spiking ResNet: out = SN(y + S). Sum is
+// the membrane shortcut: u = y + S, rounded to the storage type, is a second result, and out = SN(u).
+enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4, Sum = 5 };
+
+// Whether the shortcut is added before the neuron.
+constexpr bool adds_before(Connect connect) { return connect == Connect::AddBefore || connect == Connect::Sum; }
 
 // All arrays are [C], in the state's type.
 struct Norm {
@@ -53,6 +57,7 @@ struct BnParams {
 
 struct BnForwardParams : BnParams {
   void* out = nullptr;          // [T, M] storage, dense
+  void* sum = nullptr;          // [T, M] storage, dense: u; only with Connect::Sum
   void* v = nullptr;            // [states, M] state; null: not requested
   void* checkpoints = nullptr;  // [states, checkpoint_count(T), M] state; null: no backward will follow
   void* bits = nullptr;         // [T, M / 8]: spike i of a row is bit i % 8 of byte i / 8; null: not requested
@@ -66,9 +71,11 @@ struct BnBackwardParams : BnParams {
   Rows grad_out;                      // [T, M] storage
 };
 
+// With Connect::Sum, `shortcut` is u, and reduce writes dL/du, which is dL/dS and dL/dy. It leaves nothing of the
+// neuron to apply, which then runs without a neuron on dL/du.
 struct BnReduceParams : BnBackwardParams {
-  Rows grad_skip;                // second gradient of the same output, which is added; data null: none
-  void* grad_sum = nullptr;      // [T, M] storage: grad_out + grad_skip; null without grad_skip
+  Rows grad_skip;                // second gradient of the same output, or of u, which is added; data null: none
+  void* grad_sum = nullptr;      // [T, M] storage: grad_out + grad_skip, or dL/du; else null
   void* partials = nullptr;      // workspace
   unsigned* counters = nullptr;  // as in BnStatisticsParams
   void* sums = nullptr;          // [2, C] state: sum of dL/dy (gradient of bias), of dL/dy xhat (of weight)

@@ -51,7 +51,7 @@ struct ChunkInputs {
   template <class P>
   __device__ __forceinline__ void add_gradients(const P& p, int64_t start, int64_t i) {
     if constexpr (Two) {
-      if (!p.grad_skip.data) return;
+      if (!p.grad_skip.data || p.connect == Connect::Sum) return;
       const int steps = steps_of<K>(p.T, start);
       Cursor<Storage, N> sum_at(p.grad_sum, p.M, start, i);
       SEWSNN_UNROLL
@@ -64,6 +64,23 @@ struct ChunkInputs {
         grad_out[k].store(sum_at);
         sum_at.move(1);
       }
+    }
+  }
+
+  // Connect::Sum: adds the other gradient of u, if there is one, to dL/dy of time-step k, rounds the sum, and stores
+  // it.
+  template <class P>
+  __device__ __forceinline__ void store_sum(const P& p, int64_t start, int k, int64_t i,
+                                            Pack<State<Storage>, N>& grad_y) {
+    if constexpr (Two) {
+      if (p.grad_skip.data) {
+        SEWSNN_UNROLL
+        for (int j = 0; j < N; ++j) grad_y.at[j] += grad_skip[k].number(j);
+      }
+      const auto rounded = Words<Storage, N>::of(grad_y);
+      rounded.store(Cursor<Storage, N>(p.grad_sum, p.M, start + k, i));
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) grad_y.at[j] = rounded.number(j);
     }
   }
 };
@@ -117,11 +134,12 @@ __device__ __forceinline__ void chunk_with(const P& p, const Options<Neurons, St
   constexpr int States = Shape::kStates;
   constexpr int G = sizeof(S) == 8 ? 1 : 2;  // time-steps that have their sigma' in registers at the same time
   const FireReset<S>& fire = o.fire;
-  const bool before = p.connect == Connect::AddBefore;
-  const bool gated = Shortcut && !before && (!Optional || p.shortcut.data);  // And, Iand
+  const bool before = p.connect == Connect::AddBefore, sum = Shortcut && Two && p.connect == Connect::Sum;
+  const bool gated = Shortcut && !before && !sum && (!Optional || p.shortcut.data);  // And, Iand
   const int steps = steps_of<K>(p.T, start);
   const auto exists = [&](int k) { return Together == K || k / Together * Together < steps; };
   const auto input = [&](int k, int j) {
+    if (sum) return in.shortcut[Shortcut ? k : 0].number(j);  // u, which forward has stored
     const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(in.z[k].number(j));
     return Shortcut && before ? y + in.shortcut[Shortcut ? k : 0].number(j) : y;
   };
@@ -178,6 +196,14 @@ __device__ __forceinline__ void chunk_with(const P& p, const Options<Neurons, St
         if constexpr (Shape::kPerChannel) run(grad_learnt.own);
         else run(shared);
       });
+    }
+    if constexpr (Shortcut && Two) {
+      if (sum) {
+        SEWSNN_UNROLL
+        for (int k = 0; k < G; ++k) {
+          if (exists(group + k)) in.store_sum(p, start, group + k, i, grad[k]);
+        }
+      }
     }
     SEWSNN_UNROLL
     for (int k = G - 1; k >= 0; --k) {

@@ -83,7 +83,7 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
   const Recurrence<S> neuron(p.neuron);
   const int states = p.spiking ? neuron.states() : 0;
   const int64_t kept = checkpoint_count(p.T);
-  const Sink<Storage> out = sink_of<Storage>(p.out, p.T, p.M);
+  const Sink<Storage> out = sink_of<Storage>(p.out, p.T, p.M), sum = sink_of<Storage>(p.sum, p.T, p.M);
   // The spikes are the output, in the type in which they are computed.
   const bool direct = std::is_same_v<Storage, S> && p.spiking && !connects_after(p.connect) && !p.bits;
   uint8_t* const bits = static_cast<uint8_t*>(p.bits);
@@ -92,7 +92,7 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
   Scratch<S, 2> scratch(p.T);
   S *const y = scratch[0], *const a = scratch[1];
   alignas(64) S v[kMostStates][kTile];
-  Padded<Storage> z_tail, shortcut_tail, out_tail;
+  Padded<Storage> z_tail, shortcut_tail, out_tail, sum_tail;
 
   const int64_t end = last * kBlock < p.M ? last * kBlock : p.M;
   for (int64_t i = first * kBlock; i < end; i += kTile) {
@@ -112,7 +112,12 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
         shortcut = shortcut_tail.filled(shortcut, steps, n);
         sink = out_tail.sink(out_here);
       }
-      normalise(steps, z, shortcut, p.connect == Connect::AddBefore, lanes, y);
+      normalise(steps, z, shortcut, adds_before(p.connect), lanes, y);
+      if (p.sum) {
+        const Sink<Storage> here = from(sum, t, i);
+        store_rounded(steps, y, n < kTile ? sum_tail.sink(here) : here);
+        if (n < kTile) sum_tail.copy_to(here, steps, n);
+      }
       if (p.spiking) {
         tile.steps = steps;
         tile.s = {a, kTile, false};
@@ -131,7 +136,7 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
     }
     for (int k = 0; p.v && k < states; ++k) memcpy(static_cast<S*>(p.v) + k * p.M + i, v[k], n * sizeof(S));
   }
-  if (out.streaming) finish_streaming();
+  if (out.streaming || sum.streaming) finish_streaming();
 }
 
 // Computes dL/dy of a tile, chunk by chunk from the last time-step to the first, and recomputes all values it needs.
@@ -167,7 +172,14 @@ class GradY {
     if constexpr (std::is_same_v<Storage, S>)
       if (direct) grad_a = grad_out;
     if (!direct) connect_grad_a(p_.connect, steps, grad_out, shortcut, dy_);
-    normalise(steps, z_, shortcut, p_.connect == Connect::AddBefore, lanes, y_);
+    if (p_.connect == Connect::Sum) {
+      each_group<S>(steps, [&](int64_t s, int j) {
+        shortcut.prefetch_group(s, j);
+        shortcut.group(s, j).write_to(y_ + s * kTile + j);
+      });
+    } else {
+      normalise(steps, z_, shortcut, p_.connect == Connect::AddBefore, lanes, y_);
+    }
     if (!p_.spiking) return;
     BackwardTile<S> tile = {};
     tile.steps = steps;
@@ -188,6 +200,16 @@ class GradY {
     neuron_.backward(tile);
   }
 
+  // Connect::Sum: adds the other gradient of u (data null: none) to dL/dy, rounds the sum, and stores it.
+  void add_to_dy(int64_t steps, const Source<Storage>& other, const Sink<Storage>& to) {
+    if (other.data) {
+      each_group<S>(steps, [&](int64_t s, int j) {
+        other.prefetch_group(s, j);
+        (dy(s, j) + other.group(s, j)).write_to(dy_ + s * kTile + j);
+      });
+    }
+    store_rounded(steps, dy_, to);
+  }
   Group<S> dy(int64_t t, int i) const { return Group<S>::read_from(dy_ + t * kTile + i); }
   const Source<Storage>& z() const { return z_; }
   // dL/dS of the connections for which it depends on recomputed values.
@@ -239,15 +261,19 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
         const int64_t steps = t + kChunk < p.T ? kChunk : p.T - t;
         Source<Storage> grad_out = Source<Storage>::of(p.grad_out, t, i);
         if (n < kTile) grad_out = out_tail.filled(grad_out, steps, n);
-        if (p.grad_sum) {
-          Source<Storage> skip = Source<Storage>::of(p.grad_skip, t, i);
-          if (n < kTile) skip = skip_tail.filled(skip, steps, n);
-          const Sink<Storage> far = from(grad_sum, t, i), near = sums_here.sink(far);
+        Source<Storage> skip = source_at<Storage>(p.grad_skip, t, i);
+        if (n < kTile) skip = skip_tail.filled(skip, steps, n);
+        const Sink<Storage> far = from(grad_sum, t, i), near = sums_here.sink(far);
+        if (p.grad_sum && p.connect != Connect::Sum) {
           add_gradients(steps, grad_out, skip, near, n < kTile ? Sink<Storage>{} : far);
           if (n < kTile) sums_here.copy_to(far, steps, n);
           grad_out = {near.data, near.row_stride, 1};
         }
         grad.run(t, steps, grad_out, lanes, learn ? grad_learnt : nullptr);
+        if (p.connect == Connect::Sum) {
+          grad.add_to_dy(steps, skip, n < kTile ? near : far);
+          if (n < kTile) sums_here.copy_to(far, steps, n);
+        }
         const Source<Storage> z = grad.z();
         for (int j = 0; j < kTile; j += kGroupSize<S>) {
           const Group<S> mean = lanes.group(kMean, j);

@@ -77,6 +77,23 @@ void normalise(int64_t steps, const Source<Storage>& z, const Source<Storage>& s
   with_bool(add_before, run);
 }
 
+// Writes the numbers of y, rounded to the storage type, and rounds y.
+template <class Storage>
+void store_rounded(int64_t steps, State<Storage>* y, const Sink<Storage>& to) {
+  using S = State<Storage>;
+  each_group<S>(steps, [&](int64_t t, int i) {
+    S* const at = y + t * kTile + i;
+    Group<S> g = Group<S>::read_from(at);
+    if constexpr (!std::is_same_v<Storage, S>) {
+      alignas(64) Storage rounded[kGroupSize<S>];
+      Sink<Storage>{rounded, 0, false}.put(0, 0, g);
+      g = Source<Storage>{rounded, 0, 1}.group(0, 0);
+      g.write_to(at);
+    }
+    to.put(t, i, g);
+  });
+}
+
 // Whether the shortcut is joined with the output of the neuron.
 inline bool connects_after(Connect g) { return g == Connect::Add || g == Connect::And || g == Connect::Iand; }
 
@@ -98,7 +115,8 @@ void connect(Connect g, int64_t steps, const State<Storage>* a, const Source<Sto
     case Connect::Iand:
       return run([&](const Group<S>& a, int64_t t, int i) { return s(t, i) * (splat_group(S(1)) - a); });
     case Connect::None:
-    case Connect::AddBefore: break;
+    case Connect::AddBefore:
+    case Connect::Sum: break;
   }
   run([](const Group<S>& a, int64_t, int) { return a; });
 }

@@ -93,17 +93,34 @@ __device__ __forceinline__ void forward_steps(const BnForwardParams& p, const Bn
                                               const Neurons& neuron,
                                               const LearntPacks<typename Neurons::Shape, State<Storage>, N>& learnt,
                                               const Pack<State<Storage>, N> (&norm)[3], int64_t start, int64_t i,
-                                              const ForwardInputs<Storage, N, Shortcut, kOptionalShortcut<Neurons>>& in,
+                                              ForwardInputs<Storage, N, Shortcut, kOptionalShortcut<Neurons>>& in,
                                               StatePacks<typename Neurons::Shape, State<Storage>, N>& u) {
   using S = State<Storage>;
   constexpr int G = N < 8 ? kAhead : 2;  // time-steps that have their A in registers at the same time
-  const bool before = p.connect == Connect::AddBefore;
+  const bool before = adds_before(p.connect);
   Cursor<Storage, N> out_at(p.out, p.M, start, i);
   Cursor<uint8_t, 1> bits_at(p.bits, p.M / 8, start, i / 8);
   if (p.checkpoints && start > 0 && start % kChunk == 0)
     store_checkpoints<typename Neurons::Shape, S, N>(p.checkpoints, u, p.T, start, p.M, i);
+  const auto normalised = [&](int k, int j) {
+    return Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(in.z[k].number(j));
+  };
+  if (Shortcut && p.sum) {  // the sum takes the place of the shortcut
+    Cursor<Storage, N> sum_at(p.sum, p.M, start, i);
+    SEWSNN_UNROLL
+    for (int k = 0; k < kAhead; ++k) {
+      if (start + k >= p.T) break;
+      Pack<S, N> sum;
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) sum.at[j] = normalised(k, j) + in.shortcut[Shortcut ? k : 0].number(j);
+      in.shortcut[Shortcut ? k : 0] = Words<Storage, N>::of(sum);  // rounded
+      in.shortcut[Shortcut ? k : 0].store(sum_at);
+      sum_at.move(1);
+    }
+  }
   const auto input = [&](int k, int j) {
-    const S y = Affine<S>{norm[0].at[j], norm[1].at[j], norm[2].at[j]}(in.z[k].number(j));
+    if (Shortcut && p.sum) return in.shortcut[Shortcut ? k : 0].number(j);
+    const S y = normalised(k, j);
     return Shortcut && before ? y + in.shortcut[Shortcut ? k : 0].number(j) : y;
   };
   SEWSNN_UNROLL

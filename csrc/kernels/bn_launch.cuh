@@ -72,8 +72,8 @@ template <class Storage, int N>
 bool fits(const BnForwardParams& p) {
   using S = State<Storage>;
   return divides(N, p.channels) && aligned<Storage, N>(p.z, p.T) && aligned<Storage, N>(p.shortcut, p.T) &&
-         aligned<Storage, N>({p.out, p.M, 1}, p.T) && aligned<S, N>({p.v, p.M, 1}, 1) &&
-         aligned<S, N>({p.checkpoints, p.M, 1}, p.T);
+         aligned<Storage, N>({p.out, p.M, 1}, p.T) && aligned<Storage, N>({p.sum, p.M, 1}, p.T) &&
+         aligned<S, N>({p.v, p.M, 1}, 1) && aligned<S, N>({p.checkpoints, p.M, 1}, p.T);
 }
 
 template <class Storage>

@@ -83,8 +83,9 @@ template <class P>
 BnCall<P>::BnCall(const BnTensors& in, const BnOptions& options) : layout(layout_of(with_time(in.z, options.T))) {
   params.spiking = options.neuron.kind != kNoNeuron;
   if (params.spiking) params.neuron = checked(options.neuron);
-  STD_TORCH_CHECK(options.connect >= 0 && options.connect <= 4, "unknown connection ", options.connect);
+  STD_TORCH_CHECK(options.connect >= 0 && options.connect <= 5, "unknown connection ", options.connect);
   params.connect = Connect(options.connect);
+  STD_TORCH_CHECK(params.spiking || params.connect != Connect::Sum, "the sum is a second result only with a neuron");
   STD_TORCH_CHECK(kind().binary || (params.connect != Connect::And && params.connect != Connect::Iand),
                   "the connections AND and IAND need spikes that are 0 or 1, and those of ", kind().name, " are not");
   params.dtype = dtype_of(in.z);
@@ -108,17 +109,18 @@ BnForwardCall::BnForwardCall(const BnTensors& in, const BnOptions& options, int6
     : BnCall(in, options), out(empty_like(layout, in.z)) {
   const VMode mode = checked_mode(v_mode);
   STD_TORCH_CHECK(mode != VMode::Sequence, "v_mode must be 0 or 1, got ", v_mode);
-  STD_TORCH_CHECK(
-      !pack || (params.spiking && (params.connect == Connect::None || params.connect == Connect::AddBefore) &&
-                params.M % 8 == 0),
-      "only the spikes of a neuron can be packed, 8 to a byte");
+  STD_TORCH_CHECK(!pack || (params.spiking && (params.connect == Connect::None || adds_before(params.connect)) &&
+                            params.M % 8 == 0),
+                  "only the spikes of a neuron can be packed, 8 to a byte");
   STD_TORCH_CHECK(!pack || kind().binary, "only spikes that are 0 or 1 can be packed, and those of ", kind().name,
                   " are not");
   if (mode == VMode::Final && params.spiking) v = empty_states(layout, kind(), false, in.z);
   if (needs_grad && params.spiking && layout.T > kChunk)
     checkpoints = sewsnn::empty(checkpoint_numel(layout, kind()), state_type(in.z), in.z);
   if (pack) bits = sewsnn::empty(layout.T * layout.M / 8, ScalarType::Byte, in.z);
+  if (params.connect == Connect::Sum) sum = empty_like(layout, in.z);
   params.out = data(out);
+  params.sum = data(sum);
   params.v = data(v);
   params.checkpoints = data(checkpoints);
   params.bits = data(bits);
@@ -135,8 +137,8 @@ BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_sk
   if (grad_skip_in) {
     grad_skip = like_z("grad_skip", *grad_skip_in, in.z, layout, true);
     params.grad_skip = grad_skip.rows;
-    grad_sum = empty_like(layout, in.z);
   }
+  if (grad_skip_in || params.connect == Connect::Sum) grad_sum = empty_like(layout, in.z);
   params.sums = sums.mutable_data_ptr();
   params.grad_sum = data(grad_sum);
   if (!grad_leak || !kind().per_channel) return;
@@ -153,6 +155,8 @@ void BnReduceCall::set_learnt_partials(int64_t count) {
 BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const BnTensors& in, const MaybeTensor& checkpoints,
                          const MaybeTensor& sums, double count, const BnOptions& options, bool need_shortcut)
     : BnCall(in, options), grad_z(empty_grad_z(layout, in.z, params.still)) {
+  STD_TORCH_CHECK(params.connect != Connect::Sum,
+                  "after bn_neuron_reduce of a sum, apply its grad_sum without a neuron");
   set_checkpoints(params, checkpoints, in.z, layout);
   params.sums = channel_data("sums", sums, in.z, times(2, params.channels.count));
   STD_TORCH_CHECK(!sums || empty() || (count > 0 && std::isfinite(count)), "count must be positive, got ", count);
@@ -164,6 +168,13 @@ BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const BnTensors& in, const M
 
 BnApplyCall::BnApplyCall(const BnReduceCall& first, const Tensor& z_in, bool training, bool need_shortcut)
     : BnCall(first.layout, first.params), grad_out(first.grad_out), grad_z(empty_grad_z(layout, z_in, params.still)) {
+  if (params.connect == Connect::Sum) {  // the first pass has written dL/dy, and no neuron remains
+    STD_TORCH_CHECK(!need_shortcut, "the gradient of the shortcut of a sum is grad_sum");
+    params.connect = Connect::None;
+    params.shortcut = {};
+    params.spiking = false;
+    params.checkpoints = nullptr;
+  }
   if (first.params.grad_sum) {  // the two gradients of the output, which the first pass has added
     grad_out = {*first.grad_sum, {first.params.grad_sum, layout.M, 1}};
     params.grad_out = grad_out.rows;
@@ -220,7 +231,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def(
       "bn_neuron_train(Tensor z, Tensor? shortcut, Tensor? weight, Tensor? bias, Tensor? leak, Tensor(a!)? "
       "running_mean, Tensor(b!)? running_var, Tensor(c!)? tracked, float[] numbers) -> (Tensor out, Tensor? v, Tensor? "
-      "checkpoints, Tensor? bits, Tensor statistics)");
+      "checkpoints, Tensor? bits, Tensor statistics, Tensor? sum)");
+  sewsnn::def(m, "bn_neuron_sum(" SEWSNN_Z SEWSNN_OPTIONS
+                 "int v_mode, bool needs_grad, bool training, {extra}) -> (Tensor out, Tensor sum, Tensor v, Tensor "
+                 "checkpoints)");
   m.def("bn_neuron_backward(Tensor grad_out, Tensor? grad_skip, " SEWSNN_Z
         "Tensor? checkpoints, float[] numbers) -> (Tensor grad_z, Tensor? grad_shortcut, Tensor? grad_sum, Tensor "
         "grad_weight, Tensor grad_bias, Tensor? grad_leak)");

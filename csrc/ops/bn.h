@@ -71,7 +71,7 @@ struct BnCall {
 
 struct BnForwardCall : BnCall<BnForwardParams> {
   Tensor out;
-  MaybeTensor v, checkpoints, bits;  // missing if not requested
+  MaybeTensor v, checkpoints, bits, sum;  // missing if not requested
 
   BnForwardCall(const BnTensors&, const BnOptions&, int64_t v_mode, bool needs_grad, bool pack);
 };
@@ -79,7 +79,7 @@ struct BnForwardCall : BnCall<BnForwardParams> {
 struct BnReduceCall : BnCall<BnReduceParams> {
   Operand grad_out, grad_skip;
   Tensor sums;
-  MaybeTensor grad_sum, grad_leak;  // missing if not requested
+  MaybeTensor grad_sum, grad_leak;  // missing if not requested; with Connect::Sum, grad_sum is always there
   MaybeTensor channel_sums;         // the gradients of grad_leak for each channel, if it is their sum
   MaybeTensor partials, learnt_partials, learnt_workspace;  // on a GPU; learnt_partials also on the CPU
 

@@ -38,14 +38,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Arguments& read) {
   read.flag();
   const Device device(tensors.z, "bn_neuron_forward");
   BnForwardCall call(tensors, options, v_mode, needs_grad, pack);
+  STD_TORCH_CHECK(!call.sum, "bn_neuron_forward cannot return the sum: call bn_neuron_sum");
   if (!call.empty()) run(device, call);
   const ScalarType state = state_type(call.out);
   return {call.out, or_empty(call.v, state, call.out), or_empty(call.checkpoints, state, call.out),
           or_empty(call.bits, ScalarType::Byte, call.out)};
 }
 
+// bn_neuron_forward with Connect::Sum.
 template <class Device>
-std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_train(Arguments& read) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_sum(Arguments& read) {
+  const BnTensors tensors = BnTensors::read(read);
+  const BnOptions options = BnOptions::read(read);
+  const int64_t v_mode = read.whole();
+  const bool needs_grad = read.flag();
+  read.flag();
+  const Device device(tensors.z, "bn_neuron_sum");
+  BnForwardCall call(tensors, options, v_mode, needs_grad, false);
+  STD_TORCH_CHECK(call.sum, "bn_neuron_sum needs the connection ", int(Connect::Sum), ", got ", options.connect);
+  if (!call.empty()) run(device, call);
+  const ScalarType state = state_type(call.out);
+  return {call.out, *call.sum, or_empty(call.v, state, call.out), or_empty(call.checkpoints, state, call.out)};
+}
+
+template <class Device>
+std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor, MaybeTensor> bn_neuron_train(Arguments& read) {
   BnTensors tensors = {read.tensor(),       read.maybe_tensor(), {},
                        read.maybe_tensor(), read.maybe_tensor(), read.maybe_tensor()};
   BnRunning running = {read.maybe_tensor(), read.maybe_tensor(), read.maybe_tensor(), 0};
@@ -64,7 +81,7 @@ std::tuple<Tensor, MaybeTensor, MaybeTensor, MaybeTensor, Tensor> bn_neuron_trai
   BnForwardCall call(tensors, options, v_mode, needs_grad, pack);
   run(device, statistics);
   if (!call.empty()) run(device, call);
-  return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics};
+  return {call.out, call.v, call.checkpoints, call.bits, statistics.statistics, call.sum};
 }
 
 template <class Device>
@@ -122,6 +139,7 @@ void add_bn_ops(Library& library) {
   library.impl("bn_statistics", &boxed<&bn_statistics<Device>>);
   library.impl("bn_update", &boxed<&bn_update<Device>>);
   library.impl("bn_neuron_forward", &boxed<&bn_neuron_forward<Device>>);
+  library.impl("bn_neuron_sum", &boxed<&bn_neuron_sum<Device>>);
   library.impl("bn_neuron_train", &boxed<&bn_neuron_train<Device>>);
   library.impl("bn_neuron_reduce", &boxed<&bn_neuron_reduce<Device>>);
   library.impl("bn_neuron_apply", &boxed<&bn_neuron_apply<Device>>);

@@ -6,5 +6,6 @@
 
 from sewsnn.convert.report import Left, Replaced, Report
 from sewsnn.convert.spikingjelly import from_spikingjelly
+from sewsnn.convert.without_cupy import Installed, install
 
-__all__ = ["Left", "Replaced", "Report", "from_spikingjelly"]
+__all__ = ["Installed", "Left", "Replaced", "Report", "from_spikingjelly", "install"]

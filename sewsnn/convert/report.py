@@ -1,5 +1,6 @@
 """The report of a conversion."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +16,10 @@ class Replaced(NamedTuple):
         settings: its settings, as text.
         fused_with: name of the batch norm that runs in the same op, and the connection if the op includes it; ``""``:
             the neuron runs alone.
-        reason: why it runs alone; with ``fused_with``: why it runs alone with its current settings. Default ``""``.
+        reason: why it runs alone; with ``fused_with``: why it runs alone with its current settings, or ran alone in
+            some calls. Default ``""``.
+        calls: after :meth:`Report.refresh`, how often it was called, by what happened: the name of the batch norm in
+            the same op, or ``"alone: "`` and the reason. Default None.
     """
 
     name: str
@@ -23,6 +27,7 @@ class Replaced(NamedTuple):
     settings: str
     fused_with: str
     reason: str = ""
+    calls: dict[str, int] | None = None
 
 
 class Left(NamedTuple):
@@ -43,7 +48,8 @@ class Left(NamedTuple):
 class Report:
     """The result of :func:`sewsnn.convert.from_spikingjelly`: which neurons it replaced, which it left, and why.
 
-    ``len(report)`` is the number of replaced neurons; ``print(report)`` prints a table.
+    ``len(report)`` is the number of replaced neurons; ``print(report)`` prints a table. Right after the conversion it
+    tells what is known then. :meth:`refresh`, called after a batch, tells what really ran.
 
     Attributes:
         model: the converted model.
@@ -68,6 +74,26 @@ class Report:
         """Number of neurons that run in one op with the batch norm before them."""
         return sum(bool(entry.fused_with) for entry in self.replaced)
 
+    def refresh(self) -> "Report":
+        """Tells for each neuron what ran since the conversion, or since the last call of this method.
+
+        It sets ``fused_with``, ``reason`` and ``calls`` of every neuron that was called.
+
+        Returns:
+            This report.
+
+        Example:
+            >>> report = from_spikingjelly(net)  # doctest: +SKIP
+            >>> net(x)  # doctest: +SKIP
+            >>> print(report.refresh())  # doctest: +SKIP
+        """
+        modules = dict(self.model.named_modules())
+        for i, entry in enumerate(self.replaced):
+            calls = modules[entry.name].__dict__.pop("_calls", None) if entry.name in modules else None
+            if calls:
+                self.replaced[i] = _after(entry, calls)
+        return self
+
     def __str__(self) -> str:
         lines = [f"neurons replaced: {len(self.replaced)}, in one op with batch norm: {self.fused}"]
         lines += _table([(e.name, e.kind, e.settings, _how(e)) for e in self.replaced])
@@ -77,14 +103,28 @@ class Report:
             lines.append(f"neurons not converted: {len(self.left)}")
             lines += _table(self.left)
         if not (self.replaced or self.converted_before or self.left):
-            lines.append(f"{type(self.model).__name__} has no neurons of spikingjelly.activation_based in it")
+            lines.append(
+                f"{type(self.model).__name__} has no neurons of spikingjelly.activation_based or clock_driven in it"
+            )
         return "\n".join(lines)
+
+
+def _after(entry: Replaced, calls: Counter) -> Replaced:
+    """The entry with what really ran."""
+    joined = sorted({norm for norm, _ in calls if norm})
+    alone = {reason: number for (norm, reason), number in calls.items() if not norm}
+    number, reason = sum(calls.values()), "; ".join(alone)
+    if joined and alone:
+        reason = f"alone in {sum(alone.values())} of {number} calls: {reason}"
+    counted = {norm: n for (norm, _), n in calls.items() if norm} | {f"alone: {r}": n for r, n in alone.items()}
+    return entry._replace(fused_with=" or ".join(joined), reason=reason, calls=counted)
 
 
 def _how(entry: Replaced) -> str:
     if not entry.fused_with:
         return f"alone: {entry.reason}"
-    return f"with {entry.fused_with}" + (f" (not now: {entry.reason})" if entry.reason else "")
+    now = entry.reason if entry.calls else f"not now: {entry.reason}"
+    return f"with {entry.fused_with}" + (f" ({now})" if entry.reason else "")
 
 
 def _table(rows: list[tuple]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sewsnn.convert.fusion import FusedSequential, norm_neuron
+from sewsnn.convert.fusion import norm_neuron
 from sewsnn.layers.plan import is_altered, must_be_called
 
 Triple = tuple[nn.Module, nn.Module, str]
@@ -60,5 +60,5 @@ class Block:
 
 def is_conv_norm(module: nn.Module) -> bool:
     """Returns whether the module is a plain pair of convolution and norm without hooks on their joint call."""
-    plain = type(module) in (nn.Sequential, FusedSequential) and len(module) == 2
+    plain = type(module) is nn.Sequential and len(module) == 2
     return plain and not must_be_called(module)

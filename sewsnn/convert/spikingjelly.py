@@ -1,6 +1,9 @@
 """Converts SpikingJelly's models with :func:`from_spikingjelly`. Only a call of this function imports SpikingJelly."""
 
+import contextlib
+import sys
 from collections import Counter
+from importlib import import_module
 
 from torch import nn
 
@@ -37,28 +40,46 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
-    try:
-        from sewsnn.convert import fusion, nodes
-    except ImportError as error:
-        message = f"from_spikingjelly needs SpikingJelly, 0.0.0.0.14 or 2.0 ({error}): pip install spikingjelly"
-        raise UserError(message) from error
+    _import_spikingjelly()
+    from sewsnn.convert import classes, fusion
+    from sewsnn.convert.bridge import Bridge
+
     report = Report(model)
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     found = {}
     for name, module in model.named_modules():
-        if type(module) in nodes.CLASSES.values():
+        if isinstance(module, Bridge):
             report.converted_before.append(name)
-        elif reason := nodes.why_not(module):
+        elif reason := classes.why_not(module):
             report.left.append(Left(name, type(module).__name__, reason))
-        elif type(module) in nodes.CLASSES:
-            module.__class__ = nodes.CLASSES[type(module)]
+        elif classes.converts(module):
+            module.__class__ = classes.swapped(type(module))
             if places[module] > 1:
                 module.may_fuse = False
             found[module] = name
     fused = fusion.set_fusion(model, fuse)
     for module, name in found.items():
         settings = f"{module.extra_repr()}, {module.surrogate_function}"
-        why = nodes.why_alone_now(module) if module in fused or not fuse else fusion.why_alone(model, name, module)
+        why = module.why_alone_now() if module in fused or not fuse else fusion.why_alone(model, name, module)
         reason = why if fuse else "fuse=False"
         report.replaced.append(Replaced(name, type(module).__name__, settings, fused.get(module, ""), reason))
     return report
+
+
+def _import_spikingjelly() -> None:
+    """Imports SpikingJelly, if the script has not.
+
+    Raises:
+        sewsnn.errors.UserError: it cannot be imported.
+    """
+    parts = ("spikingjelly.activation_based.neuron", "spikingjelly.clock_driven.neuron")
+    if any(part in sys.modules for part in parts):
+        return
+    try:
+        import_module(parts[0])
+    except ImportError as error:
+        with contextlib.suppress(ImportError):  # up to 0.0.0.0.12 there is only clock_driven
+            import_module(parts[1])
+            return
+        message = f"from_spikingjelly needs SpikingJelly, 0.0.0.0.4 or newer ({error}): pip install spikingjelly"
+        raise UserError(message) from error

@@ -1,17 +1,14 @@
-"""The state of a converted node, which stays SpikingJelly's: memories, reset, ``v_seq``. Imports SpikingJelly."""
+"""The state of a converted node, which stays SpikingJelly's: memories, reset, ``v_seq``."""
 
 import contextlib
+from typing import ClassVar
 
 import torch
-from spikingjelly.activation_based import neuron as theirs
 from torch import Tensor
 
 from sewsnn import neuron
 from sewsnn.neuron.state import MARKS, StatefulNode
 from sewsnn.ops.reference import state_dtype
-
-#: SpikingJelly >= 2.0 makes the state from the input: a v of another shape counts as rest, and v_seq is not a memory
-STATE_FOLLOWS_INPUT = hasattr(theirs.BaseNode, "materialize_states")
 
 
 class _LostGraph(torch.autograd.Function):
@@ -31,11 +28,18 @@ class _LostGraph(torch.autograd.Function):
         )
 
 
+def lost_graph(state: Tensor, name: str) -> Tensor:
+    """The state, with a graph whose backward raises an error."""
+    return _LostGraph.apply(state, name, torch.empty(0, requires_grad=True))
+
+
 class SharedState(neuron.BaseNode):
     """A node whose states (``v``; CUBALIFNode: also ``c``) are memories of SpikingJelly's node, which sewsnn's node
     reads and writes."""
 
     store_v = True
+    #: SpikingJelly >= 2.0 makes the state from the input: a v of another shape counts as rest, and v_seq is no memory
+    state_follows_input: ClassVar[bool] = False
 
     def __setattr__(self, name, value):
         super(StatefulNode, self).__setattr__(name, value)  # unchecked: SpikingJelly runs what no kernel takes
@@ -50,7 +54,7 @@ class SharedState(neuron.BaseNode):
             setattr(self, name, one[-1].clone() if sequence else one.clone() if many else one)
         if sequence:
             self.v_seq = state[0] if many else state
-        elif STATE_FOLLOWS_INPUT and self.step_mode == "m":
+        elif self.state_follows_input and self.step_mode == "m":
             self.v_seq = None
 
     @property
@@ -89,7 +93,7 @@ class SharedState(neuron.BaseNode):
             return None if v == self._rest_of(name) else x_seq.new_full(shape, v, dtype=dtype)
         if not torch.compiler.is_compiling() and v.is_inference() and not torch.is_inference_mode_enabled():
             v = v.clone()  # backward may have to keep it
-        if STATE_FOLLOWS_INPUT:
+        if self.state_follows_input:
             return v.to(x_seq.device, dtype) if v.shape == shape else None
         if v.shape != shape:
             with contextlib.suppress(RuntimeError):  # sewsnn's own check raises a clearer error
@@ -100,7 +104,7 @@ class SharedState(neuron.BaseNode):
         self._leave(v, False)
         if graph_lost:
             for name in self.state_names:
-                setattr(self, name, _LostGraph.apply(getattr(self, name), name, torch.empty(0, requires_grad=True)))
+                setattr(self, name, lost_graph(getattr(self, name), name))
         if not torch.compiler.is_compiling():
             self._remember(*self._state())
 
@@ -119,27 +123,15 @@ class SharedState(neuron.BaseNode):
             return False
         dead = [
             name
-            for name, value in self._memories.items()
+            for name, value in self._memory().items()
             if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
         ]
         for name in dead:
-            self._memories[name] = self._rest_of(name) if name in self.state_names else None
+            self._memory()[name] = self._rest_of(name) if name in self.state_names else None
         v_seq = self.__dict__.get("v_seq")  # not a memory in SpikingJelly 2.0
         if isinstance(v_seq, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(v_seq):
             self.__dict__["v_seq"] = None
         return bool(dead)
-
-    if STATE_FOLLOWS_INPUT:
-
-        @property
-        def v_seq(self) -> Tensor | None:
-            if isinstance(self.__dict__.get("v_seq"), Tensor):
-                self._forget_transforms()
-            return self.__dict__.get("v_seq")
-
-        @v_seq.setter
-        def v_seq(self, value: Tensor | None) -> None:
-            self.__dict__["v_seq"] = value
 
     @property
     def keeps_state(self) -> bool:
@@ -166,13 +158,33 @@ class SharedState(neuron.BaseNode):
         # As in sewsnn: copies and pickles carry the state's values; a graph can be neither copied nor pickled.
         self._forget_transforms()
         state = self.__dict__.copy()
-        state["_memories"] = {name: _detached(value) for name, value in self._memories.items()}
+        if "_memories" in state:
+            state["_memories"] = {name: _detached(value) for name, value in state["_memories"].items()}
         for name in (*MARKS, "_spec"):
             state.pop(name, None)
-        if "v_seq" in state:
-            state["v_seq"] = _detached(state["v_seq"])
+        for name in (*self.state_names, "v_seq", "spike"):  # in SpikingJelly 0.0.0.0.4 the state is no memory
+            if name in state:
+                state[name] = _detached(state[name])
         return state
+
+    def _memory(self) -> dict:
+        """The states by name."""
+        return self.__dict__.get("_memories", {})
 
 
 def _detached(value):
     return value.detach() if isinstance(value, Tensor) else value
+
+
+class SequenceBesideMemories:
+    """``v_seq`` of a node in SpikingJelly >= 2.0, which is no memory."""
+
+    @property
+    def v_seq(self) -> Tensor | None:
+        if isinstance(self.__dict__.get("v_seq"), Tensor):
+            self._forget_transforms()
+        return self.__dict__.get("v_seq")
+
+    @v_seq.setter
+    def v_seq(self, value: Tensor | None) -> None:
+        self.__dict__["v_seq"] = value

@@ -1,10 +1,11 @@
-"""SpikingJelly's surrogate functions as those of sewsnn. Imports SpikingJelly."""
+"""SpikingJelly's surrogate functions as those of sewsnn."""
 
 import numbers
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
-from spikingjelly.activation_based import surrogate as theirs
+import torch
 from torch import Tensor, nn
 
 from sewsnn import surrogate
@@ -27,23 +28,22 @@ def _alpha(make: Callable) -> _Known:
 
 
 _SAME_ALPHA = ("ATan", "Erf", "PiecewiseExp", "PiecewiseQuadratic", "Sigmoid", "SoftSign", "SuperSpike")
-#: by exact type; looked up by name, because 0.0.0.0.14 lacks some
-_KNOWN = {
-    getattr(theirs, name): known
-    for name, known in (
-        *((name, _alpha(getattr(surrogate, name))) for name in _SAME_ALPHA),
-        ("Rect", _alpha(lambda alpha: surrogate.Rectangular(1 / alpha))),
-        (
-            "MultiLevelSpikeCount",
-            _Known(
-                ("max_spike_count", "grad_min", "grad_max"),
-                lambda D, lower, upper: surrogate.MultiLevelSpikeCount(D, (lower, upper)),
-                True,
-            ),
-        ),
-    )
-    if hasattr(theirs, name)
+_BY_NAME = {
+    **{name: _alpha(getattr(surrogate, name)) for name in _SAME_ALPHA},
+    "Rect": _alpha(lambda alpha: surrogate.Rectangular(1 / alpha)),
+    "MultiLevelSpikeCount": _Known(
+        ("max_spike_count", "grad_min", "grad_max"),
+        lambda D, lower, upper: surrogate.MultiLevelSpikeCount(D, (lower, upper)),
+        True,
+    ),
 }
+#: by exact type
+_KNOWN: dict[type, _Known] = {}
+
+
+def register(theirs: ModuleType) -> None:
+    """Makes the surrogates of a module of SpikingJelly known. Not every version has all of them."""
+    _KNOWN.update({getattr(theirs, name): known for name, known in _BY_NAME.items() if hasattr(theirs, name)})
 
 
 def is_number(value) -> bool:
@@ -76,9 +76,16 @@ def obstacle(function: nn.Module, counts: bool) -> str | None:
         return "a method of surrogate_function was replaced"
     if counts:
         return _no_count(function.max_spike_count, function.grad_min, function.grad_max)
-    if not is_number(function.alpha) or function.alpha <= 0:
-        return f"surrogate_function.alpha is {named(function.alpha)}, not a positive, finite number"
+    alpha = _number(function.alpha)
+    if not is_number(alpha) or alpha <= 0:
+        return f"surrogate_function.alpha is {named(alpha)}, not a positive, finite number"
     return None
+
+
+def _number(value):
+    """A setting; in 0.0.0.0.4, alpha is a buffer with one number."""
+    one = isinstance(value, Tensor) and value.numel() == 1 and not value.requires_grad
+    return float(value) if one and not torch.compiler.is_compiling() else value
 
 
 def _no_count(D, lower, upper) -> str | None:
@@ -92,7 +99,7 @@ def _no_count(D, lower, upper) -> str | None:
 
 def numbers_of(function: nn.Module) -> tuple:
     """The present numbers of a surrogate that has no obstacle."""
-    return tuple([getattr(function, name) for name in _KNOWN[type(function)].numbers])
+    return tuple([_number(getattr(function, name)) for name in _KNOWN[type(function)].numbers])
 
 
 def ours(function: nn.Module) -> Callable:

@@ -25,7 +25,9 @@ def bn_neuron(
     connect_f: str | None = None,
     connect_before: bool = False,
     T: int | None = None,
+    merged: bool = False,
     return_skip: bool = False,
+    return_sum: bool = False,
     pack_spikes: bool = False,
     fused: bool = True,
 ) -> native.Output:
@@ -35,6 +37,7 @@ def bn_neuron(
         A = SN(y)
         out = A (None), A + S (ADD), A S (AND), S (1 - A) (IAND)
         out = SN(y + S)                                     ADD with ``connect_before``: the order of Spiking ResNet
+        u = y + S, out = SN(u)                              the same with ``return_sum``: the membrane shortcut
 
     Memory: backward recomputes the neuron. Autograd keeps z and the statistics, S where its values are needed, and
     every 16th membrane potential if T > 16.
@@ -54,10 +57,15 @@ def bn_neuron(
         shortcut: S, in the shape of out and the dtype of z_seq. Required with ``connect_f``. Default None.
         connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"`` (main paper, Table 1).
         connect_before: add the shortcut before the neuron; needs ``connect_f="ADD"``. Default False.
-        T: number of time-steps for which a still image z_seq is shown; it is normalised once. Default None: z_seq has a
-            time axis.
+        T: number of time-steps for which a still image z_seq is shown; it is normalised once. With ``merged``: number
+            of time-steps in the first dimension. Default None: z_seq has a time axis.
+        merged: z_seq and shortcut are ``[T * N, C, ...]`` with all samples of the first time-step first, and so are out
+            and skip. Nothing is copied. It needs ``T``. Default False.
         return_skip: also return ``skip``, a second handle to out for the next block's shortcut; autograd then adds the
             two gradients inside this op's backward, which saves one pass over memory. Default False.
+        return_sum: also return u, as ``skip``, for the next block's shortcut. u is rounded to the dtype of z_seq, and
+            the neuron runs on the rounded u. Backward adds the two gradients of u inside the op. It needs
+            ``connect_f="ADD"`` and ``connect_before=True``. Default False.
         pack_spikes: also return ``bits``, the packed spikes: spike i of a time-step (in the memory order of out) is bit
             i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes of 0 or 1 (a connection
             after the neuron, an ILIFNode, or no neuron), where N C H W is not a multiple of 8, and where the modules
@@ -65,9 +73,9 @@ def bn_neuron(
         fused: False runs the modules one after the other. Default True.
 
     Returns:
-        ``(out, skip, v, bits)``; an entry that was not requested is None. ``out`` is ``[T, N, C, ...]`` in the dtype of
-        z_seq. ``v`` is the membrane potential ``[N, C, ...]`` after the last time-step. The node's own ``v`` is set as
-        well.
+        ``(out, skip, v, bits)``; an entry that was not requested is None. ``out`` is ``[T, N, C, ...]`` (with
+        ``merged`` ``[T * N, C, ...]``) in the dtype of z_seq. ``v`` is the membrane potential ``[N, C, ...]`` after the
+        last time-step. The node's own ``v`` is set as well.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
@@ -82,7 +90,9 @@ def bn_neuron(
 
     Source: main paper, section 3.2 and Table 1; supplement, A.1.
     """
-    connection = connection_of(connect_f, connect_before)
+    connection = connection_of(connect_f, connect_before, return_sum)
+    if return_sum and return_skip:
+        raise ValueError("return_skip and return_sum both return skip: choose one of them")
     return norm_neuron_connection(
         z_seq,
         bn,
@@ -90,6 +100,7 @@ def bn_neuron(
         shortcut,
         connection,
         T=T,
+        merged=merged,
         return_skip=return_skip,
         pack_spikes=pack_spikes,
         fused=fused,
@@ -104,11 +115,21 @@ def norm_neuron_connection(
     connection: Connection,
     *,
     T: int | None = None,
+    merged: bool = False,
     return_skip: bool = False,
     pack_spikes: bool = False,
     fused: bool = True,
 ) -> native.Output:
-    """:func:`bn_neuron` with ``connect_f`` and ``connect_before`` as a connection, which is checked."""
+    """:func:`bn_neuron` with the connection as an object, which is checked."""
+    if merged:
+        z_seq = checks.split("z_seq", z_seq, T)
+        shortcut = checks.split("shortcut", shortcut, T) if isinstance(shortcut, Tensor) else shortcut
+        options = {"return_skip": return_skip, "pack_spikes": pack_spikes, "fused": fused}
+        output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, **options)
+        skip = None if output.skip is None else output.skip.flatten(0, 1)
+        return output._replace(out=output.out.flatten(0, 1), skip=skip)
+    if connection.returns_sum and neuron is None:  # the sum is the output
+        connection, return_skip = connection_of("ADD"), True
     if T is None and fused and not pack_spikes and not torch.compiler.is_compiling():
         refused = output = None
         try:
@@ -245,7 +266,8 @@ def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip) -> na
     if connection.before:
         y = y + shortcut
     out = connection.after_neuron(y if neuron is None else over_steps(neuron, y), shortcut)
-    return native.Output(out, out if return_skip else None, getattr(neuron, "v", None), None)
+    skip = y if connection.returns_sum else out if return_skip else None
+    return native.Output(out, skip, getattr(neuron, "v", None), None)
 
 
 def over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class _Connected:
 
     @connect_f.setter
     def connect_f(self, connect_f: str | None) -> None:
-        self._connection = connection_of(connect_f, self.connect_before)
+        self._connection = connection_of(connect_f, self.connect_before, self.return_sum)
 
     @property
     def connect_before(self) -> bool:
@@ -29,7 +29,16 @@ class _Connected:
 
     @connect_before.setter
     def connect_before(self, connect_before: bool) -> None:
-        self._connection = connection_of(self.connect_f, connect_before)
+        self._connection = connection_of(self.connect_f, connect_before, self.return_sum)
+
+    @property
+    def return_sum(self) -> bool:
+        """Whether a call also returns the sum. An assignment is checked."""
+        return self._connection.returns_sum
+
+    @return_sum.setter
+    def return_sum(self, return_sum: bool) -> None:
+        self._connection = connection_of(self.connect_f, self.connect_before, return_sum)
 
 
 class BNNeuron(_Connected, Norm):
@@ -38,6 +47,7 @@ class BNNeuron(_Connected, Norm):
         A = SN(BN(z))
         out = A (None), A + S (ADD), A S (AND), S (1 - A) (IAND)
         out = SN(BN(z) + S)                                     ADD with ``connect_before``
+        u = BN(z) + S, out = SN(u)                              the same with ``return_sum``: the membrane shortcut
 
     Parameters and buffers have the names and meanings of ``nn.BatchNorm2d``; those of the neuron are under ``neuron``.
 
@@ -52,6 +62,9 @@ class BNNeuron(_Connected, Norm):
         track_running_stats: keep running statistics for evaluation. Default True.
         connect_before: add the shortcut before the neuron, as Spiking ResNet does; needs ``connect_f="ADD"``. Default
             False.
+        return_sum: return ``(out, u)``; u is the shortcut of the next block (MS-ResNet, Spike-driven Transformer). It
+            is rounded to the dtype of z, and the neuron runs on the rounded u. Backward adds the two gradients of u in
+            the same op. It needs ``connect_f="ADD"`` and ``connect_before=True``. Default False.
         process_group: share the batch statistics with the processes of this group, as ``nn.SyncBatchNorm`` does;
             ``"world"``: all processes. Default None: this process only.
         device: device of the parameters. Default None: torch's default.
@@ -78,6 +91,7 @@ class BNNeuron(_Connected, Norm):
         track_running_stats: bool = True,
         *,
         connect_before: bool = False,
+        return_sum: bool = False,
         process_group=None,
         device=None,
         dtype=None,
@@ -89,27 +103,32 @@ class BNNeuron(_Connected, Norm):
         if neuron is not None and neuron is not False and not isinstance(neuron, nn.Module):
             raise TypeError(f"neuron must be a node of sewsnn.neuron, None or False, got {type(neuron).__name__}")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self._connection = connection_of(connect_f, connect_before)
+        self._connection = connection_of(connect_f, connect_before, return_sum)
         self.register_module("neuron", IFNode() if neuron is None else neuron or None)
         self.process_group = process_group
 
-    def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
+    def forward(
+        self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None, *, merged: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Runs batch norm, the neuron and the connection.
 
         Args:
             z_seq: output of a convolution, ``[T, N, C, H, W]``, or a still image ``[N, C, H, W]`` with ``T``.
             shortcut: S, ``[T, N, C, H, W]`` in the dtype of z_seq. Required with ``connect_f``. Default None.
-            T: number of time-steps for which a still image is shown. Default None: z_seq has a time axis.
+            T: number of time-steps for which a still image is shown; with ``merged``, those in the first dimension.
+                Default None: z_seq has a time axis.
+            merged: z_seq and shortcut are ``[T * N, C, H, W]``, and so is the result; needs ``T``. Default False.
 
         Returns:
-            ``[T, N, C, H, W]`` in the dtype of z_seq.
+            ``[T, N, C, H, W]`` in the dtype of z_seq; with ``return_sum`` two of them, out and u.
 
         Raises:
             TypeError, ValueError: an argument is wrong; the message names it.
             RuntimeError: z_seq has values that are not finite, in training on the CPU.
         """
         neuron = self._modules["neuron"]  # without the cost of nn.Module.__getattr__
-        return norm_neuron_connection(z_seq, self, neuron, shortcut, self._connection, T=T)[0]
+        output = norm_neuron_connection(z_seq, self, neuron, shortcut, self._connection, T=T, merged=merged)
+        return output[:2] if self._connection.returns_sum else output[0]
 
     def without_norm(self) -> "NeuronConnection":
         """The layer without batch norm, for a network whose convolutions contain the norm in their weights.
@@ -117,10 +136,11 @@ class BNNeuron(_Connected, Norm):
         Returns:
             A :class:`NeuronConnection` with the same neuron (not a copy) and connection.
         """
-        return NeuronConnection(self.neuron, self.connect_f, self.connect_before)
+        return NeuronConnection(self.neuron, self.connect_f, self.connect_before, self.return_sum)
 
     def extra_repr(self):
         before = ", connect_before=True" if self.connect_before else ""
+        before += ", return_sum=True" if self.return_sum else ""
         return f"{super().extra_repr()}, connect_f={self.connect_f!r}{before}"
 
 
@@ -130,35 +150,48 @@ class NeuronConnection(_Connected, nn.Module):
         A = SN(z)
         out = A (None), A + S (ADD), A S (AND), S (1 - A) (IAND)
         out = SN(z + S)                                         ADD with ``connect_before``
+        u = z + S, out = SN(u)                                  the same with ``return_sum``
 
     Args:
         neuron: a node of :mod:`sewsnn.neuron`; None: no neuron, A = z.
         connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"``. The shortcut is the second argument of a call.
         connect_before: add the shortcut before the neuron; needs ``connect_f="ADD"``. Default False.
+        return_sum: return ``(out, u)``; needs ``connect_f="ADD"`` and ``connect_before=True``. Default False.
 
     Raises:
-        ValueError: ``connect_f`` or ``connect_before`` is wrong; the message names it.
+        ValueError: ``connect_f``, ``connect_before`` or ``return_sum`` is wrong; the message names it.
 
     Source: main paper, section 3.2 and Table 1.
     """
 
-    def __init__(self, neuron: nn.Module | None, connect_f: str | None = None, connect_before: bool = False):
+    def __init__(
+        self,
+        neuron: nn.Module | None,
+        connect_f: str | None = None,
+        connect_before: bool = False,
+        return_sum: bool = False,
+    ):
         super().__init__()
-        self._connection = connection_of(connect_f, connect_before)
+        self._connection = connection_of(connect_f, connect_before, return_sum)
         self.neuron = neuron
 
-    def forward(self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None) -> Tensor:
+    def forward(
+        self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None, *, merged: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Runs the neuron and the connection.
 
         Args:
             z_seq: output of a convolution, ``[T, N, C, ...]``, or a still image ``[N, C, ...]`` with ``T``.
             shortcut: S, in the shape of the output and the dtype of z_seq. Required with ``connect_f``. Default None.
-            T: number of time-steps for which a still image is shown. Default None: z_seq has a time axis.
+            T: number of time-steps for which a still image is shown; with ``merged``, those in the first dimension.
+                Default None: z_seq has a time axis.
+            merged: z_seq and shortcut are ``[T * N, C, ...]``, and so is the result; needs ``T``. Default False.
 
         Returns:
-            ``[T, N, C, ...]`` in the dtype of z_seq.
+            ``[T, N, C, ...]`` in the dtype of z_seq; with ``return_sum`` two of them, out and u.
 
         Raises:
             TypeError, ValueError: an argument is wrong; the message names it.
         """
-        return norm_neuron_connection(z_seq, None, self.neuron, shortcut, self._connection, T=T).out
+        output = norm_neuron_connection(z_seq, None, self.neuron, shortcut, self._connection, T=T, merged=merged)
+        return output[:2] if self._connection.returns_sum else output[0]

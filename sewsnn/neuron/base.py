@@ -111,12 +111,14 @@ class BaseNode(StatefulNode):
         """Returns whether the next call starts from the membrane potential at which this call ends."""
         return self.step_mode == "s" if self.keep_state is None else self.keep_state
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, T: int | None = None) -> Tensor:
         """Runs the neurons over the input and returns their spikes.
 
         Args:
             x: input current ``[T, N, ...]``, or ``[N, ...]`` in single-step mode; float32, float16, bfloat16 or
                 float64.
+            T: number of time-steps of a merged batch ``[T * N, ...]``, in which all samples of the first time-step come
+                first; the spikes are then merged as well, and nothing is copied. Only in multi-step mode. Default None.
 
         Returns:
             Spikes (0 or 1; :class:`ILIFNode`: their number), in the shape and dtype of x.
@@ -129,6 +131,10 @@ class BaseNode(StatefulNode):
             RuntimeError: the node keeps its state and runs inside a ``torch.func`` transform, or a second time inside
                 backward (activation checkpointing) without a reset.
         """
+        if T is not None:
+            if self.step_mode == "s":
+                raise ValueError(f"T is the number of time-steps of a merged batch, but step_mode is 's': got T={T}")
+            return self.forward(checks.split("x", x, T)).flatten(0, 1)
         keep = self.keeps_state
         wanted = keep or (self.store_v and not torch.compiler.is_exporting())
         if self.store_v_seq and not torch.compiler.is_exporting():

@@ -26,6 +26,7 @@ from sewsnn.ops.options import (  # noqa: F401
     COUNT,
     NO_NEURON,
     NONE,
+    SUM,
     Options,
     from_numbers,
     numbers_of,
@@ -46,8 +47,8 @@ class Output(NamedTuple):
 
     Attributes:
         out: spikes or sums of spikes ``[T, N, C, ...]`` in the dtype of z_seq.
-        skip: a second handle to the values of ``out``, for the shortcut of the next block. Backward adds its gradient
-            to that of ``out`` inside the op.
+        skip: the shortcut of the next block: a second handle to the values of ``out`` (``return_skip``), whose gradient
+            backward adds to that of ``out`` inside the op; or the sum BN(z) + S (``return_sum``).
         v: membrane potential ``[N, C, ...]`` after the last time-step, in float32 (float64 for float64 input).
         bits: packed spikes ``[T, M / 8]`` as uint8, M = N C H W, in the memory order of ``out``.
     """
@@ -122,8 +123,10 @@ def bn_neuron(
 
     Args:
         training: the statistics are those of z (over ``count`` values), which changes the gradient of z.
-        return_skip: return ``skip`` as well.
+        return_skip: return ``skip`` as well. With the connection SUM, ``skip`` is always the sum.
     """
+    if options.connect == SUM:
+        return _with_sum(z, shortcut, statistics, weight, bias, leak, options, training, count, group, store_v, pack)
     tensors = (z, shortcut, statistics, weight, bias, leak)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     v_mode = V_FINAL if store_v and options.spec is not None else V_NONE
@@ -142,6 +145,25 @@ def bn_neuron(
             )
         skip = out if return_skip else None
     return Output(out, skip, v if v_mode else None, bits if pack else None)
+
+
+def _with_sum(z, shortcut, statistics, weight, bias, leak, options, training, count, group, store_v, pack) -> Output:
+    """:func:`bn_neuron` with the connection SUM. (No op packs its spikes.)"""
+    tensors = (z, shortcut, statistics, weight, bias, leak)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    v_mode = V_FINAL if store_v else V_NONE
+    if torch.compiler.is_compiling() and group is None:
+        out, total, v, _ = torch.ops.sewsnn.bn_neuron_sum(
+            *tensors, *options.arguments, v_mode, needs_grad, training, *options.tail
+        )
+    elif needs_grad:
+        out, total, v, _ = _BnNeuronSum.apply(*tensors, options, v_mode, training, count, group)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            out, total, v, _ = torch.ops.sewsnn.bn_neuron_sum.default(
+                *tensors, *options.arguments, v_mode, False, False, *options.tail
+            )
+    return Output(out, total, v if v_mode else None, None)
 
 
 def bn_neuron_train(
@@ -174,11 +196,11 @@ def bn_neuron_train(
     ):
         call = [running, numbers, mode, pack, return_skip]
         out = _apply_train(z, shortcut, weight, bias, leak, call)
-        out, skip = out if return_skip else (out, None)
+        out, skip = out if type(out) is tuple else (out, None)
         v, bits = call  # results without a gradient, which autograd need not handle
     else:
-        out, v, _, bits, _ = _train(z, shortcut, weight, bias, leak, running, numbers, mode, False, pack)
-        skip = out if return_skip else None
+        out, v, _, bits, _, total = _train(z, shortcut, weight, bias, leak, running, numbers, mode, False, pack)
+        skip = total if numbers[1] == SUM else out if return_skip else None
     return Output(out, skip, v, bits)
 
 
@@ -187,7 +209,7 @@ class Refused(Exception):
 
 
 def _train(z, shortcut, weight, bias, leak, running, numbers, v_mode, needs_grad, pack):
-    """Calls ``bn_neuron_train`` below autograd. Returns (out, v, checkpoints, bits, statistics)."""
+    """Calls ``bn_neuron_train`` below autograd. Returns (out, v, checkpoints, bits, statistics, sum)."""
     mean, var, tracked, momentum = running or (None, None, None, 0.0)
     numbers = (*numbers, momentum, v_mode, needs_grad, pack)
     try:
@@ -215,7 +237,11 @@ def _remember(ctx, z, shortcut, channels, checkpoints, numbers, training=True, c
 
 
 def _gradients(ctx, needs, grad_out, grad_skip):
-    """Gradients of z, shortcut, weight, bias and leak; ``needs``: which of them are needed."""
+    """Gradients of z, shortcut, weight, bias and leak; ``needs``: which of them are needed.
+
+    grad_skip: the gradient of ``skip``."""
+    if ctx.numbers[1] == SUM:
+        return _gradients_with_sum(ctx, needs, grad_out, grad_skip)
     if grad_out is None:
         grad_out, grad_skip = grad_skip, None
     if grad_out is None:
@@ -260,6 +286,55 @@ def _gradients(ctx, needs, grad_out, grad_skip):
     )
 
 
+def _gradients_with_sum(ctx, needs, grad_out, grad_total):
+    """:func:`_gradients` for the connection SUM. ``ctx`` has saved the sum in place of the shortcut.
+
+    bn_neuron_reduce adds the gradient of the sum, grad_total, to dL/dy: this is the gradient of both terms of the sum.
+    """
+    need_z, need_shortcut, need_weight, need_bias, need_leak = needs
+    z, total, *channels, leak, checkpoints = ctx.saved_tensors
+    numbers, training = ctx.numbers, ctx.training
+    if grad_out is None:  # nobody has used the spikes: no neuron
+        if grad_total is None:
+            return (None,) * 5
+        grad_out, grad_total, numbers, need_leak = grad_total, None, _without_neuron(numbers), False
+        total = leak = checkpoints = None
+    neuron = numbers[1] == SUM
+    grad_z = grad_leak = None
+    tensors = (z, total, *channels, leak, checkpoints)
+    if ctx.group is None and not _is_batched(grad_out):
+        grad_z, _, grad_sum, grad_weight, grad_bias, grad_leak = below_autograd(
+            "bn_neuron_backward", grad_out, grad_total, *tensors, (*numbers, training, False, need_leak)
+        )
+        grad_sum = grad_sum if neuron else grad_out
+    else:
+        arguments, tail = from_numbers(numbers)
+        sums, grad_sum, grad_leak = below_autograd(
+            "bn_neuron_reduce", grad_out, grad_total, *tensors, *arguments, need_leak, *tail
+        )
+        grad_sum = grad_sum if neuron else grad_out
+        grad_bias, grad_weight = sums.unbind()
+        if need_z:
+            count = z.numel() / z.shape[1 if numbers[2] else 2]
+            arguments, tail = from_numbers(_without_neuron(numbers))
+            all_sums = sums_of_all(ctx, sums, count) if training else None
+            grad_z, _ = below_autograd(
+                "bn_neuron_apply", grad_sum, z, None, *channels, None, None, all_sums, count, *arguments, False, *tail
+            )
+    return (
+        grad_z if need_z else None,
+        grad_sum if need_shortcut else None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
+        grad_leak if need_leak else None,
+    )
+
+
+def _without_neuron(numbers):
+    """The options without neuron and connection."""
+    return Options(numbers[0], NONE, int(numbers[2]), None).numbers
+
+
 def below_autograd(name, *arguments):
     """Calls an op of backward below autograd."""
     if torch.is_grad_enabled():  # create_graph=True: the op's autograd formula raises an error
@@ -284,10 +359,13 @@ class _Train(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, shortcut, weight, bias, leak, call):
         running, numbers, v_mode, pack, return_skip = call
-        out, v, checkpoints, bits, statistics = _train(
+        out, v, checkpoints, bits, statistics, total = _train(
             z, shortcut, weight, bias, leak, running, numbers, v_mode, True, pack
         )
         call[:] = v, bits
+        if total is not None:
+            _remember(ctx, z, total, (statistics, weight, bias, leak), checkpoints, numbers)
+            return out, total
         _remember(ctx, z, shortcut, (statistics, weight, bias, leak), checkpoints, numbers)
         # A view, not a detached alias: autograd then notices an in-place change of either.
         return (out, out.view_as(out)) if return_skip else out
@@ -324,6 +402,27 @@ class _BnNeuron(torch.autograd.Function):
         return _filled(ctx, _gradients(ctx, needs, grad_out, grad_skip))
 
 
+@called_directly
+class _BnNeuronSum(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(ctx, z, shortcut, statistics, weight, bias, leak, options, v_mode, training, count, group):
+        channels = (statistics, weight, bias, leak)
+        with torch._C._AutoDispatchBelowAutograd():
+            out, total, v, checkpoints = torch.ops.sewsnn.bn_neuron_sum.default(
+                z, shortcut, *channels, *options.arguments, v_mode, True, training, *options.tail
+            )
+        _remember(ctx, z, total, channels, checkpoints, options.numbers, training, count, group)
+        ctx.mark_non_differentiable(v, checkpoints)
+        return out, total, v, checkpoints
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_total, *_):
+        needs = _without_statistics(ctx.needs_input_grad)
+        return _filled(ctx, _gradients(ctx, needs, grad_out, grad_total))
+
+
 def _without_statistics(needs):
     z, shortcut, _, *channels = needs[:6]
     return z, shortcut, *channels
@@ -349,6 +448,20 @@ def _backward(ctx, grad_out, *_):
     return _filled(ctx, _gradients(ctx, needs, grad_out, None))
 
 
+def _setup_sum_context(ctx, inputs, output):
+    z, _, statistics, weight, bias, leak, *rest = inputs
+    arguments, (*_, training, extra) = rest[:COUNT], rest[COUNT:]
+    _, total, v, checkpoints = output
+    channels = (statistics, weight, bias, leak)
+    _remember(ctx, z, total, channels, checkpoints, numbers_of(arguments, extra), training)
+    ctx.mark_non_differentiable(v, checkpoints)
+
+
+def _sum_backward(ctx, grad_out, grad_total, *_):
+    needs = _without_statistics(ctx.needs_input_grad)
+    return _filled(ctx, _gradients(ctx, needs, grad_out, grad_total))
+
+
 #: ops by name, as the functions that ``torch.ops`` calls
 _OPS = {}
 if NATIVE_ERROR is None:
@@ -357,5 +470,6 @@ if NATIVE_ERROR is None:
     for name in (*_CALLED, "bn_neuron_pool_reduce", "bn_neuron_pool_apply"):
         _OPS[name] = getattr(torch.ops.sewsnn, name).default._op
     torch.library.register_autograd("sewsnn::bn_neuron_forward", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("sewsnn::bn_neuron_sum", _sum_backward, setup_context=_setup_sum_context)
     for name in ("bn_neuron_reduce", "bn_neuron_apply", "bn_neuron_backward"):
         torch.library.register_autograd(f"sewsnn::{name}", no_double_backward)

@@ -1,6 +1,7 @@
 """Checks of arguments. Each error names the argument, the expected value and the value it got."""
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -55,6 +56,23 @@ def _check_dense(name: str, x: Tensor) -> None:
     """Checks that x is neither sparse nor nested."""
     if x.is_nested or x.layout != torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got {'a nested one' if x.is_nested else x.layout}")
+
+
+def split(name: str, x, T) -> Tensor:
+    """Gives a merged batch ``[T * N, ...]`` its time axis: ``[T, N, ...]``, a view of the same memory.
+
+    Raises:
+        TypeError, ValueError: x is no tensor, T is no number of time-steps, or x has no multiple of T rows.
+    """
+    if isinstance(T, bool) or not isinstance(T, numbers.Integral):
+        raise TypeError(f"T must be the number of time-steps in the first dimension of {name}, got {T!r}")
+    if T < 1:
+        raise ValueError(f"T must be at least 1, got {T}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dim() == 0 or x.shape[0] % T:
+        raise ValueError(f"{name} must be [T * N, ...] with T = {T}, got shape {list(x.shape)}")
+    return x.unflatten(0, (T, x.shape[0] // T))
 
 
 def check_input(x_seq) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sewsnn.ops import spec as neuron
 from sewsnn.ops.spec import NO_NEURON, NOTHING, NeuronSpec, check_integers  # noqa: F401
 
-NONE, ADD, AND, IAND, ADD_BEFORE = 0, 1, 2, 3, 4  # Connect in csrc/core/bn_params.h
+NONE, ADD, AND, IAND, ADD_BEFORE, SUM = 0, 1, 2, 3, 4, 5  # Connect in csrc/core/bn_params.h
 CONNECTIONS = {None: NONE, "ADD": ADD, "AND": AND, "IAND": IAND}
 #: number of arguments in an op's schema: eps, connect, T and the neuron
 COUNT = 3 + neuron.COUNT

@@ -10,8 +10,6 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import parametric_lif_net, sew_resnet, spiking_resnet, spiking_vgg
 from torch import nn
 
-from sewsnn.convert import fusion
-
 SETTINGS = {"surrogate_function": surrogate.ATan(), "detach_reset": True}
 
 
@@ -68,10 +66,8 @@ def built(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_as_before(name, monkeypatch):
-    calls = []
-    by_op = fusion.by_op
-    monkeypatch.setattr(fusion, "by_op", lambda *args, **kwargs: calls.append(1) or by_op(*args, **kwargs))
+def test_as_before(name, fused):
+    calls = fused
     net, x, neurons = built(name)
 
     # Neurons without fusion, float32, training: every spike is the same.

@@ -1,0 +1,83 @@
+"""A converted neuron and the batch norm whose deferred result it receives, in one op."""
+
+import torch
+from torch import Tensor, nn
+
+from sewsnn.convert.deferred import Deferred
+from sewsnn.layers import plan
+from sewsnn.ops import bn as native
+from sewsnn.ops.reference import state_dtype
+
+
+def joined(x: Deferred, node: nn.Module) -> Tensor | str:
+    """Runs the norm (and the sum) and the neuron as one op.
+
+    Args:
+        x: the input of the neuron, ``[T, ...]``.
+        node: a neuron of :mod:`sewsnn.convert.bridge`.
+
+    Returns:
+        The spikes; or why the modules must run one after the other.
+    """
+    call = x.source.call
+    if reason := _obstacle(x, node):
+        return reason
+    x.source.check_unchanged()
+    call.check_unchanged()
+    z, shortcut = as_stacked(x.z), x.shortcut
+    axis = x.axis
+    if axis == 1:
+        z, shortcut = z.unsqueeze(1), None if shortcut is None else shortcut.unsqueeze(1)
+    elif axis > 2:
+        z, shortcut = z.movedim(axis, 2), None if shortcut is None else shortcut.movedim(axis, 2)
+    n, spec = call.n, node.spec()
+    options = native.Options(n.eps, native.NONE if shortcut is None else native.SUM, 0, spec)
+    output = native.bn_neuron(
+        z, shortcut, n.statistics, n.weight, n.bias, node.learnt_parameters(state_dtype(z.dtype)), options,
+        training=n.training, count=n.count, group=n.group, store_v=node.store_v,
+    )  # fmt: skip
+    out, total, v = output.out, output.skip, output.v
+    if axis == 1:
+        out, v = out.squeeze(1), None if v is None else v.squeeze(1 - z.dim()).data
+        total = None if total is None else total.squeeze(1)
+    elif axis > 2:  # .data: SpikingJelly detaches states in place, which torch refuses for views
+        out, v = out.movedim(2, axis), None if v is None else v.movedim(2 - z.dim(), axis - z.dim()).data
+        total = None if total is None else total.movedim(2, axis)
+    x.source.spent = call.spent = True
+    if total is not None and not x.steps:  # whoever reads the sum now gets the second result of the op
+        x.source.set_value(total)
+    call.norm.note_joined()
+    if v is not None:
+        node.set_final_v(v, graph_lost=out.requires_grad)
+    node.note_joined_call(out, x.value)
+    return out
+
+
+def _obstacle(x: Deferred, node: nn.Module) -> str:
+    """Why no op can run the norm and the neuron; empty if one can."""
+    if x.known:
+        return "something else needed the values of batch norm before"
+    if x.source.spent or x.source.call.spent:
+        return "another neuron had used the result of batch norm"
+    if not x.axis:
+        return "the channels of batch norm are not a dimension of the neuron's input"
+    if plan.is_altered(node):
+        return "it has hooks, or its forward was replaced"
+    if not plan.may_skip_calls(None, None):
+        return "the calls of all modules are observed (global hooks, torch.func, an export)"
+    if reason := node.why_alone_now():
+        return reason
+    if torch.is_grad_enabled() and not x.source.grad:
+        return "batch norm ran without gradients"
+    if not node.runs_native(x.z.device):
+        return "sewsnn's compiled kernels do not run here"
+    return ""
+
+
+def as_stacked(x_seq: Tensor) -> Tensor:
+    """x_seq in the memory order of spikes from ``torch.stack`` in SpikingJelly, so that ``view`` works as there.
+
+    That is contiguous, or each time-step of an image or a volume in channels_last.
+    """
+    channels_last = x_seq.dim() in (5, 6) and x_seq.movedim(2, -1).is_contiguous()
+    return x_seq if channels_last else x_seq.contiguous()

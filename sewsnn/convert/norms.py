@@ -1,0 +1,174 @@
+"""The classes to which :func:`sewsnn.convert.from_spikingjelly` swaps batch norms: they defer their result.
+
+A converted batch norm returns a :class:`sewsnn.convert.deferred.Deferred` where a converted neuron may use it in one
+op. In all other calls its original forward runs. A batch norm whose results no neuron could use stops deferring them,
+and tries again from time to time.
+"""
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from sewsnn.convert.deferred import Deferred, NormCall, plain
+from sewsnn.convert.obstacles import own_dynamics, patched
+from sewsnn.convert.watched import operators_are_watched
+from sewsnn.layers import plan
+from sewsnn.layers.norm import group_of, tensors_of
+from sewsnn.ops.checks import DTYPES
+from sewsnn.ops.load import NATIVE_ERROR
+
+#: a norm that no neuron used in its first calls defers only every so many calls
+_FIRST, _PAUSE = 2, 100
+
+
+class DeferringNorm:
+    """A batch norm whose result may be a :class:`Deferred`. The class of an existing norm is swapped."""
+
+    place = ""  #: its name in the model
+    _always_over_time = False
+    _original: type  # the class before the conversion
+    _joined = 0  # calls whose result a neuron used in its op
+    _computed = 0  # calls whose values somebody else needed, since the last call that a neuron used
+    _pause = 0  # calls that will not be deferred
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Batch norm, deferred where that is possible."""
+        if torch.compiler.is_compiling():
+            return self.original_forward(x)
+        x = plain(x)
+        if self._pause > 0:
+            self._pause -= 1
+        elif type(x) is Tensor and self._defers() and self.may_be_skipped(x):
+            z_seq = x if self.over_time else x.unsqueeze(0)
+            call = NormCall(self, x, z_seq, undo=self._joined == 0)
+            return Deferred.of(call, (), x, 2 if self.over_time else 1)
+        return self.original_forward(x)
+
+    def original_forward(self, x: Tensor) -> Tensor:
+        """The forward of the class before the conversion."""
+        return self._original.forward(self, x)
+
+    def note_joined(self) -> None:
+        """A neuron has used the result of a call in its op."""
+        self._joined += 1
+        self._computed = 0
+
+    def note_computed(self, spent: bool) -> None:
+        """Somebody else needs the values of a call. ``spent``: a neuron has used them as well."""
+        if spent or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return  # activation checkpointing must find the same operations again
+        self._computed += 1
+        if self._computed >= _FIRST:
+            self._pause = _PAUSE
+
+    @property
+    def over_time(self) -> bool:
+        """Whether the input is ``[T, N, C, ...]``; otherwise it is ``[N, C, ...]``."""
+        return getattr(self, "step_mode", "s") == "m" or self._always_over_time
+
+    def may_be_skipped(self, x: Tensor) -> bool:
+        """Returns whether an op may compute what a call with this input would compute."""
+        axis = 2 if self.over_time else 1
+        if x.dim() <= axis or x.shape[axis] != self.num_features or x.numel() == 0 or x.dtype not in DTYPES:
+            return False
+        if NATIVE_ERROR is not None or x.device.type not in _DEVICES or x.layout != torch.strided:
+            return False
+        if type(self.eps) is not float or not (self.momentum is None or type(self.momentum) is float):
+            return False
+        weight, bias, mean, var, _ = tensors_of(self)
+        if any(t is not None and (t.device != x.device or type(t) not in _TENSORS) for t in (weight, bias, mean, var)):
+            return False
+        if (self.training or mean is None) and x.numel() <= x.shape[axis] and group_of(self) is None:
+            return False
+        return x.dim() in self._dims
+
+    def _defers(self) -> bool:
+        """Returns whether nobody must see the call, and the result may be computed later."""
+        if torch._C._get_tracing_state() is not None or not plan.may_skip_calls(None, None) or plan.is_altered(self):
+            return False
+        if torch.is_inference_mode_enabled() or operators_are_watched():
+            return False  # tensors of inference mode do not tell whether they were changed
+        return not torch._C._len_torch_function_stack() or _only_devices()
+
+    @property
+    def _dims(self) -> tuple[int, ...]:
+        """The numbers of dimensions that the input may have."""
+        flat = next(dims for kind, dims in _DIMS.items() if isinstance(self, kind))
+        if not self.over_time:
+            return flat
+        if flat == (2, 3) and self._original.__module__ == "spikingjelly.activation_based.layer":  # 0.0.0.0.14
+            return (4,)
+        return tuple(1 + dims for dims in flat)
+
+    def __reduce_ex__(self, protocol):
+        return _rebuilt, (self._original,), self.__dict__.copy()
+
+
+_DEVICES = ("cpu", "cuda")
+_TENSORS = (Tensor, nn.Parameter)
+_DIMS = {
+    nn.BatchNorm1d: (2, 3),
+    nn.BatchNorm2d: (4,),
+    nn.BatchNorm3d: (5,),
+    nn.SyncBatchNorm: tuple(range(2, 10)),
+}
+#: SpikingJelly's batch norms, by module and name
+_THEIRS = {
+    "spikingjelly.activation_based.layer": ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
+}
+_swapped: dict[type, type] = {}
+
+
+def _only_devices() -> bool:
+    from torch.overrides import _get_current_function_mode_stack  # not a public name
+    from torch.utils._device import DeviceContext
+
+    return all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
+
+
+def swapped(kind: type) -> type:
+    """The class of the batch norms of class ``kind`` after the conversion. It has the same name."""
+    found = _swapped.get(kind)
+    if found is None:
+        names = {"_original": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        found = _swapped[kind] = type(kind.__name__, (DeferringNorm, kind), names)
+    return found
+
+
+def _known() -> set[type]:
+    """The classes that compute a plain batch norm."""
+    found = set(_DIMS)
+    for module, names in _THEIRS.items():
+        if module in sys.modules:
+            found.update(getattr(sys.modules[module], name) for name in names)
+    return found
+
+
+def why_not(norm: nn.Module) -> str:
+    """Why a batch norm does not defer its result; empty if it may."""
+    kind = norm._original if isinstance(norm, DeferringNorm) else type(norm)
+    known = _known()
+    base = next((base for base in kind.__mro__ if base in known), None)
+    if base is None:
+        return f"sewsnn cannot fuse batch norms of class {kind.__module__}.{kind.__name__}"
+    if own := own_dynamics(kind, base):
+        return f"the class of the batch norm before it defines {own}"
+    method = patched(norm)
+    return f"the method {method} of the batch norm before it was replaced" if method else ""
+
+
+def set_deferring(module: nn.Module, name: str, wanted: bool) -> None:
+    """Lets a batch norm defer its results, or not any more. Other modules stay as they are."""
+    if isinstance(module, DeferringNorm):
+        for counter in ("_joined", "_computed", "_pause", "place"):
+            module.__dict__.pop(counter, None)
+        module.__class__ = module._original
+    if wanted and isinstance(module, nn.modules.batchnorm._NormBase) and not why_not(module):
+        module.__class__ = swapped(type(module))
+        module.place = name
+
+
+def _rebuilt(kind: type) -> nn.Module:
+    found = swapped(kind)
+    return found.__new__(found)
