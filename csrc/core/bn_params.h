@@ -12,7 +12,7 @@ namespace sewsnn {
 static_assert(kMostLearnt == 2, "the kernels of batch norm sum the gradients of two learnt parameters over a channel");
 
 // g is the connection of the main paper's Table 1. AddBefore is the order of Spiking ResNet: out = SN(y + S). Sum is
-// the membrane shortcut: u = y + S, rounded to the storage type, is a second result, and out = SN(u).
+// the membrane shortcut: u = y + S, rounded to the storage type, is a second result, and out = SN(u). Without S, u = y.
 enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4, Sum = 5 };
 
 // Whether the shortcut is added before the neuron.
@@ -76,6 +76,7 @@ struct BnBackwardParams : BnParams {
 struct BnReduceParams : BnBackwardParams {
   Rows grad_skip;                // second gradient of the same output, or of u, which is added; data null: none
   void* grad_sum = nullptr;      // [T, M] storage: grad_out + grad_skip, or dL/du; else null
+  void* grad_y = nullptr;        // CPU: [T, M] state: dL/dy; null: not requested
   void* partials = nullptr;      // workspace
   unsigned* counters = nullptr;  // as in BnStatisticsParams
   void* sums = nullptr;          // [2, C] state: sum of dL/dy (gradient of bias), of dL/dy xhat (of weight)

@@ -112,7 +112,7 @@ void bn_forward_blocks(const BnForwardParams& p, const void* table, int64_t firs
         shortcut = shortcut_tail.filled(shortcut, steps, n);
         sink = out_tail.sink(out_here);
       }
-      normalise(steps, z, shortcut, adds_before(p.connect), lanes, y);
+      normalise(steps, z, shortcut, adds_before(p.connect) && p.shortcut.data, lanes, y);
       if (p.sum) {
         const Sink<Storage> here = from(sum, t, i);
         store_rounded(steps, y, n < kTile ? sum_tail.sink(here) : here);
@@ -245,7 +245,9 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
   GradY<Storage> grad(p, learn);
   const int64_t C = p.channels.count;
   const Sink<Storage> grad_sum = sink_of<Storage>(p.grad_sum, p.T, p.M);
+  const Sink<S> grad_y = sink_of<S>(p.grad_y, p.T, p.M);
   Padded<Storage> out_tail, skip_tail, sums_here;
+  Padded<S> y_tail;
   for (int64_t slab = first; slab < last; ++slab) {
     const auto [begin, end] = Slab::of(slab, slabs, p.M);
     NormLanes<S> lanes(p.channels, table, kBias + 1);
@@ -275,17 +277,20 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
           if (n < kTile) sums_here.copy_to(far, steps, n);
         }
         const Source<Storage> z = grad.z();
+        const Sink<S> y_far = from(grad_y, t, i), y_here = n < kTile ? y_tail.sink(y_far) : y_far;
         for (int j = 0; j < kTile; j += kGroupSize<S>) {
           const Group<S> mean = lanes.group(kMean, j);
           Group<S> sum = splat_group(S(0)), products = sum;
           for (int64_t s = 0; s < steps; ++s) {
             const Group<S> dy = grad.dy(s, j);
+            if (y_here.data) y_here.put(s, j, dy);
             sum = sum + dy;
             products = products + dy * (z.group(s, j) - mean);
           }
           sums.add(0, j, sum);
           sums.add(1, j, products);
         }
+        if (n < kTile) y_tail.copy_to(y_far, steps, n);
       }
       if (per_channel) {
         for (int q = 0; q < kMostLearnt; ++q) sums.add(2 + q, grad_learnt + q * kTile);
@@ -299,7 +304,7 @@ void bn_reduce_slabs(const BnReduceParams& p, const void* table, int64_t slabs, 
       p.learnt_partials[slab] = sum;
     }
   }
-  if (grad_sum.streaming) finish_streaming();
+  if (grad_sum.streaming || grad_y.streaming) finish_streaming();
 }
 
 template <class Storage>

@@ -80,7 +80,7 @@ struct ForwardInputs {
     for (int k = 0; k < kAhead; ++k) {
       if (start + k < p.T) {
         z[k].load(z_at);
-        if (Shortcut && (!Optional || p.shortcut.data)) shortcut[k].load(shortcut_at);
+        if (Shortcut && ((!Optional && !p.sum) || p.shortcut.data)) shortcut[k].load(shortcut_at);
       }
       z_at.move(1), shortcut_at.move(1);
     }
@@ -112,7 +112,10 @@ __device__ __forceinline__ void forward_steps(const BnForwardParams& p, const Bn
       if (start + k >= p.T) break;
       Pack<S, N> sum;
       SEWSNN_UNROLL
-      for (int j = 0; j < N; ++j) sum.at[j] = normalised(k, j) + in.shortcut[Shortcut ? k : 0].number(j);
+      for (int j = 0; j < N; ++j) {
+        const S y = normalised(k, j);
+        sum.at[j] = p.shortcut.data ? y + in.shortcut[Shortcut ? k : 0].number(j) : y;
+      }
       in.shortcut[Shortcut ? k : 0] = Words<Storage, N>::of(sum);  // rounded
       in.shortcut[Shortcut ? k : 0].store(sum_at);
       sum_at.move(1);

@@ -48,6 +48,11 @@ Tensor empty_sums(const Tensor& z, int64_t C, bool zero) {
   return zero ? torch::stable::new_zeros(z, {2, C}, state) : empty_strided({2, C}, {C, 1}, state, z);
 }
 
+void check_shortcut_gradient(Connect connect, bool wanted) {
+  const bool own = connect == Connect::And || connect == Connect::Iand || connect == Connect::AddBefore;
+  STD_TORCH_CHECK(!wanted || own, "this connection's shortcut has no gradient of its own");
+}
+
 }  // namespace
 
 BnStatisticsCall::BnStatisticsCall(const Tensor& z_in, int64_t T, bool check_in)
@@ -94,7 +99,7 @@ BnCall<P>::BnCall(const BnTensors& in, const BnOptions& options) : layout(layout
   params.still = options.T > 0;
   z = x_operand(with_time(in.z, options.T), layout);
   params.z = z.rows;
-  STD_TORCH_CHECK((params.connect == Connect::None) == !in.shortcut.has_value(),
+  STD_TORCH_CHECK((params.connect == Connect::None) == !in.shortcut.has_value() || params.connect == Connect::Sum,
                   "a connection needs a shortcut, and nothing else does");
   if (in.shortcut) {
     shortcut = like_z("shortcut", *in.shortcut, in.z, layout, false);
@@ -131,6 +136,7 @@ BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_sk
     : BnCall(in, options),
       sums(empty_sums(in.z, params.channels.count, empty())),
       grad_leak(learnt_gradient(need_leak, in.leak, params.neuron, empty())) {
+  STD_TORCH_CHECK(params.connect != Connect::Sum || in.shortcut, "bn_neuron_reduce needs the sum as shortcut");
   set_checkpoints(params, checkpoints, in.z, layout);
   grad_out = like_z("grad_out", grad_out_in, in.z, layout, true);
   params.grad_out = grad_out.rows;
@@ -145,6 +151,14 @@ BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_sk
   if (grad_leak->numel() != kind().learnt * params.channels.count)
     channel_sums = empty_sums(in.z, params.channels.count, empty());
   params.learnt_sums = data(channel_sums ? channel_sums : grad_leak);
+}
+
+void BnReduceCall::keep_grad_y(const Tensor& z_in) {
+  const bool gated = params.connect == Connect::And || params.connect == Connect::Iand;
+  if (!params.spiking || params.still || gated || params.connect == Connect::Sum || empty()) return;
+  if (z_in.scalar_type() != state_type(z_in)) return;
+  grad_y = empty_like(layout, z_in);
+  params.grad_y = data(grad_y);
 }
 
 void BnReduceCall::set_learnt_partials(int64_t count) {
@@ -163,19 +177,25 @@ BnApplyCall::BnApplyCall(const Tensor& grad_out_in, const BnTensors& in, const M
   params.count = count;
   grad_out = like_z("grad_out", grad_out_in, in.z, layout, true);
   params.grad_out = grad_out.rows;
+  check_shortcut_gradient(params.connect, need_shortcut);
   set_results(need_shortcut);
 }
 
 BnApplyCall::BnApplyCall(const BnReduceCall& first, const Tensor& z_in, bool training, bool need_shortcut)
-    : BnCall(first.layout, first.params), grad_out(first.grad_out), grad_z(empty_grad_z(layout, z_in, params.still)) {
-  if (params.connect == Connect::Sum) {  // the first pass has written dL/dy, and no neuron remains
-    STD_TORCH_CHECK(!need_shortcut, "the gradient of the shortcut of a sum is grad_sum");
+    : BnCall(first.layout, first.params),
+      grad_out(first.grad_out),
+      grad_z(first.grad_y && !need_shortcut ? *first.grad_y : empty_grad_z(layout, z_in, params.still)) {
+  check_shortcut_gradient(params.connect, need_shortcut);
+  if (params.connect == Connect::Sum || first.grad_y) {  // the first pass has written dL/dy, and no neuron remains
     params.connect = Connect::None;
     params.shortcut = {};
     params.spiking = false;
     params.checkpoints = nullptr;
   }
-  if (first.params.grad_sum) {  // the two gradients of the output, which the first pass has added
+  if (first.grad_y) {
+    grad_out = {*first.grad_y, {first.params.grad_y, layout.M, 1}};
+    params.grad_out = grad_out.rows;
+  } else if (first.params.grad_sum) {  // the two gradients of the output, which the first pass has added
     grad_out = {*first.grad_sum, {first.params.grad_sum, layout.M, 1}};
     params.grad_out = grad_out.rows;
   }
@@ -184,13 +204,11 @@ BnApplyCall::BnApplyCall(const BnReduceCall& first, const Tensor& z_in, bool tra
     const int64_t steps = params.still ? 1 : params.T;
     params.count = double(steps) * double(params.M / params.channels.count);
   }
-  set_results(need_shortcut);
+  set_results(need_shortcut && !first.grad_y);
+  if (need_shortcut && first.grad_y) grad_shortcut = first.grad_y;
 }
 
 void BnApplyCall::set_results(bool need_shortcut) {
-  STD_TORCH_CHECK(!need_shortcut || params.connect == Connect::And || params.connect == Connect::Iand ||
-                      params.connect == Connect::AddBefore,
-                  "this connection's shortcut has no gradient of its own");
   if (need_shortcut) grad_shortcut = empty_like(layout, grad_z);
   params.grad_z = data(grad_z);
   params.grad_shortcut = data(grad_shortcut);

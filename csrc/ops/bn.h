@@ -80,6 +80,7 @@ struct BnReduceCall : BnCall<BnReduceParams> {
   Operand grad_out, grad_skip;
   Tensor sums;
   MaybeTensor grad_sum, grad_leak;  // missing if not requested; with Connect::Sum, grad_sum is always there
+  MaybeTensor grad_y;               // dL/dy, if keep_grad_y() was called
   MaybeTensor channel_sums;         // the gradients of grad_leak for each channel, if it is their sum
   MaybeTensor partials, learnt_partials, learnt_workspace;  // on a GPU; learnt_partials also on the CPU
 
@@ -88,6 +89,10 @@ struct BnReduceCall : BnCall<BnReduceParams> {
   // Whether the gradient of learnt parameters is requested that are the same for all neurons.
   bool wants_shared() const { return grad_leak && !kind().per_channel; }
   void set_learnt_partials(int64_t count);
+  // Lets reduce store dL/dy, so that apply need not compute it again, if apply can read it without a loss: z has the
+  // state's type and a time axis, and the gradient of the shortcut needs no spikes. For the CPU, where the neuron takes
+  // longer than the memory: one pass more over memory, one neuron less.
+  void keep_grad_y(const Tensor& z);
 };
 
 struct BnApplyCall : BnCall<BnApplyParams> {

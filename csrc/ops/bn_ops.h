@@ -127,6 +127,7 @@ std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neu
   const bool training = list.flag(), need_shortcut = list.flag(), need_leak = list.flag();
   list.end();
   BnReduceCall first(grad_out, grad_skip, tensors, checkpoints, options, need_leak);
+  if constexpr (std::is_same_v<Device, Cpu>) first.keep_grad_y(tensors.z);
   if (!first.empty()) run(device, first);
   BnApplyCall second(first, tensors.z, training, need_shortcut);
   if (!second.empty()) run(device, second);

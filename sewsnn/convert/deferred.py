@@ -124,6 +124,10 @@ class NormCall(Source):
         self._read_versions = _versions(self._read)
         self._running, self._running_versions = running, _versions(running) if self._before else None
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.z.shape
+
     def check_unchanged(self) -> None:
         """Raises RuntimeError if BN(z) can no longer be computed."""
         if _versions(self._read) == self._read_versions:
@@ -178,6 +182,10 @@ class Sum(Source):
         self._source, self._steps, self._shortcut = x.source, x.steps, shortcut
         self._version = shortcut._version
 
+    @property
+    def shape(self) -> torch.Size:
+        return self._shortcut.shape
+
     def check_unchanged(self) -> None:
         """Raises RuntimeError if the sum can no longer be computed."""
         if self._shortcut._version != self._version:
@@ -212,10 +220,18 @@ class Deferred(Tensor):
         z: the input of the norm in the shape of this tensor.
         axis: the dimension that holds the channels; None: no dimension does.
         shortcut: of a sum, the shortcut in the shape of this tensor; None: this is no sum.
+        still: the image that z repeats over its first dimension; None: z repeats nothing.
     """
 
     @staticmethod
-    def of(source: Source, steps: Steps, z: Tensor, axis: int | None, shortcut: Tensor | None = None) -> "Deferred":
+    def of(
+        source: Source,
+        steps: Steps,
+        z: Tensor,
+        axis: int | None,
+        shortcut: Tensor | None = None,
+        still: Tensor | None = None,
+    ) -> "Deferred":
         """Makes one."""
         grad = source.grad and torch.is_grad_enabled()
         if grad and any(t is not None and t.requires_grad for t in source.inputs):
@@ -224,7 +240,7 @@ class Deferred(Tensor):
         else:
             state = None
             self = _without_values(z)
-        self.source, self.steps, self.z, self.axis, self.shortcut = source, steps, z, axis, shortcut
+        self.source, self.steps, self.z, self.axis, self.shortcut, self.still = source, steps, z, axis, shortcut, still
         self.graph_state, self.grad_mode, self.computed = state, grad, None
         source.derived.append(weakref.ref(self))
         return self
@@ -251,16 +267,25 @@ class Deferred(Tensor):
         """Lets the next use read the values of the source again."""
         self.computed = None
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the values are those of the source in the same order, so that a reshape leads back to them."""
+        return all(_HANDLERS[function] in (_reshaped, _contiguous, _clone) for function, _, _ in self.steps)
+
     def become(self, other: "Deferred") -> None:
         """Takes the values of another one, after an operation in place."""
         if self.graph_state is not None:
             self.graph_state[:] = [None, None, None]  # its autograd graph is that of the old values
-        self.source, self.steps, self.shortcut, self.computed = other.source, other.steps, other.shortcut, None
+        self.source, self.steps, self.z, self.axis = other.source, other.steps, other.z, other.axis
+        self.shortcut, self.still, self.computed = other.shortcut, other.still, None
         other.source.derived.append(weakref.ref(self))
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func in _ASKS:
+            asked = args[0]
+            if type(asked) is Deferred and asked.computed is not None:  # it may have been changed in place
+                return func(asked.computed, *args[1:], **(kwargs or {}))
             with _NoFunction():
                 return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
@@ -297,6 +322,8 @@ def _plain(x, raw: bool = False):
 
 
 def _without_values(z: Tensor) -> Deferred:
+    if 0 in z.stride():  # a repeated image: torch's repeat copies it
+        return Tensor._make_wrapper_subclass(Deferred, z.shape, dtype=z.dtype, device=z.device)
     return Tensor._make_wrapper_subclass(Deferred, z.shape, strides=z.stride(), dtype=z.dtype, device=z.device)
 
 
@@ -390,7 +417,44 @@ def _contiguous(func, args, kwargs):
     if x.z.is_contiguous(**({"memory_format": args[1]} if len(args) > 1 else kwargs)):
         return x
     # An op takes z in any order. If the values are needed, they are copied then.
-    return Deferred.of(x.source, (*x.steps, (func, args[1:], kwargs)), x.z, x.axis, x.shortcut)
+    return Deferred.of(x.source, (*x.steps, (func, args[1:], kwargs)), x.z, x.axis, x.shortcut, x.still)
+
+
+def _clone(func, args, kwargs):
+    x = args[0] if args else None
+    if not _is_open(x) or kwargs or len(args) > 1:
+        return NotImplemented
+    return Deferred.of(x.source, (*x.steps, (func, (), {})), x.z, x.axis, x.shortcut, x.still)
+
+
+def _reshaped_in_place(func, args, kwargs):
+    x = args[0] if args else None
+    if not _is_open(x):
+        return NotImplemented
+    view = _reshaped(getattr(Tensor, func.__name__.rstrip("_")), args, kwargs)
+    with torch.no_grad(), _NoFunction(), torch._C._DisableTorchDispatch():
+        func(*args, **kwargs)  # the sizes of x
+    x.become(view)
+    return x
+
+
+def _repeated(func, args, kwargs):
+    x = args[0] if args else None
+    if not _is_open(x) or kwargs or x.shortcut is not None or x.still is not None or x.axis is None:
+        return NotImplemented
+    sizes = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
+    more = len(sizes) - x.z.dim()
+    others = 1 if func is Tensor.repeat else -1
+    if any(size != others for size in sizes[1:]) or sizes[0] < 1:
+        return NotImplemented
+    if more == 1 and func is Tensor.repeat:
+        still, axis = x.z, x.axis + 1
+    elif more == 0 and x.z.shape[0] == 1 and x.axis > 0:
+        still, axis = x.z.squeeze(0), x.axis
+    else:
+        return NotImplemented
+    z = still.unsqueeze(0).expand(sizes[0], *still.shape)
+    return Deferred.of(x.source, (*x.steps, (func, args[1:], {})), z, axis, None, still)
 
 
 def _view(x: Deferred, z: Tensor, axis: int | None, func, args, kwargs) -> Deferred:
@@ -434,7 +498,7 @@ def _sum(func, args, kwargs):
         return NotImplemented
     if other.shape != x.z.shape or other.dtype != x.z.dtype or other.device != x.z.device:
         return NotImplemented
-    result = Deferred.of(Sum(x, other), (), x.z, x.axis, other)
+    result = Deferred.of(Sum(x, other), (), x.z, x.axis, other, x.still)
     x.source.derived.append(weakref.ref(result))
     return result
 
@@ -463,6 +527,9 @@ _PERMUTATIONS = ("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swa
 _HANDLERS = {
     Tensor.view: _reshaped,
     Tensor.contiguous: _contiguous,
+    **dict.fromkeys((Tensor.unsqueeze_, Tensor.squeeze_), _reshaped_in_place),
+    **dict.fromkeys((Tensor.repeat, Tensor.expand), _repeated),
+    **dict.fromkeys((Tensor.clone, torch.clone), _clone),
     **{getattr(kind, name): _reshaped for name in _VIEWS for kind in (Tensor, torch)},
     **{getattr(kind, name): _permuted for name in _PERMUTATIONS for kind in (Tensor, torch)},
     **dict.fromkeys((Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add), _sum),

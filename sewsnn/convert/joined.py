@@ -24,16 +24,18 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
         return reason
     x.source.check_unchanged()
     call.check_unchanged()
-    z, shortcut = as_stacked(x.z), x.shortcut
-    axis = x.axis
+    axis, shortcut = x.axis, x.shortcut
+    T = 0 if x.still is None else len(x.z)
+    z = as_stacked(x.z if x.still is None else x.still.unsqueeze(0))
     if axis == 1:
         z, shortcut = z.unsqueeze(1), None if shortcut is None else shortcut.unsqueeze(1)
     elif axis > 2:
         z, shortcut = z.movedim(axis, 2), None if shortcut is None else shortcut.movedim(axis, 2)
     n, spec = call.n, node.spec()
-    options = native.Options(n.eps, native.NONE if shortcut is None else native.SUM, 0, spec)
+    wanted = shortcut is not None or (call.norm.values_wanted and x.keeps_order)
+    options = native.Options(n.eps, native.SUM if wanted else native.NONE, T, spec)
     output = native.bn_neuron(
-        z, shortcut, n.statistics, n.weight, n.bias, node.learnt_parameters(state_dtype(z.dtype)), options,
+        z.squeeze(0) if T else z, shortcut, n.statistics, n.weight, n.bias, node.learnt_parameters(state_dtype(z.dtype)), options,
         training=n.training, count=n.count, group=n.group, store_v=node.store_v,
     )  # fmt: skip
     out, total, v = output.out, output.skip, output.v
@@ -44,8 +46,8 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
         out, v = out.movedim(2, axis), None if v is None else v.movedim(2 - z.dim(), axis - z.dim()).data
         total = None if total is None else total.movedim(2, axis)
     x.source.spent = call.spent = True
-    if total is not None and not x.steps:  # whoever reads the sum now gets the second result of the op
-        x.source.set_value(total)
+    if total is not None and x.keeps_order:  # whoever reads the values now gets the second result of the op
+        x.source.set_value(total.reshape(x.source.shape))
     call.norm.note_joined()
     if v is not None:
         node.set_final_v(v, graph_lost=out.requires_grad)

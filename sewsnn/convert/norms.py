@@ -26,6 +26,7 @@ class DeferringNorm:
     """A batch norm whose result may be a :class:`Deferred`. The class of an existing norm is swapped."""
 
     place = ""  #: its name in the model
+    values_wanted = False  #: somebody used the values of a call after a neuron had joined it
     _always_over_time = False
     _original: type  # the class before the conversion
     _joined = 0  # calls whose result a neuron used in its op
@@ -56,6 +57,8 @@ class DeferringNorm:
 
     def note_computed(self, spent: bool) -> None:
         """Somebody else needs the values of a call. ``spent``: a neuron has used them as well."""
+        if spent:  # from now on the op of the neuron returns the values as well
+            self.values_wanted = True
         if spent or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return  # activation checkpointing must find the same operations again
         self._computed += 1
@@ -161,7 +164,7 @@ def why_not(norm: nn.Module) -> str:
 def set_deferring(module: nn.Module, name: str, wanted: bool) -> None:
     """Lets a batch norm defer its results, or not any more. Other modules stay as they are."""
     if isinstance(module, DeferringNorm):
-        for counter in ("_joined", "_computed", "_pause", "place"):
+        for counter in ("_joined", "_computed", "_pause", "place", "values_wanted"):
             module.__dict__.pop(counter, None)
         module.__class__ = module._original
     if wanted and isinstance(module, nn.modules.batchnorm._NormBase) and not why_not(module):
