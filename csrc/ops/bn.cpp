@@ -239,6 +239,9 @@ void check_running(const BnUpdateCall& in) {
 STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def("bn_statistics(Tensor z, int T, bool check) -> Tensor");
   m.def(
+      "bn_take_statistics(Tensor z, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? tracked, float[] "
+      "numbers) -> Tensor");
+  m.def(
       "bn_update(Tensor statistics, float momentum, float count, Tensor(a!) running_mean, Tensor(b!) running_var) -> "
       "()");
   sewsnn::def(

@@ -16,6 +16,23 @@ std::tuple<Tensor> bn_statistics(Arguments& read) {
   return {call.statistics};
 }
 
+// The statistics of a batch, and the update of the running ones. numbers: T and the momentum.
+template <class Device>
+std::tuple<Tensor> bn_take_statistics(Arguments& read) {
+  const Tensor z = read.tensor();
+  BnRunning running = {read.maybe_tensor(), read.maybe_tensor(), read.maybe_tensor(), 0};
+  const std::vector<double> numbers = read.numbers();
+  const Device device(z, "bn_take_statistics");
+  NumberList list(numbers);
+  const int64_t T = list.whole();
+  running.momentum = list.number();
+  list.end();
+  BnStatisticsCall call(z, T, true);
+  call.set_running(running);
+  run(device, call);
+  return {call.statistics};
+}
+
 template <class Device>
 std::tuple<> bn_update(Arguments& read) {
   const Tensor statistics = read.tensor();
@@ -138,6 +155,7 @@ std::tuple<Tensor, MaybeTensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neu
 template <class Device>
 void add_bn_ops(Library& library) {
   library.impl("bn_statistics", &boxed<&bn_statistics<Device>>);
+  library.impl("bn_take_statistics", &boxed<&bn_take_statistics<Device>>);
   library.impl("bn_update", &boxed<&bn_update<Device>>);
   library.impl("bn_neuron_forward", &boxed<&bn_neuron_forward<Device>>);
   library.impl("bn_neuron_sum", &boxed<&bn_neuron_sum<Device>>);

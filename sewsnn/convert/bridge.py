@@ -7,11 +7,13 @@ SpikingJelly's own forward runs.
 """
 
 from collections import Counter
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sewsnn import functional
+from sewsnn import functional, neuron
 from sewsnn.convert import surrogates
 from sewsnn.convert.deferred import Deferred
 from sewsnn.convert.joined import as_stacked, joined
@@ -25,13 +27,32 @@ from sewsnn.ops.neuron import V_FINAL, V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.spec import NeuronSpec
 
+_KINDS = {
+    neuron.IFNode: "IF",
+    neuron.LIFNode: "LIF",
+    neuron.ParametricLIFNode: "PLIF",
+    neuron.QIFNode: "QIF",
+    neuron.CUBALIFNode: "CUBALIF",
+    neuron.ILIFNode: "ILIF",
+}
+#: attributes of SpikingJelly's nodes that decide what a node computes: of every node, of some, of some versions
+_EVERY = ("v_threshold", "v_reset", "detach_reset")
+_SOME = {"LIF": ("tau",), "QIF": ("tau", "v_c", "a0", "v_rest"), "CUBALIF": ("c_decay", "v_decay"), "ILIF": ("tau",)}
+_OPTIONAL = ("decay_input", "_neuron_precision", "monitor", "backend", "_backend")
+_PLAIN = (float, int, bool, str, type(None))
+
 
 class Bridge(SharedState):
     """The base class of converted nodes. It is never constructed: the class of an existing node is swapped."""
 
     wanted_backend = "auto"  # node.backend is SpikingJelly's
     may_fuse = True  # False for a node in more than one place of the model: each call continues from the last one's v
+    kind_name: ClassVar[str]  #: the neuron's name in :data:`sewsnn.ops.reference.NEURONS`
     _theirs: type  # the class before the conversion
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.kind_name = next((name for kind, name in _KINDS.items() if issubclass(cls, kind)), "")
 
     # ---- a call
 
@@ -52,7 +73,8 @@ class Bridge(SharedState):
                 x = x.value()
             else:
                 self.note_call("", "its input is not the result of a batch norm that sewsnn knows")
-        if obstacle(self, self.kind) is not None or x.dtype not in DTYPES or (eager and operators_are_watched()):
+        spec = self.spec_or_reason()
+        if isinstance(spec, str) or x.dtype not in DTYPES or (eager and operators_are_watched()):
             s = super(StatefulNode, self).forward(x)
             if eager:
                 self._remember(*self._state())
@@ -64,7 +86,7 @@ class Bridge(SharedState):
         s_seq, state = functional.multistep(
             x_seq,
             before,
-            self.spec(),
+            spec,
             self.learnt_parameters(state_dtype(x_seq.dtype)),
             v_mode=V_SEQUENCE if sequence else V_FINAL,
             backend=self.wanted_backend,
@@ -81,21 +103,44 @@ class Bridge(SharedState):
     def _note_call(self, s: Tensor, x_seq: Tensor, before: Tensor | None) -> None:
         """What else SpikingJelly's node stores after a call."""
 
-    def note_joined_call(self, s: Tensor, y_seq) -> None:
+    def note_joined_call(self, s: Tensor, y_seq: Callable, spec: NeuronSpec, learnt: Tensor | None) -> None:
         """The same after a call in one op with batch norm; ``y_seq()`` computes the input of the node."""
 
     def spec(self) -> NeuronSpec:
+        # A node that sewsnn cannot compute has no specification; callers ask spec_or_reason() first.
+        found = self.spec_or_reason()
+        return self._new_spec() if isinstance(found, str) else found
+
+    def spec_or_reason(self) -> NeuronSpec | str:
+        """What the node computes with its present settings; or why sewsnn cannot compute it."""
         # A script may change settings at any time, so each call compares their values with those of the last one.
-        if torch.compiler.is_compiling():
-            return self._new_spec()
-        function, constants = self.surrogate_function, self._constants()
-        fire = (type(function), surrogates.numbers_of(function))
-        values = (fire, self.v_reset, self.detach_reset, constants)
-        kept, spec = self.__dict__.get("_spec") or (None, None)
-        if kept != values:
-            spec = self._new_spec()
-            self.__dict__["_spec"] = (values, spec)
-        return spec
+        values = None if torch.compiler.is_compiling() else self._present_values()
+        kept = self.__dict__.get("_spec")
+        if values is not None and kept is not None and kept[0] == values:
+            return kept[1]
+        found = obstacle(self, self.kind_name) or self._new_spec()
+        if values is not None and not isinstance(found, str):
+            self.__dict__["_spec"] = (values, found)
+        return found
+
+    def _present_values(self) -> tuple | None:
+        """Everything that decides what the node computes, as plain values; None: something is not plain."""
+        state = self.__dict__
+        function = surrogates.values_of(state["_modules"].get("surrogate_function"))
+        if function is None:
+            return None
+        memory = state.get("_memories") or {}
+        values = [state.get(name) for name in _OPTIONAL]
+        for name in (*_EVERY, *_SOME.get(self.kind_name, ())):
+            if name not in memory and name not in state:
+                return None  # for example a property
+            values.append(memory[name] if name in memory else state[name])
+        if self.kind_name == "PLIF":
+            w = state["_parameters"].get("w")
+            values.append(w is not None and w.numel() == 1)
+        if any(type(value) not in _PLAIN for value in (*function[1:], *values)):
+            return None
+        return *function, *values
 
     def _new_spec(self) -> NeuronSpec:
         return NeuronSpec(
@@ -108,8 +153,8 @@ class Bridge(SharedState):
 
     # ---- a call inside an op of several layers
 
-    def why_alone_now(self) -> str:
-        """Why the node runs alone with its current settings and state; empty if it need not."""
+    def why_not_joined(self) -> str:
+        """Why no op may stand for the next call, whatever sewsnn can compute; empty if one may."""
         if not self.may_fuse:
             return "it stands in more than one place of the model"
         if self.step_mode != "m":
@@ -120,7 +165,12 @@ class Bridge(SharedState):
             return f"{state} is not at rest: call reset_net"
         if has_hooks(self):
             return "it has hooks"
-        return obstacle(self, self.kind) or ("torch's operators are observed" if operators_are_watched() else "")
+        return "torch's operators are observed" if operators_are_watched() else ""
+
+    def why_alone_now(self) -> str:
+        """Why the node runs alone with its current settings and state; empty if it need not."""
+        found = self.why_not_joined() or self.spec_or_reason()
+        return found if isinstance(found, str) else ""
 
     def can_be_fused(self) -> bool:
         if torch.compiler.is_compiling() and torch.is_grad_enabled():
@@ -130,7 +180,7 @@ class Bridge(SharedState):
             if operators_are_watched():
                 return False
         plain = self.may_fuse and self.step_mode == "m" and not self.store_v_seq
-        return plain and not self._not_at_rest() and obstacle(self, self.kind) is None
+        return plain and not self._not_at_rest() and not isinstance(self.spec_or_reason(), str)
 
     def note_call(self, norm: str, reason: str = "") -> None:
         """Counts a call for the report: the norm in the same op, or why the node ran alone."""

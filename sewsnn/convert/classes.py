@@ -5,7 +5,6 @@ from importlib import import_module
 
 from torch import nn
 
-from sewsnn import neuron
 from sewsnn.convert.bridge import Bridge
 from sewsnn.convert.obstacles import obstacle, own_dynamics, patched
 
@@ -13,14 +12,6 @@ from sewsnn.convert.obstacles import obstacle, own_dynamics, patched
 _PARTS = {
     "spikingjelly.activation_based.neuron": "sewsnn.convert.nodes",
     "spikingjelly.clock_driven.neuron": "sewsnn.convert.clock_driven",
-}
-_KINDS = {
-    neuron.IFNode: "IF",
-    neuron.LIFNode: "LIF",
-    neuron.ParametricLIFNode: "PLIF",
-    neuron.QIFNode: "QIF",
-    neuron.CUBALIFNode: "CUBALIF",
-    neuron.ILIFNode: "ILIF",
 }
 _derived: dict[type, type] = {}
 
@@ -63,10 +54,6 @@ def converts(module: nn.Module) -> bool:
     return not isinstance(module, Bridge) and _base(type(module)) is not None and why_not(module) is None
 
 
-def _obstacle(module: nn.Module, ours: type) -> str | None:
-    return obstacle(module, next(name for kind, name in _KINDS.items() if issubclass(ours, kind)))
-
-
 def why_not(module: nn.Module) -> str | None:
     """Why a neuron of SpikingJelly is not converted; None if it is, or if the module is no such neuron."""
     kind = type(module)
@@ -75,7 +62,7 @@ def why_not(module: nn.Module) -> str | None:
         if own := own_dynamics(kind, base):
             return f"its class derives from {base.__name__} and defines {own}, so it may compute something else"
         method = patched(module)
-        return _obstacle(module, known()[base]) if method is None else f"its method {method} was replaced"
+        return obstacle(module, known()[base].kind_name) if method is None else f"its method {method} was replaced"
     for theirs in modules():
         if isinstance(module, theirs.BaseNode) or (
             kind.__module__.startswith(theirs.__name__) and kind.__name__.endswith("Node")

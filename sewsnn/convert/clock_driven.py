@@ -4,6 +4,8 @@ A class is either single-step or multi-step. A multi-step node stores ``v_seq`` 
 it, so it is computed when somebody does. Up to 0.0.0.0.8 nodes also store ``spike`` and ``spike_seq``.
 """
 
+from collections.abc import Callable
+
 import torch
 from spikingjelly.clock_driven import neuron as theirs
 from spikingjelly.clock_driven import surrogate
@@ -15,6 +17,7 @@ from sewsnn.convert.bridge import Bridge
 from sewsnn.convert.state import lost_graph
 from sewsnn.ops.neuron import V_SEQUENCE
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import NeuronSpec
 
 surrogates.register(surrogate)
 
@@ -57,12 +60,11 @@ class _Multi(_Single):
 
         self._compute_later(compute)
 
-    def note_joined_call(self, s: Tensor, y_seq) -> None:
+    def note_joined_call(self, s: Tensor, y_seq: Callable, spec: NeuronSpec, learnt: Tensor | None) -> None:
         """What SpikingJelly's node stores after a call in one op with batch norm; ``y_seq()`` computes its input."""
         if "spike" in self._memory():
             self.spike, self.spike_seq = s[-1].clone(), s
-        spec, learnt, backend = self.spec(), self.learnt_parameters(state_dtype(s.dtype)), self.wanted_backend
-        graph = s.requires_grad
+        backend, graph = self.wanted_backend, s.requires_grad
 
         def compute() -> Tensor:
             with torch.no_grad():

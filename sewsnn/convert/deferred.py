@@ -17,8 +17,9 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from sewsnn.layers.norm import normalisation, update_running
+from sewsnn.layers.norm import Normalisation, for_one_call, normalisation, tensors_of, update_running
 from sewsnn.ops import bn as native
+from sewsnn.ops.reference import state_dtype
 
 _NoFunction = torch._C.DisableTorchFunctionSubclass
 _numbers = count()
@@ -41,10 +42,12 @@ class Source:
         call: the call of the batch norm.
         inputs: what gradients reach: z, weight and bias of the norm, and the shortcut or None.
         grad: gradients were enabled when the source was made.
+        needs_grad: one of the inputs requires a gradient.
     """
 
     call: "NormCall"
     inputs: tuple[Tensor | None, ...]
+    needs_grad: bool
 
     def __init__(self):
         self.number = next(_numbers)
@@ -94,6 +97,10 @@ class Source:
         raise NotImplementedError
 
     def _compute_raw(self) -> Tensor:
+        return self.from_inputs(*self.inputs)
+
+    def from_inputs(self, z: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None) -> Tensor:
+        """The values, computed from tensors in place of the inputs."""
         raise NotImplementedError
 
 
@@ -112,17 +119,27 @@ class NormCall(Source):
 
     def __init__(self, norm: nn.Module, z: Tensor, z_seq: Tensor, undo: bool):
         super().__init__()
-        self.norm, self.z, self.call = norm, z, self
-        self.inputs = (z, norm.weight, norm.bias, None)
-        running = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-        updates = norm.training and norm.track_running_stats
-        self._before = [None if b is None else b.clone() for b in running] if undo and updates else None
-        self.n = normalisation(norm, z_seq, 0)
-        self._z_seq = z_seq
-        update_running(norm, self.n)
-        self._read = (z, norm.weight, norm.bias, *(() if self.n.training else running[:2]))
+        weight, bias, *running = tensors_of(norm)
+        self.norm, self.z = norm, z
+        self.inputs = (z, weight, bias, None)
+        self.needs_grad = z.requires_grad or any(t is not None and t.requires_grad for t in (weight, bias))
+        self._before = None
+        if undo and norm.training and norm.track_running_stats:
+            self._before = [None if buffer is None else buffer.clone() for buffer in running]
+        one_call = for_one_call(norm, state_dtype(z.dtype))
+        if one_call is None:
+            self.n = normalisation(norm, z_seq, 0)
+            update_running(norm, self.n)
+        else:
+            statistics = native.take_statistics(z_seq, one_call[2], 0)
+            self.n = Normalisation(statistics, *one_call[:2], norm.eps, True, z.numel() / norm.num_features)
+        self._read = (z, weight, bias, *(() if self.n.training else running[:2]))
         self._read_versions = _versions(self._read)
         self._running, self._running_versions = running, _versions(running) if self._before else None
+
+    @property
+    def call(self) -> "NormCall":
+        return self
 
     @property
     def shape(self) -> torch.Size:
@@ -144,29 +161,26 @@ class NormCall(Source):
         self.check_unchanged()
         before, self._before = self._before, None
         self.norm.note_computed(self.spent)
-        if self.n.training and self.norm.training and before is None:
-            return self._without_update()
+        if self.spent or (self.n.training and self.norm.training and before is None):
+            return self.from_inputs(*self.inputs)
         if before is not None:
             if _versions(self._running) != self._running_versions:  # somebody has used the new running statistics
-                return self._without_update()
+                return self.from_inputs(*self.inputs)
             with torch.no_grad():  # take the update back: the norm makes it again
                 for buffer, old in zip(self._running, before, strict=True):
                     if buffer is not None:
                         buffer.copy_(old)
         return self.norm.original_forward(self.z)
 
-    def _compute_raw(self) -> Tensor:
+    def from_inputs(self, z, weight, bias, shortcut):
         self.check_unchanged()
-        return self._without_update()
-
-    def _without_update(self) -> Tensor:
-        n = self.n
+        n, state = self.n, self.n.statistics.dtype
+        weight, bias = (None if t is None else t.to(state).contiguous() for t in (weight, bias))
+        z_seq = z if self.norm.over_time else z.unsqueeze(0)
         options = native.Options(n.eps, native.NONE, 0, None)
-        y = native.bn_neuron(
-            self._z_seq, None, n.statistics, n.weight, n.bias, None, options, training=n.training, count=n.count,
-            group=n.group,
-        ).out  # fmt: skip
-        return y.reshape(self.z.shape)
+        kept = {"training": n.training, "count": n.count, "group": n.group}
+        y = native.bn_neuron(z_seq, None, n.statistics, weight, bias, None, options, **kept).out
+        return y.reshape(z.shape)
 
 
 _READ = ("its input", "its weight", "its bias", "its running mean", "its running variance")
@@ -179,6 +193,7 @@ class Sum(Source):
         super().__init__()
         self.call, self.grad = x.source.call, x.source.grad and torch.is_grad_enabled()
         self.inputs = (*x.source.inputs[:3], shortcut)
+        self.needs_grad = x.source.needs_grad or shortcut.requires_grad
         self._source, self._steps, self._shortcut = x.source, x.steps, shortcut
         self._version = shortcut._version
 
@@ -200,9 +215,9 @@ class Sum(Source):
         self.check_unchanged()
         return _follow(self._steps, self._source.value()) + self._shortcut
 
-    def _compute_raw(self) -> Tensor:
+    def from_inputs(self, z, weight, bias, shortcut):
         self.check_unchanged()
-        return _follow(self._steps, self._source.raw()) + self._shortcut
+        return _follow(self._steps, self._source.from_inputs(z, weight, bias, None)) + shortcut
 
 
 def _follow(steps: Steps, value: Tensor) -> Tensor:
@@ -234,7 +249,7 @@ class Deferred(Tensor):
     ) -> "Deferred":
         """Makes one."""
         grad = source.grad and torch.is_grad_enabled()
-        if grad and any(t is not None and t.requires_grad for t in source.inputs):
+        if grad and source.needs_grad:
             state = [source, steps, z]
             self = _with_graph(*source.inputs, state)
         else:
@@ -343,10 +358,12 @@ class _Graph(torch.autograd.Function):
                 "__torch_function__ (for example an autograd.Function) had used it: clone it first, or convert with "
                 "from_spikingjelly(model, fuse=False)"
             )
-        needed = [t for t, need in zip(ctx.tensors, ctx.needs_input_grad, strict=False) if need]
+        # A graph of its own: that of source.value() may have been freed by now.
+        inputs = [None if t is None else t.detach() for t in ctx.tensors]
+        needed = [t.requires_grad_() for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
         with torch.enable_grad():
-            value = _follow(steps, source.value())
-        found = iter(torch.autograd.grad(value, needed, grad, retain_graph=True, allow_unused=True))
+            value = _follow(steps, source.from_inputs(*inputs))
+        found = iter(torch.autograd.grad(value, needed, grad))
         return *(next(found) if need else None for need in ctx.needs_input_grad[:4]), None
 
 

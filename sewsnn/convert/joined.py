@@ -7,6 +7,7 @@ from sewsnn.convert.deferred import Deferred
 from sewsnn.layers import plan
 from sewsnn.ops import bn as native
 from sewsnn.ops.reference import state_dtype
+from sewsnn.ops.spec import NeuronSpec
 
 
 def joined(x: Deferred, node: nn.Module) -> Tensor | str:
@@ -22,6 +23,11 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
     call = x.source.call
     if reason := _obstacle(x, node):
         return reason
+    spec = node.spec_or_reason()
+    if isinstance(spec, str):
+        return spec
+    if not _runs_native(node, spec, x.z.device):
+        return "sewsnn's compiled kernels do not run here"
     x.source.check_unchanged()
     call.check_unchanged()
     axis, shortcut = x.axis, x.shortcut
@@ -31,13 +37,22 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
         z, shortcut = z.unsqueeze(1), None if shortcut is None else shortcut.unsqueeze(1)
     elif axis > 2:
         z, shortcut = z.movedim(axis, 2), None if shortcut is None else shortcut.movedim(axis, 2)
-    n, spec = call.n, node.spec()
+    n, learnt = call.n, node.learnt_parameters(state_dtype(z.dtype))
     wanted = shortcut is not None or (call.norm.values_wanted and x.keeps_order)
     options = native.Options(n.eps, native.SUM if wanted else native.NONE, T, spec)
     output = native.bn_neuron(
-        z.squeeze(0) if T else z, shortcut, n.statistics, n.weight, n.bias, node.learnt_parameters(state_dtype(z.dtype)), options,
-        training=n.training, count=n.count, group=n.group, store_v=node.store_v,
-    )  # fmt: skip
+        z.squeeze(0) if T else z,
+        shortcut,
+        n.statistics,
+        n.weight,
+        n.bias,
+        learnt,
+        options,
+        training=n.training,
+        count=n.count,
+        group=n.group,
+        store_v=node.store_v,
+    )
     out, total, v = output.out, output.skip, output.v
     if axis == 1:
         out, v = out.squeeze(1), None if v is None else v.squeeze(1 - z.dim()).data
@@ -51,7 +66,7 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
     call.norm.note_joined()
     if v is not None:
         node.set_final_v(v, graph_lost=out.requires_grad)
-    node.note_joined_call(out, x.value)
+    node.note_joined_call(out, x.value, spec, learnt)
     return out
 
 
@@ -67,13 +82,21 @@ def _obstacle(x: Deferred, node: nn.Module) -> str:
         return "it has hooks, or its forward was replaced"
     if not plan.may_skip_calls(None, None):
         return "the calls of all modules are observed (global hooks, torch.func, an export)"
-    if reason := node.why_alone_now():
-        return reason
     if torch.is_grad_enabled() and not x.source.grad:
         return "batch norm ran without gradients"
-    if not node.runs_native(x.z.device):
-        return "sewsnn's compiled kernels do not run here"
-    return ""
+    return node.why_not_joined()
+
+
+_devices: set[torch.device] = set()  # those on which the compiled kernels have been found to run
+
+
+def _runs_native(node: nn.Module, spec: NeuronSpec, device: torch.device) -> bool:
+    if device in _devices and not spec.missing:
+        return True
+    runs = node.runs_native(device)
+    if runs and not spec.missing:
+        _devices.add(device)
+    return runs
 
 
 def as_stacked(x_seq: Tensor) -> Tensor:
@@ -81,5 +104,6 @@ def as_stacked(x_seq: Tensor) -> Tensor:
 
     That is contiguous, or each time-step of an image or a volume in channels_last.
     """
-    channels_last = x_seq.dim() in (5, 6) and x_seq.movedim(2, -1).is_contiguous()
-    return x_seq if channels_last else x_seq.contiguous()
+    if x_seq.is_contiguous() or (x_seq.dim() in (5, 6) and x_seq.movedim(2, -1).is_contiguous()):
+        return x_seq
+    return x_seq.contiguous()

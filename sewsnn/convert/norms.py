@@ -57,10 +57,11 @@ class DeferringNorm:
 
     def note_computed(self, spent: bool) -> None:
         """Somebody else needs the values of a call. ``spent``: a neuron has used them as well."""
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return  # activation checkpointing must find the same operations again
         if spent:  # from now on the op of the neuron returns the values as well
             self.values_wanted = True
-        if spent or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            return  # activation checkpointing must find the same operations again
+            return
         self._computed += 1
         if self._computed >= _FIRST:
             self._pause = _PAUSE

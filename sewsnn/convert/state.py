@@ -28,9 +28,13 @@ class _LostGraph(torch.autograd.Function):
         )
 
 
+_lose_graph = super(torch.autograd.Function, _LostGraph).apply  # without the work that only torch.func needs
+_LEAF = torch.empty(0, requires_grad=True)  # lets autograd record a graph
+
+
 def lost_graph(state: Tensor, name: str) -> Tensor:
     """The state, with a graph whose backward raises an error."""
-    return _LostGraph.apply(state, name, torch.empty(0, requires_grad=True))
+    return _lose_graph(state, name, _LEAF)
 
 
 class SharedState(neuron.BaseNode):
@@ -40,6 +44,15 @@ class SharedState(neuron.BaseNode):
     store_v = True
     #: SpikingJelly >= 2.0 makes the state from the input: a v of another shape counts as rest, and v_seq is no memory
     state_follows_input: ClassVar[bool] = False
+
+    def _state(self) -> tuple:
+        memory = self.__dict__.get("_memories")
+        if not memory or torch.compiler.is_compiling():
+            return super()._state()
+        values = tuple([memory[name] for name in self.state_names])
+        if any(isinstance(value, Tensor) for value in values) and self._forget_transforms():
+            return super()._state()
+        return values
 
     def __setattr__(self, name, value):
         super(StatefulNode, self).__setattr__(name, value)  # unchecked: SpikingJelly runs what no kernel takes
@@ -66,8 +79,7 @@ class SharedState(neuron.BaseNode):
 
     def _not_at_rest(self) -> str:
         """The name of a state that is not at rest; empty if all are."""
-        for name in self.state_names:
-            value = getattr(self, name)
+        for name, value in zip(self.state_names, self._state(), strict=True):
             if isinstance(value, Tensor) or value != self._rest_of(name):
                 return name
         return ""
@@ -101,10 +113,12 @@ class SharedState(neuron.BaseNode):
         return v.to(dtype)
 
     def set_final_v(self, v: Tensor, graph_lost: bool) -> None:
-        self._leave(v, False)
-        if graph_lost:
-            for name in self.state_names:
-                setattr(self, name, lost_graph(getattr(self, name), name))
+        many = len(self.state_names) > 1
+        for i, name in enumerate(self.state_names):
+            one = v[i].clone() if many else v
+            setattr(self, name, lost_graph(one, name) if graph_lost else one)
+        if self.state_follows_input:
+            self.v_seq = None
         if not torch.compiler.is_compiling():
             self._remember(*self._state())
 

@@ -97,6 +97,18 @@ def _no_count(D, lower, upper) -> str | None:
     return f"surrogate_function.grad_min is {lower}, above grad_max, {upper}" if lower > upper else None
 
 
+def values_of(function) -> tuple | None:
+    """The type and the present numbers of a surrogate, to compare them with those of the last call; None: it is none
+    of the usual ones."""
+    known = _KNOWN.get(type(function))
+    if known is None:
+        return None
+    attributes = vars(function)
+    if attributes.get("spiking") is not True or has_hooks(function) or not _METHODS.isdisjoint(attributes):
+        return None
+    return type(function), *[attributes.get(name) for name in known.numbers]
+
+
 def numbers_of(function: nn.Module) -> tuple:
     """The present numbers of a surrogate that has no obstacle."""
     return tuple([_number(getattr(function, name)) for name in _KNOWN[type(function)].numbers])

@@ -82,6 +82,21 @@ def moments(z: Tensor, T: int, group=None) -> tuple[Tensor, Tensor | float]:
     return joined.to(statistics.dtype), total
 
 
+def take_statistics(z: Tensor, running: Running | None, T: int) -> Tensor:
+    """The statistics of z, ``[2, C]``, and an update of the running statistics, in one call; for statistics of this
+    process, outside of torch.compile.
+
+    Raises:
+        RuntimeError: on the CPU, if they are not finite. The running statistics are then unchanged.
+    """
+    mean, var, tracked, momentum = running or (None, None, None, 0.0)
+    with _BelowAutograd():
+        statistics = _OPS["bn_take_statistics"](z, mean, var, tracked, (T, momentum))
+    if mean is not None:  # a backward that has saved them must notice the change
+        _increment_version((mean, var) if tracked is None else (mean, var, tracked))
+    return statistics
+
+
 def update_running(
     statistics: Tensor, count: Tensor | float, momentum: float | Tensor, mean: Tensor, var: Tensor
 ) -> None:
@@ -137,7 +152,7 @@ def bn_neuron(
         )
         skip = out if return_skip else None
     elif needs_grad:
-        out, skip, v, _, bits = _BnNeuron.apply(*tensors, options, v_mode, pack, training, count, group, return_skip)
+        out, skip, v, _, bits = _apply_bn_neuron(*tensors, options, v_mode, pack, training, count, group, return_skip)
     else:
         with torch._C._AutoDispatchBelowAutograd():
             out, v, _, bits = torch.ops.sewsnn.bn_neuron_forward.default(
@@ -157,7 +172,7 @@ def _with_sum(z, shortcut, statistics, weight, bias, leak, options, training, co
             *tensors, *options.arguments, v_mode, needs_grad, training, *options.tail
         )
     elif needs_grad:
-        out, total, v, _ = _BnNeuronSum.apply(*tensors, options, v_mode, training, count, group)
+        out, total, v, _ = _apply_bn_neuron_sum(*tensors, options, v_mode, training, count, group)
     else:
         with torch._C._AutoDispatchBelowAutograd():
             out, total, v, _ = torch.ops.sewsnn.bn_neuron_sum.default(
@@ -423,6 +438,10 @@ class _BnNeuronSum(torch.autograd.Function):
         return _filled(ctx, _gradients(ctx, needs, grad_out, grad_total))
 
 
+_apply_bn_neuron = super(torch.autograd.Function, _BnNeuron).apply
+_apply_bn_neuron_sum = super(torch.autograd.Function, _BnNeuronSum).apply
+
+
 def _without_statistics(needs):
     z, shortcut, _, *channels = needs[:6]
     return z, shortcut, *channels
@@ -466,7 +485,7 @@ def _sum_backward(ctx, grad_out, grad_total, *_):
 _OPS = {}
 if NATIVE_ERROR is None:
     bn_shapes.register()
-    _CALLED = ("bn_neuron_train", "bn_neuron_backward", "bn_neuron_reduce", "bn_neuron_apply")
+    _CALLED = ("bn_take_statistics", "bn_neuron_train", "bn_neuron_backward", "bn_neuron_reduce", "bn_neuron_apply")
     for name in (*_CALLED, "bn_neuron_pool_reduce", "bn_neuron_pool_apply"):
         _OPS[name] = getattr(torch.ops.sewsnn, name).default._op
     torch.library.register_autograd("sewsnn::bn_neuron_forward", _backward, setup_context=_setup_context)

@@ -23,6 +23,11 @@ def _statistics_fake(z, T, check):
     return z.new_empty(2, z.shape[1 if T else 2], dtype=state_dtype(z.dtype))
 
 
+def _take_fake(z, running_mean, running_var, tracked, numbers):
+    check_operands(z, running_mean, running_var, tracked)
+    return _statistics_fake(z, int(numbers[0]), True)
+
+
 def _update_fake(statistics, momentum, count, running_mean, running_var):
     check_operands(statistics, running_mean, running_var)
 
@@ -138,6 +143,7 @@ def register() -> None:
     fakes = {
         "unpack_spikes": _unpack_fake,
         "bn_statistics": _statistics_fake,
+        "bn_take_statistics": _take_fake,
         "bn_update": _update_fake,
         "bn_neuron_train": _train_fake,
         "bn_neuron_forward": _forward_fake,

@@ -13,7 +13,7 @@ from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
-CONNECT = {None: 0, "add": 1, "and": 2, "iand": 3, "add_before": 4}
+CONNECT = {None: 0, "add": 1, "and": 2, "iand": 3, "add_before": 4, "sum": 5}
 
 
 @dataclass
@@ -148,6 +148,7 @@ class Kernels:
         count = states * checkpoint_count(T) if keep and self.block.spiking else 0
         out = {
             "out": self.layout.output(T, M, z.dtype),
+            "sum": self.layout.output(T, M, z.dtype) if self.block.connect == "sum" else None,
             "v": self.layout.output(states, M, state) if want_v and self.block.spiking else None,
             "checkpoints": self.layout.output(count, M, state) if count else None,
             "bits": host.Guarded(T, M // 8, torch.uint8) if bits else None,
@@ -157,6 +158,7 @@ class Kernels:
         v = unflat(got.get("v"))
         return SimpleNamespace(
             out=unflat(got["out"]),
+            sum=unflat(got.get("sum")),
             v=v if v is None or states > 1 else v[0],
             checkpoints=got.get("checkpoints"),
             bits=got.get("bits"),
@@ -181,6 +183,33 @@ class Kernels:
         self.reports["sum_rows"] = host.module().sum_rows(sums.numpy(), out.tensor.numpy(), self.schedule)
         out.check("the sum of each row")
         return out.tensor.reshape(-1, 1)
+
+    def backward_of_sum(self, z, norm, grad_out, forward, leak=None, grad_sum=None, frozen=False):
+        """The gradients of a call with the connection ``"sum"``, as csrc/ops computes them: reduce reads the sum and
+        writes its gradient, then apply runs without neuron and connection."""
+        block, T, M, C, state = self.block, len(grad_out), z[0].numel(), z.shape[2], state_dtype(z.dtype)
+        inputs, numbers = self.shared(z, forward.sum, norm, leak, T)
+        inputs |= {"checkpoints": forward.checkpoints, "grad_out": self.gradient(grad_out)}
+        inputs |= {"grad_skip": None if grad_sum is None else self.gradient(grad_sum)}
+        out = {
+            "sums": host.Guarded(2, C, state),
+            "grad_sum": self.layout.output(T, M, z.dtype),
+            "grad_leak": self.grad_leak(leak, C),
+        }
+        reduced = self.call("reduce", inputs, out, **numbers)
+        total = out["grad_sum"].tensor
+        inputs, numbers = self.shared(z, None, norm, None, T)
+        numbers |= {"spiking": False, "connect": 0, "count": float((1 if block.still else T) * M // C)}
+        inputs |= {"grad_out": total, "sums": None if frozen else reduced["sums"]}
+        got = self.call("apply", inputs, {"grad_z": self.layout.output(len(z), M, z.dtype)}, **numbers)
+        unflat = lambda t: shaped(t, z.shape, block)  # noqa: E731
+        return SimpleNamespace(
+            z=unflat(got["grad_z"]),
+            shortcut=unflat(reduced["grad_sum"]),
+            bias=reduced["sums"][0],
+            weight=reduced["sums"][1],
+            leak=reduced.get("grad_leak"),
+        )
 
     def backward(self, z, shortcut, norm, grad_out, forward, leak=None, skip=None, frozen=False, T=None):
         """Returns the gradients of z, shortcut, weight, bias and leak; None for a missing one."""

@@ -94,6 +94,7 @@ py::dict forward(const py::dict& arguments, unsigned schedule) {
   BnForwardParams p;
   fill(p, given);
   p.out = given.written("out");
+  p.sum = given.written("sum");
   p.v = given.written("v");
   p.checkpoints = given.written("checkpoints");
   p.bits = given.written("bits");
