@@ -1,4 +1,4 @@
-"""The membrane shortcut, u = BN(z) + S and s = SN(u) as two results of one op, and merged batches ``[T * N, C, ...]``."""
+"""The membrane shortcut, u = BN(z) + S and s = SN(u) as two results of one op; merged batches ``[T * N, C, ...]``."""
 
 import copy
 
@@ -28,7 +28,8 @@ def operands(shape, dtype, channels_last=False):
 
 
 def gradients(out, u, leaves, uses=("out", "u")):
-    loss = sum((t * current(t.shape, t.dtype, seed=seed)).sum() for name, t, seed in (("out", out, 4), ("u", u, 5)) if name in uses)  # fmt: skip
+    terms = {"out": (out, 4), "u": (u, 5)}
+    loss = sum((t * current(t.shape, t.dtype, seed=seed)).sum() for t, seed in (terms[use] for use in uses))
     return torch.autograd.grad(loss, leaves, allow_unused=True)
 
 
@@ -59,7 +60,7 @@ def test_like_the_modules(name, training, uses):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounded_once(dtype):
-    """u is the sum rounded to the dtype of z, and the neuron runs on the rounded u: whoever computes s from u gets s."""
+    """u is the sum rounded to the dtype of z, and the neuron runs on the rounded u: s can be computed from u."""
     bn, node = norm(16, reference.state_dtype(dtype)), neuron.LIFNode()
     z, shortcut = operands((4, 2, 16, 9, 9), dtype)
     out, u, v, bits = bn_neuron(z, bn, node, shortcut, **SUMMED)
@@ -67,9 +68,8 @@ def test_rounded_once(dtype):
     again, v_again = functional.lif_multistep(u.detach())
     assert torch.equal(out, again) and torch.equal(v, v_again)
     exact = bn.double().train()(z.detach().double().flatten(0, 1)).unflatten(0, z.shape[:2]) + shortcut.double()
-    assert (
-        (u.double() - exact).abs() <= torch.finfo(dtype).eps * (exact.abs() + 1) + 1e-6 * (dtype != torch.float64)
-    ).all()
+    rounding, before = torch.finfo(dtype).eps, 1e-14 if dtype == torch.float64 else 1e-6
+    assert ((u.double() - exact).abs() <= rounding * exact.abs() + before).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
