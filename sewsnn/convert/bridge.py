@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sewsnn import functional, neuron
 from sewsnn.convert import surrogates
 from sewsnn.convert.deferred import Deferred
 from sewsnn.convert.joined import as_stacked, joined
-from sewsnn.convert.obstacles import obstacle
+from sewsnn.convert.obstacles import SOME, obstacle
 from sewsnn.convert.state import SharedState
 from sewsnn.convert.watched import operators_are_watched
 from sewsnn.layers.plan import has_hooks
@@ -35,9 +35,8 @@ _KINDS = {
     neuron.CUBALIFNode: "CUBALIF",
     neuron.ILIFNode: "ILIF",
 }
-#: attributes of SpikingJelly's nodes that decide what a node computes: of every node, of some, of some versions
+#: attributes of SpikingJelly's nodes that decide what a node computes: of every node, (SOME) of some, of some versions
 _EVERY = ("v_threshold", "v_reset", "detach_reset")
-_SOME = {"LIF": ("tau",), "QIF": ("tau", "v_c", "a0", "v_rest"), "CUBALIF": ("c_decay", "v_decay"), "ILIF": ("tau",)}
 _OPTIONAL = ("decay_input", "_neuron_precision", "monitor", "backend", "_backend")
 _PLAIN = (float, int, bool, str, type(None))
 
@@ -48,6 +47,7 @@ class Bridge(SharedState):
     wanted_backend = "auto"  # node.backend is SpikingJelly's
     may_fuse = True  # False for a node in more than one place of the model: each call continues from the last one's v
     kind_name: ClassVar[str]  #: the neuron's name in :data:`sewsnn.ops.reference.NEURONS`
+    rebuild: ClassVar[Callable]  #: makes a node from its class before the conversion; set by convert/classes.py
     _theirs: type  # the class before the conversion
 
     def __init_subclass__(cls, **kwargs):
@@ -131,7 +131,7 @@ class Bridge(SharedState):
             return None
         memory = state.get("_memories") or {}
         values = [state.get(name) for name in _OPTIONAL]
-        for name in (*_EVERY, *_SOME.get(self.kind_name, ())):
+        for name in (*_EVERY, *SOME.get(self.kind_name, ())):
             if name not in memory and name not in state:
                 return None  # for example a property
             values.append(memory[name] if name in memory else state[name])
@@ -196,11 +196,4 @@ class Bridge(SharedState):
 
     def __reduce_ex__(self, protocol):
         # By the class before the conversion: some classes are made when the model is converted.
-        return _rebuilt, (self._theirs,), self.__getstate__()
-
-
-def _rebuilt(kind: type) -> nn.Module:
-    from sewsnn.convert.classes import swapped
-
-    found = swapped(kind)
-    return found.__new__(found)
+        return self.rebuild, (self._theirs,), self.__getstate__()

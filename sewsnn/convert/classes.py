@@ -71,3 +71,12 @@ def why_not(module: nn.Module) -> str | None:
     if kind.__name__.startswith("MultiStep") and hasattr(module, "v"):
         return "its class is none of SpikingJelly's that were imported (a node of an old SpikingJelly?)"
     return None
+
+
+def rebuilt(kind: type) -> nn.Module:
+    """A node without attributes, of the class to which ``kind`` is swapped: for copies and pickles."""
+    found = swapped(kind)
+    return found.__new__(found)
+
+
+Bridge.rebuild = staticmethod(rebuilt)

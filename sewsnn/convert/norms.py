@@ -10,8 +10,10 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from sewsnn.convert.deferred import Deferred, NormCall, plain
+from sewsnn.convert import recorded  # noqa: F401  it tells Deferred which operations need no values
+from sewsnn.convert.deferred import Deferred, plain
 from sewsnn.convert.obstacles import own_dynamics, patched
+from sewsnn.convert.sources import NormCall
 from sewsnn.convert.watched import operators_are_watched
 from sewsnn.layers import plan
 from sewsnn.layers.norm import group_of, tensors_of

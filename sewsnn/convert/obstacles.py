@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from sewsnn.convert import surrogates
 from sewsnn.convert.surrogates import is_number, named
 
-#: further settings of a kind of neuron that must be numbers
-_FURTHER = {"QIF": ("v_c", "a0", "v_rest"), "CUBALIF": ("c_decay", "v_decay")}
+#: settings of SpikingJelly's nodes that not every kind of neuron has
+SOME = {"LIF": ("tau",), "QIF": ("tau", "v_c", "a0", "v_rest"), "CUBALIF": ("c_decay", "v_decay"), "ILIF": ("tau",)}
 
 
 def obstacle(node: nn.Module, kind: str) -> str | None:
@@ -23,7 +23,7 @@ def obstacle(node: nn.Module, kind: str) -> str | None:
         return f"v_threshold is {named(node.v_threshold)}, not a finite number"
     if node.v_reset is not None and not is_number(node.v_reset):
         return f"v_reset is {named(node.v_reset)}, neither None nor a finite number"
-    if kind in ("LIF", "QIF", "ILIF") and not (is_number(node.tau) and node.tau >= 1):
+    if "tau" in SOME.get(kind, ()) and not (is_number(node.tau) and node.tau >= 1):
         return f"tau is {named(node.tau)}, not a finite number of at least 1"
     if kind == "PLIF" and not (isinstance(node.w, Tensor) and node.w.numel() == 1):
         return "w is not a tensor with one element"
@@ -31,7 +31,7 @@ def obstacle(node: nn.Module, kind: str) -> str | None:
         return f"v_threshold is {named(node.v_threshold)}; one spike must stand for a potential above 0"
     if counts and node.v_reset is not None:
         return f"v_reset is {named(node.v_reset)}, but the reset of ILIFNode is always soft (None)"
-    for name in _FURTHER.get(kind, ()):
+    for name in SOME.get(kind, ()):
         if not is_number(getattr(node, name)):
             return f"{name} is {named(getattr(node, name))}, not a finite number"
     if getattr(node, "_neuron_precision", None) is not None:

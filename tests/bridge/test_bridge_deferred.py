@@ -14,7 +14,8 @@ from spikingjelly.activation_based import functional, layer, monitor, neuron, su
 from torch import nn
 
 from sewsnn.convert import from_spikingjelly
-from sewsnn.convert.deferred import Deferred, channel_axis
+from sewsnn.convert.deferred import Deferred
+from sewsnn.convert.recorded import channel_axis
 
 SHAPE = (4, 3, C, 6, 6)
 every_block = pytest.mark.parametrize("name", BLOCKS)

@@ -1,0 +1,161 @@
+"""The operations between batch norm and neuron that a :class:`Deferred` records instead of computing its values."""
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from sewsnn.convert.deferred import HANDLERS, IN_ORDER, Deferred, plain
+from sewsnn.convert.sources import Sum
+
+_NoFunction = torch._C.DisableTorchFunctionSubclass
+
+
+def _reshaped(func, args, kwargs):
+    x = args[0] if args else None
+    if not is_open(x):
+        return NotImplemented
+    z = func(x.z, *args[1:], **kwargs)
+    if z.dtype != x.z.dtype:  # view(dtype)
+        return NotImplemented
+    return _view(x, z, channel_axis(x.z.shape, x.axis, z.shape), func, args[1:], kwargs)
+
+
+def _permuted(func, args, kwargs):
+    x, axis = args[0] if args else None, None
+    if not is_open(x):
+        return NotImplemented
+    z = func(x.z, *args[1:], **kwargs)
+    if x.axis is not None:  # move the numbers of the dimensions in the same way, to find the place of the channels
+        numbers = torch.empty([1 + i for i in range(x.z.dim())], device="meta")
+        axis = list(func(numbers, *args[1:], **kwargs).shape).index(1 + x.axis)
+    return _view(x, z, axis, func, args[1:], kwargs)
+
+
+def _contiguous(func, args, kwargs):
+    x = args[0] if args else None
+    if not is_open(x):
+        return NotImplemented
+    if x.z.is_contiguous(**({"memory_format": args[1]} if len(args) > 1 else kwargs)):
+        return x
+    # An op takes z in any order. If the values are needed, they are copied then.
+    return Deferred.of(x.source, (*x.steps, (func, args[1:], kwargs)), x.z, x.axis, x.shortcut, x.still)
+
+
+def _clone(func, args, kwargs):
+    x = args[0] if args else None
+    if not is_open(x) or kwargs or len(args) > 1:
+        return NotImplemented
+    return Deferred.of(x.source, (*x.steps, (func, (), {})), x.z, x.axis, x.shortcut, x.still)
+
+
+def _reshaped_in_place(func, args, kwargs):
+    x = args[0] if args else None
+    if not is_open(x):
+        return NotImplemented
+    view = _reshaped(getattr(Tensor, func.__name__.rstrip("_")), args, kwargs)
+    with torch.no_grad(), _NoFunction(), torch._C._DisableTorchDispatch():
+        func(*args, **kwargs)  # the sizes of x
+    x.become(view)
+    return x
+
+
+def _repeated(func, args, kwargs):
+    x = args[0] if args else None
+    if not is_open(x) or kwargs or x.shortcut is not None or x.still is not None or x.axis is None:
+        return NotImplemented
+    sizes = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
+    more = len(sizes) - x.z.dim()
+    others = 1 if func is Tensor.repeat else -1
+    if any(size != others for size in sizes[1:]) or sizes[0] < 1:
+        return NotImplemented
+    if more == 1 and func is Tensor.repeat:
+        still, axis = x.z, x.axis + 1
+    elif more == 0 and x.z.shape[0] == 1 and x.axis > 0:
+        still, axis = x.z.squeeze(0), x.axis
+    else:
+        return NotImplemented
+    z = still.unsqueeze(0).expand(sizes[0], *still.shape)
+    return Deferred.of(x.source, (*x.steps, (func, args[1:], {})), z, axis, None, still)
+
+
+def _view(x: Deferred, z: Tensor, axis: int | None, func, args, kwargs) -> Deferred:
+    shortcut = None if x.shortcut is None else func(x.shortcut, *args, **kwargs)
+    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), z, axis, shortcut)
+
+
+def is_open(x) -> bool:
+    """Whether x is a Deferred without values that no neuron has used."""
+    return type(x) is Deferred and not x.source.computed and not x.source.spent
+
+
+def channel_axis(old: torch.Size, axis: int | None, new: torch.Size) -> int | None:
+    """The dimension that holds the channels after a reshape from ``old`` to ``new``; None: no dimension does.
+
+    Example:
+        >>> channel_axis(torch.Size([8, 3, 5, 5]), 1, torch.Size([4, 2, 3, 25]))
+        2
+    """
+    if axis is None:
+        return None
+    before = old[:axis].numel()
+    place = 1
+    for i, size in enumerate(new):
+        if place == before and size == old[axis]:
+            return i
+        place *= size
+    return None
+
+
+def _sum(func, args, kwargs):
+    if len(args) != 2 or kwargs:
+        return NotImplemented
+    terms = [x for x in args if isinstance(x, Tensor)]
+    open_terms = sorted((x for x in terms if is_open(x) and x.shortcut is None), key=lambda x: x.source.number)
+    if len(terms) != 2 or terms[0] is terms[1] or not open_terms:
+        return NotImplemented
+    x = open_terms[-1]  # of two batch norms, the later one joins the op
+    other = plain(terms[0] if x is terms[1] else terms[1])
+    if type(other) is not Tensor or other.is_inference():
+        return NotImplemented
+    if other.shape != x.z.shape or other.dtype != x.z.dtype or other.device != x.z.device:
+        return NotImplemented
+    result = Deferred.of(Sum(x, other), (), x.z, x.axis, other, x.still)
+    x.source.derived.append(weakref.ref(result))
+    return result
+
+
+def _sum_in_place(func, args, kwargs):
+    x = args[0]
+    # Nobody else may see the change: no other view, and nothing computed.
+    if not is_open(x) or x.shortcut is not None or any(other is not x for other in x.source.living()):
+        return NotImplemented
+    if type(args[-1]) is Deferred:  # else the sum might be the other one's
+        args = (x, args[-1].value())
+    result = _sum(func, args, kwargs)
+    if result is not NotImplemented:
+        x.become(result)
+    return result
+
+
+def _dropout(func, args, kwargs):
+    named = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+    idle = named.get("p", 0.5) == 0 or not named.get("training", True)
+    return named["input"] if idle and type(named.get("input")) is Deferred else NotImplemented
+
+
+_VIEWS = ("reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+_PERMUTATIONS = ("transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims")
+HANDLERS |= {
+    Tensor.view: _reshaped,
+    Tensor.contiguous: _contiguous,
+    **dict.fromkeys((Tensor.unsqueeze_, Tensor.squeeze_), _reshaped_in_place),
+    **dict.fromkeys((Tensor.repeat, Tensor.expand), _repeated),
+    **dict.fromkeys((Tensor.clone, torch.clone), _clone),
+    **{getattr(kind, name): _reshaped for name in _VIEWS for kind in (Tensor, torch)},
+    **{getattr(kind, name): _permuted for name in _PERMUTATIONS for kind in (Tensor, torch)},
+    **dict.fromkeys((Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add), _sum),
+    **dict.fromkeys((Tensor.__iadd__, Tensor.add_), _sum_in_place),
+    **dict.fromkeys((nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d), _dropout),
+}
+IN_ORDER |= {function for function, handler in HANDLERS.items() if handler in (_reshaped, _contiguous, _clone)}
