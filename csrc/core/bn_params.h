@@ -5,6 +5,7 @@
 //   out = g(A, S)                                                          the connection with the shortcut S
 #pragma once
 
+#include "core/macros.h"
 #include "core/params.h"
 
 namespace sewsnn {
@@ -16,7 +17,9 @@ static_assert(kMostLearnt == 2, "the kernels of batch norm sum the gradients of 
 enum class Connect : int { None = 0, Add = 1, And = 2, Iand = 3, AddBefore = 4, Sum = 5 };
 
 // Whether the shortcut is added before the neuron.
-constexpr bool adds_before(Connect connect) { return connect == Connect::AddBefore || connect == Connect::Sum; }
+SEWSNN_HD constexpr bool adds_before(Connect connect) {
+  return connect == Connect::AddBefore || connect == Connect::Sum;
+}
 
 // All arrays are [C], in the state's type.
 struct Norm {

@@ -51,7 +51,7 @@ struct ChunkInputs {
   template <class P>
   __device__ __forceinline__ void add_gradients(const P& p, int64_t start, int64_t i) {
     if constexpr (Two) {
-      if (!p.grad_skip.data || p.connect == Connect::Sum) return;
+      if (!p.grad_skip.data || (Shortcut && p.connect == Connect::Sum)) return;
       const int steps = steps_of<K>(p.T, start);
       Cursor<Storage, N> sum_at(p.grad_sum, p.M, start, i);
       SEWSNN_UNROLL

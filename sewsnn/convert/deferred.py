@@ -70,7 +70,7 @@ class Deferred(Tensor):
         """The values, as a plain tensor."""
         if self.computed is None:
             values = self.source.value()
-            with torch.set_grad_enabled(self.grad_mode):
+            with torch.inference_mode(False), torch.set_grad_enabled(self.grad_mode):
                 self.computed = follow(self.steps, values)
         return self.computed
 
@@ -110,6 +110,8 @@ class Deferred(Tensor):
             result = handler(func, args, kwargs)
             if result is not NotImplemented:
                 return result
+        if func in _GRADIENTS:
+            _check_gradients(func, args, kwargs)
         _prepare_change(func, args, kwargs)
         return func(*_plain(args), **_plain(kwargs))
 
@@ -191,6 +193,26 @@ _ASKS |= {torch.numel, torch.is_floating_point, torch.is_complex}
 
 _CHANGES = {"__setitem__", "__set__", "data_ptr", "numpy"}
 _CHANGES |= {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor")}
+
+
+#: functions that ask for the gradient of a tensor -> that tensor, or several
+_GRADIENTS = {
+    Tensor.register_hook: lambda args, kwargs: args[0],
+    Tensor.retain_grad: lambda args, kwargs: args[0],
+    torch.autograd.grad: lambda args, kwargs: kwargs["inputs"] if "inputs" in kwargs else args[1],
+}
+
+
+def _check_gradients(func, args, kwargs) -> None:
+    """Raises RuntimeError if the gradient is that of a result which a neuron has joined: its part does not exist."""
+    asked = _GRADIENTS[func](args, kwargs)
+    for x in asked if isinstance(asked, (tuple, list)) else (asked,):
+        if type(x) is Deferred and x.source.call.spent:
+            raise RuntimeError(
+                f"{func.__name__}: the gradient of a batch norm's result (or of its sum with a shortcut) is not "
+                "complete, because a neuron has joined the batch norm in one op: register the hook or retain the "
+                "gradient before the neuron is called, or convert with from_spikingjelly(model, fuse=False)"
+            )
 
 
 def _prepare_change(func, args, kwargs) -> None:

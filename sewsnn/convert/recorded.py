@@ -85,8 +85,11 @@ def _view(x: Deferred, z: Tensor, axis: int | None, func, args, kwargs) -> Defer
 
 
 def is_open(x) -> bool:
-    """Whether x is a Deferred without values that no neuron has used."""
-    return type(x) is Deferred and not x.source.computed and not x.source.spent
+    """Whether x is a Deferred without values that no neuron has used, and gradients are enabled as they were."""
+    if type(x) is not Deferred or x.source.computed or x.source.spent:
+        return False
+    # Without gradients, the result is a tensor without a graph, also for an autograd.Function that returns it.
+    return torch.is_grad_enabled() or not x.source.grad
 
 
 def channel_axis(old: torch.Size, axis: int | None, new: torch.Size) -> int | None:

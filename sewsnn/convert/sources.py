@@ -61,7 +61,8 @@ class Source:
     def value(self) -> Tensor:
         """The values, with an autograd graph if gradients were enabled when the source was made."""
         if self._value is None:
-            with torch.set_grad_enabled(self.grad):
+            # As at the time of the call. inference_mode first: it sets the mode of gradients as well.
+            with torch.inference_mode(False), torch.set_grad_enabled(self.grad):
                 self._value = self._compute()
         return self._value
 

@@ -281,9 +281,57 @@ def test_gradient_modes():
     assert y.requires_grad and not y.is_leaf
     with torch.no_grad():
         assert not after[1](y).requires_grad
+    y = after[0](x)
     with torch.inference_mode():
         functional.reset_net(after)
         torch.testing.assert_close(after(x), net(x))
+        torch.testing.assert_close(y * 1, net[0](x))
+    (y * y).sum().backward()
+
+
+def test_gradients_of_the_result_itself():
+    """Hooks and retained gradients see all of it if they come before the neuron; later they raise an error."""
+    net, after, _ = pair()
+    x = current(*SHAPE, dtype=torch.float64)
+    weights = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
+    seen = []
+    for model in (net, after):
+        y = model[0](x)
+        y.register_hook(seen.append)
+        y.retain_grad()
+        (model[1](y) * weights).sum().backward()
+        torch.testing.assert_close(y.grad, seen[-1])
+        functional.reset_net(model)
+    torch.testing.assert_close(seen[1], seen[0])
+    y = after[0](x)
+    loss = after[1](y).sum() + (y * 2).sum()
+    for ask in (lambda: y.register_hook(seen.append), y.retain_grad, lambda: torch.autograd.grad(loss, [y])):
+        with pytest.raises(RuntimeError, match=r"before the neuron is called.*fuse=False"):
+            ask()
+
+
+class Returned(torch.autograd.Function):
+    """Returns its input, a copy and a view of it, as DistributedDataParallel's functions do."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone(), x.view(-1)
+
+    @staticmethod
+    def backward(ctx, one, other):
+        return one + other.view_as(one)
+
+
+def test_results_that_a_function_returns():
+    net, after, _ = pair()
+    x = current(*SHAPE, dtype=torch.float64)
+    found = []
+    for model in (net, after):
+        one, other = Returned.apply(model[0](x))
+        loss = (one.pow(2) * 0.5).sum() + other.sin().sum()
+        found.append([one, other, *torch.autograd.grad(loss, list(model.parameters()))])
+    for actual, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_a_norm_that_no_neuron_joins_stops():
