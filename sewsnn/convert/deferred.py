@@ -37,6 +37,8 @@ class Deferred(Tensor):
         axis: the dimension that holds the channels; None: no dimension does.
         shortcut: of a sum, the shortcut in the shape of this tensor; None: this is no sum.
         still: the image that z repeats over its first dimension; None: z repeats nothing.
+        like: a tensor with the sizes and strides that the values have, perhaps on the device "meta".
+        computed: the values, if they exist.
     """
 
     @staticmethod
@@ -45,26 +47,33 @@ class Deferred(Tensor):
         steps: Steps,
         z: Tensor,
         axis: int | None,
+        like: Tensor,
         shortcut: Tensor | None = None,
         still: Tensor | None = None,
     ) -> "Deferred":
-        """Makes one."""
+        """Makes one. ``like`` holds the values if the source is watched."""
         grad = source.grad and torch.is_grad_enabled()
-        if grad and source.needs_grad:
-            state = [source, steps, z]
+        state = None
+        if source.watched and like.requires_grad:
+            state = [like]
+            self = _with_graph_of(like, state)
+        elif grad and source.needs_grad and not source.watched:
+            state = [source, steps, like]
             self = _with_graph(*source.inputs, state)
         else:
-            state = None
-            self = _without_values(z)
+            self = _without_values(like, z.device)
         self.source, self.steps, self.z, self.axis, self.shortcut, self.still = source, steps, z, axis, shortcut, still
-        self.graph_state, self.grad_mode, self.computed = state, grad, None
+        self.graph_state, self.grad_mode, self.like = state, grad, like
+        self.computed = like if source.watched else None
+        self.attached = None
+        self.mark = _graph_of(self)
         source.derived.append(weakref.ref(self))
         return self
 
     @property
     def known(self) -> bool:
-        """Whether the values exist."""
-        return self.source.computed
+        """Whether the values of a deferred source exist."""
+        return self.source.computed and not self.source.watched
 
     def value(self) -> Tensor:
         """The values, as a plain tensor."""
@@ -72,10 +81,21 @@ class Deferred(Tensor):
             values = self.source.value()
             with torch.inference_mode(False), torch.set_grad_enabled(self.grad_mode):
                 self.computed = follow(self.steps, values)
+        if self.source.spent:  # from now on the op of the neuron returns the values as well
+            self.source.call.norm.values_wanted = True
+        graph = _graph_of(self)
+        if graph != self.mark:
+            # Code below __torch_function__ has changed this tensor in place, or an autograd.Function has returned it:
+            # autograd has recorded this for this tensor, and not for its values.
+            if self.attached is None or self.attached[0] != graph:
+                self.attached = graph, _Attached.apply(self)
+            return self.attached[1]
         return self.computed
 
     def raw(self) -> Tensor:
         """The values without a graph, for code below autograd."""
+        if self.computed is not None:
+            return self.computed.detach()
         with torch.no_grad():
             return follow(self.steps, self.source.raw())
 
@@ -91,9 +111,10 @@ class Deferred(Tensor):
     def become(self, other: "Deferred") -> None:
         """Takes the values of another one, after an operation in place."""
         if self.graph_state is not None:
-            self.graph_state[:] = [None, None, None]  # its autograd graph is that of the old values
+            self.graph_state[:] = [None] * len(self.graph_state)  # its autograd graph is that of the old values
         self.source, self.steps, self.z, self.axis = other.source, other.steps, other.z, other.axis
-        self.shortcut, self.still, self.computed = other.shortcut, other.still, None
+        self.shortcut, self.still, self.like = other.shortcut, other.still, other.like
+        self.computed, self.attached, self.mark = other.computed, None, _graph_of(self)
         other.source.derived.append(weakref.ref(self))
 
     @classmethod
@@ -101,7 +122,8 @@ class Deferred(Tensor):
         if func in _ASKS:
             asked = args[0]
             if type(asked) is Deferred and asked.computed is not None:  # it may have been changed in place
-                return func(asked.computed, *args[1:], **(kwargs or {}))
+                answer = asked.value() if func in _GRAPH_ASKS else asked.computed
+                return func(answer, *args[1:], **(kwargs or {}))
             with _NoFunction():
                 return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
@@ -112,12 +134,15 @@ class Deferred(Tensor):
                 return result
         if func in _GRADIENTS:
             _check_gradients(func, args, kwargs)
+        if handler is None or not _spent(args):
+            _touch((args, kwargs), _may_change(func, args, kwargs))
         _prepare_change(func, args, kwargs)
         return func(*_plain(args), **_plain(kwargs))
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         # Only code that does not look for __torch_function__ comes here, below autograd: it needs values, no graph.
+        _touch((args, kwargs), True)
         return func(*_plain(args, True), **_plain(kwargs or {}, True))
 
 
@@ -126,41 +151,72 @@ def plain(x):
     return x.value() if type(x) is Deferred else x
 
 
+def used(x):
+    """The values of a Deferred for somebody who is no neuron; anything else itself."""
+    _touch(x)
+    return plain(x)
+
+
 def _plain(x, raw: bool = False):
     if type(x) is Deferred:
         return x.raw() if raw else x.value()
-    if type(x) in (tuple, list):
-        return type(x)(_plain(item, raw) for item in x)
+    if isinstance(x, (tuple, list)) and not isinstance(x, torch.Size):
+        items = [_plain(item, raw) for item in x]
+        if isinstance(x, list):
+            return items
+        return type(x)(*items) if hasattr(x, "_fields") else tuple(items)
     if type(x) is dict:
         return {key: _plain(item, raw) for key, item in x.items()}
     return x
 
 
+def _touch(x, shared: bool = False) -> None:
+    """Notes that somebody who is no neuron uses the values of each Deferred in x. ``shared``: and may change them."""
+    if type(x) is Deferred:
+        if not x.source.spent or x.source is x.source.call:
+            x.source.touch()
+        elif shared:  # the op of the neuron keeps its sum for backward
+            x.source.call.touch()
+    elif isinstance(x, (tuple, list)):
+        for item in x:
+            _touch(item, shared)
+    elif type(x) is dict:
+        for item in x.values():
+            _touch(item, shared)
+
+
+def _spent(args) -> bool:
+    """Whether the first argument is a Deferred that a neuron has joined: an operation that is recorded may follow."""
+    return bool(args) and type(args[0]) is Deferred and args[0].source.spent
+
+
+def _graph_of(x: Deferred) -> tuple:
+    """What autograd has recorded for the tensor itself."""
+    with _NoFunction():
+        return x._version, x.grad_fn
+
+
 # ---- the autograd graph, for code that does not ask for values through __torch_function__
 
 
-def _without_values(z: Tensor) -> Deferred:
-    if 0 in z.stride():  # a repeated image: torch's repeat copies it
-        return Tensor._make_wrapper_subclass(Deferred, z.shape, dtype=z.dtype, device=z.device)
-    return Tensor._make_wrapper_subclass(Deferred, z.shape, strides=z.stride(), dtype=z.dtype, device=z.device)
+def _without_values(like: Tensor, device: torch.device) -> Deferred:
+    return Tensor._make_wrapper_subclass(Deferred, like.shape, strides=like.stride(), dtype=like.dtype, device=device)
 
 
 class _Graph(torch.autograd.Function):
+    """From the inputs of a deferred source."""
+
     @staticmethod
     def forward(ctx, z, weight, bias, shortcut, state):
         # Not by save_for_backward: hooks on saved tensors would see tensors that usually nobody uses.
         ctx.tensors, ctx.state = (z, weight, bias, shortcut), state
-        return _without_values(state[2])
+        return _without_values(state[2], z.device)
 
     @staticmethod
     def backward(ctx, grad):
         source, steps, _ = ctx.state
         if source is None:
-            raise RuntimeError(
-                "backward reached a batch norm's result that was changed in place after an operation without "
-                "__torch_function__ (for example an autograd.Function) had used it: clone it first, or convert with "
-                "from_spikingjelly(model, fuse=False)"
-            )
+            raise RuntimeError(_STALE)
         # A graph of its own: that of source.value() may have been freed by now.
         inputs = [None if t is None else t.detach() for t in ctx.tensors]
         needed = [t.requires_grad_() for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
@@ -170,7 +226,40 @@ class _Graph(torch.autograd.Function):
         return *(next(found) if need else None for need in ctx.needs_input_grad[:4]), None
 
 
+class _GraphOf(torch.autograd.Function):
+    """From the values of a watched source."""
+
+    @staticmethod
+    def forward(ctx, value, state):
+        ctx.state = state
+        return _without_values(value, value.device)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if ctx.state[0] is None:
+            raise RuntimeError(_STALE)
+        return grad, None
+
+
+class _Attached(torch.autograd.Function):
+    """From a Deferred that has the graph of an autograd.Function to its values."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.raw()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+_STALE = (
+    "backward reached a batch norm's result that was changed in place after an operation without __torch_function__ "
+    "(for example an autograd.Function) had used it: clone it first, or convert with "
+    "from_spikingjelly(model, fuse=False)"
+)
 _with_graph = super(torch.autograd.Function, _Graph).apply  # without the work that only torch.func needs
+_with_graph_of = super(torch.autograd.Function, _GraphOf).apply
 
 
 # ---- questions that need no values, and changes in place
@@ -190,6 +279,8 @@ _ASKS |= {
     )
 }
 _ASKS |= {torch.numel, torch.is_floating_point, torch.is_complex}
+
+_GRAPH_ASKS = {Tensor.requires_grad.__get__, Tensor.is_leaf.__get__}
 
 _CHANGES = {"__setitem__", "__set__", "data_ptr", "numpy"}
 _CHANGES |= {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "mod", "and", "or", "xor")}
@@ -215,12 +306,38 @@ def _check_gradients(func, args, kwargs) -> None:
             )
 
 
-def _prepare_change(func, args, kwargs) -> None:
-    """Before an operation that may change a Deferred in place: computes everything that depends on it."""
+#: functions whose result shares the memory of a tensor
+_SHARE = {
+    "detach",
+    "__getitem__",
+    "chunk",
+    "split",
+    "unbind",
+    "select",
+    "narrow",
+    "diagonal",
+    "__array__",
+    "__dlpack__",
+}
+_SHARE |= {"view_as", "expand_as", "as_strided", "unfold", "tensor_split", "hsplit", "vsplit", "dsplit", "__get__"}
+
+
+def _changes(func, args, kwargs) -> bool:
+    """Whether an operation may change a tensor in place."""
     name = getattr(func, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name in _CHANGES or kwargs.get("inplace")
-    in_place = in_place or any(x is True for x in args) or kwargs.get("out") is not None
-    if not in_place:
+    return bool(in_place) or any(x is True for x in args) or kwargs.get("out") is not None
+
+
+def _may_change(func, args, kwargs) -> bool:
+    """Whether an operation may change a tensor in place, or returns something that may."""
+    name = getattr(func, "__name__", "")
+    return name in _SHARE or "foreach" in name or _changes(func, args, kwargs)
+
+
+def _prepare_change(func, args, kwargs) -> None:
+    """Before an operation that may change a Deferred in place: computes everything that depends on it."""
+    if not _changes(func, args, kwargs):
         return
     for x in (*args[:1], kwargs.get("out"), kwargs.get("input")):
         if type(x) is Deferred:

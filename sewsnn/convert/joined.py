@@ -28,8 +28,10 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
         return spec
     if not _runs_native(node, spec, x.z.device):
         return "sewsnn's compiled kernels do not run here"
-    x.source.check_unchanged()
-    call.check_unchanged()
+    try:
+        n = call.n
+    except RuntimeError as error:  # of a watched call
+        return str(error)
     axis, shortcut = x.axis, x.shortcut
     T = 0 if x.still is None else len(x.z)
     z = as_stacked(x.z if x.still is None else x.still.unsqueeze(0))
@@ -37,9 +39,10 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
         z, shortcut = z.unsqueeze(1), None if shortcut is None else shortcut.unsqueeze(1)
     elif axis > 2:
         z, shortcut = z.movedim(axis, 2), None if shortcut is None else shortcut.movedim(axis, 2)
-    n, learnt = call.n, node.learnt_parameters(state_dtype(z.dtype))
-    wanted = shortcut is not None or (call.norm.values_wanted and x.keeps_order)
-    options = native.Options(n.eps, native.SUM if wanted else native.NONE, T, spec)
+    learnt = node.learnt_parameters(state_dtype(z.dtype))
+    wanted = not x.source.watched and (shortcut is not None or (call.norm.values_wanted and x.keeps_order))
+    connect = native.SUM if wanted else native.NONE if shortcut is None else native.ADD_BEFORE
+    options = native.Options(n.eps, connect, T, spec)
     output = native.bn_neuron(
         z.squeeze(0) if T else z,
         shortcut,
@@ -60,10 +63,9 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
     elif axis > 2:  # .data: SpikingJelly detaches states in place, which torch refuses for views
         out, v = out.movedim(2, axis), None if v is None else v.movedim(2 - z.dim(), axis - z.dim()).data
         total = None if total is None else total.movedim(2, axis)
-    x.source.spent = call.spent = True
+    x.source.spent = call.spent = call.record.joined = True
     if total is not None and x.keeps_order:  # whoever reads the values now gets the second result of the op
         x.source.set_value(total.reshape(x.source.shape))
-    call.norm.note_joined()
     if v is not None:
         node.set_final_v(v, graph_lost=out.requires_grad)
     node.note_joined_call(out, x.value, spec, learnt)
@@ -72,8 +74,8 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
 
 def _obstacle(x: Deferred, node: nn.Module) -> str:
     """Why no op can run the norm and the neuron; empty if one can."""
-    if x.known:
-        return "something else needed the values of batch norm before"
+    if x.known or x.source.touched:
+        return "something else used the values of batch norm before"
     if x.source.spent or x.source.call.spent:
         return "another neuron had used the result of batch norm"
     if not x.axis:
@@ -82,8 +84,12 @@ def _obstacle(x: Deferred, node: nn.Module) -> str:
         return "it has hooks, or its forward was replaced"
     if not plan.may_skip_calls(None, None):
         return "the calls of all modules are observed (global hooks, torch.func, an export)"
-    if torch.is_grad_enabled() and not x.source.grad:
-        return "batch norm ran without gradients"
+    if not (torch.is_grad_enabled() == x.source.grad == x.source.call.grad):
+        return "gradients were enabled for only one of batch norm, the sum and the neuron"
+    if x.source.changed():
+        if x.source.watched:
+            return f"{x.source.changed()} was changed in place"
+        x.source.check_unchanged()
     return node.why_not_joined()
 
 

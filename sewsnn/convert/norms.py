@@ -1,8 +1,7 @@
 """The classes to which :func:`sewsnn.convert.from_spikingjelly` swaps batch norms: they defer their result.
 
-A converted batch norm returns a :class:`sewsnn.convert.deferred.Deferred` where a converted neuron may use it in one
-op. In all other calls its original forward runs. A batch norm whose results no neuron could use stops deferring them,
-and tries again from time to time.
+A converted batch norm returns a :class:`sewsnn.convert.deferred.Deferred` where a converted neuron may join it in one
+op. In all other calls its original forward runs.
 """
 
 import sys
@@ -11,62 +10,65 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.convert import recorded  # noqa: F401  it tells Deferred which operations need no values
-from sewsnn.convert.deferred import Deferred, plain
+from sewsnn.convert.deferred import Deferred, used
 from sewsnn.convert.obstacles import own_dynamics, patched
-from sewsnn.convert.sources import NormCall
+from sewsnn.convert.sources import NormCall, Record
 from sewsnn.convert.watched import operators_are_watched
 from sewsnn.layers import plan
 from sewsnn.layers.norm import group_of, tensors_of
 from sewsnn.ops.checks import DTYPES
 from sewsnn.ops.load import NATIVE_ERROR
 
-#: a norm that no neuron used in its first calls defers only every so many calls
-_FIRST, _PAUSE = 2, 100
+#: after so many watched calls that no neuron joined, so many calls run as before the conversion
+_MOST_MISSES, _PAUSE = 3, 100
 
 
 class DeferringNorm:
-    """A batch norm whose result may be a :class:`Deferred`. The class of an existing norm is swapped."""
+    """A batch norm whose result may be a :class:`Deferred`. The class of an existing norm is swapped.
+
+    It first watches what becomes of its results. If a neuron has joined a call, and nobody else has used its values, it
+    defers the next ones. If somebody else uses the values of a deferred call, it stops.
+    """
 
     place = ""  #: its name in the model
     values_wanted = False  #: somebody used the values of a call after a neuron had joined it
+    last_call: Record | None = None
     _always_over_time = False
     _original: type  # the class before the conversion
-    _joined = 0  # calls whose result a neuron used in its op
-    _computed = 0  # calls whose values somebody else needed, since the last call that a neuron used
-    _pause = 0  # calls that will not be deferred
+    _defers = False
+    _misses = 0  # watched calls that no neuron joined, one after the other
+    _pause = 0  # calls that run as before the conversion
 
     def forward(self, x: Tensor) -> Tensor:
         """Batch norm, deferred where that is possible."""
         if torch.compiler.is_compiling():
             return self.original_forward(x)
-        x = plain(x)
-        if self._pause > 0:
-            self._pause -= 1
-        elif type(x) is Tensor and self._defers() and self.may_be_skipped(x):
-            z_seq = x if self.over_time else x.unsqueeze(0)
-            call = NormCall(self, x, z_seq, undo=self._joined == 0)
-            return Deferred.of(call, (), x, 2 if self.over_time else 1)
+        x = used(x)
+        if type(x) is Tensor and not self._is_called_plainly() and self.may_be_skipped(x) and self._next_call():
+            axis = 2 if self.over_time else 1
+            call = NormCall(self, x, watched=not self._defers)
+            return Deferred.of(call, (), x, axis, call.value() if call.watched else _result_like(x, axis))
         return self.original_forward(x)
 
     def original_forward(self, x: Tensor) -> Tensor:
         """The forward of the class before the conversion."""
         return self._original.forward(self, x)
 
-    def note_joined(self) -> None:
-        """A neuron has used the result of a call in its op."""
-        self._joined += 1
-        self._computed = 0
-
-    def note_computed(self, spent: bool) -> None:
-        """Somebody else needs the values of a call. ``spent``: a neuron has used them as well."""
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            return  # activation checkpointing must find the same operations again
-        if spent:  # from now on the op of the neuron returns the values as well
-            self.values_wanted = True
-            return
-        self._computed += 1
-        if self._computed >= _FIRST:
-            self._pause = _PAUSE
+    def _next_call(self) -> bool:
+        """Learns from the last call. Returns whether the next one is watched or deferred."""
+        last, self.last_call = self.last_call, None
+        if last is not None and last.touched and self._defers:
+            self._defers, self._pause = False, _PAUSE
+        elif last is not None and last.joined and not last.touched:
+            self._defers, self._misses = True, 0
+        elif last is not None and not self._defers:
+            self._misses += 1
+            if last.touched or self._misses >= _MOST_MISSES:
+                self._misses, self._pause = 0, _PAUSE
+        if self._pause > 0:
+            self._pause -= 1
+            return False
+        return True
 
     @property
     def over_time(self) -> bool:
@@ -80,7 +82,11 @@ class DeferringNorm:
             return False
         if NATIVE_ERROR is not None or x.device.type not in _DEVICES or x.layout != torch.strided:
             return False
-        if type(self.eps) is not float or not (self.momentum is None or type(self.momentum) is float):
+        if (
+            x.is_inference()
+            or type(self.eps) is not float
+            or not (self.momentum is None or type(self.momentum) is float)
+        ):
             return False
         weight, bias, mean, var, _ = tensors_of(self)
         if any(t is not None and (t.device != x.device or type(t) not in _TENSORS) for t in (weight, bias, mean, var)):
@@ -89,13 +95,15 @@ class DeferringNorm:
             return False
         return x.dim() in self._dims
 
-    def _defers(self) -> bool:
-        """Returns whether nobody must see the call, and the result may be computed later."""
+    def _is_called_plainly(self) -> bool:
+        """Returns whether somebody must see the call itself."""
         if torch._C._get_tracing_state() is not None or not plan.may_skip_calls(None, None) or plan.is_altered(self):
-            return False
+            return True
         if torch.is_inference_mode_enabled() or operators_are_watched():
-            return False  # tensors of inference mode do not tell whether they were changed
-        return not torch._C._len_torch_function_stack() or _only_devices()
+            return True  # tensors of inference mode do not tell whether they were changed
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return True  # activation checkpointing must find the same operations again
+        return bool(torch._C._len_torch_function_stack()) and not _only_devices()
 
     @property
     def _dims(self) -> tuple[int, ...]:
@@ -108,7 +116,7 @@ class DeferringNorm:
         return tuple(1 + dims for dims in flat)
 
     def __reduce_ex__(self, protocol):
-        return _rebuilt, (self._original,), self.__dict__.copy()
+        return _rebuilt, (self._original,), {**self.__dict__, "last_call": None}
 
 
 _DEVICES = ("cpu", "cuda")
@@ -124,6 +132,17 @@ _THEIRS = {
     "spikingjelly.activation_based.layer": ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
 }
 _swapped: dict[type, type] = {}
+
+
+def _result_like(x: Tensor, axis: int) -> Tensor:
+    """A tensor with the strides that torch's batch norm gives its result: those of x, or contiguous."""
+    flat = x if axis == 1 else x.flatten(0, 1)
+    if x.is_contiguous() or (flat.dim() in (4, 5) and flat.movedim(1, -1).is_contiguous() and axis == 1):
+        return x
+    like = torch.empty(flat.shape, dtype=x.dtype, device="meta")
+    if flat.dim() in (4, 5) and flat.movedim(1, -1).is_contiguous():
+        like = torch.empty([flat.shape[0], *flat.shape[2:], flat.shape[1]], dtype=x.dtype, device="meta").movedim(-1, 1)
+    return like if axis == 1 else like.unflatten(0, x.shape[:2])
 
 
 def _only_devices() -> bool:
@@ -167,8 +186,11 @@ def why_not(norm: nn.Module) -> str:
 def set_deferring(module: nn.Module, name: str, wanted: bool) -> None:
     """Lets a batch norm defer its results, or not any more. Other modules stay as they are."""
     if isinstance(module, DeferringNorm):
-        for counter in ("_joined", "_computed", "_pause", "place", "values_wanted"):
-            module.__dict__.pop(counter, None)
+        for attribute in ("_defers", "_misses", "_pause", "last_call", "place", "values_wanted"):
+            module.__dict__.pop(attribute, None)
+        if type(module) is not swapped(module._original):  # somebody has derived a class, for example a parametrisation
+            module._pause = 0 if wanted else sys.maxsize
+            return
         module.__class__ = module._original
     if wanted and isinstance(module, nn.modules.batchnorm._NormBase) and not why_not(module):
         module.__class__ = swapped(type(module))

@@ -15,38 +15,52 @@ def _reshaped(func, args, kwargs):
     x = args[0] if args else None
     if not is_open(x):
         return NotImplemented
-    z = func(x.z, *args[1:], **kwargs)
-    if z.dtype != x.z.dtype:  # view(dtype)
+    like = func(x.like, *args[1:], **kwargs)  # raises the error of a view that these strides do not allow
+    if like.dtype != x.z.dtype:  # view(dtype)
         return NotImplemented
-    return _view(x, z, channel_axis(x.z.shape, x.axis, z.shape), func, args[1:], kwargs)
+    # z may have other strides than the values.
+    on_z = Tensor.reshape if func is Tensor.view and x.like is not x.z else func
+    z = like if x.like is x.z else on_z(x.z, *args[1:], **kwargs)
+    return _view(x, z, channel_axis(x.z.shape, x.axis, z.shape), like, on_z, func, args[1:], kwargs)
 
 
 def _permuted(func, args, kwargs):
     x, axis = args[0] if args else None, None
     if not is_open(x):
         return NotImplemented
-    z = func(x.z, *args[1:], **kwargs)
+    like = func(x.like, *args[1:], **kwargs)
+    z = like if x.like is x.z else func(x.z, *args[1:], **kwargs)
     if x.axis is not None:  # move the numbers of the dimensions in the same way, to find the place of the channels
         numbers = torch.empty([1 + i for i in range(x.z.dim())], device="meta")
         axis = list(func(numbers, *args[1:], **kwargs).shape).index(1 + x.axis)
-    return _view(x, z, axis, func, args[1:], kwargs)
+    return _view(x, z, axis, like, func, func, args[1:], kwargs)
 
 
 def _contiguous(func, args, kwargs):
     x = args[0] if args else None
     if not is_open(x):
         return NotImplemented
-    if x.z.is_contiguous(**({"memory_format": args[1]} if len(args) > 1 else kwargs)):
+    if x.like.is_contiguous(**({"memory_format": args[1]} if len(args) > 1 else kwargs)):
         return x
     # An op takes z in any order. If the values are needed, they are copied then.
-    return Deferred.of(x.source, (*x.steps, (func, args[1:], kwargs)), x.z, x.axis, x.shortcut, x.still)
+    return _copied(x, func, args[1:], kwargs)
 
 
 def _clone(func, args, kwargs):
     x = args[0] if args else None
     if not is_open(x) or kwargs or len(args) > 1:
         return NotImplemented
-    return Deferred.of(x.source, (*x.steps, (func, (), {})), x.z, x.axis, x.shortcut, x.still)
+    return _copied(x, func, (), {})
+
+
+def _copied(x: Deferred, func, args, kwargs) -> Deferred:
+    like = func(x.like if x.source.watched else _meta(x.like), *args, **kwargs)
+    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), x.z, x.axis, like, x.shortcut, x.still)
+
+
+def _meta(like: Tensor) -> Tensor:
+    """Sizes and strides without memory."""
+    return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
 
 
 def _reshaped_in_place(func, args, kwargs):
@@ -56,7 +70,7 @@ def _reshaped_in_place(func, args, kwargs):
     view = _reshaped(getattr(Tensor, func.__name__.rstrip("_")), args, kwargs)
     with torch.no_grad(), _NoFunction(), torch._C._DisableTorchDispatch():
         func(*args, **kwargs)  # the sizes of x
-    x.become(view)
+    x.become(view)  # after this change
     return x
 
 
@@ -76,17 +90,18 @@ def _repeated(func, args, kwargs):
     else:
         return NotImplemented
     z = still.unsqueeze(0).expand(sizes[0], *still.shape)
-    return Deferred.of(x.source, (*x.steps, (func, args[1:], {})), z, axis, None, still)
+    like = func(x.like if x.source.watched else _meta(x.like), *args[1:])
+    return Deferred.of(x.source, (*x.steps, (func, args[1:], {})), z, axis, like, None, still)
 
 
-def _view(x: Deferred, z: Tensor, axis: int | None, func, args, kwargs) -> Deferred:
-    shortcut = None if x.shortcut is None else func(x.shortcut, *args, **kwargs)
-    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), z, axis, shortcut)
+def _view(x: Deferred, z: Tensor, axis: int | None, like: Tensor, on_z, func, args, kwargs) -> Deferred:
+    shortcut = None if x.shortcut is None else on_z(x.shortcut, *args, **kwargs)
+    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), z, axis, like, shortcut)
 
 
 def is_open(x) -> bool:
-    """Whether x is a Deferred without values that no neuron has used, and gradients are enabled as they were."""
-    if type(x) is not Deferred or x.source.computed or x.source.spent:
+    """Whether x is a Deferred that nobody has used, and gradients are enabled as they were."""
+    if type(x) is not Deferred or x.source.spent or x.source.touched or (x.source.computed and not x.source.watched):
         return False
     # Without gradients, the result is a tensor without a graph, also for an autograd.Function that returns it.
     return torch.is_grad_enabled() or not x.source.grad
@@ -123,7 +138,11 @@ def _sum(func, args, kwargs):
         return NotImplemented
     if other.shape != x.z.shape or other.dtype != x.z.dtype or other.device != x.z.device:
         return NotImplemented
-    result = Deferred.of(Sum(x, other), (), x.z, x.axis, other, x.still)
+    if x.source.watched:
+        like = func(*(plain(term) for term in args))
+    else:  # the sum has the strides that torch gives it
+        like = _meta(x.like) + _meta(other) if other.stride() != x.like.stride() else x.like
+    result = Deferred.of(Sum(x, other, like if x.source.watched else None), (), x.z, x.axis, like, other, x.still)
     x.source.derived.append(weakref.ref(result))
     return result
 
@@ -144,7 +163,7 @@ def _sum_in_place(func, args, kwargs):
 def _dropout(func, args, kwargs):
     named = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
     idle = named.get("p", 0.5) == 0 or not named.get("training", True)
-    return named["input"] if idle and type(named.get("input")) is Deferred else NotImplemented
+    return named["input"] if idle and is_open(named.get("input")) else NotImplemented
 
 
 _VIEWS = ("reshape", "flatten", "unflatten", "squeeze", "unsqueeze")

@@ -84,17 +84,14 @@ def moments(z: Tensor, T: int, group=None) -> tuple[Tensor, Tensor | float]:
 
 def take_statistics(z: Tensor, running: Running | None, T: int) -> Tensor:
     """The statistics of z, ``[2, C]``, and an update of the running statistics, in one call; for statistics of this
-    process, outside of torch.compile.
+    process, outside of torch.compile. Like torch's batch norm, it leaves the versions of the running statistics.
 
     Raises:
         RuntimeError: on the CPU, if they are not finite. The running statistics are then unchanged.
     """
     mean, var, tracked, momentum = running or (None, None, None, 0.0)
     with _BelowAutograd():
-        statistics = _OPS["bn_take_statistics"](z, mean, var, tracked, (T, momentum))
-    if mean is not None:  # a backward that has saved them must notice the change
-        _increment_version((mean, var) if tracked is None else (mean, var, tracked))
-    return statistics
+        return _OPS["bn_take_statistics"](z, mean, var, tracked, (T, momentum))
 
 
 def update_running(
