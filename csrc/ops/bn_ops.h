@@ -55,7 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_forward(Arguments& read) {
   read.flag();
   const Device device(tensors.z, "bn_neuron_forward");
   BnForwardCall call(tensors, options, v_mode, needs_grad, pack);
-  STD_TORCH_CHECK(!call.sum, "bn_neuron_forward cannot return the sum: call bn_neuron_sum");
+  STD_TORCH_CHECK(!call.sum, "unknown connection ", options.connect,
+                  ": bn_neuron_forward cannot return the sum, call bn_neuron_sum");
   if (!call.empty()) run(device, call);
   const ScalarType state = state_type(call.out);
   return {call.out, or_empty(call.v, state, call.out), or_empty(call.checkpoints, state, call.out),

@@ -16,6 +16,9 @@ _installed: "Installed | None" = None
 class Installed:
     """The changes that :func:`install` made. As a context manager it takes them back at the end.
 
+    Args:
+        reason: why CuPy cannot run here; empty if it can.
+
     Attributes:
         changes: one line for each class or function of SpikingJelly that was changed.
         reason: why CuPy cannot run here; empty if it can, and nothing was changed.

@@ -127,8 +127,8 @@ class BNNeuron(_Connected, Norm):
             RuntimeError: z_seq has values that are not finite, in training on the CPU.
         """
         neuron = self._modules["neuron"]  # without the cost of nn.Module.__getattr__
-        output = norm_neuron_connection(z_seq, self, neuron, shortcut, self._connection, T=T, merged=merged)
-        return output[:2] if self._connection.returns_sum else output[0]
+        out, total, *_ = norm_neuron_connection(z_seq, self, neuron, shortcut, self._connection, T=T, merged=merged)
+        return out if total is None else (out, total)
 
     def without_norm(self) -> "NeuronConnection":
         """The layer without batch norm, for a network whose convolutions contain the norm in their weights.
@@ -193,5 +193,7 @@ class NeuronConnection(_Connected, nn.Module):
         Raises:
             TypeError, ValueError: an argument is wrong; the message names it.
         """
-        output = norm_neuron_connection(z_seq, None, self.neuron, shortcut, self._connection, T=T, merged=merged)
-        return output[:2] if self._connection.returns_sum else output[0]
+        out, total, *_ = norm_neuron_connection(
+            z_seq, None, self.neuron, shortcut, self._connection, T=T, merged=merged
+        )
+        return out if total is None else (out, total)

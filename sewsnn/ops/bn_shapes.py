@@ -47,7 +47,7 @@ def _split(rest: tuple, count: int) -> tuple[int, int, tuple]:
 
 def _forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
     if rest[1] == SUM:
-        raise RuntimeError("bn_neuron_forward cannot return the sum: call bn_neuron_sum")
+        raise RuntimeError(f"unknown connection {SUM}: bn_neuron_forward cannot return the sum, call bn_neuron_sum")
     return _any_forward_fake(z, shortcut, statistics, weight, bias, leak, *rest)
 
 
