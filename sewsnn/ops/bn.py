@@ -410,8 +410,7 @@ class _BnNeuron(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip, *_):
-        needs = _without_statistics(ctx.needs_input_grad)
-        return _filled(ctx, _gradients(ctx, needs, grad_out, grad_skip))
+        return _all_gradients(ctx, grad_out, grad_skip)
 
 
 @called_directly
@@ -431,51 +430,45 @@ class _BnNeuronSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out, grad_total, *_):
-        needs = _without_statistics(ctx.needs_input_grad)
-        return _filled(ctx, _gradients(ctx, needs, grad_out, grad_total))
+        return _all_gradients(ctx, grad_out, grad_total)
 
 
 _apply_bn_neuron = super(torch.autograd.Function, _BnNeuron).apply
 _apply_bn_neuron_sum = super(torch.autograd.Function, _BnNeuronSum).apply
 
 
-def _without_statistics(needs):
-    z, shortcut, _, *channels = needs[:6]
-    return z, shortcut, *channels
-
-
-def _filled(ctx, gradients):
-    """The gradients of z, shortcut, weight, bias and leak among those of all arguments."""
-    z, shortcut, *channels = gradients
+def _all_gradients(ctx, grad_out, grad_skip):
+    """The gradients of all arguments: z, shortcut, statistics (None), weight, bias, leak, and None for the rest."""
+    z, shortcut, _, *channels = ctx.needs_input_grad[:6]
+    z, shortcut, *channels = _gradients(ctx, (z, shortcut, *channels), grad_out, grad_skip)
     return z, shortcut, None, *channels, *(None,) * (len(ctx.needs_input_grad) - 6)
 
 
 def _setup_context(ctx, inputs, output):
-    z, shortcut, statistics, weight, bias, leak, *rest = inputs
-    arguments, (*_, training, extra) = rest[:COUNT], rest[COUNT:]
-    _, v, checkpoints, bits = output
-    channels = (statistics, weight, bias, leak)
-    _remember(ctx, z, shortcut, channels, checkpoints, numbers_of(arguments, extra), training)
+    shortcut, (_, v, checkpoints, bits) = inputs[1], output
+    _remember_op(ctx, inputs, shortcut, checkpoints)
     ctx.mark_non_differentiable(v, checkpoints, bits)
 
 
-def _backward(ctx, grad_out, *_):
-    needs = _without_statistics(ctx.needs_input_grad)
-    return _filled(ctx, _gradients(ctx, needs, grad_out, None))
-
-
 def _setup_sum_context(ctx, inputs, output):
-    z, _, statistics, weight, bias, leak, *rest = inputs
-    arguments, (*_, training, extra) = rest[:COUNT], rest[COUNT:]
     _, total, v, checkpoints = output
-    channels = (statistics, weight, bias, leak)
-    _remember(ctx, z, total, channels, checkpoints, numbers_of(arguments, extra), training)
+    _remember_op(ctx, inputs, total, checkpoints)
     ctx.mark_non_differentiable(v, checkpoints)
 
 
+def _remember_op(ctx, inputs, kept, checkpoints):
+    """Calls :func:`_remember` with the arguments of ``bn_neuron_forward`` or ``bn_neuron_sum``."""
+    z, _, statistics, weight, bias, leak, *rest = inputs
+    arguments, (*_, training, extra) = rest[:COUNT], rest[COUNT:]
+    _remember(ctx, z, kept, (statistics, weight, bias, leak), checkpoints, numbers_of(arguments, extra), training)
+
+
+def _backward(ctx, grad_out, *_):
+    return _all_gradients(ctx, grad_out, None)
+
+
 def _sum_backward(ctx, grad_out, grad_total, *_):
-    needs = _without_statistics(ctx.needs_input_grad)
-    return _filled(ctx, _gradients(ctx, needs, grad_out, grad_total))
+    return _all_gradients(ctx, grad_out, grad_total)
 
 
 #: ops by name, as the functions that ``torch.ops`` calls
