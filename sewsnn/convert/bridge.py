@@ -17,9 +17,9 @@ from sewsnn import functional, neuron
 from sewsnn.convert import surrogates
 from sewsnn.convert.deferred import Deferred
 from sewsnn.convert.joined import as_stacked, joined
+from sewsnn.convert.observed import operators_are_observed
 from sewsnn.convert.obstacles import SOME, obstacle
 from sewsnn.convert.state import SharedState
-from sewsnn.convert.watched import operators_are_watched
 from sewsnn.layers.plan import has_hooks
 from sewsnn.neuron.state import StatefulNode
 from sewsnn.ops.checks import DTYPES
@@ -64,17 +64,17 @@ class Bridge(SharedState):
             if type(x) is Deferred:
                 s_seq = joined(x, self)
                 if isinstance(s_seq, Tensor):
-                    self.note_call(
+                    self.count_call(
                         x.source.call.norm.place
                         + (", shortcut added before the neuron" if x.shortcut is not None else "")
                     )
                     return s_seq
-                self.note_call("", s_seq)
+                self.count_call("", s_seq)
                 x = x.value()
             else:
-                self.note_call("", "its input is not the result of a batch norm that sewsnn knows")
+                self.count_call("", "its input is not the result of a batch norm that sewsnn knows")
         spec = self.spec_or_reason()
-        if isinstance(spec, str) or x.dtype not in DTYPES or (eager and operators_are_watched()):
+        if isinstance(spec, str) or x.dtype not in DTYPES or (eager and operators_are_observed()):
             s = super(StatefulNode, self).forward(x)
             if eager:
                 self._remember(*self._state())
@@ -165,7 +165,7 @@ class Bridge(SharedState):
             return f"{state} is not at rest: call reset_net"
         if has_hooks(self):
             return "it has hooks"
-        return "torch's operators are observed" if operators_are_watched() else ""
+        return "torch's operators are observed" if operators_are_observed() else ""
 
     def why_alone_now(self) -> str:
         """Why the node runs alone with its current settings and state; empty if it need not."""
@@ -177,12 +177,12 @@ class Bridge(SharedState):
             return False  # a compiled graph could not raise the error of _LostGraph
         if not torch.compiler.is_compiling():
             self._check_repetition(*self._state())
-            if operators_are_watched():
+            if operators_are_observed():
                 return False
         plain = self.may_fuse and self.step_mode == "m" and not self.store_v_seq
         return plain and not self._not_at_rest() and not isinstance(self.spec_or_reason(), str)
 
-    def note_call(self, norm: str, reason: str = "") -> None:
+    def count_call(self, norm: str, reason: str = "") -> None:
         """Counts a call for the report: the norm in the same op, or why the node ran alone."""
         calls = self.__dict__.get("_calls")
         if calls is None:

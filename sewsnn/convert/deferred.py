@@ -3,7 +3,8 @@
 Model code calls a batch norm, reshapes or transposes its result, perhaps adds a shortcut, and passes it to a neuron. A
 converted batch norm therefore returns a tensor without values. It takes the statistics and updates the running
 statistics at once, but computes BN(z) only if somebody needs the values. Views and sums of such a tensor have no values
-either. A converted neuron that receives one runs batch norm, sum and neuron as one op, from z (convert/joined.py).
+either. A converted neuron that receives one runs batch norm, sum and neuron as one op, from z (convert/joined.py). In
+the first call of a batch norm, a watched one (convert/sources.py), the values exist from the start.
 
 Everything else that reads the values gets them: ``__torch_function__`` computes BN(z) as the batch norm would have
 done, and continues with a plain tensor. Code that torch does not announce in this way (``autograd.Function.apply``,

@@ -38,7 +38,7 @@ def norm_neuron(
         y = norm(z_seq)
         s_seq = node((y + shortcut).to(y.dtype) if connection.before else y)  # SpikingJelly adds in place
         return connection.after_neuron(s_seq, shortcut)
-    node.note_call(norm.place + (_words(connection) if alike else ""))
+    node.count_call(norm.place + (_words(connection) if alike else ""))
     if alike:
         return by_op(as_stacked(z_seq), shortcut, planned).out
     return connection.after_neuron(by_op(as_stacked(z_seq), None, planned).out, shortcut)
@@ -73,7 +73,7 @@ def why_alone(model: nn.Module, name: str, node: nn.Module) -> str:
         if type(parent) is nn.Sequential and node is not parent[0]:
             before = parent[next(i for i, module in enumerate(parent) if module is node) - 1]
             if issubclass(type(before), nn.modules.batchnorm._BatchNorm):
-                return f"{norms.why_not(before)}"
+                return norms.why_not(before)
             if not len(list(before.children())):
                 return f"the module before it is not a batch norm, but {type(before).__name__}"
     return "unknown before the first batch: call report.refresh() after it"

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sewsnn.convert import recorded  # noqa: F401  it tells Deferred which operations need no values
 from sewsnn.convert.deferred import Deferred, used
+from sewsnn.convert.observed import operators_are_observed
 from sewsnn.convert.obstacles import own_dynamics, patched
 from sewsnn.convert.sources import NormCall, Record
-from sewsnn.convert.watched import operators_are_watched
 from sewsnn.layers import plan
 from sewsnn.layers.norm import group_of, tensors_of
 from sewsnn.ops.checks import DTYPES
@@ -33,7 +33,6 @@ class DeferringNorm:
     place = ""  #: its name in the model
     values_wanted = False  #: somebody used the values of a call after a neuron had joined it
     last_call: Record | None = None
-    _always_over_time = False
     _original: type  # the class before the conversion
     _defers = False
     _misses = 0  # watched calls that no neuron joined, one after the other
@@ -73,7 +72,7 @@ class DeferringNorm:
     @property
     def over_time(self) -> bool:
         """Whether the input is ``[T, N, C, ...]``; otherwise it is ``[N, C, ...]``."""
-        return getattr(self, "step_mode", "s") == "m" or self._always_over_time
+        return getattr(self, "step_mode", "s") == "m"
 
     def may_be_skipped(self, x: Tensor) -> bool:
         """Returns whether an op may compute what a call with this input would compute."""
@@ -82,11 +81,7 @@ class DeferringNorm:
             return False
         if NATIVE_ERROR is not None or x.device.type not in _DEVICES or x.layout != torch.strided:
             return False
-        if (
-            x.is_inference()
-            or type(self.eps) is not float
-            or not (self.momentum is None or type(self.momentum) is float)
-        ):
+        if x.is_inference() or type(self.eps) is not float or type(self.momentum) not in (float, type(None)):
             return False
         weight, bias, mean, var, _ = tensors_of(self)
         if any(t is not None and (t.device != x.device or type(t) not in _TENSORS) for t in (weight, bias, mean, var)):
@@ -99,7 +94,7 @@ class DeferringNorm:
         """Returns whether somebody must see the call itself."""
         if torch._C._get_tracing_state() is not None or not plan.may_skip_calls(None, None) or plan.is_altered(self):
             return True
-        if torch.is_inference_mode_enabled() or operators_are_watched():
+        if torch.is_inference_mode_enabled() or operators_are_observed():
             return True  # tensors of inference mode do not tell whether they were changed
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return True  # activation checkpointing must find the same operations again
@@ -111,7 +106,7 @@ class DeferringNorm:
         flat = next(dims for kind, dims in _DIMS.items() if isinstance(self, kind))
         if not self.over_time:
             return flat
-        if flat == (2, 3) and self._original.__module__ == "spikingjelly.activation_based.layer":  # 0.0.0.0.14
+        if flat == (2, 3) and self._original.__module__ == _THEIR_LAYERS:  # 0.0.0.0.14
             return (4,)
         return tuple(1 + dims for dims in flat)
 
@@ -127,10 +122,7 @@ _DIMS = {
     nn.BatchNorm3d: (5,),
     nn.SyncBatchNorm: tuple(range(2, 10)),
 }
-#: SpikingJelly's batch norms, by module and name
-_THEIRS = {
-    "spikingjelly.activation_based.layer": ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
-}
+_THEIR_LAYERS = "spikingjelly.activation_based.layer"
 _swapped: dict[type, type] = {}
 
 
@@ -163,11 +155,8 @@ def swapped(kind: type) -> type:
 
 def _known() -> set[type]:
     """The classes that compute a plain batch norm."""
-    found = set(_DIMS)
-    for module, names in _THEIRS.items():
-        if module in sys.modules:
-            found.update(getattr(sys.modules[module], name) for name in names)
-    return found
+    theirs = sys.modules.get(_THEIR_LAYERS)
+    return {*_DIMS} if theirs is None else {*_DIMS, theirs.BatchNorm1d, theirs.BatchNorm2d, theirs.BatchNorm3d}
 
 
 def why_not(norm: nn.Module) -> str:

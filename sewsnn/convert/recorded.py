@@ -11,46 +11,53 @@ from sewsnn.convert.sources import Sum
 _NoFunction = torch._C.DisableTorchFunctionSubclass
 
 
-def _reshaped(func, args, kwargs):
-    x = args[0] if args else None
-    if not is_open(x):
-        return NotImplemented
-    like = func(x.like, *args[1:], **kwargs)  # raises the error of a view that these strides do not allow
+def _of_open(handler):
+    """A handler ``(func, args, kwargs)`` from ``handler(x, func, args, kwargs)``, whose args are those after x.
+
+    If x, the first argument, is not open, the operation needs its values.
+    """
+
+    def handle(func, args, kwargs):
+        if not args or not is_open(args[0]):
+            return NotImplemented
+        return handler(args[0], func, args[1:], kwargs)
+
+    return handle
+
+
+@_of_open
+def _reshaped(x, func, args, kwargs):
+    like = func(x.like, *args, **kwargs)  # raises the error of a view that these strides do not allow
     if like.dtype != x.z.dtype:  # view(dtype)
         return NotImplemented
     # z may have other strides than the values.
     on_z = Tensor.reshape if func is Tensor.view and x.like is not x.z else func
-    z = like if x.like is x.z else on_z(x.z, *args[1:], **kwargs)
-    return _view(x, z, channel_axis(x.z.shape, x.axis, z.shape), like, on_z, func, args[1:], kwargs)
+    z = like if x.like is x.z else on_z(x.z, *args, **kwargs)
+    return _view(x, z, channel_axis(x.z.shape, x.axis, z.shape), like, on_z, func, args, kwargs)
 
 
-def _permuted(func, args, kwargs):
-    x, axis = args[0] if args else None, None
-    if not is_open(x):
-        return NotImplemented
-    like = func(x.like, *args[1:], **kwargs)
-    z = like if x.like is x.z else func(x.z, *args[1:], **kwargs)
+@_of_open
+def _permuted(x, func, args, kwargs):
+    like = func(x.like, *args, **kwargs)
+    z = like if x.like is x.z else func(x.z, *args, **kwargs)
+    axis = None
     if x.axis is not None:  # move the numbers of the dimensions in the same way, to find the place of the channels
         numbers = torch.empty([1 + i for i in range(x.z.dim())], device="meta")
-        axis = list(func(numbers, *args[1:], **kwargs).shape).index(1 + x.axis)
-    return _view(x, z, axis, like, func, func, args[1:], kwargs)
+        axis = list(func(numbers, *args, **kwargs).shape).index(1 + x.axis)
+    return _view(x, z, axis, like, func, func, args, kwargs)
 
 
-def _contiguous(func, args, kwargs):
-    x = args[0] if args else None
-    if not is_open(x):
-        return NotImplemented
-    if x.like.is_contiguous(**({"memory_format": args[1]} if len(args) > 1 else kwargs)):
+@_of_open
+def _contiguous(x, func, args, kwargs):
+    if x.like.is_contiguous(**({"memory_format": args[0]} if args else kwargs)):
         return x
     # An op takes z in any order. If the values are needed, they are copied then.
-    return _copied(x, func, args[1:], kwargs)
+    return _copied(x, func, args, kwargs)
 
 
-def _clone(func, args, kwargs):
-    x = args[0] if args else None
-    if not is_open(x) or kwargs or len(args) > 1:
-        return NotImplemented
-    return _copied(x, func, (), {})
+@_of_open
+def _clone(x, func, args, kwargs):
+    return NotImplemented if args or kwargs else _copied(x, func, (), {})
 
 
 def _copied(x: Deferred, func, args, kwargs) -> Deferred:
@@ -63,25 +70,23 @@ def _meta(like: Tensor) -> Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
 
 
-def _reshaped_in_place(func, args, kwargs):
-    x = args[0] if args else None
-    if not is_open(x):
-        return NotImplemented
-    view = _reshaped(getattr(Tensor, func.__name__.rstrip("_")), args, kwargs)
+@_of_open
+def _reshaped_in_place(x, func, args, kwargs):
+    view = _reshaped(getattr(Tensor, func.__name__.rstrip("_")), (x, *args), kwargs)
     with torch.no_grad(), _NoFunction(), torch._C._DisableTorchDispatch():
-        func(*args, **kwargs)  # the sizes of x
-    x.become(view)  # after this change
+        func(x, *args, **kwargs)  # changes the sizes that x shows
+    x.become(view)  # after the change, which counts as one of x; become() notes the count
     return x
 
 
-def _repeated(func, args, kwargs):
-    x = args[0] if args else None
-    if not is_open(x) or kwargs or x.shortcut is not None or x.still is not None or x.axis is None:
+@_of_open
+def _repeated(x, func, args, kwargs):
+    if kwargs or x.shortcut is not None or x.still is not None or x.axis is None:
         return NotImplemented
-    sizes = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]
+    sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
     more = len(sizes) - x.z.dim()
     others = 1 if func is Tensor.repeat else -1
-    if any(size != others for size in sizes[1:]) or sizes[0] < 1:
+    if not sizes or any(size != others for size in sizes[1:]) or sizes[0] < 1:
         return NotImplemented
     if more == 1 and func is Tensor.repeat:
         still, axis = x.z, x.axis + 1
@@ -90,8 +95,8 @@ def _repeated(func, args, kwargs):
     else:
         return NotImplemented
     z = still.unsqueeze(0).expand(sizes[0], *still.shape)
-    like = func(x.like if x.source.watched else _meta(x.like), *args[1:])
-    return Deferred.of(x.source, (*x.steps, (func, args[1:], {})), z, axis, like, None, still)
+    like = func(x.like if x.source.watched else _meta(x.like), *args)
+    return Deferred.of(x.source, (*x.steps, (func, args, {})), z, axis, like, None, still)
 
 
 def _view(x: Deferred, z: Tensor, axis: int | None, like: Tensor, on_z, func, args, kwargs) -> Deferred:

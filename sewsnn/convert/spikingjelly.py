@@ -14,21 +14,24 @@ from sewsnn.errors import UserError
 def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
     """Lets sewsnn compute the neurons of a SpikingJelly model. It works in place.
 
-    It supports SpikingJelly 0.0.0.0.14 and 2.0, and converts ``IFNode``, ``LIFNode``, ``ParametricLIFNode``,
-    ``QIFNode`` and 2.0's ``CUBALIFNode`` and ``ILIFNode``. Every module stays the same object, with its parameters,
-    settings, state, hooks and names; only the class of a neuron changes, to one that derives from SpikingJelly's class
-    and from sewsnn's (docs/spikingjelly.md). Therefore ``state_dict``, optimizers, ``functional.reset_net``,
-    ``set_step_mode``, ``detach_net`` and monitors still work.
+    It supports ``spikingjelly.activation_based`` of 0.0.0.0.14 and 2.0, and ``spikingjelly.clock_driven`` of 0.0.0.0.4
+    to 0.0.0.0.14. It converts ``IFNode``, ``LIFNode``, ``ParametricLIFNode``, ``QIFNode``, their ``MultiStep...``
+    classes of ``clock_driven``, 2.0's ``CUBALIFNode`` and ``ILIFNode``, and subclasses that change only ``__init__`` or
+    what is printed. Every module stays the same object, with its parameters, settings, state, hooks and names; only the
+    classes of neurons, batch norms and some blocks change, to classes that derive from the old ones
+    (docs/spikingjelly.md). Therefore ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``,
+    ``detach_net`` and monitors still work.
 
     Args:
         model: a module, or a wrapper around it (``DistributedDataParallel``).
-        fuse: run batch norm and neuron (and the shortcut) in one op, where they follow each other in an
-            ``nn.Sequential`` or in SpikingJelly's SEW and Spiking ResNets and the neuron starts from rest. Default
-            True. Batch norm is then rounded differently than in torch, and the state has no graph. Pass False to train
-            through the state over several calls; False also undoes the fusion of an earlier conversion.
+        fuse: run batch norm and neuron (and the shortcut) in one op, where the neuron receives the batch norm's
+            result, directly or after views, permutations and a sum, and starts from rest. Default True. Batch norm is
+            then rounded differently than in torch, and the state has no graph. Pass False to train through the state
+            over several calls; False also undoes the fusion of an earlier conversion.
 
     Returns:
-        A :class:`Report`: the neurons that were replaced, the neurons that were not, and the reasons.
+        A :class:`Report`: the neurons that were replaced, the neurons that were not, and the reasons. After a batch,
+        its ``refresh()`` says what really ran.
 
     Raises:
         TypeError: ``model`` is not a module.

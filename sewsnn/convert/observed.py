@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
-def operators_are_watched() -> bool:
+def operators_are_observed() -> bool:
     """Returns whether a mode that observes torch's operators is active, for example an operator counter.
 
     Such a mode (SpikingJelly and torch have some) knows SpikingJelly's operators, but not sewsnn's. Tracers have modes
