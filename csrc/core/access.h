@@ -100,6 +100,14 @@ __device__ __forceinline__ void load_word_if(int wanted, const uint16_t* p, uint
       : "r"(wanted), "l"(__cvta_generic_to_global(p)));
 }
 
+__device__ __forceinline__ void load_word_if(int wanted, const uint8_t* p, uint8_t& w) {
+  uint32_t wide = w;
+  asm("{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %1, 0;\n@wanted ld.global.nc.u8 %0, [%2];\n}"
+      : "+r"(wide)
+      : "r"(wanted), "l"(__cvta_generic_to_global(p)));
+  w = uint8_t(wide);
+}
+
 template <int Bytes>
 using Word =
     std::conditional_t<Bytes % 16 == 0, uint4,

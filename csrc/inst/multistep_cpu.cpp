@@ -21,9 +21,11 @@ void backward(const BackwardParams& p, int64_t first, int64_t last) {
 
 extern const CpuBnKernels SEWSNN_NAMED(BnKernels);      // of bn_cpu.cpp
 extern const CpuPoolKernels SEWSNN_NAMED(PoolKernels);  // of pool_cpu.cpp
+extern const CpuMaxPoolKernels SEWSNN_NAMED(MaxPoolKernels);
 #define SEWSNN_STRING_(x) #x
 #define SEWSNN_STRING(x) SEWSNN_STRING_(x)
 extern const CpuKernels SEWSNN_NAMED(Kernels) = {
-    SEWSNN_STRING(SEWSNN_ISA), kBlock, forward, backward, &SEWSNN_NAMED(BnKernels), &SEWSNN_NAMED(PoolKernels)};
+    SEWSNN_STRING(SEWSNN_ISA), kBlock, forward, backward, &SEWSNN_NAMED(BnKernels), &SEWSNN_NAMED(PoolKernels),
+    &SEWSNN_NAMED(MaxPoolKernels)};
 
 }  // namespace sewsnn

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu_bn_kernels.h"
+#include "kernels/cpu_max_pool_kernels.h"
 #include "kernels/cpu_pool_kernels.h"
 
 namespace sewsnn {
@@ -13,9 +14,10 @@ struct CpuKernels {
   void (*backward)(const BackwardParams&, int64_t first, int64_t last);  // one leak partial per block
   const CpuBnKernels* bn;
   const CpuPoolKernels* pool;
+  const CpuMaxPoolKernels* max_pool;
 };
 
-// Defined by csrc/inst/multistep_cpu.cpp, bn_cpu.cpp and pool_cpu.cpp, compiled once per instruction set.
+// Defined by csrc/inst/multistep_cpu.cpp, bn_cpu.cpp, pool_cpu.cpp and max_pool_cpu.cpp, compiled once per instruction set.
 extern const CpuKernels kGenericKernels;
 #if defined(__x86_64__)
 extern const CpuKernels kAvx2Kernels;

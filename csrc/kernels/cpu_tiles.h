@@ -11,6 +11,9 @@ constexpr int kTile = 64;        // neurons
 constexpr int kGroup = 4;        // vectors that have their state in registers at the same time
 constexpr int kPrefetch = 2048;  // bytes to prefetch ahead in each row that is read
 
+// Results of this size and more do not stay in any cache until a later op uses them.
+constexpr int64_t kStreamingBytes = int64_t(8) << 20;
+
 template <class S>
 constexpr int kGroupSize = kGroup * kLanes<S>;  // neurons
 

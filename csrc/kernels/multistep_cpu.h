@@ -10,9 +10,6 @@ SEWSNN_BEGIN
 constexpr int64_t kBlock = 1024;  // neurons
 static_assert(kBlock % kTile == 0 && kTile % kGroupSize<float> == 0, "tiles fill blocks, vectors fill tiles");
 
-// Results of this size and more do not stay in any cache until a later op uses them.
-constexpr int64_t kStreamingBytes = int64_t(8) << 20;
-
 // A [T, M] result. It is streamed past the cache if it is large and every vector of it is aligned.
 template <class T>
 Sink<T> sink_of(void* data, int64_t T_steps, int64_t M) {

@@ -63,6 +63,27 @@ inline Channels channels_of(const Layout& layout) {
   return {count, layout.strides[2]};
 }
 
+// Strides of a dense tensor [..., C, H, W] with its last three dimensions contiguous or channels_last.
+inline std::vector<int64_t> image_strides(const std::vector<int64_t>& sizes, bool channels_last) {
+  std::vector<int64_t> strides(sizes.size());
+  const size_t n = sizes.size(), c = n - 3, h = n - 2, w = n - 1;
+  int64_t stride = 1;
+  const auto put = [&](size_t d) {
+    strides[d] = stride;
+    stride = times(stride, std::max<int64_t>(sizes[d], 1));
+  };
+  if (channels_last) put(c), put(w), put(h);
+  else put(w), put(h), put(c);
+  for (size_t d = c; d-- > 0;) put(d);
+  return strides;
+}
+
+inline bool has_strides(const Tensor& t, const std::vector<int64_t>& strides) {
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) > 1 && t.stride(d) != strides[size_t(d)]) return false;
+  return true;
+}
+
 // Another view of the memory of t; `offset` counts from its first element.
 inline Tensor view_of(const Tensor& t, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                       int64_t offset = 0) {
@@ -103,6 +124,15 @@ inline Operand as_operand(const Tensor& t, const Layout& layout, int64_t rows, b
   address(t);
   torch::stable::copy_(dense, t);
   return {dense, {dense.const_data_ptr(), layout.M, 1}};
+}
+
+// Returns t itself, or a copy with these strides.
+inline Operand with_strides(const Tensor& t, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+  address(t);
+  if (has_strides(t, strides)) return {t, {t.const_data_ptr(), 0, 1}};
+  Tensor copy = empty_strided(sizes, strides, t.scalar_type(), t);
+  torch::stable::copy_(copy, t);
+  return {copy, {copy.const_data_ptr(), 0, 1}};
 }
 
 }  // namespace sewsnn

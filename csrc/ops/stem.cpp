@@ -10,43 +10,13 @@
 namespace sewsnn {
 namespace {
 
-// Strides of a dense tensor [..., C, H, W] with its last four dimensions contiguous or channels_last.
-std::vector<int64_t> dense(const std::vector<int64_t>& sizes, bool channels_last) {
-  std::vector<int64_t> strides(sizes.size());
-  const size_t n = sizes.size(), c = n - 3, h = n - 2, w = n - 1;
-  int64_t stride = 1;
-  const auto put = [&](size_t d) {
-    strides[d] = stride;
-    stride = times(stride, std::max<int64_t>(sizes[d], 1));
-  };
-  if (channels_last) put(c), put(w), put(h);
-  else put(w), put(h), put(c);
-  for (size_t d = c; d-- > 0;) put(d);
-  return strides;
-}
-
-bool lies(const Tensor& t, const std::vector<int64_t>& strides) {
-  for (int64_t d = 0; d < t.dim(); ++d)
-    if (t.size(d) > 1 && t.stride(d) != strides[size_t(d)]) return false;
-  return true;
-}
-
-// Returns t itself, or a dense copy.
-Operand in_order(const Tensor& t, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
-  address(t);
-  if (lies(t, strides)) return {t, {t.const_data_ptr(), 0, 1}};
-  Tensor copy = empty_strided(sizes, strides, t.scalar_type(), t);
-  torch::stable::copy_(copy, t);
-  return {copy, {copy.const_data_ptr(), 0, 1}};
-}
-
 template <class P>
 Operand checked_grad(const PoolCall<P>& call, const Tensor& grad_out, const Tensor& z) {
   check_device("grad_out", grad_out, z);
   bool same = grad_out.dim() == 5 && grad_out.scalar_type() == z.scalar_type();
   for (int64_t d = 0; same && d < 5; ++d) same = grad_out.size(d) == call.out_sizes[size_t(d)];
   STD_TORCH_CHECK(same, "grad_out must have the shape of out, the dtype and the device of z");
-  return in_order(grad_out, call.out_sizes, call.out_strides);
+  return with_strides(grad_out, call.out_sizes, call.out_strides);
 }
 
 }  // namespace
@@ -65,13 +35,13 @@ PoolCall<P>::PoolCall(const PoolTensors& in, const PoolOptions& options)
   constexpr int64_t most = int64_t(1) << 30;  // the CUDA kernels count each, and twice the channels, with 32 bits
   STD_TORCH_CHECK(params.channels <= most && params.height <= most && params.width <= most,
                   "z must have at most 2**30 channels, rows and columns");
-  const std::vector<int64_t> last = dense(sizes, true);
-  strides = dense(sizes, false);
-  params.channels_last = !lies(in.z, strides) && lies(in.z, last);
+  const std::vector<int64_t> last = image_strides(sizes, true);
+  strides = image_strides(sizes, false);
+  params.channels_last = !has_strides(in.z, strides) && has_strides(in.z, last);
   if (params.channels_last) strides = last;
   out_sizes = {params.T, sizes[0], sizes[1], (sizes[2] + 1) / 2, (sizes[3] + 1) / 2};  // also if it is empty
-  out_strides = dense(out_sizes, params.channels_last);
-  if (!empty()) z = in_order(in.z, sizes, strides);
+  out_strides = image_strides(out_sizes, params.channels_last);
+  if (!empty()) z = with_strides(in.z, sizes, strides);
   params.z = z.rows.data;
   params.neuron.learnt = learnt_params(in.leak, in.z, params.neuron, {});
   params.norm = norm_params(in.z, params.channels, in.statistics, in.weight, in.bias, options.eps);

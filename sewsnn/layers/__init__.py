@@ -6,9 +6,10 @@
 """
 
 from sewsnn.layers.fold_batchnorm import fuse
-from sewsnn.layers.fused import bn_neuron, bn_neuron_pool
+from sewsnn.layers.fused import bn_neuron
 from sewsnn.layers.modules import BNNeuron, NeuronConnection
 from sewsnn.layers.packed_conv import conv_over_time, over_time
+from sewsnn.layers.stem import bn_neuron_pool
 from sewsnn.layers.sync import convert_sync_batchnorm
 
 __all__ = [

@@ -1,17 +1,17 @@
-"""Batch norm + neuron + connection in one op (:func:`bn_neuron`), and the stem (:func:`bn_neuron_pool`)."""
+"""Batch norm + neuron + connection in one op (:func:`bn_neuron`), with max pooling before or after the neuron."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
 
 from sewsnn.layers import quick
 from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
 from sewsnn.layers.norm import Norm, check_norm, group_of, normalisation, update_running
 from sewsnn.layers.plan import Plan, plan
+from sewsnn.layers.pooling import check_pool, over_images, pool_images, pooled_input, pooled_shape, window_for
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import checks
-from sewsnn.ops import pool as native_pool
+from sewsnn.ops.max_pool import Window
 
 _MODULE_OR_NONE = (nn.Module, type(None))
 
@@ -29,6 +29,8 @@ def bn_neuron(
     return_skip: bool = False,
     return_sum: bool = False,
     pack_spikes: bool = False,
+    pool: nn.MaxPool2d | None = None,
+    pool_before: bool = False,
     fused: bool = True,
 ) -> native.Output:
     """Batch norm, the neuron over all T, and the connection with the shortcut, in one op where that is possible.
@@ -39,8 +41,15 @@ def bn_neuron(
         out = SN(y + S)                                     ADD with ``connect_before``: the order of Spiking ResNet
         u = y + S, out = SN(u)                              the same with ``return_sum``: the membrane shortcut
 
+    With ``pool``, out is pooled; with ``pool_before``, y is, before anything else happens to it.
+
     Memory: backward recomputes the neuron. Autograd keeps z and the statistics, S where its values are needed, and
-    every 16th membrane potential if T > 16.
+    every 16th membrane potential if T > 16; with ``pool`` one byte for each window.
+
+    Pooling before the neuron: z is pooled, by its maximum where the weight of a channel is positive and by its minimum
+    where it is negative, because batch norm is monotone. The statistics are those of all of z. Neuron and backward work
+    on the pooled tensor only. Where two different values of z in a window have the same y after rounding, the gradient
+    goes to the larger z, and with separate modules to the first of them.
 
     Precision: statistics, potentials and sums are in float32 (float64 for float64 input) for every dtype of z_seq.
     Nothing is rounded between z_seq and out. Sums are taken in a fixed order, so the result has the same bits in every
@@ -70,6 +79,10 @@ def bn_neuron(
             i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes of 0 or 1 (a connection
             after the neuron, an ILIFNode, or no neuron), where N C H W is not a multiple of 8, and where the modules
             run.
+        pool: ``nn.MaxPool2d`` over the space of ``[T, N, C, H, W]``: 3x3 with stride 2 and padding 1, 2x2 with stride 2,
+            or other square windows up to 15x15; others run as the module. Default None. ``bits`` is then None.
+        pool_before: pool y, before the shortcut is added and before the neuron; shortcut and v then have the pooled
+            shape. Default False: pool out.
         fused: False runs the modules one after the other. Default True.
 
     Returns:
@@ -103,6 +116,8 @@ def bn_neuron(
         merged=merged,
         return_skip=return_skip,
         pack_spikes=pack_spikes,
+        pool=pool,
+        pool_before=pool_before,
         fused=fused,
     )
 
@@ -118,6 +133,8 @@ def norm_neuron_connection(
     merged: bool = False,
     return_skip: bool = False,
     pack_spikes: bool = False,
+    pool: nn.MaxPool2d | None = None,
+    pool_before: bool = False,
     fused: bool = True,
 ) -> native.Output:
     """:func:`bn_neuron` with the connection as an object, which is checked."""
@@ -125,37 +142,45 @@ def norm_neuron_connection(
         z_seq = checks.split("z_seq", z_seq, T)
         shortcut = checks.split("shortcut", shortcut, T) if isinstance(shortcut, Tensor) else shortcut
         options = {"return_skip": return_skip, "pack_spikes": pack_spikes, "fused": fused}
+        options |= {"pool": pool, "pool_before": pool_before}
         output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, **options)
         skip = None if output.skip is None else output.skip.flatten(0, 1)
         return output._replace(out=output.out.flatten(0, 1), skip=skip)
     if connection.returns_sum and neuron is None:  # the sum is the output
         connection, return_skip = connection_of("ADD"), True
-    if T is None and fused and not pack_spikes and not torch.compiler.is_compiling():
+    if pool is not None or pool_before:
+        check_pool(pool, pool_before)
+        if not pool_before:
+            options = {"return_skip": return_skip and connection.returns_sum, "fused": fused}
+            output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, T=T, **options)
+            out = pool_images(pool, output.out) if fused else over_images(pool, output.out)
+            return output._replace(out=out, skip=out if return_skip else output.skip, bits=None)
+    if T is None and fused and not pack_spikes and pool is None and not torch.compiler.is_compiling():
         refused = output = None
         try:
             output = quick.train(z_seq, bn, neuron, shortcut, connection, return_skip)
         except native.Refused as raised:
             refused = raised
         if refused is not None:  # the checks find a clearer error
-            _check(z_seq, bn, neuron, shortcut, connection, T)
+            check_arguments(z_seq, bn, neuron, shortcut, connection, T)
             check_norm(bn, z_seq, 0)
             raise refused.args[0]
         if output is not None:
             return output
-    _check(z_seq, bn, neuron, shortcut, connection, T)
+    check_arguments(z_seq, bn, neuron, shortcut, connection, T, pool)
     norm = None if isinstance(bn, nn.Identity) else bn
-    planned = None
-    if fused:
+    window = planned = None
+    if fused and (pool is None or (window := window_for(pool, z_seq)) is not None):
         planned = plan(z_seq, norm, neuron, connection, T=T, return_skip=return_skip, pack_spikes=pack_spikes)
     if planned is None:
-        return _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip)
-    return by_op(z_seq, shortcut, planned)
+        return _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip, pool)
+    return by_op(z_seq, shortcut, planned, window)
 
 
-def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Output:
-    """:func:`bn_neuron` in one op, as planned."""
+def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window | None = None) -> native.Output:
+    """:func:`bn_neuron` in one op, as planned. With a window, y is pooled."""
     norm, neuron = planned.norm, planned.neuron
-    if planned.one_call is not None:
+    if planned.one_call is not None and window is None:
         weight, bias, running = planned.one_call
         numbers = native.Options(norm.eps, planned.connect, planned.T, planned.spec).numbers
         more = (planned.store_v, planned.pack, planned.return_skip)
@@ -164,7 +189,9 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
         except native.Refused as refused:
             raise refused.args[0] from None
     else:
-        n = normalisation(norm, z_seq, planned.T)
+        of_batch = n = normalisation(norm, z_seq, planned.T)
+        if window is not None:
+            z_seq, n = pooled_input(z_seq, n, window)
         output = native.bn_neuron(
             z_seq,
             shortcut,
@@ -177,10 +204,10 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
             count=n.count,
             group=n.group,
             store_v=planned.store_v,
-            pack=planned.pack,
+            pack=planned.pack and window is None,
             return_skip=planned.return_skip,
         )
-        update_running(norm, n)
+        update_running(norm, of_batch)
     if planned.store_v:
         neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
         if neuron.state_names != ("v",):
@@ -188,67 +215,7 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan) -> native.Outpu
     return output
 
 
-def bn_neuron_pool(z_seq: Tensor, bn: nn.Module | None, neuron: nn.Module, T: int, *, fused: bool = True) -> Tensor:
-    """The stem of the ImageNet networks in one op: batch norm of a still image, neuron over T, max pooling.
-
-        s[t] = SN(BN(z))[t],  out[t] = max_pool2d(s[t], kernel_size=3, stride=2, padding=1)
-
-    The op writes only the pooled spikes. A spike is 0 or 1, so the maximum of a window is 1 if any of its neurons
-    fires. Backward recomputes the spikes from z. It sends the gradient of a window to the first position that holds the
-    maximum, as ``max_pool2d`` does.
-
-    The modules run one after the other where :func:`bn_neuron` would run them, for T > 16, and where the neuron stores
-    its final membrane potential (``store_v``).
-
-    Args:
-        z_seq: a still image ``[N, C, H, W]``, contiguous or channels_last, float32, float16, bfloat16 or float64.
-        bn: ``nn.BatchNorm2d``, ``nn.SyncBatchNorm`` or :class:`BNNeuron`. None or ``nn.Identity``: no batch norm.
-        neuron: a node of :mod:`sewsnn.neuron`.
-        T: number of time-steps for which the image is shown, at least 1.
-        fused: False runs the modules one after the other. Default True.
-
-    Returns:
-        Pooled spikes ``[T, N, C, H / 2, W / 2]`` in the dtype of z_seq; halves are rounded up.
-
-    Raises:
-        TypeError, ValueError: an argument is wrong; the message names it.
-        sewsnn.BackendError: the neuron asks for a backend that cannot run here.
-        RuntimeError: z_seq has values that are not finite, in training on the CPU.
-
-    Example:
-        >>> bn, node = nn.BatchNorm2d(64), sewsnn.neuron.IFNode(store_v=False)
-        >>> s_seq = bn_neuron_pool(torch.randn(2, 64, 112, 112), bn, node, T=4)  # [4, 2, 64, 56, 56]
-
-    Source: supplement, Table S1 (conv1).
-    """
-    for name, value in (("neuron", neuron), ("T", T)):
-        if value is None:
-            raise TypeError(f"{name} must not be None")
-    _check(z_seq, bn, neuron, None, NOT_CONNECTED, T)
-    if z_seq.dim() != 4:
-        raise ValueError(f"z_seq must be [N, C, H, W], got shape {list(z_seq.shape)}")
-    norm = None if isinstance(bn, nn.Identity) else bn
-    planned = plan(z_seq, norm, neuron, T=T, pooled=True) if fused else None
-    if planned is None:
-        s_seq = bn_neuron(z_seq, bn, neuron, T=T, fused=fused).out
-        return max_pool2d(s_seq.flatten(0, 1), 3, 2, 1).unflatten(0, s_seq.shape[:2])
-    n = normalisation(norm, z_seq, T)
-    out = native_pool.bn_neuron_pool(
-        z_seq,
-        n.statistics,
-        n.weight,
-        n.bias,
-        planned.learnt,
-        (n.eps, T, *planned.spec.arguments),
-        training=n.training,
-        count=n.count,
-        group=n.group,
-    )
-    update_running(norm, n)
-    return out
-
-
-def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip) -> native.Output:
+def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip, pool=None) -> native.Output:
     if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and group_of(norm) is not None:
         raise RuntimeError(
             "this batch norm shares its statistics with other processes, which only the fused op can do, but the op "
@@ -263,6 +230,8 @@ def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip) -> na
     else:
         y = normalise(z_seq)
         y = y.unsqueeze(0).expand(T, *y.shape)
+    if pool is not None:
+        y = over_images(pool, y)
     if connection.before:
         y = y + shortcut
     out = connection.after_neuron(y if neuron is None else over_steps(neuron, y), shortcut)
@@ -277,7 +246,12 @@ def over_steps(neuron: nn.Module, y_seq: Tensor) -> Tensor:
     return neuron(y_seq)
 
 
-def _check(z_seq, bn, neuron, shortcut, connection, T) -> None:
+def check_arguments(z_seq, bn, neuron, shortcut, connection, T, pool=None) -> None:
+    """Checks the arguments of :func:`bn_neuron`. ``pool``: the module that pools y.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message names it.
+    """
     checks.check_floating("z_seq", z_seq)
     if not isinstance(bn, _MODULE_OR_NONE):
         raise TypeError(f"bn must be a module or None, got {bn!r}")
@@ -312,6 +286,7 @@ def _check(z_seq, bn, neuron, shortcut, connection, T) -> None:
         return
     if not isinstance(shortcut, Tensor):
         raise TypeError(f"shortcut must be a tensor (connect_f is {connection.f!r}), got {type(shortcut).__name__}")
+    shape = shape if pool is None else pooled_shape(pool, shape)
     expected = shape if T is None else torch.Size((T, *shape))
     if shortcut.shape != expected:
         raise ValueError(f"shortcut must have the shape of out, {list(expected)}, got {list(shortcut.shape)}")

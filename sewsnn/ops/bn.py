@@ -7,7 +7,7 @@ backward, ``bn_neuron_reduce`` sums dL/dy and dL/dy xhat over each channel, and 
 recompute the neuron from z. Autograd keeps z, the statistics, the shortcut where its values are needed, and the
 neuron's checkpoints for T > 16.
 
-There are two autograd formulas, as in :mod:`sewsnn.ops.neuron` and for the same reason.
+The gradients are in :mod:`sewsnn.ops.bn_gradients`. There are two autograd formulas, as in :mod:`sewsnn.ops.neuron` and for the same reason.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sewsnn.ops import bn_shapes
+from sewsnn.ops.bn_gradients import OPS, gradients, remember
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import V_FINAL, V_NONE, called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.options import (  # noqa: F401
@@ -34,7 +35,6 @@ from sewsnn.ops.options import (  # noqa: F401
 
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _increment_version = torch._C._increment_version
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 #: the buffers that a batch norm updates in training: mean and variance ``[C]`` in the dtype of the state, the number of
@@ -91,7 +91,7 @@ def take_statistics(z: Tensor, running: Running | None, T: int) -> Tensor:
     """
     mean, var, tracked, momentum = running or (None, None, None, 0.0)
     with _BelowAutograd():
-        return _OPS["bn_take_statistics"](z, mean, var, tracked, (T, momentum))
+        return OPS["bn_take_statistics"](z, mean, var, tracked, (T, momentum))
 
 
 def update_running(
@@ -226,7 +226,7 @@ def _train(z, shortcut, weight, bias, leak, running, numbers, v_mode, needs_grad
     numbers = (*numbers, momentum, v_mode, needs_grad, pack)
     try:
         with _BelowAutograd():
-            results = _OPS["bn_neuron_train"](z, shortcut, weight, bias, leak, mean, var, tracked, numbers)
+            results = OPS["bn_neuron_train"](z, shortcut, weight, bias, leak, mean, var, tracked, numbers)
     except Exception as error:
         raise Refused(error) from None
     if mean is not None:  # a backward that has saved them must notice the change
@@ -237,131 +237,6 @@ def _train(z, shortcut, weight, bias, leak, running, numbers, v_mode, needs_grad
 def unpack_spikes(bits: Tensor, sizes, strides, dtype: torch.dtype) -> Tensor:
     """The spikes of ``Output.bits`` as a dense tensor of these sizes, strides and dtype."""
     return torch.ops.sewsnn.unpack_spikes(bits, list(sizes), list(strides), dtype)
-
-
-def _remember(ctx, z, shortcut, channels, checkpoints, numbers, training=True, count=1.0, group=None):
-    """Saves what backward needs. ``channels``: statistics, weight, bias and leak. ``numbers``: the options."""
-    if numbers[1] == ADD:  # no gradient depends on the values of the shortcut
-        shortcut = None
-    ctx.numbers, ctx.training, ctx.count, ctx.group = numbers, training, count, group
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(z, shortcut, *channels, checkpoints)
-
-
-def _gradients(ctx, needs, grad_out, grad_skip):
-    """Gradients of z, shortcut, weight, bias and leak; ``needs``: which of them are needed.
-
-    grad_skip: the gradient of ``skip``."""
-    if ctx.numbers[1] == SUM:
-        return _gradients_with_sum(ctx, needs, grad_out, grad_skip)
-    if grad_out is None:
-        grad_out, grad_skip = grad_skip, None
-    if grad_out is None:
-        return (None,) * 5
-    need_z, need_shortcut, need_weight, need_bias, need_leak = needs
-    saved, numbers, training = ctx.saved_tensors, ctx.numbers, ctx.training
-    own_shortcut = need_shortcut and numbers[1] != ADD
-    if numbers[1] == ADD:  # backward computes ADD like no connection
-        numbers = (numbers[0], NONE, *numbers[2:])
-    need_sums = need_weight or need_bias or need_leak or grad_skip is not None or (need_z and training)
-    grad_weight = grad_bias = grad_leak = grad_z = grad_shortcut = None
-    # With is_grads_batched, torch runs an op gradient by gradient, but only if no result is optional.
-    one_call = ctx.group is None and not _is_batched(grad_out)
-    if one_call and need_sums and (need_z or own_shortcut):
-        grad_z, grad_shortcut, grad_sum, grad_weight, grad_bias, grad_leak = below_autograd(
-            "bn_neuron_backward", grad_out, grad_skip, *saved, (*numbers, training, own_shortcut, need_leak)
-        )
-        grad_out = grad_out if grad_skip is None else grad_sum
-    else:
-        (arguments, tail), sums = from_numbers(numbers), None
-        if need_sums:
-            sums, grad_sum, grad_leak = below_autograd(
-                "bn_neuron_reduce", grad_out, grad_skip, *saved, *arguments, need_leak, *tail
-            )
-            grad_out = grad_out if grad_skip is None else grad_sum
-            grad_bias, grad_weight = sums.unbind()
-        if need_z or own_shortcut:
-            all_sums, count = sums if training else None, 1.0
-            if training and need_z:
-                z = saved[0]
-                count = z.numel() / z.shape[1 if numbers[2] else 2]
-                all_sums = sums_of_all(ctx, sums, count)
-            grad_z, grad_shortcut = below_autograd(
-                "bn_neuron_apply", grad_out, *saved, all_sums, count, *arguments, own_shortcut, *tail
-            )
-    return (
-        grad_z if need_z else None,
-        (grad_shortcut if own_shortcut else grad_out) if need_shortcut else None,
-        grad_weight if need_weight else None,
-        grad_bias if need_bias else None,
-        grad_leak if need_leak else None,
-    )
-
-
-def _gradients_with_sum(ctx, needs, grad_out, grad_total):
-    """:func:`_gradients` for the connection SUM. ``ctx`` has saved the sum in place of the shortcut.
-
-    bn_neuron_reduce adds the gradient of the sum, grad_total, to dL/dy: this is the gradient of both terms of the sum.
-    """
-    need_z, need_shortcut, need_weight, need_bias, need_leak = needs
-    z, total, *channels, leak, checkpoints = ctx.saved_tensors
-    numbers, training = ctx.numbers, ctx.training
-    if grad_out is None:  # nobody has used the spikes: no neuron
-        if grad_total is None:
-            return (None,) * 5
-        grad_out, grad_total, numbers, need_leak = grad_total, None, _without_neuron(numbers), False
-        total = leak = checkpoints = None
-    neuron = numbers[1] == SUM
-    grad_z = grad_leak = None
-    tensors = (z, total, *channels, leak, checkpoints)
-    if ctx.group is None and not _is_batched(grad_out):
-        grad_z, _, grad_sum, grad_weight, grad_bias, grad_leak = below_autograd(
-            "bn_neuron_backward", grad_out, grad_total, *tensors, (*numbers, training, False, need_leak)
-        )
-        grad_sum = grad_sum if neuron else grad_out
-    else:
-        arguments, tail = from_numbers(numbers)
-        sums, grad_sum, grad_leak = below_autograd(
-            "bn_neuron_reduce", grad_out, grad_total, *tensors, *arguments, need_leak, *tail
-        )
-        grad_sum = grad_sum if neuron else grad_out
-        grad_bias, grad_weight = sums.unbind()
-        if need_z:
-            count = z.numel() / z.shape[1 if numbers[2] else 2]
-            arguments, tail = from_numbers(_without_neuron(numbers))
-            all_sums = sums_of_all(ctx, sums, count) if training else None
-            grad_z, _ = below_autograd(
-                "bn_neuron_apply", grad_sum, z, None, *channels, None, None, all_sums, count, *arguments, False, *tail
-            )
-    return (
-        grad_z if need_z else None,
-        grad_sum if need_shortcut else None,
-        grad_weight if need_weight else None,
-        grad_bias if need_bias else None,
-        grad_leak if need_leak else None,
-    )
-
-
-def _without_neuron(numbers):
-    """The options without neuron and connection."""
-    return Options(numbers[0], NONE, int(numbers[2]), None).numbers
-
-
-def below_autograd(name, *arguments):
-    """Calls an op of backward below autograd."""
-    if torch.is_grad_enabled():  # create_graph=True: the op's autograd formula raises an error
-        return getattr(torch.ops.sewsnn, name).default(*arguments)
-    with _BelowAutograd():
-        return _OPS[name](*arguments)
-
-
-def sums_of_all(ctx, sums: Tensor, count: float) -> Tensor:
-    """The sums over all processes that share statistics, scaled to the number of values of this process."""
-    if ctx.group is None:
-        return sums
-    sums = sums.clone()
-    dist.all_reduce(sums, group=ctx.group)
-    return sums * (count / ctx.count).to(sums.dtype)
 
 
 @called_directly
@@ -376,15 +251,17 @@ class _Train(torch.autograd.Function):
         )
         call[:] = v, bits
         if total is not None:
-            _remember(ctx, z, total, (statistics, weight, bias, leak), checkpoints, numbers)
+            remember(ctx, z, total, (statistics, weight, bias, leak), checkpoints, numbers)
             return out, total
-        _remember(ctx, z, shortcut, (statistics, weight, bias, leak), checkpoints, numbers)
+        remember(ctx, z, shortcut, (statistics, weight, bias, leak), checkpoints, numbers)
         # A view, not a detached alias: autograd then notices an in-place change of either.
         return (out, out.view_as(out)) if return_skip else out
 
     @staticmethod
     def backward(ctx, grad_out, grad_skip=None):
-        return *_gradients(ctx, ctx.needs_input_grad[:5], grad_out, grad_skip), None
+        z, shortcut, weight, bias, leak = ctx.needs_input_grad[:5]
+        z, shortcut, _, *channels = gradients(ctx, (z, shortcut, False, weight, bias, leak), grad_out, grad_skip)
+        return z, shortcut, *channels, None
 
 
 # Function.apply without the work that only torch.func needs; layers.plan has excluded torch.func.
@@ -404,7 +281,7 @@ class _BnNeuron(torch.autograd.Function):
             out, v, checkpoints, bits = torch.ops.sewsnn.bn_neuron_forward.default(
                 z, shortcut, *channels, *options.arguments, v_mode, True, pack, training, *options.tail
             )
-        _remember(ctx, z, shortcut, channels, checkpoints, options.numbers, training, count, group)
+        remember(ctx, z, shortcut, channels, checkpoints, options.numbers, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints, bits)
         return out, out.view_as(out) if return_skip else None, v, checkpoints, bits
 
@@ -424,7 +301,7 @@ class _BnNeuronSum(torch.autograd.Function):
             out, total, v, checkpoints = torch.ops.sewsnn.bn_neuron_sum.default(
                 z, shortcut, *channels, *options.arguments, v_mode, True, training, *options.tail
             )
-        _remember(ctx, z, total, channels, checkpoints, options.numbers, training, count, group)
+        remember(ctx, z, total, channels, checkpoints, options.numbers, training, count, group)
         ctx.mark_non_differentiable(v, checkpoints)
         return out, total, v, checkpoints
 
@@ -438,10 +315,9 @@ _apply_bn_neuron_sum = super(torch.autograd.Function, _BnNeuronSum).apply
 
 
 def _all_gradients(ctx, grad_out, grad_skip):
-    """The gradients of all arguments: z, shortcut, statistics (None), weight, bias, leak, and None for the rest."""
-    z, shortcut, _, *channels = ctx.needs_input_grad[:6]
-    z, shortcut, *channels = _gradients(ctx, (z, shortcut, *channels), grad_out, grad_skip)
-    return z, shortcut, None, *channels, *(None,) * (len(ctx.needs_input_grad) - 6)
+    """The gradients of all arguments: z, shortcut, statistics, weight, bias, leak, and None for the rest."""
+    needs = ctx.needs_input_grad
+    return *gradients(ctx, needs[:6], grad_out, grad_skip), *(None,) * (len(needs) - 6)
 
 
 def _setup_context(ctx, inputs, output):
@@ -457,10 +333,10 @@ def _setup_sum_context(ctx, inputs, output):
 
 
 def _remember_op(ctx, inputs, kept, checkpoints):
-    """Calls :func:`_remember` with the arguments of ``bn_neuron_forward`` or ``bn_neuron_sum``."""
+    """Calls :func:`remember` with the arguments of ``bn_neuron_forward`` or ``bn_neuron_sum``."""
     z, _, statistics, weight, bias, leak, *rest = inputs
     arguments, (*_, training, extra) = rest[:COUNT], rest[COUNT:]
-    _remember(ctx, z, kept, (statistics, weight, bias, leak), checkpoints, numbers_of(arguments, extra), training)
+    remember(ctx, z, kept, (statistics, weight, bias, leak), checkpoints, numbers_of(arguments, extra), training)
 
 
 def _backward(ctx, grad_out, *_):
@@ -471,13 +347,8 @@ def _sum_backward(ctx, grad_out, grad_total, *_):
     return _all_gradients(ctx, grad_out, grad_total)
 
 
-#: ops by name, as the functions that ``torch.ops`` calls
-_OPS = {}
 if NATIVE_ERROR is None:
     bn_shapes.register()
-    _CALLED = ("bn_take_statistics", "bn_neuron_train", "bn_neuron_backward", "bn_neuron_reduce", "bn_neuron_apply")
-    for name in (*_CALLED, "bn_neuron_pool_reduce", "bn_neuron_pool_apply"):
-        _OPS[name] = getattr(torch.ops.sewsnn, name).default._op
     torch.library.register_autograd("sewsnn::bn_neuron_forward", _backward, setup_context=_setup_context)
     torch.library.register_autograd("sewsnn::bn_neuron_sum", _sum_backward, setup_context=_setup_sum_context)
     for name in ("bn_neuron_reduce", "bn_neuron_apply", "bn_neuron_backward"):

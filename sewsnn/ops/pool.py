@@ -9,7 +9,7 @@ gradient of a pooling window goes to the first position that holds its maximum, 
 import torch
 from torch import Tensor
 
-from sewsnn.ops.bn import below_autograd, sums_of_all
+from sewsnn.ops.bn_gradients import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import CHUNK, called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
@@ -116,7 +116,7 @@ def _backward(ctx, grad_out):
 
 
 def _is_channels_last(z: Tensor) -> bool:
-    """Returns whether z is channels_last and not contiguous. ``lies`` in csrc/ops/stem.cpp decides the same."""
+    """Returns whether z is channels_last and not contiguous. csrc/ops/stem.cpp decides the same."""
     return not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,14 @@
+// The CUDA kernels of max pooling (core/max_pool_params.h) as functions, without torch. They launch one kernel each on
+// the stream and return the error of the launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "core/max_pool_params.h"
+
+namespace sewsnn {
+
+cudaError_t cuda_max_pool(const MaxPoolForwardParams&, cudaStream_t);
+cudaError_t cuda_max_pool_backward(const MaxPoolBackwardParams&, cudaStream_t);
+
+}  // namespace sewsnn

@@ -1,0 +1,151 @@
+// Max pooling on CUDA (core/max_pool_params.h). A thread has one window (forward) or one number of x (backward), of N
+// neighbouring channels if channels_last. Backward gathers: it looks into every window that its number lies in, so that
+// nothing is added by atomic operations, whose order would change from run to run.
+#pragma once
+
+#include "core/dtype.h"
+#include "kernels/max_pool_window.h"
+
+SEWSNN_BEGIN
+
+constexpr int kPoolThreads = 256;
+
+// The place of a thread: an image, and within it a row and a column of `rows` x `columns`, and a channel. The numbers
+// of an image are counted with 32 bits, because divisions of 64 bits take long.
+template <int N>
+struct PoolPlace {
+  int64_t image;
+  unsigned channel, row, column;
+  bool exists;
+
+  __device__ __forceinline__ PoolPlace(const MaxPoolParams& p, unsigned blocks_per_image, unsigned rows,
+                                       unsigned columns) {
+    const unsigned block = blockIdx.x;
+    image = block / blocks_per_image;
+    unsigned i = block % blocks_per_image * kPoolThreads + threadIdx.x;
+    const unsigned packs = unsigned(p.channels) / N;
+    exists = i < rows * columns * packs;
+    if (p.channels_last) {
+      channel = i % packs * N, i /= packs;
+      column = i % columns, row = i / columns;
+    } else {
+      column = i % columns, i /= columns;
+      row = i % rows, channel = i / rows;
+    }
+  }
+  // The offset of this place, or of another row and column, in a tensor with `height` x `width` pixels.
+  __device__ __forceinline__ int64_t offset(const MaxPoolParams& p, int64_t height, int64_t width, int y, int x) const {
+    const int64_t pixel = y * width + x;
+    return p.channels_last ? (image * height * width + pixel) * p.channels + channel
+                           : (image * p.channels + channel) * height * width + pixel;
+  }
+};
+
+template <class Storage, int N, class W>
+__global__ void __launch_bounds__(kPoolThreads, 4)
+    max_pool_kernel(const MaxPoolForwardParams p, const unsigned blocks_per_image) {
+  wait_for_earlier_kernels();
+  using S = State<Storage>;
+  const W w(p.window);
+  const unsigned rows = unsigned(p.out_height), columns = unsigned(p.out_width);
+  const PoolPlace<N> place(p, blocks_per_image, rows, columns);
+  if (!place.exists) return;
+  Pack<S, N> sign = fill_pack<S, N>(S(1)), best;
+  if (p.weight) {
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const S weight = load_global(static_cast<const S*>(p.weight) + place.channel + j);
+      sign.at[j] = weight > 0 ? S(1) : weight < 0 ? S(-1) : S(0);
+    }
+  }
+  const int top = int(place.row) * w.stride() - w.padding(), left = int(place.column) * w.stride() - w.padding();
+  int where[N];
+  bool any = false;
+  SEWSNN_UNROLL
+  for (int y = 0; y < w.kernel(); ++y) {
+    SEWSNN_UNROLL
+    for (int x = 0; x < w.kernel(); ++x) {
+      if (top + y < 0 || top + y >= p.height || left + x < 0 || left + x >= p.width) continue;
+      const Storage* const at =
+          static_cast<const Storage*>(p.x) + place.offset(p, p.height, p.width, top + y, left + x);
+      const auto pack = load_global(reinterpret_cast<const Pack<Storage, N>*>(at));
+      SEWSNN_UNROLL
+      for (int j = 0; j < N; ++j) {
+        const S next = load_(pack.at[j]);
+        if (any && !better(next, best.at[j], sign.at[j])) continue;
+        best.at[j] = next, where[j] = y * w.kernel() + x;
+      }
+      any = true;
+    }
+  }
+  const int64_t to = place.offset(p, rows, columns, int(place.row), int(place.column));
+  store_global(reinterpret_cast<Pack<Storage, N>*>(static_cast<Storage*>(p.out) + to), store_<Storage>(best));
+  if (!p.positions) return;
+  Pack<uint8_t, N> positions;
+  SEWSNN_UNROLL
+  for (int j = 0; j < N; ++j) positions.at[j] = uint8_t(where[j]);
+  store_global(reinterpret_cast<Pack<uint8_t, N>*>(p.positions + to), positions);
+}
+
+// The gradients of N numbers from the windows that they lie in, in the order of the windows. If the compiler knows the
+// window, both loops are unrolled, and all loads can be issued before the first number is used.
+template <class Storage, int N, class W>
+__device__ __forceinline__ Pack<State<Storage>, N> gather_windows(const MaxPoolBackwardParams& p, const W& w,
+                                                                  const PoolPlace<N>& place) {
+  using S = State<Storage>;
+  const int height = int(p.out_height), width = int(p.out_width);
+  const Covering rows = covering(w, int(place.row), height), columns = covering(w, int(place.column), width);
+  Pack<S, N> sum = fill_pack<S, N>(S(0));
+  const auto add = [&](int y, int x, bool exists) {
+    const int64_t from = exists ? place.offset(p, height, width, y, x) : 0;
+    const auto grads = load_global_if(
+        exists, reinterpret_cast<const Pack<Storage, N>*>(static_cast<const Storage*>(p.grad_out) + from));
+    const auto positions = load_global_if(exists, reinterpret_cast<const Pack<uint8_t, N>*>(p.positions + from));
+    const int code =
+        (int(place.row) + w.padding() - w.stride() * y) * w.kernel() + int(place.column) + w.padding() - w.stride() * x;
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j)
+      if (exists && positions.at[j] == code) sum.at[j] += load_(grads.at[j]);
+  };
+  if constexpr (W::kFixed) {
+    SEWSNN_UNROLL
+    for (int a = 0; a < W::kCovering; ++a) {
+      SEWSNN_UNROLL
+      for (int b = 0; b < W::kCovering; ++b) {
+        const int y = rows.first + a, x = columns.first + b;
+        add(y, x, y <= rows.last && x <= columns.last);
+      }
+    }
+  } else {
+    SEWSNN_ROLLED
+    for (int y = rows.first; y <= rows.last; ++y) {
+      SEWSNN_ROLLED
+      for (int x = columns.first; x <= columns.last; ++x) add(y, x, true);
+    }
+  }
+  return sum;
+}
+
+template <class Storage, int N, class W>
+__global__ void __launch_bounds__(kPoolThreads, 4)
+    max_pool_backward_kernel(const MaxPoolBackwardParams p, const unsigned blocks_per_image) {
+  wait_for_earlier_kernels();
+  using S = State<Storage>;
+  const PoolPlace<N> place(p, blocks_per_image, unsigned(p.height), unsigned(p.width));
+  if (!place.exists) return;
+  const int64_t here = place.offset(p, p.height, p.width, int(place.row), int(place.column));
+  Pack<Storage, N> x = {};
+  if (p.affine) x = load_global(reinterpret_cast<const Pack<Storage, N>*>(static_cast<const Storage*>(p.x) + here));
+  Pack<S, N> grad = gather_windows<Storage>(p, W(p.window), place);
+  if (p.affine) {
+    SEWSNN_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const S* const numbers = static_cast<const S*>(p.affine) + place.channel + j;
+      const S mean = load_global(numbers + 2 * p.channels);
+      grad.at[j] += load_global(numbers) + load_global(numbers + p.channels) * (load_(x.at[j]) - mean);
+    }
+  }
+  store_global(reinterpret_cast<Pack<Storage, N>*>(static_cast<Storage*>(p.grad_x) + here), store_<Storage>(grad));
+}
+
+SEWSNN_END

@@ -1,0 +1,75 @@
+// sewsnn::max_pool and max_pool_backward for CPU and CUDA: from tensors to params and back (core/max_pool_params.h).
+#pragma once
+
+#include "core/max_pool_params.h"
+#include "ops/device.h"
+#include "ops/operands.h"
+
+namespace sewsnn {
+
+// Images [..., C, H, W]; all dimensions before C count images.
+struct Images {
+  std::vector<int64_t> sizes, strides;
+  bool channels_last = false;
+
+  Images(std::vector<int64_t> sizes, bool channels_last);
+  // In the order of t: channels_last if t is, and is not contiguous as well.
+  static Images of(const char* name, const Tensor& t);
+  Images with_size(int64_t height, int64_t width) const;
+  Tensor empty(ScalarType dtype, const Tensor& like) const { return empty_strided(sizes, strides, dtype, like); }
+  int64_t numel() const { return count_of(sizes); }
+};
+
+struct MaxPoolForwardCall {
+  MaxPoolForwardParams params;
+  Operand x;
+  Tensor out;
+  MaybeTensor positions;
+
+  MaxPoolForwardCall(const Tensor& x, const MaybeTensor& weight, const PoolWindow&, bool need_positions);
+  bool empty() const { return out.numel() == 0; }
+};
+
+struct MaxPoolBackwardCall {
+  MaxPoolBackwardParams params;
+  Operand grad_out, positions, x;
+  Tensor grad_x;
+
+  MaxPoolBackwardCall(const Tensor& grad_out, const Tensor& positions, const MaybeTensor& x, const MaybeTensor& affine,
+                      int64_t height, int64_t width, const PoolWindow&);
+  bool empty() const { return grad_x.numel() == 0; }
+};
+
+inline PoolWindow read_window(Arguments& read) { return {read.whole(), read.whole(), read.whole()}; }
+
+template <class Device>
+std::tuple<Tensor, Tensor> max_pool(Arguments& read) {
+  const Tensor x = read.tensor();
+  const MaybeTensor weight = read.maybe_tensor();
+  const PoolWindow window = read_window(read);
+  const bool need_positions = read.flag();
+  const Device device(x, "max_pool");
+  MaxPoolForwardCall call(x, weight, window, need_positions);
+  if (!call.empty()) run(device, call);
+  return {call.out, or_empty(call.positions, ScalarType::Byte, x)};
+}
+
+template <class Device>
+std::tuple<Tensor> max_pool_backward(Arguments& read) {
+  const Tensor grad_out = read.tensor(), positions = read.tensor();
+  const MaybeTensor x = read.maybe_tensor(), affine = read.maybe_tensor();
+  const int64_t height = read.whole(), width = read.whole();
+  const PoolWindow window = read_window(read);
+  const Device device(grad_out, "max_pool_backward");
+  MaxPoolBackwardCall call(grad_out, positions, x, affine, height, width, window);
+  if (!call.empty()) run(device, call);
+  return {call.grad_x};
+}
+
+template <class Device>
+void add_max_pool_ops(Library& library) {
+  library.impl("max_pool", &boxed<&max_pool<Device>>);
+  library.impl("max_pool_backward", &boxed<&max_pool_backward<Device>>);
+}
+
+}  // namespace sewsnn

@@ -1,0 +1,225 @@
+"""The native ops of max pooling: fake kernels and autograd around ``torch.ops.sewsnn``.
+
+They keep one byte per window for backward: the position of its maximum. torch's max pooling keeps its input and an
+int64 per window.
+
+:func:`pooled_input` pools the input of a batch norm: BN(max z) = max BN(z), where the weight is not negative, and
+BN(min z) = max BN(z) where it is. The norm, the neuron and their backward then work on the pooled tensor.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sewsnn.ops.bn_gradients import OPS, below_autograd
+from sewsnn.ops.checks import DTYPES
+from sewsnn.ops.load import NATIVE_ERROR
+from sewsnn.ops.neuron import called_directly, no_double_backward, no_forward_mode
+from sewsnn.ops.shapes import check_operands
+
+MOST_KERNEL = 15  # kMostPoolKernel in csrc/core/max_pool_params.h: a position is one byte
+
+
+class Window(NamedTuple):
+    """Square windows: their size and distance, and the rows and columns that are added around the image."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+    def count(self, size: int) -> int:
+        """The number of windows in one direction of an image with ``size`` rows or columns."""
+        return (size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    @staticmethod
+    def of(kernel_size, stride, padding) -> "Window | None":
+        """The window that the arguments of ``torch.nn.MaxPool2d`` describe; None: the ops have no such window."""
+        kernel, padding = _one_of(kernel_size), _one_of(padding)
+        step = kernel if stride is None or stride == [] else _one_of(stride)
+        if kernel is None or step is None or padding is None:
+            return None
+        fits = 1 <= kernel <= MOST_KERNEL and 1 <= step <= 1 << 30 and 0 <= 2 * padding <= kernel
+        return Window(kernel, step, padding) if fits else None
+
+
+def _one_of(value) -> int | None:
+    """The int that stands for both directions; None: they differ."""
+    if isinstance(value, (tuple, list)) and len(value) in (1, 2) and value[0] == value[-1]:
+        value = value[0]
+    return value if type(value) is int else None
+
+
+def runs(x: Tensor, window: Window) -> bool:
+    """Returns whether the ops can pool x, ``[..., C, H, W]``, here and now."""
+    if NATIVE_ERROR is not None or type(x) is not Tensor or x.device.type not in ("cpu", "cuda"):
+        return False
+    if x.layout != torch.strided or x.dtype not in DTYPES or x.dim() < 3 or x.numel() == 0:
+        return False
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x._is_zerotensor():
+        return False
+    return min(x.shape[-2:]) + 2 * window.padding >= window.kernel
+
+
+def max_pool(x: Tensor, window: Window) -> Tensor:
+    """``torch.nn.functional.max_pool2d`` of x, ``[..., C, H, W]``: the same values and gradients, in the order of x.
+
+    :func:`runs` has returned True for x.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _MaxPool.apply(x, window)
+    with torch._C._AutoDispatchBelowAutograd():
+        return OPS["max_pool"](x, None, *window, False)[0]
+
+
+def pooled_input(
+    z: Tensor,
+    statistics: Tensor,
+    weight: Tensor | None,
+    window: Window,
+    *,
+    training: bool,
+    count: Tensor | float = 1.0,
+    group=None,
+) -> tuple[Tensor, Tensor]:
+    """Pools z so that the batch norm of the result is the pooled batch norm of z.
+
+    Args:
+        z: input of the norm, ``[..., C, H, W]``; :func:`runs` has returned True for it.
+        statistics: mean and variance ``[2, C]``, in the dtype of the state.
+        weight: weight of the norm ``[C]``; None: 1.
+        window: the windows.
+        training: the statistics are those of z over ``count`` values, in all processes of ``group``.
+        count: number of values that the statistics average.
+        group: the process group that shares the statistics; None: this process only.
+
+    Returns:
+        The pooled z, and the statistics. In training they have a gradient, which leads to z.
+    """
+    if torch.is_grad_enabled() and z.requires_grad:
+        return _PooledInput.apply(z, statistics, weight, window, training, count, group)
+    with torch._C._AutoDispatchBelowAutograd():
+        return OPS["max_pool"](z, weight, *window, False)[0], statistics
+
+
+@called_directly
+class _MaxPool(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(ctx, x, window):
+        with torch._C._AutoDispatchBelowAutograd():
+            out, positions = OPS["max_pool"](x, None, *window, True)
+        ctx.window, ctx.size = window, x.shape[-2:]
+        ctx.save_for_backward(positions)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        (positions,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            return _scattered(grad_out, positions, ctx.size, ctx.window), None
+        return below_autograd("max_pool_backward", grad_out, positions, None, None, *ctx.size, *ctx.window), None
+
+
+def _scattered(grad_out: Tensor, positions: Tensor, size, window: Window) -> Tensor:
+    """The gradient of x by operations that can be differentiated again."""
+    rows, columns = (torch.arange(n, device=positions.device) * window.stride for n in positions.shape[-2:])
+    y = rows[:, None] - window.padding + positions // window.kernel
+    x = columns - window.padding + positions % window.kernel
+    flat = grad_out.new_zeros(*grad_out.shape[:-2], size[0] * size[1])
+    places = (y * size[1] + x).flatten(-2).expand(*grad_out.shape[:-2], -1)
+    return flat.scatter_add(-1, places, grad_out.flatten(-2)).unflatten(-1, tuple(size))
+
+
+@called_directly
+class _PooledInput(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(ctx, z, statistics, weight, window, training, count, group):
+        with torch._C._AutoDispatchBelowAutograd():
+            out, positions = OPS["max_pool"](z, weight, *window, True)
+        ctx.set_materialize_grads(False)
+        ctx.window, ctx.size, ctx.count, ctx.group = window, z.shape[-2:], count, group
+        kept = statistics.detach()  # an output of its own
+        if training:
+            ctx.save_for_backward(positions, z, statistics)
+        else:
+            ctx.save_for_backward(positions)
+            ctx.mark_non_differentiable(kept)
+        return out, kept
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_statistics):
+        positions, *more = ctx.saved_tensors
+        z = affine = None
+        if more:
+            z, statistics = more
+            affine = _affine(ctx, statistics, grad_statistics)
+        if grad_out is None:
+            if affine is None:
+                return (None,) * 7
+            grad_out = torch.zeros_like(positions, dtype=z.dtype)
+        z = None if affine is None else z
+        grad_z = below_autograd("max_pool_backward", grad_out, positions, z, affine, *ctx.size, *ctx.window)
+        return grad_z, *(None,) * 6
+
+
+def _affine(ctx, statistics: Tensor, grad: Tensor | None) -> Tensor | None:
+    """What each value adds to its gradient because mean and variance depend on it, as max_pool_backward takes it:
+    ``grad_z += dL/dmean / count + 2 dL/dvar / count (z - mean)``."""
+    if ctx.group is not None:
+        grad = torch.zeros_like(statistics) if grad is None else grad.clone()
+        dist.all_reduce(grad, group=ctx.group)
+    if grad is None:
+        return None
+    count = ctx.count.to(grad.dtype) if isinstance(ctx.count, Tensor) else ctx.count
+    return torch.stack([grad[0] / count, grad[1] * 2 / count, statistics[0]])
+
+
+def _setup_context(ctx, inputs, output):
+    x, _, *window, need_positions = inputs
+    ctx.window, ctx.size = Window(*window), x.shape[-2:]
+    ctx.save_for_backward(output[1] if need_positions else None)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _op_backward(ctx, grad_out, _):
+    (positions,) = ctx.saved_tensors
+    if positions is None:
+        raise RuntimeError("max_pool has a gradient only with need_positions=True")
+    grad_x = torch.ops.sewsnn.max_pool_backward(grad_out, positions, None, None, *ctx.size, *ctx.window)
+    return grad_x, *(None,) * 5
+
+
+# ---- shapes and strides without data
+
+
+def _like(x: Tensor, sizes, dtype: torch.dtype) -> Tensor:
+    """An empty dense tensor ``[..., C, H, W]`` in the memory order of x; ``Images`` in csrc/ops/max_pool.cpp decides
+    the same."""
+    *outer, c, h, w = sizes
+    last = not x.is_contiguous() and x.movedim(-3, -1).is_contiguous()
+    return x.new_empty([*outer, h, w, c], dtype=dtype).movedim(-1, -3) if last else x.new_empty(sizes, dtype=dtype)
+
+
+def _pool_fake(x, weight, kernel, stride, padding, need_positions):
+    check_operands(x, weight)
+    window = Window(kernel, stride, padding)
+    sizes = [*x.shape[:-2], *map(window.count, x.shape[-2:])]
+    positions = _like(x, sizes, torch.uint8) if need_positions else x.new_empty(0, dtype=torch.uint8)
+    return _like(x, sizes, x.dtype), positions
+
+
+def _backward_fake(grad_out, positions, x, affine, height, width, kernel, stride, padding):
+    check_operands(grad_out, positions, x, affine)
+    return _like(positions, [*grad_out.shape[:-2], height, width], grad_out.dtype)
+
+
+if NATIVE_ERROR is None:
+    torch.library.register_fake("sewsnn::max_pool", _pool_fake)
+    torch.library.register_fake("sewsnn::max_pool_backward", _backward_fake)
+    torch.library.register_autograd("sewsnn::max_pool", _op_backward, setup_context=_setup_context)
+    torch.library.register_autograd("sewsnn::max_pool_backward", no_double_backward)
