@@ -38,6 +38,7 @@ class Deferred(Tensor):
         axis: the dimension that holds the channels; None: no dimension does.
         shortcut: of a sum, the shortcut in the shape of this tensor; None: this is no sum.
         still: the image that z repeats over its first dimension; None: z repeats nothing.
+        statistics: those of the whole input of the norm, if z is its pooled input (layers/pooling.py); else None.
         like: a tensor with the sizes and strides that the values have, perhaps on the device "meta".
         computed: the values, if they exist.
     """
@@ -51,6 +52,7 @@ class Deferred(Tensor):
         like: Tensor,
         shortcut: Tensor | None = None,
         still: Tensor | None = None,
+        statistics: Tensor | None = None,
     ) -> "Deferred":
         """Makes one. ``like`` holds the values if the source is watched."""
         grad = source.grad and torch.is_grad_enabled()
@@ -64,7 +66,7 @@ class Deferred(Tensor):
         else:
             self = _without_values(like, z.device)
         self.source, self.steps, self.z, self.axis, self.shortcut, self.still = source, steps, z, axis, shortcut, still
-        self.graph_state, self.grad_mode, self.like = state, grad, like
+        self.statistics, self.graph_state, self.grad_mode, self.like = statistics, state, grad, like
         self.computed = like if source.watched else None
         self.attached = None
         self.mark = _graph_of(self)
@@ -114,7 +116,12 @@ class Deferred(Tensor):
         if self.graph_state is not None:
             self.graph_state[:] = [None] * len(self.graph_state)  # its autograd graph is that of the old values
         self.source, self.steps, self.z, self.axis = other.source, other.steps, other.z, other.axis
-        self.shortcut, self.still, self.like = other.shortcut, other.still, other.like
+        self.shortcut, self.still, self.statistics, self.like = (
+            other.shortcut,
+            other.still,
+            other.statistics,
+            other.like,
+        )
         self.computed, self.attached, self.mark = other.computed, None, _graph_of(self)
         other.source.derived.append(weakref.ref(self))
 

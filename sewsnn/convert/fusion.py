@@ -1,4 +1,4 @@
-"""Lets batch norms defer their results, and SpikingJelly's residual blocks include the connection in the op."""
+"""Lets batch norms defer their results, max poolings use the op, and SpikingJelly's residual blocks include the connection in the op."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from sewsnn.convert import norms
+from sewsnn.convert import norms, poolings
 from sewsnn.convert.bridge import Bridge
 from sewsnn.convert.deferred import plain
 from sewsnn.convert.joined import as_stacked
@@ -93,7 +93,7 @@ def _blocks() -> dict[type, type]:
 
 
 def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
-    """Swaps the classes of batch norms and residual blocks so that neurons join them in one op, or swaps them back.
+    """Swaps the classes of batch norms, max poolings and residual blocks so that neurons join them in one op, or swaps them back.
 
     Returns:
         The neurons that are known to join a batch norm, each with the names of the modules in its op.
@@ -103,6 +103,7 @@ def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
     joining = wanted and any(isinstance(module, Bridge) and module.may_fuse for module in names)
     for module, name in names.items():
         norms.set_deferring(module, name, joining)
+        poolings.set_pooling(module, joining)
     fused = {}
     for module in names:
         original = originals.get(type(module), type(module))

@@ -1,10 +1,12 @@
-"""A converted neuron and the batch norm whose deferred result it receives, in one op."""
+"""A converted neuron and the batch norm whose deferred result it receives, in one op. Max pooling between them takes
+part: it has pooled the input of the norm."""
 
 import torch
 from torch import Tensor, nn
 
 from sewsnn.convert.deferred import Deferred
 from sewsnn.layers import plan
+from sewsnn.layers.norm import Normalisation
 from sewsnn.ops import bn as native
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.spec import NeuronSpec
@@ -32,6 +34,8 @@ def joined(x: Deferred, node: nn.Module) -> Tensor | str:
         n = call.n
     except RuntimeError as error:  # of a watched call
         return str(error)
+    if x.statistics is not None:  # of all that was pooled
+        n = Normalisation(x.statistics, n.weight, n.bias, n.eps)
     axis, shortcut = x.axis, x.shortcut
     T = 0 if x.still is None else len(x.z)
     z = as_stacked(x.z if x.still is None else x.still.unsqueeze(0))

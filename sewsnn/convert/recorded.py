@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from sewsnn.convert.deferred import HANDLERS, IN_ORDER, Deferred, plain
 from sewsnn.convert.sources import Sum
+from sewsnn.layers.pooling import pooled_input
+from sewsnn.ops.max_pool import Window, runs
 
 _NoFunction = torch._C.DisableTorchFunctionSubclass
 
@@ -62,7 +64,7 @@ def _clone(x, func, args, kwargs):
 
 def _copied(x: Deferred, func, args, kwargs) -> Deferred:
     like = func(x.like if x.source.watched else _meta(x.like), *args, **kwargs)
-    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), x.z, x.axis, like, x.shortcut, x.still)
+    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), x.z, x.axis, like, x.shortcut, x.still, x.statistics)
 
 
 def _meta(like: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ def _reshaped_in_place(x, func, args, kwargs):
 
 @_of_open
 def _repeated(x, func, args, kwargs):
-    if kwargs or x.shortcut is not None or x.still is not None or x.axis is None:
+    if kwargs or x.shortcut is not None or x.still is not None or x.statistics is not None or x.axis is None:
         return NotImplemented
     sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
     more = len(sizes) - x.z.dim()
@@ -101,7 +103,7 @@ def _repeated(x, func, args, kwargs):
 
 def _view(x: Deferred, z: Tensor, axis: int | None, like: Tensor, on_z, func, args, kwargs) -> Deferred:
     shortcut = None if x.shortcut is None else on_z(x.shortcut, *args, **kwargs)
-    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), z, axis, like, shortcut)
+    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), z, axis, like, shortcut, None, x.statistics)
 
 
 def is_open(x) -> bool:
@@ -147,7 +149,8 @@ def _sum(func, args, kwargs):
         like = func(*(plain(term) for term in args))
     else:  # the sum has the strides that torch gives it
         like = _meta(x.like) + _meta(other) if other.stride() != x.like.stride() else x.like
-    result = Deferred.of(Sum(x, other, like if x.source.watched else None), (), x.z, x.axis, like, other, x.still)
+    source = Sum(x, other, like if x.source.watched else None)
+    result = Deferred.of(source, (), x.z, x.axis, like, other, x.still, x.statistics)
     x.source.derived.append(weakref.ref(result))
     return result
 
@@ -163,6 +166,27 @@ def _sum_in_place(func, args, kwargs):
     if result is not NotImplemented:
         x.become(result)
     return result
+
+
+@_of_open
+def _pooled(x, func, args, kwargs):
+    named = dict(zip(_POOL_ARGUMENTS, args, strict=False)) | kwargs
+    plain_pool = named.get("dilation", 1) in (1, (1, 1), [1, 1]) and not named.get("ceil_mode", False)
+    window = Window.of(named.get("kernel_size"), named.get("stride"), named.get("padding", 0))
+    if x.shortcut is not None or x.still is not None or x.statistics is not None or x.axis != x.z.dim() - 3:
+        return NotImplemented
+    if window is None or not plain_pool or not runs(x.z, window):
+        return NotImplemented
+    try:
+        n = x.source.call.n
+    except RuntimeError:  # of a watched call
+        return NotImplemented
+    z, n = pooled_input(x.z, n, window)
+    like = func(x.like if x.source.watched else _meta(x.like), *args, **kwargs)
+    return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), z, x.axis, like, statistics=n.statistics)
+
+
+_POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
 def _dropout(func, args, kwargs):
@@ -183,6 +207,7 @@ HANDLERS |= {
     **{getattr(kind, name): _permuted for name in _PERMUTATIONS for kind in (Tensor, torch)},
     **dict.fromkeys((Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add), _sum),
     **dict.fromkeys((Tensor.__iadd__, Tensor.add_), _sum_in_place),
+    **dict.fromkeys((nn.functional.max_pool2d, torch.max_pool2d), _pooled),
     **dict.fromkeys((nn.functional.dropout, nn.functional.dropout1d, nn.functional.dropout2d), _dropout),
 }
 IN_ORDER |= {function for function, handler in HANDLERS.items() if handler in (_reshaped, _contiguous, _clone)}

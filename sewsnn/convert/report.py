@@ -56,12 +56,14 @@ class Report:
         replaced: one :class:`Replaced` per neuron that sewsnn computes now.
         left: one :class:`Left` per neuron that was not converted.
         converted_before: names of neurons that an earlier conversion replaced.
+        poolings: names of the ``MaxPool2d`` modules that run as sewsnn's op.
     """
 
     model: nn.Module
     replaced: list[Replaced] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
     converted_before: list[str] = field(default_factory=list)
+    poolings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.replaced)
@@ -99,6 +101,8 @@ class Report:
         lines += _table([(e.name, e.kind, e.settings, _how(e)) for e in self.replaced])
         if self.converted_before:
             lines.append(f"neurons that an earlier call converted: {len(self.converted_before)}")
+        if self.poolings:
+            lines.append(f"max poolings by sewsnn's op: {len(self.poolings)}")
         if self.left:
             lines.append(f"neurons not converted: {len(self.left)}")
             lines += _table(self.left)

@@ -18,14 +18,15 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
     to 0.0.0.0.14. It converts ``IFNode``, ``LIFNode``, ``ParametricLIFNode``, ``QIFNode``, their ``MultiStep...``
     classes of ``clock_driven``, 2.0's ``CUBALIFNode`` and ``ILIFNode``, and subclasses that change only ``__init__`` or
     what is printed. Every module stays the same object, with its parameters, settings, state, hooks and names; only the
-    classes of neurons, batch norms and some blocks change, to classes that derive from the old ones
+    classes of neurons, batch norms, max poolings and some blocks change, to classes that derive from the old ones
     (docs/spikingjelly.md). Therefore ``state_dict``, optimizers, ``functional.reset_net``, ``set_step_mode``,
     ``detach_net`` and monitors still work.
 
     Args:
         model: a module, or a wrapper around it (``DistributedDataParallel``).
         fuse: run batch norm and neuron (and the shortcut) in one op, where the neuron receives the batch norm's
-            result, directly or after views, permutations and a sum, and starts from rest. Default True. Batch norm is
+            result, directly or after views, permutations, max pooling and a sum, and starts from rest. Every
+            ``nn.MaxPool2d`` pools by sewsnn's op, with the same values and gradients. Default True. Batch norm is
             then rounded differently than in torch, and the state has no graph. Pass False to train through the state
             over several calls; False also undoes the fusion of an earlier conversion.
 
@@ -44,7 +45,7 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}")
     _import_spikingjelly()
-    from sewsnn.convert import classes, fusion
+    from sewsnn.convert import classes, fusion, poolings
     from sewsnn.convert.bridge import Bridge
 
     report = Report(model)
@@ -61,6 +62,7 @@ def from_spikingjelly(model: nn.Module, *, fuse: bool = True) -> Report:
                 module.may_fuse = False
             found[module] = name
     fused = fusion.set_fusion(model, fuse)
+    report.poolings += [name for name, module in model.named_modules() if isinstance(module, poolings.Pooling)]
     for module, name in found.items():
         settings = f"{module.extra_repr()}, {module.surrogate_function}"
         why = module.why_alone_now() if module in fused or not fuse else fusion.why_alone(model, name, module)

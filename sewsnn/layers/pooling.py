@@ -41,6 +41,11 @@ def window_for(pool: nn.Module, x: Tensor) -> Window | None:
     return window if window is not None and native.runs(x, window) else None
 
 
+def same_order(x: Tensor) -> bool:
+    """Returns whether module and op give a result of x, ``[..., C, H, W]``, the same memory order."""
+    return x.is_contiguous() or x.movedim(-3, -1).is_contiguous()
+
+
 def pool_images(pool: nn.Module, x: Tensor) -> Tensor:
     """Max pooling of x, ``[..., C, H, W]``, by the op where it can run, else by the module.
 
