@@ -70,6 +70,7 @@ struct BnForwardParams : BnParams {
 // recomputes dL/dy again and computes
 //   dL/dz = scale (dL/dy - sum(dL/dy) / count - xhat sum(dL/dy xhat) / count),  xhat = (z - mean) / sqrt(var + eps)
 struct BnBackwardParams : BnParams {
+  static constexpr bool kPooled = false;  // core/bn_pooled_params.h
   const void* checkpoints = nullptr;  // [states, checkpoint_count(T), M] state
   Rows grad_out;                      // [T, M] storage
 };

@@ -3,7 +3,7 @@
 // would, and dL/dy needs no memory.
 #pragma once
 
-#include "kernels/bn_chunk.cuh"
+#include "kernels/bn_pooled.cuh"
 
 SEWSNN_BEGIN
 
@@ -17,17 +17,16 @@ constexpr int blocks_wanted() {
   return K == kAhead ? 4 : K * N > 32 ? 2 : 3;
 }
 
-template <class Storage, int K, int N, bool Shortcut, bool Usual, class Neurons>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, true, Neurons>())
-    bn_reduce_kernel(const BnReduceParams p, const BnSetup<Neurons, State<Storage>> o, const Walk walk,
-                     const SecondStage second, const SecondStage second_learnt) {
+template <class Storage, int K, int N, bool Shortcut, bool Usual, class Neurons, class P>
+__device__ __forceinline__ void bn_reduce(const P& p, const BnSetup<Neurons, State<Storage>>& o, const Walk& walk,
+                                          const SecondStage& second, const SecondStage& second_learnt) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
   using Shape = typename Neurons::Shape;
   Walker<N> at(walk);
   int64_t start = last_chunk<K>(p.T);
   ChunkInputs<Storage, K, N, Shortcut, true, kOptionalShortcut<Neurons>> in;
-  if (at.inside(walk)) in.load(p, start, at.i);  // before the parameters, whose loads take as long
+  if (at.inside(walk)) load_chunk(p, walk, at, start, in);  // before the parameters, whose loads take as long
   Pack<S, N> norm[3];
   share_by_channel<kLine<Storage>>(walk, norm, [&](int64_t channel, S(&out)[3]) {
     load_affine(p.norm, inverse_deviation(p.norm, o.eps, channel), channel, out[0], out[1], out[2]);
@@ -52,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
       grads = zeros<S, N, Shape::kStates>();
       at.advance(walk);
     }
-    if (at.inside(walk)) in.load(p, start, at.i);
+    if (at.inside(walk)) load_chunk(p, walk, at, start, in);
   }
   store_partials<kLine<Storage>>(walk, sums, p.partials);
   if constexpr (Shape::kPerChannel) {
@@ -83,16 +82,22 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
 }
 
 template <class Storage, int K, int N, bool Shortcut, bool Usual, class Neurons>
-__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, false, Neurons>())
-    bn_apply_kernel(const BnApplyParams p, const BnSetup<Neurons, State<Storage>> o, const State<Storage> count,
-                    const Walk walk) {
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, true, Neurons>())
+    bn_reduce_kernel(const BnReduceParams p, const BnSetup<Neurons, State<Storage>> o, const Walk walk,
+                     const SecondStage second, const SecondStage second_learnt) {
+  bn_reduce<Storage, K, N, Shortcut, Usual>(p, o, walk, second, second_learnt);
+}
+
+template <class Storage, int K, int N, bool Shortcut, bool Usual, class Neurons, class P>
+__device__ __forceinline__ void bn_apply(const P& p, const BnSetup<Neurons, State<Storage>>& o,
+                                         const State<Storage>& count, const Walk& walk) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
   using Shape = typename Neurons::Shape;
   Walker<N> at(walk);
   int64_t start = last_chunk<K>(p.T);
   ChunkInputs<Storage, K, N, Shortcut, false, kOptionalShortcut<Neurons>> in;
-  if (at.inside(walk)) in.load(p, start, at.i);
+  if (at.inside(walk)) load_chunk(p, walk, at, start, in);
   // mean, scale, bias, and the two numbers in dL/dz = scale (dL/dy - norm[3] - (z - mean) norm[4])
   Pack<S, N> norm[5];
   share_by_channel<kLine<Storage>>(walk, norm, [&](int64_t channel, S(&out)[5]) {
@@ -126,6 +131,9 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
       } else {
         store_grad_z(step.t, step.grad_y, step.z);
       }
+      if constexpr (P::kPooled) {
+        if (p.grad_shortcut) step.grad_out.store(Cursor<Storage, N>(p.grad_shortcut, p.M, step.t, at.i));
+      }
       if (Shortcut && p.grad_shortcut) {
         Pack<S, N> grad;
         SEWSNN_UNROLL
@@ -154,8 +162,31 @@ __global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcu
       grads = zeros<S, N, Shape::kStates>();
       at.advance(walk);
     }
-    if (at.inside(walk)) in.load(p, start, at.i);
+    if (at.inside(walk)) load_chunk(p, walk, at, start, in);
   }
+}
+
+template <class Storage, int K, int N, bool Shortcut, bool Usual, class Neurons>
+__global__ void __launch_bounds__(kThreads, blocks_wanted<Storage, K, N, Shortcut, false, Neurons>())
+    bn_apply_kernel(const BnApplyParams p, const BnSetup<Neurons, State<Storage>> o, const State<Storage> count,
+                    const Walk walk) {
+  bn_apply<Storage, K, N, Shortcut, Usual>(p, o, count, walk);
+}
+
+// ---- of a pooled output
+
+template <class Storage, int K, int N, bool Usual, class Neurons>
+__global__ void __launch_bounds__(kThreads, 2)
+    bn_pooled_reduce_kernel(const BnPooledReduceParams p, const BnSetup<Neurons, State<Storage>> o, const Walk walk,
+                            const SecondStage second, const SecondStage second_learnt) {
+  bn_reduce<Storage, K, N, false, Usual>(p, o, walk, second, second_learnt);
+}
+
+template <class Storage, int K, int N, bool Usual, class Neurons>
+__global__ void __launch_bounds__(kThreads, 2)
+    bn_pooled_apply_kernel(const BnPooledApplyParams p, const BnSetup<Neurons, State<Storage>> o,
+                           const State<Storage> count, const Walk walk) {
+  bn_apply<Storage, K, N, false, Usual>(p, o, count, walk);
 }
 
 SEWSNN_END

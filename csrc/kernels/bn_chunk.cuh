@@ -22,7 +22,8 @@ template <class Storage, int K, int N, bool Shortcut, bool Two, bool Optional>
 struct ChunkInputs {
   Words<Storage, N> z[K], shortcut[Shortcut ? K : 1], grad_out[K], grad_skip[Two ? K : 1];
 
-  // Loads the time-steps that exist. All loads are issued before the first number is used.
+  // Loads the time-steps that exist. All loads are issued before the first number is used. The gradient of a pooled
+  // output is left out (bn_pooled.cuh).
   template <class P>
   __device__ __forceinline__ void load(const P& p, int64_t start, int64_t i) {
     const int steps = steps_of<K>(p.T, start);
@@ -32,7 +33,7 @@ struct ChunkInputs {
       if (k < steps) {
         z[k].load(z_at);
         if (Shortcut && (!Optional || p.shortcut.data)) shortcut[k].load(shortcut_at);
-        grad_out[k].load(grad_at);
+        if constexpr (!P::kPooled) grad_out[k].load(grad_at);
       }
       z_at.move(1), shortcut_at.move(1), grad_at.move(1);
     }

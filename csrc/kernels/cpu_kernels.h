@@ -17,7 +17,8 @@ struct CpuKernels {
   const CpuMaxPoolKernels* max_pool;
 };
 
-// Defined by csrc/inst/multistep_cpu.cpp, bn_cpu.cpp, pool_cpu.cpp and max_pool_cpu.cpp, compiled once per instruction set.
+// Defined by csrc/inst/multistep_cpu.cpp, bn_cpu.cpp, pool_cpu.cpp and max_pool_cpu.cpp, compiled once per instruction
+// set.
 extern const CpuKernels kGenericKernels;
 #if defined(__x86_64__)
 extern const CpuKernels kAvx2Kernels;

@@ -10,9 +10,9 @@ SEWSNN_BEGIN
 
 constexpr int kPoolThreads = 256;
 
-// The place of a thread: an image, and within it a row and a column of `rows` x `columns`, and a channel. The numbers
-// of an image are counted with 32 bits, because divisions of 64 bits take long.
-template <int N>
+// The place of a thread, of `Threads` per block: an image, and within it a row and a column of `rows` x `columns`, and
+// a channel. The numbers of an image are counted with 32 bits, because divisions of 64 bits take long.
+template <int N, int Threads = kPoolThreads>
 struct PoolPlace {
   int64_t image;
   unsigned channel, row, column;
@@ -22,7 +22,7 @@ struct PoolPlace {
                                        unsigned columns) {
     const unsigned block = blockIdx.x;
     image = block / blocks_per_image;
-    unsigned i = block % blocks_per_image * kPoolThreads + threadIdx.x;
+    unsigned i = block % blocks_per_image * Threads + threadIdx.x;
     const unsigned packs = unsigned(p.channels) / N;
     exists = i < rows * columns * packs;
     if (p.channels_last) {

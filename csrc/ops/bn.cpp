@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "core/bn_pooled_params.h"
+
 namespace sewsnn {
 namespace {
 
@@ -110,6 +112,8 @@ BnCall<P>::BnCall(const BnTensors& in, const BnOptions& options) : layout(layout
   params.norm = norm_params(in.z, params.channels.count, in.statistics, in.weight, in.bias, options.eps);
 }
 
+template BnCall<BnPooledForwardParams>::BnCall(const BnTensors&, const BnOptions&);  // for bn_pooled.cpp
+
 BnForwardCall::BnForwardCall(const BnTensors& in, const BnOptions& options, int64_t v_mode, bool needs_grad, bool pack)
     : BnCall(in, options), out(empty_like(layout, in.z)) {
   const VMode mode = checked_mode(v_mode);
@@ -131,15 +135,17 @@ BnForwardCall::BnForwardCall(const BnTensors& in, const BnOptions& options, int6
   params.bits = data(bits);
 }
 
-BnReduceCall::BnReduceCall(const Tensor& grad_out_in, const MaybeTensor& grad_skip_in, const BnTensors& in,
+BnReduceCall::BnReduceCall(const MaybeTensor& grad_out_in, const MaybeTensor& grad_skip_in, const BnTensors& in,
                            const MaybeTensor& checkpoints, const BnOptions& options, bool need_leak)
     : BnCall(in, options),
       sums(empty_sums(in.z, params.channels.count, empty())),
       grad_leak(learnt_gradient(need_leak, in.leak, params.neuron, empty())) {
   STD_TORCH_CHECK(params.connect != Connect::Sum || in.shortcut, "bn_neuron_reduce needs the sum as shortcut");
   set_checkpoints(params, checkpoints, in.z, layout);
-  grad_out = like_z("grad_out", grad_out_in, in.z, layout, true);
-  params.grad_out = grad_out.rows;
+  if (grad_out_in) {
+    grad_out = like_z("grad_out", *grad_out_in, in.z, layout, true);
+    params.grad_out = grad_out.rows;
+  }
   if (grad_skip_in) {
     grad_skip = like_z("grad_skip", *grad_skip_in, in.z, layout, true);
     params.grad_skip = grad_skip.rows;

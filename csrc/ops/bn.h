@@ -84,8 +84,9 @@ struct BnReduceCall : BnCall<BnReduceParams> {
   MaybeTensor channel_sums;         // the gradients of grad_leak for each channel, if it is their sum
   MaybeTensor partials, learnt_partials, learnt_workspace;  // on a GPU; learnt_partials also on the CPU
 
-  BnReduceCall(const Tensor& grad_out, const MaybeTensor& grad_skip, const BnTensors&, const MaybeTensor& checkpoints,
-               const BnOptions&, bool need_leak);
+  // Without grad_out, only what does not depend on it is set.
+  BnReduceCall(const MaybeTensor& grad_out, const MaybeTensor& grad_skip, const BnTensors&,
+               const MaybeTensor& checkpoints, const BnOptions&, bool need_leak);
   // Whether the gradient of learnt parameters is requested that are the same for all neurons.
   bool wants_shared() const { return grad_leak && !kind().per_channel; }
   void set_learnt_partials(int64_t count);

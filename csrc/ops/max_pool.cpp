@@ -15,24 +15,6 @@ void check_window(const PoolWindow& w) {
   STD_TORCH_CHECK(w.padding >= 0 && 2 * w.padding <= w.kernel, "padding must be 0 to half of kernel, got ", w.padding);
 }
 
-void set_shape(MaxPoolParams& p, const Images& images, const Tensor& x, const PoolWindow& window) {
-  check_window(window);
-  const std::vector<int64_t>& sizes = images.sizes;
-  const size_t n = sizes.size();
-  p.dtype = dtype_of(x);
-  p.window = window;
-  p.channels = sizes[n - 3], p.height = sizes[n - 2], p.width = sizes[n - 1];
-  p.images = count_of({sizes.begin(), sizes.end() - 3});
-  p.channels_last = images.channels_last;
-  STD_TORCH_CHECK(p.height <= kMostSide && p.width <= kMostSide && p.channels <= kMostSide,
-                  "an image must have at most ", kMostSide, " channels, rows and columns");
-  const bool fits = p.height > 0 && p.width > 0 && p.height + 2 * window.padding >= window.kernel &&
-                    p.width + 2 * window.padding >= window.kernel;
-  STD_TORCH_CHECK(fits, "an image of ", p.height, " x ", p.width, " has no window of ", window.kernel, " x ",
-                  window.kernel, " with padding ", window.padding);
-  p.out_height = window.count(p.height), p.out_width = window.count(p.width);
-}
-
 }  // namespace
 
 Images::Images(std::vector<int64_t> sizes_in, bool last)
@@ -50,11 +32,29 @@ Images Images::with_size(int64_t height, int64_t width) const {
   return {other, channels_last};
 }
 
+void set_shape(MaxPoolParams& p, const Images& images, DType dtype, const PoolWindow& window) {
+  check_window(window);
+  const std::vector<int64_t>& sizes = images.sizes;
+  const size_t n = sizes.size();
+  p.dtype = dtype;
+  p.window = window;
+  p.channels = sizes[n - 3], p.height = sizes[n - 2], p.width = sizes[n - 1];
+  p.images = count_of({sizes.begin(), sizes.end() - 3});
+  p.channels_last = images.channels_last;
+  STD_TORCH_CHECK(p.height <= kMostSide && p.width <= kMostSide && p.channels <= kMostSide,
+                  "an image must have at most ", kMostSide, " channels, rows and columns");
+  const bool fits = p.height > 0 && p.width > 0 && p.height + 2 * window.padding >= window.kernel &&
+                    p.width + 2 * window.padding >= window.kernel;
+  STD_TORCH_CHECK(fits, "an image of ", p.height, " x ", p.width, " has no window of ", window.kernel, " x ",
+                  window.kernel, " with padding ", window.padding);
+  p.out_height = window.count(p.height), p.out_width = window.count(p.width);
+}
+
 MaxPoolForwardCall::MaxPoolForwardCall(const Tensor& x_in, const MaybeTensor& weight, const PoolWindow& window,
                                        bool need_positions)
     : out(x_in) {
   const Images images = Images::of("x", x_in);
-  set_shape(params, images, x_in, window);
+  set_shape(params, images, dtype_of(x_in), window);
   params.weight = channel_data("weight", weight, x_in, params.channels);
   const Images pooled = images.with_size(params.out_height, params.out_width);
   out = pooled.empty(x_in.scalar_type(), x_in);
@@ -72,7 +72,7 @@ MaxPoolBackwardCall::MaxPoolBackwardCall(const Tensor& grad_in, const Tensor& po
     : grad_x(grad_in) {
   STD_TORCH_CHECK(height >= 0 && width >= 0, "height and width must not be negative");
   const Images pooled = Images::of("positions", positions_in), images = pooled.with_size(height, width);
-  set_shape(params, images, grad_in, window);
+  set_shape(params, images, dtype_of(grad_in), window);
   check_device("positions", positions_in, grad_in);
   STD_TORCH_CHECK(positions_in.scalar_type() == ScalarType::Byte &&
                       pooled.sizes == images.with_size(params.out_height, params.out_width).sizes,

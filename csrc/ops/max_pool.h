@@ -20,6 +20,9 @@ struct Images {
   int64_t numel() const { return count_of(sizes); }
 };
 
+// Sets the sizes; an error unless the images have such windows.
+void set_shape(MaxPoolParams&, const Images&, DType, const PoolWindow&);
+
 struct MaxPoolForwardCall {
   MaxPoolForwardParams params;
   Operand x;
@@ -40,7 +43,11 @@ struct MaxPoolBackwardCall {
   bool empty() const { return grad_x.numel() == 0; }
 };
 
-inline PoolWindow read_window(Arguments& read) { return {read.whole(), read.whole(), read.whole()}; }
+// From Arguments or a NumberList.
+template <class From>
+PoolWindow read_window(From& read) {
+  return {read.whole(), read.whole(), read.whole()};
+}
 
 template <class Device>
 std::tuple<Tensor, Tensor> max_pool(Arguments& read) {

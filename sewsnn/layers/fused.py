@@ -5,12 +5,13 @@ from torch import Tensor, nn
 
 from sewsnn.layers import quick
 from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
-from sewsnn.layers.norm import Norm, check_norm, group_of, normalisation, update_running
+from sewsnn.layers.norm import Norm, Normalisation, check_norm, group_of, normalisation, update_running
 from sewsnn.layers.plan import Plan, plan
 from sewsnn.layers.pooling import check_pool, over_images, pool_images, pooled_input, pooled_shape, window_for
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import checks
+from sewsnn.ops.bn_pooled import bn_neuron_pooled
 from sewsnn.ops.max_pool import Window
 
 _MODULE_OR_NONE = (nn.Module, type(None))
@@ -151,10 +152,7 @@ def norm_neuron_connection(
     if pool is not None or pool_before:
         check_pool(pool, pool_before)
         if not pool_before:
-            options = {"return_skip": return_skip and connection.returns_sum, "fused": fused}
-            output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, T=T, **options)
-            out = pool_images(pool, output.out) if fused else over_images(pool, output.out)
-            return output._replace(out=out, skip=out if return_skip else output.skip, bits=None)
+            return _pooled(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused)
     if T is None and fused and not pack_spikes and pool is None and not torch.compiler.is_compiling():
         refused = output = None
         try:
@@ -177,9 +175,58 @@ def norm_neuron_connection(
     return by_op(z_seq, shortcut, planned, window)
 
 
+def _pooled(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused) -> native.Output:
+    """:func:`norm_neuron_connection` with a pooled output: in one op, or in two."""
+    check_arguments(z_seq, bn, neuron, shortcut, connection, T)
+    norm, planned = None if isinstance(bn, nn.Identity) else bn, None
+    window = window_for(pool, z_seq) if fused and T is None and z_seq.dim() == 5 else None
+    if window is not None and neuron is not None and not connection.returns_sum and (norm is None or group_of(norm) is None):
+        planned = plan(z_seq, norm, neuron, connection)
+    if planned is None:
+        output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, T=T, fused=fused)
+        out = pool_images(pool, output.out) if fused else over_images(pool, output.out)
+    else:
+        output = by_pooled_op(z_seq, shortcut, planned, window)
+        out = output.out
+    return output._replace(out=out, skip=out if return_skip else output.skip, bits=None)
+
+
+def by_pooled_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window) -> native.Output:
+    """:func:`bn_neuron` with a pooled output in one op, as planned."""
+    if planned.one_call is not None:
+        weight, bias, running = planned.one_call
+        n = Normalisation(native.take_statistics(z_seq, running, 0), weight, bias, planned.norm.eps, True)
+    else:
+        n = normalisation(planned.norm, z_seq, 0)
+    output = bn_neuron_pooled(
+        z_seq,
+        shortcut,
+        n.statistics,
+        n.weight,
+        n.bias,
+        planned.learnt,
+        native.Options(n.eps, planned.connect, 0, planned.spec),
+        window,
+        training=n.training,
+        store_v=planned.store_v,
+    )
+    if planned.one_call is None:
+        update_running(planned.norm, n)
+    return _with_state(output, planned)
+
+
+def _with_state(output: native.Output, planned: Plan) -> native.Output:
+    """Gives the neuron its state after the last time-step, if it stores one, and returns the output with ``v``."""
+    if planned.store_v:
+        planned.neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
+        if planned.neuron.state_names != ("v",):
+            output = quick.with_potential(output)
+    return output
+
+
 def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window | None = None) -> native.Output:
     """:func:`bn_neuron` in one op, as planned. With a window, y is pooled."""
-    norm, neuron = planned.norm, planned.neuron
+    norm = planned.norm
     if planned.one_call is not None and window is None:
         weight, bias, running = planned.one_call
         numbers = native.Options(norm.eps, planned.connect, planned.T, planned.spec).numbers
@@ -208,11 +255,7 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window 
             return_skip=planned.return_skip,
         )
         update_running(norm, of_batch)
-    if planned.store_v:
-        neuron.set_final_v(output.v, graph_lost=output.out.requires_grad)
-        if neuron.state_names != ("v",):
-            output = quick.with_potential(output)
-    return output
+    return _with_state(output, planned)
 
 
 def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip, pool=None) -> native.Output:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from sewsnn.layers.connection import Connection, connection_of
 from sewsnn.layers.fused import norm_neuron_connection
 from sewsnn.layers.norm import Norm
+from sewsnn.layers.pooling import check_pool
 from sewsnn.neuron import IFNode
 
 
@@ -65,6 +66,9 @@ class BNNeuron(_Connected, Norm):
         return_sum: return ``(out, u)``; u is the shortcut of the next block (MS-ResNet, Spike-driven Transformer). It
             is rounded to the dtype of z, and the neuron runs on the rounded u. Backward adds the two gradients of u in
             the same op. It needs ``connect_f="ADD"`` and ``connect_before=True``. Default False.
+        pool: ``nn.MaxPool2d`` that pools the result, or, with ``pool_before``, BN(z) before anything else happens to
+            it; it is kept as the submodule ``pool``, which has no parameters. Default None.
+        pool_before: pool before the neuron (:func:`bn_neuron` says how). Default False.
         process_group: share the batch statistics with the processes of this group, as ``nn.SyncBatchNorm`` does;
             ``"world"``: all processes. Default None: this process only.
         device: device of the parameters. Default None: torch's default.
@@ -92,6 +96,8 @@ class BNNeuron(_Connected, Norm):
         *,
         connect_before: bool = False,
         return_sum: bool = False,
+        pool: nn.MaxPool2d | None = None,
+        pool_before: bool = False,
         process_group=None,
         device=None,
         dtype=None,
@@ -105,6 +111,8 @@ class BNNeuron(_Connected, Norm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self._connection = connection_of(connect_f, connect_before, return_sum)
         self.register_module("neuron", IFNode() if neuron is None else neuron or None)
+        check_pool(pool, pool_before)
+        self.pool, self.pool_before = pool, pool_before
         self.process_group = process_group
 
     def forward(
@@ -126,8 +134,11 @@ class BNNeuron(_Connected, Norm):
             TypeError, ValueError: an argument is wrong; the message names it.
             RuntimeError: z_seq has values that are not finite, in training on the CPU.
         """
-        neuron = self._modules["neuron"]  # without the cost of nn.Module.__getattr__
-        out, total, *_ = norm_neuron_connection(z_seq, self, neuron, shortcut, self._connection, T=T, merged=merged)
+        state = self.__dict__  # without the cost of nn.Module.__getattr__
+        pool = state["_modules"].get("pool")
+        options = {} if pool is None else {"pool": pool, "pool_before": self.pool_before}
+        neuron, connection = state["_modules"]["neuron"], self._connection
+        out, total, *_ = norm_neuron_connection(z_seq, self, neuron, shortcut, connection, T=T, merged=merged, **options)
         return out if total is None else (out, total)
 
     def without_norm(self) -> "NeuronConnection":
@@ -136,11 +147,13 @@ class BNNeuron(_Connected, Norm):
         Returns:
             A :class:`NeuronConnection` with the same neuron (not a copy) and connection.
         """
-        return NeuronConnection(self.neuron, self.connect_f, self.connect_before, self.return_sum)
+        options = {"pool": self.pool, "pool_before": self.pool_before}
+        return NeuronConnection(self.neuron, self.connect_f, self.connect_before, self.return_sum, **options)
 
     def extra_repr(self):
         before = ", connect_before=True" if self.connect_before else ""
         before += ", return_sum=True" if self.return_sum else ""
+        before += ", pool_before=True" if self.pool_before else ""
         return f"{super().extra_repr()}, connect_f={self.connect_f!r}{before}"
 
 
@@ -157,9 +170,11 @@ class NeuronConnection(_Connected, nn.Module):
         connect_f: None (default), ``"ADD"``, ``"AND"`` or ``"IAND"``. The shortcut is the second argument of a call.
         connect_before: add the shortcut before the neuron; needs ``connect_f="ADD"``. Default False.
         return_sum: return ``(out, u)``; needs ``connect_f="ADD"`` and ``connect_before=True``. Default False.
+        pool: ``nn.MaxPool2d`` that pools the result, or, with ``pool_before``, z. Default None.
+        pool_before: pool before the neuron. Default False.
 
     Raises:
-        ValueError: ``connect_f``, ``connect_before`` or ``return_sum`` is wrong; the message names it.
+        TypeError, ValueError: an argument is wrong; the message names it.
 
     Source: main paper, section 3.2 and Table 1.
     """
@@ -170,10 +185,15 @@ class NeuronConnection(_Connected, nn.Module):
         connect_f: str | None = None,
         connect_before: bool = False,
         return_sum: bool = False,
+        *,
+        pool: nn.MaxPool2d | None = None,
+        pool_before: bool = False,
     ):
         super().__init__()
         self._connection = connection_of(connect_f, connect_before, return_sum)
         self.neuron = neuron
+        check_pool(pool, pool_before)
+        self.pool, self.pool_before = pool, pool_before
 
     def forward(
         self, z_seq: Tensor, shortcut: Tensor | None = None, T: int | None = None, *, merged: bool = False
@@ -193,7 +213,6 @@ class NeuronConnection(_Connected, nn.Module):
         Raises:
             TypeError, ValueError: an argument is wrong; the message names it.
         """
-        out, total, *_ = norm_neuron_connection(
-            z_seq, None, self.neuron, shortcut, self._connection, T=T, merged=merged
-        )
+        options = {"T": T, "merged": merged, "pool": self.pool, "pool_before": self.pool_before}
+        out, total, *_ = norm_neuron_connection(z_seq, None, self.neuron, shortcut, self._connection, **options)
         return out if total is None else (out, total)

@@ -135,12 +135,13 @@ class Block(nn.Module):
         z_seq = conv_over_time(conv, Output(skip, None, None, None))
         return norm_neuron_connection(z_seq, bn, sn, None, NOT_CONNECTED, fused=self.style.fused).out
 
-    def run(self, x: Output, return_skip: bool) -> Output:
+    def run(self, x: Output, return_skip: bool, pool: nn.Module | None = None) -> Output:
         """Runs the block on the result of the previous op, which may have ``skip`` and packed spikes.
 
         Args:
             x: ``x.out`` is the input of the branch; the shortcut reads ``x.skip`` if there is one, else ``x.out``.
             return_skip: also return ``skip``, because the next block reads the output twice.
+            pool: the max pooling of the output. Default None: no pooling.
 
         Returns:
             ``(out, skip, v, bits)`` of the block's last op.
@@ -148,7 +149,8 @@ class Block(nn.Module):
         a = x
         for i in range(1, self.convs):
             a = self._layer(i, a, pack_spikes=self.style.pack_spikes and torch.is_grad_enabled())
-        return self._layer(self.convs, a, self._shortcut(x), self.connection, return_skip=return_skip)
+        options = {"return_skip": return_skip, "pool": pool}
+        return self._layer(self.convs, a, self._shortcut(x), self.connection, **options)
 
     def forward(self, x_seq: Tensor) -> Tensor:
         """Runs the block.

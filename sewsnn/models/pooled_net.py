@@ -75,8 +75,7 @@ class Stage(nn.Module):
             z = over_time(self.conv, x) if T is None else self.conv(x)
             s = bn_neuron(z, self.bn, self.sn, T=T, return_skip=True, fused=self.fused)
         watched = type(self.blocks) is not nn.Sequential or must_be_called(self.blocks)
-        s = run_blocks([self.blocks] if watched else list(self.blocks), s)
-        return over_time(self.pool, s.out)
+        return run_blocks([self.blocks] if watched else list(self.blocks), s, self.pool).out
 
 
 class PooledNet(Network):

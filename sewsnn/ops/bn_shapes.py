@@ -48,20 +48,20 @@ def _split(rest: tuple, count: int) -> tuple[int, int, tuple]:
 def _forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
     if rest[1] == SUM:
         raise RuntimeError(f"unknown connection {SUM}: bn_neuron_forward cannot return the sum, call bn_neuron_sum")
-    return _any_forward_fake(z, shortcut, statistics, weight, bias, leak, *rest)
+    return any_forward_fake(z, shortcut, statistics, weight, bias, leak, *rest)
 
 
 def _sum_fake(z, shortcut, statistics, weight, bias, leak, *rest):
     if rest[1] != SUM:
         raise RuntimeError(f"bn_neuron_sum needs the connection {SUM}, got {rest[1]}")
     v_mode, needs_grad, training, *extra = rest[COUNT:]
-    out, v, checkpoints, _ = _any_forward_fake(
+    out, v, checkpoints, _ = any_forward_fake(
         z, shortcut, statistics, weight, bias, leak, *rest[:COUNT], v_mode, needs_grad, False, training, *extra
     )
     return out, torch.empty_like(out), v, checkpoints
 
 
-def _any_forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
+def any_forward_fake(z, shortcut, statistics, weight, bias, leak, *rest):
     T, kind, (v_mode, needs_grad, pack, _) = _split(rest, 4)
     check_operands(z, shortcut, statistics, weight, bias, leak, T=T)
     seq = z.unsqueeze(0).expand(T, *z.shape) if T else z
@@ -113,7 +113,7 @@ def _train_fake(z, shortcut, weight, bias, leak, running_mean, running_var, trac
     arguments, tail = from_numbers(given)
     check_flags(needs_grad, pack)
     check_operands(z, running_mean, running_var, tracked)
-    results = _any_forward_fake(
+    results = any_forward_fake(
         z, shortcut, None, weight, bias, leak, *arguments, v_mode, needs_grad, pack, True, *tail
     )
     out, *others = results
@@ -121,7 +121,7 @@ def _train_fake(z, shortcut, weight, bias, leak, running_mean, running_var, trac
     return out, *(t if t.numel() else None for t in others), _statistics_fake(z, arguments[2], True), total
 
 
-def _backward_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, numbers):
+def backward_fake(grad_out, grad_skip, z, shortcut, statistics, weight, bias, leak, checkpoints, numbers):
     *given, training, need_shortcut, need_leak = numbers
     arguments, tail = from_numbers(given)
     check_flags(training, need_shortcut, need_leak)
@@ -148,7 +148,7 @@ def register() -> None:
         "bn_neuron_train": _train_fake,
         "bn_neuron_forward": _forward_fake,
         "bn_neuron_sum": _sum_fake,
-        "bn_neuron_backward": _backward_fake,
+        "bn_neuron_backward": backward_fake,
         "bn_neuron_reduce": _reduce_fake,
         "bn_neuron_apply": _apply_fake,
     }

@@ -161,7 +161,7 @@ class _PooledInput(torch.autograd.Function):
         if grad_out is None:
             if affine is None:
                 return (None,) * 7
-            grad_out = torch.zeros_like(positions, dtype=z.dtype)
+            grad_out = torch.zeroslike_images(positions, dtype=z.dtype)
         z = None if affine is None else z
         grad_z = below_autograd("max_pool_backward", grad_out, positions, z, affine, *ctx.size, *ctx.window)
         return grad_z, *(None,) * 6
@@ -171,7 +171,7 @@ def _affine(ctx, statistics: Tensor, grad: Tensor | None) -> Tensor | None:
     """What each value adds to its gradient because mean and variance depend on it, as max_pool_backward takes it:
     ``grad_z += dL/dmean / count + 2 dL/dvar / count (z - mean)``."""
     if ctx.group is not None:
-        grad = torch.zeros_like(statistics) if grad is None else grad.clone()
+        grad = torch.zeroslike_images(statistics) if grad is None else grad.clone()
         dist.all_reduce(grad, group=ctx.group)
     if grad is None:
         return None
@@ -197,7 +197,7 @@ def _op_backward(ctx, grad_out, _):
 # ---- shapes and strides without data
 
 
-def _like(x: Tensor, sizes, dtype: torch.dtype) -> Tensor:
+def like_images(x: Tensor, sizes, dtype: torch.dtype) -> Tensor:
     """An empty dense tensor ``[..., C, H, W]`` in the memory order of x; ``Images`` in csrc/ops/max_pool.cpp decides
     the same."""
     *outer, c, h, w = sizes
@@ -209,13 +209,13 @@ def _pool_fake(x, weight, kernel, stride, padding, need_positions):
     check_operands(x, weight)
     window = Window(kernel, stride, padding)
     sizes = [*x.shape[:-2], *map(window.count, x.shape[-2:])]
-    positions = _like(x, sizes, torch.uint8) if need_positions else x.new_empty(0, dtype=torch.uint8)
-    return _like(x, sizes, x.dtype), positions
+    positions = like_images(x, sizes, torch.uint8) if need_positions else x.new_empty(0, dtype=torch.uint8)
+    return like_images(x, sizes, x.dtype), positions
 
 
 def _backward_fake(grad_out, positions, x, affine, height, width, kernel, stride, padding):
     check_operands(grad_out, positions, x, affine)
-    return _like(positions, [*grad_out.shape[:-2], height, width], grad_out.dtype)
+    return like_images(positions, [*grad_out.shape[:-2], height, width], grad_out.dtype)
 
 
 if NATIVE_ERROR is None:
