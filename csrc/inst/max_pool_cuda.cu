@@ -1,5 +1,6 @@
 // The kernels of max pooling, and the choice among them.
-#include "core/dispatch.h"
+#include <cuda_runtime.h>
+
 #include "kernels/cuda_max_pool_kernels.h"
 #include "kernels/max_pool.cuh"
 #include "kernels/multistep_launch.cuh"

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kPoolThreads, 4)
   const unsigned rows = unsigned(p.out_height), columns = unsigned(p.out_width);
   const PoolPlace<N> place(p, blocks_per_image, rows, columns);
   if (!place.exists) return;
-  Pack<S, N> sign = fill_pack<S, N>(S(1)), best;
+  Pack<S, N> sign = fill_pack<S, N>(S(1)), best = fill_pack<S, N>(S(0));
   if (p.weight) {
     SEWSNN_UNROLL
     for (int j = 0; j < N; ++j) {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kPoolThreads, 4)
     }
   }
   const int top = int(place.row) * w.stride() - w.padding(), left = int(place.column) * w.stride() - w.padding();
-  int where[N];
+  int where[N] = {};
   bool any = false;
   SEWSNN_UNROLL
   for (int y = 0; y < w.kernel(); ++y) {

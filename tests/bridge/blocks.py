@@ -119,6 +119,38 @@ def nested(node):
     return Named(inner, nn.Dropout(0.0), node(), Named(layer.SeqToANNContainer(conv(), nn.BatchNorm2d(C)), node()))
 
 
+class Pooled(nn.Module):
+    """Max pooling between batch norm and neuron: of a merged batch, then a view (QKFormer), and of a sequence."""
+
+    def __init__(self, node):
+        super().__init__()
+        self.conv1, self.bn1, self.pool, self.sn1 = conv(), nn.BatchNorm2d(C), nn.MaxPool2d(3, 2, 1), node()
+        self.conv2 = layer.SeqToANNContainer(conv(), nn.BatchNorm2d(C), nn.MaxPool2d(2, 1))
+        self.sn2, self.bn3, self.sn3 = node(), layer.BatchNorm2d(C, step_mode="m"), node()
+        self.pool3 = layer.MaxPool2d(2, step_mode="m")
+
+    def forward(self, x):
+        T, N = x.shape[:2]
+        y = self.pool(self.bn1(self.conv1(x.flatten(0, 1))))
+        s = self.sn1(y.reshape(T, N, *y.shape[1:]).contiguous())
+        return self.sn2(self.conv2(s)).sum() + self.sn3(self.pool3(self.bn3(x)))
+
+
+class PooledSum(nn.Module):
+    """Max pooling of batch norm's result, plus a shortcut, then the neuron; the sum goes on (MaxFormer)."""
+
+    def __init__(self, node):
+        super().__init__()
+        self.conv, self.bn, self.sn = conv(), nn.BatchNorm2d(C), node()
+        self.down = nn.Conv2d(C, C, 1, stride=2)
+
+    def forward(self, x):
+        flat = x.flatten(0, 1)
+        y = nn.functional.max_pool2d(self.bn(self.conv(flat)), kernel_size=3, stride=2, padding=1)
+        u = (y + self.down(flat)).unflatten(0, x.shape[:2])
+        return self.sn(u) + u
+
+
 #: each with the number of neurons whose input is the result of a batch norm
 BLOCKS = {
     "reshaped": (Reshaped, 1),
@@ -128,4 +160,6 @@ BLOCKS = {
     "in place": (InPlace, 2),
     "stem": (Stem, 1),
     "nested": (nested, 2),
+    "pooled": (Pooled, 3),
+    "pooled sum": (PooledSum, 1),
 }

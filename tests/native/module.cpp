@@ -103,13 +103,15 @@ void unguard([[maybe_unused]] uintptr_t address, [[maybe_unused]] size_t bytes) 
 
 }  // namespace
 
-void add_bn(py::module_&);    // bn_module.cpp
-void add_pool(py::module_&);  // pool_module.cpp
-void add_ptx(py::module_&);   // tests/ptx/module.cpp
+void add_bn(py::module_&);        // bn_module.cpp
+void add_pool(py::module_&);      // pool_module.cpp
+void add_max_pool(py::module_&);  // max_pool_module.cpp
+void add_ptx(py::module_&);       // tests/ptx/module.cpp
 
 PYBIND11_MODULE(sewsnn_host, m) {
   const auto none = py::none();
   add_pool(m);
+  add_max_pool(m);
   add_ptx(m);
   m.attr("checkpoint_every") = kChunk;
   m.attr("broadcast") = kBroadcast;
