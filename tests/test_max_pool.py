@@ -6,7 +6,7 @@ from cases import EPS, current
 from torch import nn
 from torch.nn.functional import max_pool2d
 
-from sewsnn.ops.max_pool import Window, max_pool, runs
+from sewsnn.ops.max_pool import Window, max_pool, pooled_batch, pooled_input, runs
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WINDOWS = (Window(3, 2, 1), Window(2, 2, 0), Window(3, 3, 0), Window(2, 1, 1), Window(5, 3, 2), Window(15, 7, 7))
@@ -59,6 +59,28 @@ def test_second_derivative(device):
         assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("batch", (False, True))
+def test_gradients_of_a_norms_input(batch, device):
+    """The statistics and the pooled input of a batch norm, each alone and both, as torch differentiates them."""
+    for i, window in enumerate(WINDOWS[:3]):
+        z = images((3, 2, 4, 7, 8), torch.float64, device, i % 2).requires_grad_()
+        weight = torch.tensor([1.0, -2.0, 0.0, 0.5], dtype=torch.float64, device=device)
+        mean, var = z.mean((0, 1, 3, 4)), z.var((0, 1, 3, 4), correction=0)
+        statistics, sign = torch.stack([mean, var]), weight.sign().view(-1, 1, 1)
+        _, indices = max_pool2d((z * sign).flatten(0, 1), *window, return_indices=True)
+        pooled = z.flatten(0, 1).flatten(-2).gather(-1, indices.flatten(-2)).view(3, 2, *indices.shape[1:])
+        if batch:
+            found = pooled_batch(z, weight, None, window)
+        else:
+            found = pooled_input(z, statistics.detach(), weight, window, training=True, count=z.numel() / 4)
+        for uses in ((0,), (1,), (0, 1)):
+            grads = []
+            for results in (found, (pooled, statistics)):
+                loss = sum((results[k] * current(results[k].shape, torch.float64, device, seed=k)).sum() for k in uses)
+                grads.append(torch.autograd.grad(loss, z, retain_graph=True)[0])
+            torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-10)
+
+
 def test_what_is_kept(device):
     """One byte for each window; torch keeps its input, and an int64 for each window."""
     kept = []
@@ -79,6 +101,9 @@ def test_opcheck(device):
             torch.library.opcheck(pool, (x.clone().requires_grad_(), None, *window, True))
             torch.library.opcheck(pool, (x, weight, *window, False), test_utils=tests)
             out, positions = pool(x, weight, *window, True)
+            running, counted = torch.ones(2, 6, device=device), torch.tensor(3, device=device)
+            given = (x, weight, *running, counted, (0.1, *window, True))
+            torch.library.opcheck(torch.ops.sewsnn.max_pool_statistics.default, given, test_utils=tests)
             torch.library.opcheck(backward, (out, positions, x, affine, 9, 8, *window), test_utils=tests)
 
 

@@ -71,8 +71,8 @@ struct BnForwardParams : BnParams {
 //   dL/dz = scale (dL/dy - sum(dL/dy) / count - xhat sum(dL/dy xhat) / count),  xhat = (z - mean) / sqrt(var + eps)
 struct BnBackwardParams : BnParams {
   static constexpr bool kPooled = false;  // core/bn_pooled_params.h
-  const void* checkpoints = nullptr;  // [states, checkpoint_count(T), M] state
-  Rows grad_out;                      // [T, M] storage
+  const void* checkpoints = nullptr;      // [states, checkpoint_count(T), M] state
+  Rows grad_out;                          // [T, M] storage
 };
 
 // With Connect::Sum, `shortcut` is u, and reduce writes dL/du, which is dL/dS and dL/dy. It leaves nothing of the

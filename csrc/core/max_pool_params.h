@@ -11,8 +11,7 @@
 // for each channel; where it is 0, BN(z) is the same everywhere, and the position is the first in the image.
 #pragma once
 
-#include "core/macros.h"
-#include "core/params.h"
+#include "core/bn_params.h"
 
 namespace sewsnn {
 
@@ -48,6 +47,13 @@ struct MaxPoolBackwardParams : MaxPoolParams {
   const void* x = nullptr;       // only with affine
   const void* affine = nullptr;  // [3, C] state; null: nothing is added
   void* grad_x = nullptr;        // shape and order of x
+};
+
+// Pooling of the input of a batch norm together with its statistics, which then cost no further pass over memory. z is
+// x, of images of all time-steps.
+struct PoolStatisticsParams {
+  BnStatisticsParams statistics;
+  MaxPoolForwardParams pool;
 };
 
 }  // namespace sewsnn

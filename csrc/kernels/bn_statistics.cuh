@@ -56,6 +56,31 @@ __global__ void __launch_bounds__(kSumThreads, 1)
   update_running<kSumThreads>(statistics, channels, o);
 }
 
+// The end of a kernel that takes statistics: adds the sums of all blocks. sums: of the differences from the origin, and
+// of their squares.
+template <class Storage, int N>
+__device__ __forceinline__ void finish_statistics(const BnStatisticsParams& p, const Walk& walk,
+                                                  const SecondStage& second, double elements,
+                                                  const Momentum<State<Storage>>& running,
+                                                  Pack<State<Storage>, N> (&sums)[2]) {
+  using S = State<Storage>;
+  store_partials<kLine<Storage>>(walk, sums, p.partials);
+
+  double sum, square;
+  if (!finish_group<S>(walk, second, p.partials, sum)) return;
+  const Entry mine(walk);
+  if (both_sums<kLine<Storage>>(mine, sum, square)) {
+    const double mean = sum / elements;
+    double var = square / elements - mean * mean;
+    if (var < 0) var = 0;  // rounding can make it negative; NaN stays NaN
+    S* const out = static_cast<S*>(p.statistics) + mine.channel;
+    store_global(out, S(double(origin<Storage>(p, mine.channel)) + mean));
+    store_global(out + p.channels.count, S(var));
+  }
+  if (running.mean && finish_all(walk, second))
+    update_running<kThreads>(static_cast<const S*>(p.statistics), p.channels.count, running);
+}
+
 // Eight blocks per multiprocessor: then all blocks of kReducingBlocks (bn_launch.cuh) run at once on 132 of them.
 template <class Storage, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 4 : 8)
@@ -96,21 +121,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(Storage) == 8 ? 4 : 8)
     }
     load();
   }
-  store_partials<kLine<Storage>>(walk, sums, p.partials);
-
-  double sum, square;
-  if (!finish_group<S>(walk, second, p.partials, sum)) return;
-  const Entry mine(walk);
-  if (both_sums<kLine<Storage>>(mine, sum, square)) {
-    const double mean = sum / elements;
-    double var = square / elements - mean * mean;
-    if (var < 0) var = 0;  // rounding can make it negative; NaN stays NaN
-    S* const out = static_cast<S*>(p.statistics) + mine.channel;
-    store_global(out, S(double(origin<Storage>(p, mine.channel)) + mean));
-    store_global(out + p.channels.count, S(var));
-  }
-  if (running.mean && finish_all(walk, second))
-    update_running<kThreads>(static_cast<const S*>(p.statistics), p.channels.count, running);
+  finish_statistics<Storage>(p, walk, second, elements, running, sums);
 }
 
 // Sums one or two rows of [rows, M] numbers over each channel: [rows, C].

@@ -123,6 +123,9 @@ void run(const Cpu&, MaxPoolBackwardCall& call) {
 STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
   m.def("max_pool(Tensor x, Tensor? weight, " SEWSNN_WINDOW ", bool need_positions) -> (Tensor out, Tensor positions)");
   m.def(
+      "max_pool_statistics(Tensor z, Tensor? weight, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? "
+      "tracked, float[] numbers) -> (Tensor out, Tensor positions, Tensor statistics)");
+  m.def(
       "max_pool_backward(Tensor grad_out, Tensor positions, Tensor? x, Tensor? affine, int height, int "
       "width, " SEWSNN_WINDOW ") -> Tensor");
 }

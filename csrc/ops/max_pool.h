@@ -2,8 +2,7 @@
 #pragma once
 
 #include "core/max_pool_params.h"
-#include "ops/device.h"
-#include "ops/operands.h"
+#include "ops/bn.h"
 
 namespace sewsnn {
 
@@ -43,6 +42,14 @@ struct MaxPoolBackwardCall {
   bool empty() const { return grad_x.numel() == 0; }
 };
 
+// Takes the statistics and pools in one pass, and returns true, or returns false: there is no kernel for this.
+template <class Device>
+bool run_both(const Device&, BnStatisticsCall&, MaxPoolForwardCall&);
+template <>
+inline bool run_both(const Cpu&, BnStatisticsCall&, MaxPoolForwardCall&) {
+  return false;
+}
+
 // From Arguments or a NumberList.
 template <class From>
 PoolWindow read_window(From& read) {
@@ -73,9 +80,35 @@ std::tuple<Tensor> max_pool_backward(Arguments& read) {
   return {call.grad_x};
 }
 
+// The statistics of a batch z [T, N, C, H, W], the update of the running ones, and the pooled z. numbers: the momentum,
+// the window, and whether the positions are needed.
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> max_pool_statistics(Arguments& read) {
+  const Tensor z = read.tensor();
+  const MaybeTensor weight = read.maybe_tensor();
+  BnRunning running = {read.maybe_tensor(), read.maybe_tensor(), read.maybe_tensor(), 0};
+  const std::vector<double> numbers = read.numbers();
+  const Device device(z, "max_pool_statistics");
+  NumberList list(numbers);
+  running.momentum = list.number();
+  const PoolWindow window = read_window(list);
+  const bool need_positions = list.flag();
+  list.end();
+  STD_TORCH_CHECK(z.dim() == 5, "z must be [T, N, C, H, W], got ", z.dim(), " dimensions");
+  BnStatisticsCall statistics(z, 0, true);
+  statistics.set_running(running);
+  MaxPoolForwardCall pooled(z, weight, window, need_positions);
+  if (!run_both(device, statistics, pooled)) {
+    run(device, statistics);
+    if (!pooled.empty()) run(device, pooled);
+  }
+  return {pooled.out, or_empty(pooled.positions, ScalarType::Byte, z), statistics.statistics};
+}
+
 template <class Device>
 void add_max_pool_ops(Library& library) {
   library.impl("max_pool", &boxed<&max_pool<Device>>);
+  library.impl("max_pool_statistics", &boxed<&max_pool_statistics<Device>>);
   library.impl("max_pool_backward", &boxed<&max_pool_backward<Device>>);
 }
 

@@ -7,7 +7,7 @@ from sewsnn.layers import quick
 from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
 from sewsnn.layers.norm import Norm, Normalisation, check_norm, group_of, normalisation, update_running
 from sewsnn.layers.plan import Plan, plan
-from sewsnn.layers.pooling import check_pool, over_images, pool_images, pooled_input, pooled_shape, window_for
+from sewsnn.layers.pooling import check_pool, over_images, pool_images, pooled_batch, pooled_input, pooled_shape, window_for
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import checks
@@ -236,9 +236,13 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window 
         except native.Refused as refused:
             raise refused.args[0] from None
     else:
-        of_batch = n = normalisation(norm, z_seq, planned.T)
-        if window is not None:
-            z_seq, n = pooled_input(z_seq, n, window)
+        updated = planned.one_call is not None and not planned.T  # the op has updated the running statistics
+        if updated:
+            z_seq, n = pooled_batch(z_seq, norm.eps, planned.one_call, window)
+        else:
+            of_batch = n = normalisation(norm, z_seq, planned.T)
+            if window is not None:
+                z_seq, n = pooled_input(z_seq, n, window)
         output = native.bn_neuron(
             z_seq,
             shortcut,
@@ -254,7 +258,8 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window 
             pack=planned.pack and window is None,
             return_skip=planned.return_skip,
         )
-        update_running(norm, of_batch)
+        if not updated:
+            update_running(norm, of_batch)
     return _with_state(output, planned)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sewsnn.layers.norm import Normalisation
+from sewsnn.layers.norm import Normalisation, OneCall
 from sewsnn.layers.plan import must_be_called
 from sewsnn.ops import max_pool as native
 from sewsnn.ops.max_pool import Window
@@ -72,3 +72,11 @@ def pooled_input(z: Tensor, n: Normalisation, window: Window) -> tuple[Tensor, N
     given = {"training": n.training, "count": n.count, "group": n.group}
     z, statistics = native.pooled_input(z, n.statistics, n.weight, window, **given)
     return z, Normalisation(statistics, n.weight, n.bias, n.eps)
+
+
+def pooled_batch(z: Tensor, eps: float, one_call: OneCall, window: Window) -> tuple[Tensor, Normalisation]:
+    """:func:`pooled_input` of a norm in training whose arguments are those of one call; it takes the statistics and
+    updates the running ones in the same pass."""
+    weight, bias, running = one_call
+    z, statistics = native.pooled_batch(z, weight, running, window)
+    return z, Normalisation(statistics, weight, bias, eps)

@@ -16,6 +16,7 @@ if NATIVE_ERROR is None:
     for _name in (
         *("bn_take_statistics", "bn_neuron_train", "bn_neuron_backward", "bn_neuron_reduce", "bn_neuron_apply"),
         *("bn_neuron_pool_reduce", "bn_neuron_pool_apply", "max_pool", "max_pool_backward"),
+        "max_pool_statistics",
         *("bn_neuron_pooled", "bn_neuron_pooled_backward"),
     ):
         OPS[_name] = getattr(torch.ops.sewsnn, _name).default._op

@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sewsnn.ops.bn import Running
 from sewsnn.ops.bn_gradients import OPS, below_autograd
 from sewsnn.ops.checks import DTYPES
 from sewsnn.ops.load import NATIVE_ERROR
 from sewsnn.ops.neuron import called_directly, no_double_backward, no_forward_mode
+from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.shapes import check_operands
 
 MOST_KERNEL = 15  # kMostPoolKernel in csrc/core/max_pool_params.h: a position is one byte
@@ -103,6 +105,30 @@ def pooled_input(
         return OPS["max_pool"](z, weight, *window, False)[0], statistics
 
 
+def pooled_batch(
+    z: Tensor, weight: Tensor | None, running: Running | None, window: Window
+) -> tuple[Tensor, Tensor]:
+    """:func:`pooled_input` of z, ``[T, N, C, H, W]``, with the statistics of z in this process, and an update of the
+    running statistics. On a GPU it reads z once.
+
+    Raises:
+        RuntimeError: on the CPU, if the statistics are not finite. The running statistics are then unchanged.
+    """
+    if torch.is_grad_enabled() and z.requires_grad:
+        return _PooledBatch.apply(z, weight, running, window)
+    out, _, statistics = _pool_with_statistics(z, weight, running, window, False)
+    return out, statistics
+
+
+def _pool_with_statistics(z, weight, running, window, need_positions):
+    mean, var, tracked, momentum = running or (None, None, None, 0.0)
+    with torch._C._AutoDispatchBelowAutograd():
+        results = OPS["max_pool_statistics"](z, weight, mean, var, tracked, (momentum, *window, need_positions))
+    if mean is not None:  # a backward that has saved them must notice the change
+        torch._C._increment_version((mean, var) if tracked is None else (mean, var, tracked))
+    return results
+
+
 @called_directly
 class _MaxPool(torch.autograd.Function):
     jvp = staticmethod(no_forward_mode)
@@ -153,25 +179,46 @@ class _PooledInput(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_out, grad_statistics):
-        positions, *more = ctx.saved_tensors
-        z = affine = None
-        if more:
-            z, statistics = more
-            affine = _affine(ctx, statistics, grad_statistics)
-        if grad_out is None:
-            if affine is None:
-                return (None,) * 7
-            grad_out = torch.zeroslike_images(positions, dtype=z.dtype)
-        z = None if affine is None else z
-        grad_z = below_autograd("max_pool_backward", grad_out, positions, z, affine, *ctx.size, *ctx.window)
-        return grad_z, *(None,) * 6
+        return _gradient_of_input(ctx, grad_out, grad_statistics), *(None,) * 6
+
+
+@called_directly
+class _PooledBatch(torch.autograd.Function):
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(ctx, z, weight, running, window):
+        out, positions, statistics = _pool_with_statistics(z, weight, running, window, True)
+        ctx.set_materialize_grads(False)
+        ctx.window, ctx.size, ctx.count, ctx.group = window, z.shape[-2:], z.numel() / z.shape[2], None
+        ctx.save_for_backward(positions, z, statistics)
+        return out, statistics
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_statistics):
+        return _gradient_of_input(ctx, grad_out, grad_statistics), None, None, None
+
+
+def _gradient_of_input(ctx, grad_out: Tensor | None, grad_statistics: Tensor | None) -> Tensor | None:
+    """dL/dz from the gradients of the pooled z and of the statistics."""
+    positions, *more = ctx.saved_tensors
+    z = affine = None
+    if more:
+        z, statistics = more
+        affine = _affine(ctx, statistics, grad_statistics)
+    if grad_out is None:
+        if affine is None:
+            return None
+        grad_out = torch.zeros_like(positions, dtype=z.dtype)
+    z = None if affine is None else z
+    return below_autograd("max_pool_backward", grad_out, positions, z, affine, *ctx.size, *ctx.window)
 
 
 def _affine(ctx, statistics: Tensor, grad: Tensor | None) -> Tensor | None:
     """What each value adds to its gradient because mean and variance depend on it, as max_pool_backward takes it:
     ``grad_z += dL/dmean / count + 2 dL/dvar / count (z - mean)``."""
     if ctx.group is not None:
-        grad = torch.zeroslike_images(statistics) if grad is None else grad.clone()
+        grad = torch.zeros_like(statistics) if grad is None else grad.clone()
         dist.all_reduce(grad, group=ctx.group)
     if grad is None:
         return None
@@ -213,6 +260,13 @@ def _pool_fake(x, weight, kernel, stride, padding, need_positions):
     return like_images(x, sizes, x.dtype), positions
 
 
+def _statistics_fake(z, weight, running_mean, running_var, tracked, numbers):
+    check_operands(z, weight, running_mean, running_var, tracked)
+    _, *window, need_positions = numbers
+    statistics = z.new_empty(2, z.shape[2], dtype=state_dtype(z.dtype))
+    return *_pool_fake(z, weight, *map(int, window), need_positions), statistics
+
+
 def _backward_fake(grad_out, positions, x, affine, height, width, kernel, stride, padding):
     check_operands(grad_out, positions, x, affine)
     return like_images(positions, [*grad_out.shape[:-2], height, width], grad_out.dtype)
@@ -220,6 +274,7 @@ def _backward_fake(grad_out, positions, x, affine, height, width, kernel, stride
 
 if NATIVE_ERROR is None:
     torch.library.register_fake("sewsnn::max_pool", _pool_fake)
+    torch.library.register_fake("sewsnn::max_pool_statistics", _statistics_fake)
     torch.library.register_fake("sewsnn::max_pool_backward", _backward_fake)
     torch.library.register_autograd("sewsnn::max_pool", _op_backward, setup_context=_setup_context)
     torch.library.register_autograd("sewsnn::max_pool_backward", no_double_backward)

@@ -32,6 +32,7 @@ neuron = (1, 2.0, True, 1.0, 0.0, 0, 2.0, True)  # LIF
 block, stem = (1e-5, 0, 0, *neuron), (1e-5, 4, *neuron)
 numbers = numbers_of(block)
 norm = (statistics, channel, channel, None)
+positions, flags = torch.zeros(4, 2, 8, 3, 3, dtype=torch.uint8, device="cuda"), (True, False, False, False)
 running = (channel.clone(), channel.clone(), counted)
 calls = {
     "neuron_forward": lambda x: (x, None, None, *neuron, 1, True),
@@ -48,6 +49,11 @@ calls = {
     "bn_neuron_pool_forward": lambda x: (still, *norm, *stem, True),
     "bn_neuron_pool_reduce": lambda x: (pooled, still, *norm, *stem, False),
     "bn_neuron_pool_apply": lambda x: (pooled, still, *norm, statistics, 9.0, *stem),
+    "max_pool": lambda x: (x, channel, 2, 2, 0, True),
+    "max_pool_statistics": lambda x: (x, channel, *running, (0.1, 2, 2, 0, True)),
+    "max_pool_backward": lambda x: (pooled, positions, x, torch.ones(3, 8, device="cuda"), 6, 6, 2, 2, 0),
+    "bn_neuron_pooled": lambda x: (x, None, *norm, *block, 0, True, 2, 2, 0, True),
+    "bn_neuron_pooled_backward": lambda x: (pooled, positions, x, None, *norm, none, (*numbers, 2, 2, 0, *flags)),
     "unpack_spikes": lambda x: (torch.ones(9, dtype=torch.uint8, device="cuda"), [72], [1], torch.float32),
 }
 assert NATIVE_ERROR is None and "cuda" in NATIVE_DEVICES, NATIVE_ERROR

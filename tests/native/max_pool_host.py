@@ -5,6 +5,8 @@ import host
 import torch
 from host import Guarded, as_array, module
 
+from sewsnn.ops.reference import state_dtype
+
 #: kernel, stride and padding of the usual windows
 USUAL = ((3, 2, 1), (2, 2, 0))
 ANY = ((3, 1, 1), (2, 1, 0), (3, 3, 0), (2, 2, 1), (5, 3, 2), (4, 6, 1), (15, 7, 7))
@@ -71,6 +73,25 @@ class Pool:
         inputs = {"x": self.flat(x), "weight": weight}
         self.call("max_pool", x.shape, inputs, {"out": out, "positions": positions})
         return self.shaped(out.tensor, shape), self.shaped(positions.tensor, shape)
+
+    def with_statistics(self, x, weight=None, momentum=0.1):
+        """Returns out, positions, statistics and running statistics, which begin with 1 and 2."""
+        shape, C, state = self.pooled(x.shape), x.shape[-3], state_dtype(x.dtype)
+        outputs = {
+            "out": Guarded(1, shape.numel(), x.dtype, offset=self.offset),
+            "positions": Guarded(1, shape.numel(), torch.uint8, offset=self.offset),
+            "statistics": Guarded(2, C, state),
+        }
+        running = {name: torch.full((C,), start, dtype=state) for name, start in (("mean", 1.0), ("var", 2.0))}
+        arguments = self.numbers(x.shape) | {"momentum": momentum}
+        arguments |= {"x": as_array(self.flat(x)), "weight": as_array(weight)}
+        arguments |= {f"running_{name}": as_array(t) for name, t in running.items()}
+        arguments |= {key: as_array(out.tensor) for key, out in outputs.items()}
+        self.reports["max_pool_statistics"] = module().max_pool_statistics(arguments, self.schedule)
+        for key, out in outputs.items():
+            out.check(key)
+        out, positions = (self.shaped(outputs[name].tensor, shape) for name in ("out", "positions"))
+        return out, positions, outputs["statistics"].tensor, running
 
     def backward(self, grad_out, positions, shape, x=None, affine=None):
         grad_x = Guarded(1, torch.Size(shape).numel(), grad_out.dtype, offset=self.offset)

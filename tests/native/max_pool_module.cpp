@@ -81,6 +81,32 @@ py::dict backward(const std::string& kernels, const py::dict& arguments, unsigne
   return {};
 }
 
+py::dict with_statistics(const py::dict& arguments, unsigned schedule) {
+  begin(schedule);
+  const Given given{arguments};
+  PoolStatisticsParams p;
+  fill(p.pool, given, dtype_of(*given.array("x")));
+  p.pool.x = given.read("x");
+  p.pool.weight = given.read("weight");
+  p.pool.out = given.written("out");
+  p.pool.positions = static_cast<uint8_t*>(given.written("positions"));
+  BnStatisticsParams& b = p.statistics;
+  b.dtype = p.pool.dtype;
+  b.channels = {p.pool.channels, p.pool.channels_last ? 1 : p.pool.height * p.pool.width};
+  b.z.data = p.pool.x;
+  b.statistics = given.written("statistics");
+  Array mean = given.array("running_mean"), var = given.array("running_var");
+  b.running_mean = updated("running_mean", mean);
+  b.running_var = updated("running_var", var);
+  b.momentum = given.number<double>("momentum");
+  if (!cuda_max_pool_statistics_serves(p)) throw std::runtime_error("no kernel serves these params");
+  const Workspace workspace(cuda_max_pool_statistics_workspace(p));
+  b.partials = workspace.partials, b.counters = workspace.counters;
+  check(cuda_max_pool_statistics(p, nullptr));
+  workspace.check_counters();
+  return report({"partials"});
+}
+
 // ---- as the end of batch norm + neuron + connection
 
 py::dict pooled_forward(const py::dict& arguments, unsigned schedule) {
@@ -146,7 +172,7 @@ void add_max_pool(py::module_& m) {
   for (const auto& [name, function] : {std::pair{"max_pool", forward}, std::pair{"max_pool_backward", backward}})
     m.def(name, function, py::arg("kernels"), py::arg("arguments"), py::arg("schedule") = 0);
   for (const auto& [name, function] :
-       {std::pair{"bn_pooled_forward", pooled_forward}, std::pair{"bn_pooled_reduce", pooled_reduce},
-        std::pair{"bn_pooled_apply", pooled_apply}})
+       {std::pair{"max_pool_statistics", with_statistics}, std::pair{"bn_pooled_forward", pooled_forward},
+        std::pair{"bn_pooled_reduce", pooled_reduce}, std::pair{"bn_pooled_apply", pooled_apply}})
     m.def(name, function, py::arg("arguments"), py::arg("schedule") = 0);
 }

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bn_host import Block
-from max_pool_host import ANY, USUAL, PooledKernels
+from max_pool_host import ANY, USUAL, Pool, PooledKernels
 from test_bn_kernels import CONNECTIONS, NEURONS, operands
 from test_bytes import moved
 
@@ -99,3 +99,33 @@ def test_budget(dtype, connect):
     assert count["pooled_apply"] == {"z": elements * size, "grad_z": elements * size} | gradient | dense
     in_all = elements * size + sum(sum(by_buffer.values()) for name, by_buffer in count.items() if name != "statistics")
     assert in_all / elements == size * (5.75 + 2 * adds) + 0.75
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_budget_of_pooling_before_the_neuron(dtype):
+    """2x2 windows, channels_last, counted per element of z: statistics and pooling 1 + 1/4, forward 1/2, reduce 1/2, apply
+    3/4, the gradient of z 2 + 1/4, and twice a byte for each four elements. In bf16 11 bytes; separate modules move
+    27.5, and one op that pooled inside would move 12.25."""
+    T, images, C, height, width = shape = (4, 2, 64, 8, 8)
+    elements, size, window = torch.Size(shape).numel(), dtype.itemsize, (2, 2, 0)
+    z, _, weight, bias, _, _ = operands(Block(), dtype, shape)
+    pool, kernels = Pool("cuda", window, True), PooledKernels(Block(), window)
+    pooled, positions, statistics, _ = pool.with_statistics(z, weight)
+    norm = SimpleNamespace(mean=statistics[0], var=statistics[1], weight=weight, bias=bias)
+    forward = kernels.forward(pooled, None, norm, want_v=False)
+    grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    got = kernels.backward(pooled, None, norm, grad, forward, frozen=True)
+    pool.backward(got.z, positions, shape, z, torch.zeros(3, C))
+    small = ("mean", "var", "weight", "bias", "sums", "partials", "counters", "statistics", "running_mean", "running_var")
+    in_all = 0
+    for name, report in {**pool.reports, **kernels.reports}.items():
+        by_buffer = moved(report, (*small, "affine"))
+        if name == "max_pool_backward":  # each window is read by its four elements
+            by_buffer["grad_out"] //= 4
+            by_buffer["positions"] //= 4
+        if name == "max_pool_statistics":  # and the first value of each channel, per block
+            origins = by_buffer["x"] - elements * size
+            assert 0 <= origins <= size * C * (report["launches"][0][1] + 1)
+            by_buffer["x"] = elements * size
+        in_all += sum(by_buffer.values())
+    assert in_all / elements == size * 5.25 + 0.5

@@ -118,6 +118,44 @@ def test_all_kernels_give_the_same_bits(window):
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("channels_last", (False, True))
+@pytest.mark.parametrize("window", USUAL)
+def test_statistics_in_the_same_pass(window, channels_last):
+    """The CUDA kernel pools as the others do, and takes mean, variance and running statistics of all numbers, those
+    beside the last window included."""
+    for i, shape in enumerate(((2, 3, 8, 8), (1, 16, 7, 9), (3, 37, 5, 4), (2, 8, 2, 17), (40, 4, 3, 3))):
+        dtype = DTYPES[i % 4]
+        state = state_dtype(dtype)
+        x = images(shape, dtype, seed=i) + 3
+        weight = torch.linspace(-1, 1, shape[1], dtype=state) if i % 2 else None
+        pool = Pool("cuda", window, channels_last, schedule=i, offset=i % 2)
+        out, positions, statistics, running = pool.with_statistics(x, weight)
+        expected = pool.forward(x, weight)
+        assert torch.equal(out, expected[0]) and torch.equal(positions, expected[1])
+        wide, n = x.double(), x.numel() // shape[1]
+        mean, var = wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)
+        bound = 16 * EPS[state] * n**0.5
+        torch.testing.assert_close(statistics, torch.stack([mean, var]).to(state), rtol=bound, atol=bound * 64)
+        unbiased = statistics[1] * (n / (n - 1))
+        torch.testing.assert_close(running["mean"], 0.9 + 0.1 * statistics[0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(running["var"], 1.8 + 0.1 * unbiased, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_bytes_with_statistics(dtype):
+    """2x2 windows, channels_last: each number of z is read once, in packs of four."""
+    shape, C = (4, 64, 8, 8), 64
+    pool = Pool("cuda", (2, 2, 0), True)
+    pool.with_statistics(images(shape, dtype))
+    report, elements = pool.reports["max_pool_statistics"], torch.Size(shape).numel()
+    loads, stores = report["loads"]["x"], report["stores"]
+    origins = loads.pop(dtype.itemsize, 0)  # the first number of each channel, per block
+    assert dict(loads) == {4 * dtype.itemsize: elements // 4} and origins <= C * (report["launches"][0][1] + 1)
+    assert dict(stores["out"]) == {4 * dtype.itemsize: elements // 16} and dict(stores["positions"]) == {
+        4: elements // 16
+    }
+
+
 def accesses(report, kind):
     """Returns {bytes of an access: count} by buffer, without the numbers per channel."""
     return {name: dict(sizes) for name, sizes in report[kind].items() if sizes and name != "affine"}
