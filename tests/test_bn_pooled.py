@@ -12,6 +12,7 @@ import sewsnn
 from sewsnn import neuron
 from sewsnn.layers import BNNeuron, NeuronConnection, bn_neuron
 from sewsnn.layers.plan import by_modules
+from sewsnn.layers.pooling import pool_images
 
 POOLS = {"3x3": lambda: nn.MaxPool2d(3, 2, 1), "2x2": lambda: nn.MaxPool2d(2), "5x5": lambda: nn.MaxPool2d(5, 3, 2)}
 pools = pytest.mark.parametrize("pool", POOLS)
@@ -99,6 +100,38 @@ def test_single_precision(before, pool, device):
         expected = node(y) if before else y
         # With different statistics of z and z.float(), which are sums in the same order, the bits would differ.
         assert torch.equal(out, expected.to(dtype)) and out.dtype == dtype and 0 < out.float().mean() < 1
+
+
+def test_same_as_its_parts(device):
+    """The kernels for a pooled output, which exist for IF, LIF and PLIF in single and half precision, give the bits of the
+    op without pooling and of max pooling after one another; gradients differ by rounding."""
+    tried = 0
+    for connection, (connect_f, connect_before) in CONNECTIONS.items():
+        for T, shape in ((4, (2, 16, 6, 8)), (5, (2, 6, 7, 5)), (16, (1, 8, 4, 4)), (19, (2, 3, 5, 6))):
+            tried += 1
+            dtype = (torch.float32, torch.bfloat16, torch.float16)[tried % 3]
+            node = NODES[("IF", "LIF", "PLIF", "LIF3")[tried % 4]](store_v=False, detach_reset=tried % 5 != 0).to(device)
+            bn, pool = norm(shape[1], device=device, training=tried % 4 != 1), POOLS[("3x3", "2x2")[tried % 2]]()
+            z = ordered(current((T, *shape), dtype, device, seed=tried), tried % 3).requires_grad_()
+            shortcut = None
+            if connect_f is not None:
+                shortcut = current(z.shape, dtype, device, seed=4).clamp(0, 2).round().requires_grad_()
+            options = {"connect_f": connect_f, "connect_before": connect_before}
+            results = []
+            for fused in (True, False):
+                one = copy.deepcopy(bn)
+                if fused:
+                    out = bn_neuron(z, one, node, shortcut, pool=pool, **options).out
+                else:
+                    out = pool_images(pool, bn_neuron(z, one, node, shortcut, **options).out)
+                leaves = [t for t in (z, shortcut, *one.parameters(), *node.parameters()) if t is not None]
+                grads = torch.autograd.grad((out * current(out.shape, dtype, device, seed=7)).sum(), leaves)
+                results.append([out, *one.buffers(), *grads])
+            assert torch.equal(results[0][0], results[1][0])
+            tolerance = 1e-4 if dtype == torch.float32 else 0.05
+            for actual, expected in zip(*(result[1:] for result in results), strict=True):
+                bound = tolerance * (1 + float(expected.abs().max()))
+                torch.testing.assert_close(actual, expected, rtol=tolerance, atol=bound)
 
 
 def test_one_op_each(monkeypatch):

@@ -33,7 +33,7 @@ MODULES += ["test_training_cuda.py::test_a_run_goes_on_with_the_same_bits", "tes
 MODULES += ["test_neuron.py", "test_gradients.py", "test_func.py", "test_step_mode.py", "test_cuda.py"]
 MODULES += ["test_bn_neuron.py", "test_bn_layer.py", "test_bn_autograd.py", "test_bn_layout.py", "test_fuse.py"]
 MODULES += ["test_bn_statistics.py", "test_bn_errors.py", "test_packed.py", "test_cuda_blocks.py"]
-MODULES += ["test_layout.py", "test_properties.py", "test_quick_call.py"]
+MODULES += ["test_layout.py", "test_properties.py", "test_quick_call.py", "test_max_pool.py", "test_bn_pooled.py"]
 
 
 @pytest.fixture(scope="module")
