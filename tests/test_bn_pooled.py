@@ -78,7 +78,11 @@ def test_like_the_modules(name, before, pool, device):
             shape = pooled_shape(pool, (T, *rest)) if before else (T, *rest)
             shortcut = None if connect_f is None else current(shape, torch.float64, device, seed=4).clamp(0, 2).round()
             options = {"connect_f": connect_f, "connect_before": connect_before, "pool_before": before}
-            options |= {"return_sum": connection == "sum", "return_skip": connection == "skip", "T": T if still else None}
+            options |= {
+                "return_sum": connection == "sum",
+                "return_skip": connection == "skip",
+                "T": T if still else None,
+            }
             compare(both(z, bn, node, shortcut, pool, device, seed=turn, **options), 1e-9)
             tried += 1
     assert tried >= 18
@@ -103,14 +107,16 @@ def test_single_precision(before, pool, device):
 
 
 def test_same_as_its_parts(device):
-    """The kernels for a pooled output, which exist for IF, LIF and PLIF in single and half precision, give the bits of the
-    op without pooling and of max pooling after one another; gradients differ by rounding."""
+    """The kernels for a pooled output, which exist for IF, LIF and PLIF in single and half precision, give the bits of
+    the op without pooling and of max pooling after one another; gradients differ by rounding."""
     tried = 0
-    for connection, (connect_f, connect_before) in CONNECTIONS.items():
+    for connect_f, connect_before in CONNECTIONS.values():
         for T, shape in ((4, (2, 16, 6, 8)), (5, (2, 6, 7, 5)), (16, (1, 8, 4, 4)), (19, (2, 3, 5, 6))):
             tried += 1
             dtype = (torch.float32, torch.bfloat16, torch.float16)[tried % 3]
-            node = NODES[("IF", "LIF", "PLIF", "LIF3")[tried % 4]](store_v=False, detach_reset=tried % 5 != 0).to(device)
+            node = NODES[("IF", "LIF", "PLIF", "LIF3")[tried % 4]](store_v=False, detach_reset=tried % 5 != 0).to(
+                device
+            )
             bn, pool = norm(shape[1], device=device, training=tried % 4 != 1), POOLS[("3x3", "2x2")[tried % 2]]()
             z = ordered(current((T, *shape), dtype, device, seed=tried), tried % 3).requires_grad_()
             shortcut = None
@@ -246,7 +252,9 @@ def test_parts_without_a_gradient():
                 for name, t in leaves.items():
                     t.requires_grad_(name == wanted)
                 out = bn_neuron(leaves["z"], bn, node, pool=pool, pool_before=before, fused=fused).out
-                found.append(torch.autograd.grad((out * current(out.shape, out.dtype, seed=9)).sum(), leaves[wanted])[0])
+                found.append(
+                    torch.autograd.grad((out * current(out.shape, out.dtype, seed=9)).sum(), leaves[wanted])[0]
+                )
             torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 

@@ -4,10 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import quick
-from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
+from sewsnn.layers.connection import Connection, connection_of
 from sewsnn.layers.norm import Norm, Normalisation, check_norm, group_of, normalisation, update_running
 from sewsnn.layers.plan import Plan, plan
-from sewsnn.layers.pooling import check_pool, over_images, pool_images, pooled_batch, pooled_input, pooled_shape, window_for
+from sewsnn.layers.pooling import (
+    check_pool,
+    over_images,
+    pool_images,
+    pooled_batch,
+    pooled_input,
+    pooled_shape,
+    window_for,
+)
 from sewsnn.neuron import BaseNode
 from sewsnn.ops import bn as native
 from sewsnn.ops import checks
@@ -80,8 +88,8 @@ def bn_neuron(
             i % 8 of byte i / 8. Default False. ``bits`` is None where the values are not spikes of 0 or 1 (a connection
             after the neuron, an ILIFNode, or no neuron), where N C H W is not a multiple of 8, and where the modules
             run.
-        pool: ``nn.MaxPool2d`` over the space of ``[T, N, C, H, W]``: 3x3 with stride 2 and padding 1, 2x2 with stride 2,
-            or other square windows up to 15x15; others run as the module. Default None. ``bits`` is then None.
+        pool: ``nn.MaxPool2d`` over the space of ``[T, N, C, H, W]``: 3x3 with stride 2 and padding 1, 2x2 with stride
+            2, or other square windows up to 15x15; others run as the module. ``bits`` is then None. Default None.
         pool_before: pool y, before the shortcut is added and before the neuron; shortcut and v then have the pooled
             shape. Default False: pool out.
         fused: False runs the modules one after the other. Default True.
@@ -180,7 +188,12 @@ def _pooled(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused
     check_arguments(z_seq, bn, neuron, shortcut, connection, T)
     norm, planned = None if isinstance(bn, nn.Identity) else bn, None
     window = window_for(pool, z_seq) if fused and T is None and z_seq.dim() == 5 else None
-    if window is not None and neuron is not None and not connection.returns_sum and (norm is None or group_of(norm) is None):
+    if (
+        window is not None
+        and neuron is not None
+        and not connection.returns_sum
+        and (norm is None or group_of(norm) is None)
+    ):
         planned = plan(z_seq, norm, neuron, connection)
     if planned is None:
         output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, T=T, fused=fused)

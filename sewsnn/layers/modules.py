@@ -138,7 +138,9 @@ class BNNeuron(_Connected, Norm):
         pool = state["_modules"].get("pool")
         options = {} if pool is None else {"pool": pool, "pool_before": self.pool_before}
         neuron, connection = state["_modules"]["neuron"], self._connection
-        out, total, *_ = norm_neuron_connection(z_seq, self, neuron, shortcut, connection, T=T, merged=merged, **options)
+        out, total, *_ = norm_neuron_connection(
+            z_seq, self, neuron, shortcut, connection, T=T, merged=merged, **options
+        )
         return out if total is None else (out, total)
 
     def without_norm(self) -> "NeuronConnection":

@@ -7,7 +7,8 @@ backward, ``bn_neuron_reduce`` sums dL/dy and dL/dy xhat over each channel, and 
 recompute the neuron from z. Autograd keeps z, the statistics, the shortcut where its values are needed, and the
 neuron's checkpoints for T > 16.
 
-The gradients are in :mod:`sewsnn.ops.bn_gradients`. There are two autograd formulas, as in :mod:`sewsnn.ops.neuron` and for the same reason.
+The gradients are in :mod:`sewsnn.ops.bn_gradients`. There are two autograd formulas, as in :mod:`sewsnn.ops.neuron` and
+for the same reason.
 """
 
 from typing import NamedTuple

@@ -132,7 +132,7 @@ def _with_sum(ctx, needs, grad_out, grad_total):
 def _of_statistics(statistics, weight, eps, grad_weight, grad_bias):
     """The gradients ``[2, C]`` of mean and variance, from the sums of dL/dy xhat (grad_weight) and dL/dy (grad_bias).
 
-        dL/dmean = -scale sum(dL/dy),  dL/dvar = -scale sum(dL/dy xhat) / (2 sqrt(var + eps))
+    dL/dmean = -scale sum(dL/dy),  dL/dvar = -scale sum(dL/dy xhat) / (2 sqrt(var + eps))
     """
     inverse = (statistics[1] + eps).rsqrt()
     scale = -inverse if weight is None else -inverse * weight

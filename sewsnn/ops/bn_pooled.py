@@ -99,7 +99,7 @@ class _BnNeuronPooled(torch.autograd.Function):
 
 
 def _setup_context(ctx, inputs, output):
-    (*arguments, v_mode, needs_grad, kernel, stride, padding, training), extra = inputs[6:-1], inputs[-1]
+    (*arguments, _, _, kernel, stride, padding, training), extra = inputs[6:-1], inputs[-1]
     _, v, checkpoints, positions = output
     window = Window(kernel, stride, padding)
     _remember(ctx, inputs[:6], numbers_of(tuple(arguments), extra), window, training, checkpoints, positions)

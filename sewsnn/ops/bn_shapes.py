@@ -113,9 +113,7 @@ def _train_fake(z, shortcut, weight, bias, leak, running_mean, running_var, trac
     arguments, tail = from_numbers(given)
     check_flags(needs_grad, pack)
     check_operands(z, running_mean, running_var, tracked)
-    results = any_forward_fake(
-        z, shortcut, None, weight, bias, leak, *arguments, v_mode, needs_grad, pack, True, *tail
-    )
+    results = any_forward_fake(z, shortcut, None, weight, bias, leak, *arguments, v_mode, needs_grad, pack, True, *tail)
     out, *others = results
     total = torch.empty_like(out) if arguments[1] == SUM else None
     return out, *(t if t.numel() else None for t in others), _statistics_fake(z, arguments[2], True), total

@@ -105,9 +105,7 @@ def pooled_input(
         return OPS["max_pool"](z, weight, *window, False)[0], statistics
 
 
-def pooled_batch(
-    z: Tensor, weight: Tensor | None, running: Running | None, window: Window
-) -> tuple[Tensor, Tensor]:
+def pooled_batch(z: Tensor, weight: Tensor | None, running: Running | None, window: Window) -> tuple[Tensor, Tensor]:
     """:func:`pooled_input` of z, ``[T, N, C, H, W]``, with the statistics of z in this process, and an update of the
     running statistics. On a GPU it reads z once.
 

@@ -4,7 +4,7 @@ Every class takes ``node``, a function that makes a multi-step neuron. Inputs ar
 """
 
 import torch
-from spikingjelly.activation_based import layer
+from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 C = 8
@@ -163,3 +163,19 @@ BLOCKS = {
     "pooled": (Pooled, 3),
     "pooled sum": (PooledSum, 1),
 }
+
+
+def lif(**settings):
+    return neuron.LIFNode(step_mode="m", **settings)
+
+
+def block(name, node=lif):
+    """A block with batch norms of which neurons fire, and the number of its neurons after a batch norm."""
+    torch.manual_seed(0)
+    make, neurons = BLOCKS[name]
+    net = make(node)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.weight.data.uniform_(0.8, 1.6)
+            module.bias.data.uniform_(0.2, 1.0)
+    return net, neurons

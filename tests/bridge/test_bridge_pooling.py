@@ -5,19 +5,15 @@ import pickle
 
 import pytest
 import torch
-from blocks import BLOCKS, C
+from blocks import BLOCKS, C, lif
 from sj_cases import assert_same_step, converted, current, step
-from spikingjelly.activation_based import layer, neuron
+from spikingjelly.activation_based import layer
 from torch import nn
 
 from sewsnn.convert import from_spikingjelly
 from sewsnn.convert.poolings import Pooling
 
 SHAPE = (4, 3, C, 6, 6)
-
-
-def lif():
-    return neuron.LIFNode(step_mode="m")
 
 
 def mixed_signs(net):

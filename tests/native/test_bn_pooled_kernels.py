@@ -76,9 +76,9 @@ def test_other_windows(window):
 def test_budget(dtype, connect):
     """2x2 windows, channels_last, counted per element of z, in units of its size, with one byte per window:
     statistics 1, forward 1 + 1/4, reduce 1 + 1/4, apply 2 + 1/4; and three times a byte for each four elements. In bf16
-    12.25 bytes; with separate kernels 20, and with torch's pooling 25. ADD reads the shortcut and writes its gradient: 4
-    more. (A window is read by its four elements: three times from the cache, which this counts once.)"""
-    T, images, C, height, width = shape = (4, 2, 64, 8, 8)
+    12.25 bytes; with separate kernels 20, and with torch's pooling 25. ADD reads the shortcut and writes its gradient:
+    4 more. (A window is read by its four elements: three times from the cache, which this counts once.)"""
+    shape = (4, 2, 64, 8, 8)
     elements, size = torch.Size(shape).numel(), dtype.itemsize
     kernels = compare(Block(connect=connect), dtype, shape, (2, 2, 0))
     adds = int(connect == "add")
@@ -103,10 +103,10 @@ def test_budget(dtype, connect):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_budget_of_pooling_before_the_neuron(dtype):
-    """2x2 windows, channels_last, counted per element of z: statistics and pooling 1 + 1/4, forward 1/2, reduce 1/2, apply
-    3/4, the gradient of z 2 + 1/4, and twice a byte for each four elements. In bf16 11 bytes; separate modules move
-    27.5, and one op that pooled inside would move 12.25."""
-    T, images, C, height, width = shape = (4, 2, 64, 8, 8)
+    """2x2 windows, channels_last, counted per element of z: statistics and pooling 1 + 1/4, forward 1/2, reduce 1/2,
+    apply 3/4, the gradient of z 2 + 1/4, and twice a byte for each four elements. In bf16 11 bytes; separate modules
+    move 27.5, and one op that pooled inside would move 12.25."""
+    shape, C = (4, 2, 64, 8, 8), 64
     elements, size, window = torch.Size(shape).numel(), dtype.itemsize, (2, 2, 0)
     z, _, weight, bias, _, _ = operands(Block(), dtype, shape)
     pool, kernels = Pool("cuda", window, True), PooledKernels(Block(), window)
@@ -116,7 +116,18 @@ def test_budget_of_pooling_before_the_neuron(dtype):
     grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     got = kernels.backward(pooled, None, norm, grad, forward, frozen=True)
     pool.backward(got.z, positions, shape, z, torch.zeros(3, C))
-    small = ("mean", "var", "weight", "bias", "sums", "partials", "counters", "statistics", "running_mean", "running_var")
+    small = (
+        "mean",
+        "var",
+        "weight",
+        "bias",
+        "sums",
+        "partials",
+        "counters",
+        "statistics",
+        "running_mean",
+        "running_var",
+    )
     in_all = 0
     for name, report in {**pool.reports, **kernels.reports}.items():
         by_buffer = moved(report, (*small, "affine"))
