@@ -163,8 +163,9 @@ def accesses(report, kind):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_bytes(dtype):
-    """2x2 windows of channels_last images: forward reads each number once, in packs of 16 bytes, and writes the result
-    and a byte for each window. Backward reads those (and, for batch norm, x), and writes the gradient, in packs of 8."""
+    """2x2 windows of channels_last images: forward reads each number once, in packs of 16 bytes, and writes the
+    result and a byte for each window. Backward reads those (and, for batch norm, x), and writes the gradient, in packs
+    of 8."""
     shape, size = (4, 64, 8, 8), dtype.itemsize
     elements = torch.Size(shape).numel()
     pool = Pool("cuda", (2, 2, 0), True)
