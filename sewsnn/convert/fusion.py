@@ -94,8 +94,8 @@ def _blocks() -> dict[type, type]:
 
 
 def set_fusion(model: nn.Module, wanted: bool) -> dict[nn.Module, str]:
-    """Swaps the classes of batch norms, max poolings and residual blocks, so that neurons join batch norms and pooling uses
-    the op; or swaps them back.
+    """Swaps the classes of batch norms, max poolings and residual blocks, so that neurons join batch norms and pooling
+    uses the op; or swaps them back.
 
     Returns:
         The neurons that are known to join a batch norm, each with the names of the modules in its op.

@@ -134,10 +134,9 @@ class BNNeuron(_Connected, Norm):
             TypeError, ValueError: an argument is wrong; the message names it.
             RuntimeError: z_seq has values that are not finite, in training on the CPU.
         """
-        state = self.__dict__  # without the cost of nn.Module.__getattr__
-        pool = state["_modules"].get("pool")
-        options = {} if pool is None else {"pool": pool, "pool_before": self.pool_before}
-        neuron, connection = state["_modules"]["neuron"], self._connection
+        modules = self.__dict__["_modules"]  # without the cost of nn.Module.__getattr__
+        options = {"pool": modules["pool"], "pool_before": self.pool_before} if "pool" in modules else {}
+        neuron, connection = modules["neuron"], self._connection
         out, total, *_ = norm_neuron_connection(
             z_seq, self, neuron, shortcut, connection, T=T, merged=merged, **options
         )
