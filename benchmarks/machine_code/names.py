@@ -20,6 +20,12 @@ PARAMETERS = {
     "bn_unpack_kernel": ("Storage",),
     "bn_reduce_kernel": ("Storage", "K", "N", "Shortcut", "Usual", "Neurons"),
     "bn_apply_kernel": ("Storage", "K", "N", "Shortcut", "Usual", "Neurons"),
+    "bn_pooled_forward_kernel": ("Storage", "K", "N", "Shortcut"),
+    "bn_pooled_reduce_kernel": ("Storage", "K", "N", "Usual", "Neurons"),
+    "bn_pooled_apply_kernel": ("Storage", "K", "N", "Usual", "Neurons"),
+    "max_pool_kernel": ("Storage", "N", "Window"),
+    "max_pool_backward_kernel": ("Storage", "N", "Window"),
+    "max_pool_statistics_kernel": ("Storage", "N", "Window"),
     "pool_forward_kernel": ("Storage", "K", "N"),
     "pool_reduce_kernel": ("Storage", "K", "N"),
     "pool_apply_kernel": ("Storage", "K", "N"),
@@ -31,6 +37,7 @@ FAMILIES = {
     "neuron": ["inst/multistep_cuda.cu", "inst/backward_*.cu"],
     "bn": ["inst/bn_*.cu"],
     "pool": ["inst/pool_*.cu"],
+    "max": ["inst/max_pool_*.cu"],
 }
 #: kernels whose names do not begin with their family
 MEMBERS = {"channel_sums_kernel": "bn"}
@@ -73,7 +80,7 @@ def title(row: dict) -> str:
     """Returns a readable name such as ``backward_kernel<LeakyMultiply, bfloat16, K=16, N=4, Leak>``.
 
     Kernels of batch norm and of the stem without a neuron in their title serve IF, LIF and PLIF."""
-    parts = [row[name] for name in ("Neuron", "Storage") if name in row]
+    parts = [row[name] for name in ("Neuron", "Storage", "Window") if name in row]
     parts += [f"{name}={row[name]}" for name in ("K", "N") if name in row]
     parts += [name for name in FLAGS if row.get(name)]
     return f"{row['kernel']}<{', '.join(parts)}>"

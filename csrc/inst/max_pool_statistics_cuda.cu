@@ -13,7 +13,7 @@ auto with_cells(const PoolStatisticsParams& p, F&& f) {
     return with_window(p.pool.window, [&](auto window) {
       using Storage = typename decltype(storage)::type;
       using W = typename decltype(window)::type;
-      using Cells = std::conditional_t<kHasCells<W>, W, FixedWindow<2, 2, 0>>;  // others are not served
+      using Cells = std::conditional_t<W::kHasCells, W, Window2x2>;  // others are not served
       constexpr int N = sizeof(Storage) == 8 ? 1 : 4;
       const MaxPoolForwardParams& pool = p.pool;
       const bool wide = pool.channels_last && pool.channels % N == 0 && aligned<Storage, N>({pool.x, 0, 1}, 1) &&
@@ -38,7 +38,7 @@ Walk cell_walk(const PoolStatisticsParams& p, int N, int storage_bytes) {
 
 bool cuda_max_pool_statistics_serves(const PoolStatisticsParams& p) {
   const MaxPoolForwardParams& pool = p.pool;
-  const bool usual = with_window(pool.window, [](auto window) { return kHasCells<typename decltype(window)::type>; });
+  const bool usual = with_window(pool.window, [](auto window) { return decltype(window)::type::kHasCells; });
   return usual && pool.channels > 1 && pool.images * pool.height * pool.width <= INT_MAX;  // counted with 32 bits
 }
 

@@ -3,7 +3,7 @@
 // nothing is added by atomic operations, whose order would change from run to run.
 #pragma once
 
-#include "core/dtype.h"
+#include "kernels/bn_words.cuh"
 #include "kernels/max_pool_window.h"
 
 SEWSNN_BEGIN
@@ -42,7 +42,7 @@ struct PoolPlace {
 };
 
 template <class Storage, int N, class W>
-__global__ void __launch_bounds__(kPoolThreads, 4)
+__global__ void __launch_bounds__(kPoolThreads, N == 8 ? 2 : 4)
     max_pool_kernel(const MaxPoolForwardParams p, const unsigned blocks_per_image) {
   wait_for_earlier_kernels();
   using S = State<Storage>;
@@ -61,21 +61,33 @@ __global__ void __launch_bounds__(kPoolThreads, 4)
   const int top = int(place.row) * w.stride() - w.padding(), left = int(place.column) * w.stride() - w.padding();
   int where[N] = {};
   bool any = false;
-  SEWSNN_UNROLL
-  for (int y = 0; y < w.kernel(); ++y) {
+  const auto load = [&](int y, int x, Words<Storage, N>& words) {
+    const bool exists = top + y >= 0 && top + y < p.height && left + x >= 0 && left + x < p.width;
+    if (exists) words.load(Cursor<Storage, N>({p.x, 0, 1}, 0, place.offset(p, p.height, p.width, top + y, left + x)));
+    return exists;
+  };
+  const auto compare = [&](int code, const Words<Storage, N>& words) {
     SEWSNN_UNROLL
-    for (int x = 0; x < w.kernel(); ++x) {
-      if (top + y < 0 || top + y >= p.height || left + x < 0 || left + x >= p.width) continue;
-      const Storage* const at =
-          static_cast<const Storage*>(p.x) + place.offset(p, p.height, p.width, top + y, left + x);
-      const auto pack = load_global(reinterpret_cast<const Pack<Storage, N>*>(at));
-      SEWSNN_UNROLL
-      for (int j = 0; j < N; ++j) {
-        const S next = load_(pack.at[j]);
-        if (any && !better(next, best.at[j], sign.at[j])) continue;
-        best.at[j] = next, where[j] = y * w.kernel() + x;
-      }
-      any = true;
+    for (int j = 0; j < N; ++j) {
+      const S next = words.number(j);
+      if (any && !better(next, best.at[j], sign.at[j])) continue;
+      best.at[j] = next, where[j] = code;
+    }
+    any = true;
+  };
+  if constexpr (W::kFixed) {  // all loads are issued before the first number is used
+    Words<Storage, N> words[W::kMost];
+    bool exists[W::kMost];
+    SEWSNN_UNROLL
+    for (int q = 0; q < W::kMost; ++q) exists[q] = load(q / w.kernel(), q % w.kernel(), words[q]);
+    SEWSNN_UNROLL
+    for (int q = 0; q < W::kMost; ++q)
+      if (exists[q]) compare(q, words[q]);
+  } else {
+    SEWSNN_ROLLED
+    for (int q = 0; q < w.kernel() * w.kernel(); ++q) {
+      Words<Storage, N> words;
+      if (load(q / w.kernel(), q % w.kernel(), words)) compare(q, words);
     }
   }
   const int64_t to = place.offset(p, rows, columns, int(place.row), int(place.column));

@@ -8,12 +8,6 @@
 
 SEWSNN_BEGIN
 
-// The windows of these contain a cell each: rows and columns P to P + S - 1 of the window.
-template <class W>
-constexpr bool kHasCells = false;
-template <int K, int S, int P>
-constexpr bool kHasCells<FixedWindow<K, S, P>> = K == P + S;
-
 template <class Storage, int N, class W>
 __global__ void __launch_bounds__(kThreads, 4)
     max_pool_statistics_kernel(const PoolStatisticsParams all, const Walk walk, const SecondStage second,

@@ -10,6 +10,8 @@ SEWSNN_BEGIN
 template <int K, int S, int P>
 struct FixedWindow {
   static constexpr bool kFixed = true;
+  // Whether each window contains a cell of S x S pixels that no other has (max_pool_statistics.cuh).
+  static constexpr bool kHasCells = K == P + S;
   static constexpr int kMost = K * K;                // positions
   static constexpr int kCovering = (K + S - 1) / S;  // windows, in one direction, that a pixel lies in at most
   SEWSNN_HD explicit FixedWindow(const PoolWindow&) {}
@@ -18,8 +20,16 @@ struct FixedWindow {
   SEWSNN_HD constexpr int padding() const { return P; }
 };
 
+// The usual windows.
+struct Window3x3 : FixedWindow<3, 2, 1> {
+  using FixedWindow::FixedWindow;
+};
+struct Window2x2 : FixedWindow<2, 2, 0> {
+  using FixedWindow::FixedWindow;
+};
+
 struct AnyWindow {
-  static constexpr bool kFixed = false;
+  static constexpr bool kFixed = false, kHasCells = false;
   static constexpr int kMost = int(kMostPoolKernel * kMostPoolKernel);
   static constexpr int kCovering = int(kMostPoolKernel);
   int k, s, p;
@@ -32,8 +42,8 @@ struct AnyWindow {
 // Calls f(Tag<Window>): the usual windows have kernels of their own.
 template <class F>
 auto with_window(const PoolWindow& w, F&& f) {
-  if (w.kernel == 3 && w.stride == 2 && w.padding == 1) return f(Tag<FixedWindow<3, 2, 1>>());
-  if (w.kernel == 2 && w.stride == 2 && w.padding == 0) return f(Tag<FixedWindow<2, 2, 0>>());
+  if (w.kernel == 3 && w.stride == 2 && w.padding == 1) return f(Tag<Window3x3>());
+  if (w.kernel == 2 && w.stride == 2 && w.padding == 0) return f(Tag<Window2x2>());
   return f(Tag<AnyWindow>());
 }
 
