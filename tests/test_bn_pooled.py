@@ -282,7 +282,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"shape of out, \[3, 2, 4, 3, 3\]"):
         bn_neuron(z, bn, node, z, connect_f="ADD", pool=nn.MaxPool2d(2), pool_before=True)
     for before in (False, True):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="no window"):
             bn_neuron(z[..., :1], bn, node, pool=nn.MaxPool2d(2), pool_before=before)
         with pytest.raises(ValueError, match="channels"):
             bn_neuron(z[:, :, :2], bn, node, pool=nn.MaxPool2d(2), pool_before=before)
@@ -313,3 +313,140 @@ def test_event_networks_use_it(name, monkeypatch):
     net.layer1.pool.register_forward_hook(lambda *_: None)
     torch.testing.assert_close(net(x), apart(x), rtol=1e-9, atol=1e-9)
     assert len(calls) == 1
+
+
+def test_images_only():
+    """Pooling is over the space of images; anything else is an error, also without the op."""
+    for z, bn, T in (
+        (current((2, 4, 4, 6, 6)), nn.BatchNorm3d(4), 3),
+        (current((3, 2, 4, 4, 6, 6)), nn.BatchNorm3d(4), None),
+        (current((3, 2, 4, 6)), nn.BatchNorm1d(4), None),
+        (current((2, 4, 6)), nn.BatchNorm1d(4), 3),
+    ):
+        for before in (False, True):
+            for fused in (False, True):
+                with pytest.raises(ValueError, match="with pool, z_seq must be"):
+                    bn_neuron(z, bn, neuron.IFNode(), T=T, pool=nn.MaxPool2d(2), pool_before=before, fused=fused)
+
+
+@pytest.mark.parametrize("before", (False, True))
+def test_several_gradients_at_once(before):
+    """``is_grads_batched``, in single precision and with a learnt parameter and a shortcut."""
+    bn, node, pool = norm(4), neuron.ParametricLIFNode(store_v=False), nn.MaxPool2d(2)
+    for dtype, connect_f in ((torch.float32, None), (torch.float32, "ADD"), (torch.bfloat16, "IAND")):
+        z = current((3, 2, 4, 6, 6), dtype).requires_grad_()
+        size = (3, 2, 4, 3, 3) if before else z.shape
+        shortcut = None if connect_f is None else current(size, dtype, seed=2).clamp(0, 1).round().requires_grad_()
+        out = bn_neuron(z, bn, node, shortcut, connect_f=connect_f, pool=pool, pool_before=before).out
+        leaves = [t for t in (z, shortcut, bn.weight, node.w) if t is not None]
+        grads = current((3, *out.shape), dtype, seed=5)
+        together = torch.autograd.grad(out, leaves, grads, is_grads_batched=True, retain_graph=True)
+        for i, grad in enumerate(grads):
+            for one, all_of_them in zip(
+                torch.autograd.grad(out, leaves, grad, retain_graph=True), together, strict=True
+            ):
+                assert torch.equal(one, all_of_them[i])
+
+
+def test_forward_mode():
+    """Max pooling has a forward-mode derivative in torch, so the module runs; neurons have none."""
+    bn, pool = norm(4, torch.float64, training=False), nn.MaxPool2d(2)
+    z = current((3, 2, 4, 6, 6), torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(z, torch.ones_like(z))
+        for before in (False, True):
+            found = [
+                bn_neuron(dual, bn, None, pool=pool, pool_before=before, fused=fused).out for fused in (True, False)
+            ]
+            tangents = [torch.autograd.forward_ad.unpack_dual(out).tangent for out in found]
+            torch.testing.assert_close(*tangents, rtol=1e-9, atol=1e-9)
+
+
+def test_calls_of_the_module():
+    """A pooling with hooks, and one of a derived class, is called once for each call, with images; a shortcut of
+    another shape is still an error."""
+    seen = []
+
+    class Own(nn.MaxPool2d):
+        def forward(self, x):
+            seen.append((x.device.type, tuple(x.shape)))
+            return super().forward(x)
+
+    watched = nn.MaxPool2d(2)
+    watched.register_forward_pre_hook(lambda _, args: seen.append((args[0].device.type, tuple(args[0].shape))))
+    z, shortcut = current((3, 2, 4, 6, 6)), torch.zeros(3, 2, 4, 3, 3)
+    options = {"connect_f": "ADD", "pool_before": True}
+    for pool in (Own(2), watched):
+        bn_neuron(z, norm(4), neuron.IFNode(), shortcut, pool=pool, **options)
+        assert seen == [("cpu", (6, 4, 6, 6))]
+        seen.clear()
+        with pytest.raises(ValueError, match="shape of out"):
+            bn_neuron(z, norm(4), neuron.IFNode(), shortcut[..., :1], pool=pool, **options)
+        seen.clear()
+
+
+def test_infinity_where_the_weight_is_zero():
+    """BN of an infinity is NaN whatever the weight, and so is the maximum."""
+    bn = norm(3, torch.float64, training=False)
+    with torch.no_grad():
+        bn.weight[1] = 0
+    for infinity in (float("inf"), float("-inf")):
+        z = current((2, 1, 3, 6, 6), torch.float64)
+        z[..., 1, 3] = infinity
+        found = [
+            bn_neuron(z, bn, None, pool=nn.MaxPool2d(2), pool_before=True, fused=fused).out for fused in (True, False)
+        ]
+        torch.testing.assert_close(*found, equal_nan=True, rtol=1e-9, atol=1e-9)
+        assert found[0].isnan().any()
+
+
+def test_the_sum_is_not_pooled():
+    """``return_sum`` with pooling after the neuron returns u of the full size, with a neuron and without."""
+    z, shortcut = (current((3, 2, 4, 6, 6), seed=seed) for seed in (0, 1))
+    options = {"connect_f": "ADD", "connect_before": True, "return_sum": True, "pool": nn.MaxPool2d(2)}
+    for node in (None, neuron.IFNode()):
+        for fused in (True, False):
+            output = bn_neuron(z, norm(4), node, shortcut, **options, fused=fused)
+            assert output.out.shape == (3, 2, 4, 3, 3) and output.skip.shape == z.shape
+
+
+@pytest.mark.parametrize("before", (False, True))
+def test_an_error_changes_no_statistics(before):
+    bn = norm(4)
+    kept = [t.clone() for t in bn.buffers()]
+    z, node, pool = current((3, 2, 4, 6, 6)), neuron.IFNode(), nn.MaxPool2d(2)
+    small = torch.zeros(3, 2, 4, 3, 3) if before else torch.zeros_like(z)
+    for wrong in (
+        {"shortcut": small.to_sparse(), "connect_f": "ADD"},
+        {"shortcut": small.double(), "connect_f": "ADD"},
+        {"pool": nn.MaxPool2d(9)},
+        {"z": z[:, :0]},
+        {"z": z[:, :, :, :0]},
+    ):
+        given = {"shortcut": None, "pool": pool, "z": z} | wrong
+        with pytest.raises((TypeError, ValueError)):
+            bn_neuron(given.pop("z"), bn, node, given.pop("shortcut"), pool_before=before, **given)
+        assert all(torch.equal(a, b) for a, b in zip(kept, bn.buffers(), strict=True)), wrong
+
+
+def test_layers_of_old_pickles():
+    for layer in (BNNeuron(4), BNNeuron(4).without_norm()):
+        state = {name: value for name, value in layer.__dict__.items() if name not in ("pool", "pool_before")}
+        old = type(layer).__new__(type(layer))
+        old.__setstate__(state)
+        assert old.pool is None and old.pool_before is False
+        assert torch.equal(old(current((2, 1, 4, 3, 3))), layer(current((2, 1, 4, 3, 3)))) and repr(old)
+
+
+def test_networks_with_another_pooling():
+    """A module that somebody has put in the place of a stage's pooling runs."""
+    settings = {"widths": (8, 12), "blocks": (1, 1), "num_classes": 3, "T": 2}
+    x = torch.rand(2, 1, 2, 16, 16)
+    for other in (nn.AvgPool2d(2), nn.Sequential(nn.MaxPool2d(2)), nn.AdaptiveMaxPool2d(8)):
+        results = []
+        for fused in (True, False):
+            torch.manual_seed(0)
+            net = sewsnn.models.create_model("sew_7b_net", **settings, fused=fused).eval()
+            net.layer1.pool = other
+            results.append(net(x))
+        torch.testing.assert_close(*results)

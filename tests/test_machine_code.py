@@ -102,6 +102,8 @@ def required(row):
         scalars[8] += 1  # the number of calls
         single[8] += 1
         return loads, scalars, stores, single
+    if row["kernel"].startswith(("max_pool_", "bn_pooled_")):
+        return required_of_pooling(row)
     if row["kernel"] == "bn_forward_kernel":
         loads[pack] += AHEAD * (1 + row["Shortcut"])
         scalars[state] += 4 + shared + own  # mean, var, weight, bias, learnt numbers
@@ -149,6 +151,52 @@ def required(row):
     scalars[state] += shared  # PLIF's leak
     if row["kernel"].startswith("pool_"):
         scalars[state] += 4 + 2 * (row["kernel"] == "pool_apply_kernel")  # of the norm, and its two sums
+    return +loads, +scalars, +stores, +single
+
+
+def required_of_pooling(row):
+    """:func:`required` of the kernels of max pooling, whose positions are bytes, N of which are a pack."""
+    storage, state, N = SIZE[row["Storage"]], max(4, SIZE[row["Storage"]]), row["N"]
+    loads, scalars, stores, single = Counter(), Counter(), Counter(), Counter()
+    pack, kernel = storage * N, row["kernel"]
+    size = {"Window3x3": 3, "Window2x2": 2}.get(row.get("Window"))
+    if kernel == "max_pool_backward_kernel":
+        windows = {3: 4, 2: 1}[size]  # in which a number lies at most
+        loads[pack] += windows + 1  # gradients, x
+        loads[N] += windows
+        scalars[state] += 3 * N  # of the channels
+        stores[pack] += 1
+    elif kernel.startswith("max_pool_"):
+        loads[pack] += size * size
+        stores[pack] += 1
+        stores[N] += 1
+        scalars[state] += N  # the weight
+        if kernel == "max_pool_statistics_kernel":  # the rest is that of bn_statistics_kernel
+            scalars[storage] += 2
+            single[state] += 1 + 4 + 2 * AHEAD
+            scalars[state] += 7 * AHEAD
+            scalars[8] += 1
+            single[8] += 1
+            second_stage(state, scalars, single)
+    elif kernel == "bn_pooled_forward_kernel":
+        loads[pack] += AHEAD * (1 + row["Shortcut"])
+        scalars[state] += 4 * N + 1  # of the channels; PLIF's leak
+        stores[pack] += 1
+        stores[N] += 1
+    else:
+        reduce = kernel == "bn_pooled_reduce_kernel"
+        loads[pack] += row["K"] * 2 + (not reduce)  # z and the gradient; z once more, if still
+        loads[N] += row["K"]
+        scalars[storage] += row["K"] * N  # contiguous images: gradients and positions one by one
+        scalars[1] += row["K"] * N
+        scalars[state] += 4 + 1 + (1 if reduce else 2)
+        if row["K"] > 2 * AHEAD:
+            loads[state * N] += 1  # checkpoint
+        stores[pack] += row["K"] * (1 if reduce else 2)
+        if reduce:
+            single[8] += 1
+            single[state] += 2
+            second_stage(state, scalars, single)
     return +loads, +scalars, +stores, +single
 
 
@@ -204,8 +252,14 @@ def test_every_kernel_on_every_architecture(rows):
         "bn_apply_kernel": 32 + 35,
         **dict.fromkeys(("pool_forward_kernel", "pool_reduce_kernel", "pool_apply_kernel"), 13),
         "pool_sums_kernel": 2,
+        "max_pool_kernel": 18,
+        "max_pool_backward_kernel": 18,
+        "max_pool_statistics_kernel": 14,
+        "bn_pooled_forward_kernel": 24,
+        "bn_pooled_reduce_kernel": 9,
+        "bn_pooled_apply_kernel": 9,
     }
-    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == some) == 75 + 26 + 18 + 83
+    assert sum(row.get("N", 1) > 1 for row in rows if row["arch"] == some) == 75 + 26 + 18 + 83 + 42
 
 
 def test_nothing_in_local_memory(rows):
@@ -245,7 +299,8 @@ def test_loads_are_issued_together(rows):
 
     - forward: AHEAD time-steps of x; backward: a chunk of x and of grad_s;
     - stem: both columns of z, and the gradients of a window in all time-steps;
-    - with batch norm: a chunk of z, of the shortcut and of the gradient.
+    - with batch norm: a chunk of z, of the shortcut and of the gradient; of z alone where the output is pooled;
+    - max pooling: the numbers of a window, and the gradients of all windows that a number lies in.
 
     On architectures after sm_90 two thirds suffice: the compiler converts the first half numbers there before it issues
     the last loads. Doubles are left out, because nobody trains in them.
@@ -253,7 +308,15 @@ def test_loads_are_issued_together(rows):
 
     def wrong(row):
         chunk = row.get("K", AHEAD)
-        if row["kernel"].startswith("bn_"):
+        if row["kernel"].startswith("max_pool_"):
+            needed = {"Window3x3": 9, "Window2x2": 4}[row["Window"]]
+            if row["kernel"] == "max_pool_backward_kernel":
+                needed = {9: 8, 4: 2}[needed]
+        elif row["kernel"] == "bn_pooled_forward_kernel":
+            needed = AHEAD * (1 + row["Shortcut"])
+        elif row["kernel"].startswith("bn_pooled_"):
+            needed = chunk
+        elif row["kernel"].startswith("bn_"):
             needed = chunk * (1 + row.get("Shortcut", 0) + ("K" in row))
         elif row["kernel"].startswith("pool_"):
             needed = 2 if row["kernel"] == "pool_forward_kernel" else chunk
@@ -281,6 +344,8 @@ def test_occupancy(rows):
       ones (384 in half precision without PLIF's gradient);
     - with batch norm: statistics 1024 (all its blocks run at once), forward 512; backward 512 with K = 4 (float:
       384), 384 with K = 8 and 256 with K = 16. Reduce with a shortcut: 128 fewer up to 256.
+    - with a pooled output: forward 512; reduce 256, apply 256, and 128 more with K = 4;
+    - max pooling: 896, with statistics 512;
     - stem: forward 896, backward 512 and 384 (apply in bfloat16 always 384); for doubles 768 and 256.
     """
 
@@ -292,6 +357,12 @@ def test_occupancy(rows):
             needed = max(2, {4: 3 + half, 8: 3, 16: 2}[row["K"]] - shortcut)
         elif row["kernel"] == "bn_statistics_kernel":
             needed = 5 if row["Storage"] == "double" else 8
+        elif row["kernel"] in ("bn_pooled_forward_kernel", "max_pool_statistics_kernel"):
+            needed = 4
+        elif row["kernel"].startswith("bn_pooled_"):
+            needed = 3 if row["K"] == 4 else 2
+        elif row["kernel"].startswith("max_pool_"):
+            needed = 7
         elif row["kernel"] == "pool_forward_kernel":
             needed = 6 if row["Storage"] == "double" else 7
         elif row["kernel"] in ("pool_reduce_kernel", "pool_apply_kernel"):

@@ -56,7 +56,8 @@ void best_of_lanes(const T* const* at, const int* code, int count, const State<T
     PoolMask<S> where = PoolMask<S>{} + code[0];
     for (int q = 1; q < count; ++q) {
       const V next = load_vector(at[q] + i);
-      const PoolMask<S> takes = (Signed ? sign * next > sign * best : next > best) | (next != next);
+      const PoolMask<S> takes =
+          Signed ? (sign * next > sign * best) | (sign * next != sign * next) : (next > best) | (next != next);
       best = select(takes, next, best);
       where = (takes & code[q]) | (~takes & where);
     }

@@ -60,10 +60,12 @@ SEWSNN_HD Covering covering(const W& w, int row, int windows) {
   return c;
 }
 
-// Whether the next number takes the place of the best one so far. `sign` is the sign of the weight.
+// Whether the next number takes the place of the best one so far. `sign` is the sign of the weight. A NaN does, and
+// with a weight of 0 an infinity, which batch norm makes a NaN.
 template <class S>
 SEWSNN_HD bool better(S next, S best, S sign) {
-  return sign * next > sign * best || next != next;
+  const S signed_next = sign * next;
+  return signed_next > sign * best || signed_next != signed_next;
 }
 
 SEWSNN_END

@@ -7,7 +7,8 @@ namespace {
 
 Images images_of(const Layout& layout, const Channels& channels) {
   STD_TORCH_CHECK(layout.sizes.size() == 5, "z must be [T, N, C, H, W], got ", layout.sizes.size(), " dimensions");
-  return {layout.sizes, channels.count > 1 && channels.inner == 1};
+  const bool pixels = layout.sizes[3] * layout.sizes[4] > 1;
+  return {layout.sizes, pixels && channels.count > 1 && channels.inner == 1};
 }
 
 bool same_strides(const Layout& layout, const Images& images) {
@@ -21,7 +22,7 @@ bool same_strides(const Layout& layout, const Images& images) {
 PooledImages::PooledImages(const Layout& layout, const Channels& channels, DType dtype, const PoolWindow& window)
     : pooled(images_of(layout, channels)) {
   const Images images = pooled;
-  in_order = same_strides(layout, images);
+  in_order = same_strides(layout, images) && images.channels_last == (channels.inner == 1);
   set_shape(params, images, dtype, window);
   params.images = layout.sizes[1];
   pooled = images.with_size(params.out_height, params.out_width);
@@ -75,8 +76,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sewsnn, m) {
                  "float eps, int connect, int T, {neuron}, int v_mode, bool needs_grad, int kernel, int stride, int "
                  "padding, bool training, {extra}) -> (Tensor out, Tensor v, Tensor checkpoints, Tensor positions)");
   m.def("bn_neuron_pooled_backward(Tensor grad_out, Tensor positions, " SEWSNN_Z
-        "Tensor? checkpoints, float[] numbers) -> (Tensor grad_z, Tensor? grad_shortcut, Tensor grad_weight, Tensor "
-        "grad_bias, Tensor? grad_leak)");
+        "Tensor? checkpoints, float[] numbers) -> (Tensor grad_z, Tensor grad_shortcut, Tensor grad_weight, Tensor "
+        "grad_bias, Tensor grad_leak)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sewsnn, CPU, m) { sewsnn::add_bn_pooled_ops<sewsnn::Cpu>(m); }

@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_neuron_pooled(Arguments& read) {
 // numbers: the options, the window, and the flags training, need_shortcut (its gradient differs from that of the
 // output), need_dense (return the gradient of the output in its place), need_leak.
 template <class Device>
-std::tuple<Tensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neuron_pooled_backward(Arguments& read) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bn_neuron_pooled_backward(Arguments& read) {
   const Tensor grad_out = read.tensor(), positions = read.tensor();
   const BnTensors tensors = BnTensors::read(read);
   const MaybeTensor checkpoints = read.maybe_tensor();
@@ -98,11 +98,15 @@ std::tuple<Tensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neuron_pooled_ba
   const PoolWindow window = read_window(list);
   const bool training = list.flag(), need_shortcut = list.flag(), need_dense = list.flag(), need_leak = list.flag();
   list.end();
+  // A result that is not requested is empty, not missing: torch's is_grads_batched takes no optional results.
+  const auto results = [&](const BnReduceCall& first, const Tensor& grad_z, const MaybeTensor& grad_shortcut) {
+    return std::tuple{grad_z, or_empty(grad_shortcut, tensors.z.scalar_type(), grad_z), slice_of(first.sums, 1),
+                      slice_of(first.sums, 0), or_empty(first.grad_leak, first.sums.scalar_type(), grad_z)};
+  };
   if (!need_shortcut) {
     BnPooledBackwardCall call(grad_out, positions, tensors, checkpoints, options, window, need_leak);
     if (!call.first.empty() && run_pooled(device, call, tensors.z, training, need_dense))
-      return {call.second->grad_z, call.second->grad_shortcut, slice_of(call.first.sums, 1),
-              slice_of(call.first.sums, 0), call.first.grad_leak};
+      return results(call.first, call.second->grad_z, call.second->grad_shortcut);
   }
   STD_TORCH_CHECK(tensors.z.dim() == 5 && options.T == 0, "z must be [T, N, C, H, W]");
   MaxPoolBackwardCall dense(grad_out, positions, {}, {}, tensors.z.size(3), tensors.z.size(4), window);
@@ -112,8 +116,7 @@ std::tuple<Tensor, MaybeTensor, Tensor, Tensor, MaybeTensor> bn_neuron_pooled_ba
   if (!first.empty()) run(device, first);
   BnApplyCall second(first, tensors.z, training, need_shortcut);
   if (!second.empty()) run(device, second);
-  return {second.grad_z, need_dense ? MaybeTensor(dense.grad_x) : second.grad_shortcut, slice_of(first.sums, 1),
-          slice_of(first.sums, 0), first.grad_leak};
+  return results(first, second.grad_z, need_dense ? MaybeTensor(dense.grad_x) : second.grad_shortcut);
 }
 
 template <class Device>

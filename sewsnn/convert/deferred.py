@@ -102,6 +102,12 @@ class Deferred(Tensor):
         with torch.no_grad():
             return follow(self.steps, self.source.raw())
 
+    @property
+    def has_own_graph(self) -> bool:
+        """Whether autograd has recorded something for this tensor itself: a change in place, or an autograd.Function
+        that has returned it."""
+        return _graph_of(self) != self.mark
+
     def forget(self) -> None:
         """Lets the next use read the values of the source again."""
         self.computed = None

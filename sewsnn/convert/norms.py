@@ -16,7 +16,7 @@ from sewsnn.convert.obstacles import own_dynamics, patched
 from sewsnn.convert.sources import NormCall, Record
 from sewsnn.layers import plan
 from sewsnn.layers.norm import group_of, tensors_of
-from sewsnn.ops.checks import DTYPES
+from sewsnn.ops.checks import DTYPES, backward_number
 from sewsnn.ops.load import NATIVE_ERROR
 
 #: after so many watched calls that no neuron joined, so many calls run as before the conversion
@@ -94,6 +94,8 @@ class DeferringNorm:
         """Returns whether somebody must see the call itself."""
         if torch._C._get_tracing_state() is not None or not plan.may_skip_calls(None, None) or plan.is_altered(self):
             return True
+        if backward_number() >= 0:
+            return True  # activation checkpointing repeats a forward inside backward, and differentiates its result
         if torch.is_inference_mode_enabled() or operators_are_observed():
             return True  # tensors of inference mode do not tell whether they were changed
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sewsnn.convert.observed import operators_are_observed
 from sewsnn.convert.obstacles import own_dynamics
+from sewsnn.layers.plan import may_skip_calls
 from sewsnn.layers.pooling import same_order
 from sewsnn.ops import max_pool as native
 
@@ -25,8 +26,12 @@ class Pooling:
 
     def forward(self, x: Tensor) -> Tensor:
         """Max pooling, as the class before the conversion computes it."""
-        window = None if torch.compiler.is_compiling() else self._window(x)
-        return self._original.forward(self, x) if window is None else native.max_pool(x, window)
+        if torch.jit.is_scripting():
+            settings = self.kernel_size, self.stride, self.padding, self.dilation
+            return nn.functional.max_pool2d(x, *settings, self.ceil_mode, self.return_indices)
+        else:  # noqa: RET505  torch.jit.script does not compile this branch
+            window = None if torch.compiler.is_compiling() else self._window(x)
+            return self._original.forward(self, x) if window is None else native.max_pool(x, window)
 
     def _window(self, x: Tensor) -> native.Window | None:
         """The windows, if the op can stand for this call; else None."""
@@ -35,7 +40,7 @@ class Pooling:
             return None
         if self.dilation not in (1, (1, 1), [1, 1]) or torch._C._len_torch_function_stack():
             return None
-        if torch._C._get_tracing_state() is not None or operators_are_observed():
+        if torch._C._get_tracing_state() is not None or operators_are_observed() or not may_skip_calls(None, None):
             return None
         window = native.Window.of(self.kernel_size, self.stride, self.padding)
         return window if window is not None and native.runs(x, window) and same_order(x) else None

@@ -110,6 +110,8 @@ def is_open(x) -> bool:
     """Whether x is a Deferred that nobody has used, and gradients are enabled as they were."""
     if type(x) is not Deferred or x.source.spent or x.source.touched or (x.source.computed and not x.source.watched):
         return False
+    if x.has_own_graph:
+        return False
     # Without gradients, the result is a tensor without a graph, also for an autograd.Function that returns it.
     return torch.is_grad_enabled() or not x.source.grad
 
@@ -177,6 +179,8 @@ def _pooled(x, func, args, kwargs):
         return NotImplemented
     if window is None or not plain_pool or not runs(x.z, window):
         return NotImplemented
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return NotImplemented  # activation checkpointing must find the same operations again
     try:
         n = x.source.call.n
     except RuntimeError:  # of a watched call

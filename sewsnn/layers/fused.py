@@ -4,11 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers import quick
-from sewsnn.layers.connection import Connection, connection_of
+from sewsnn.layers.connection import NOT_CONNECTED, Connection, connection_of
 from sewsnn.layers.norm import Norm, Normalisation, check_norm, group_of, normalisation, update_running
 from sewsnn.layers.plan import Plan, plan
 from sewsnn.layers.pooling import (
+    check_images,
     check_pool,
+    check_windows,
     over_images,
     pool_images,
     pooled_batch,
@@ -155,13 +157,13 @@ def norm_neuron_connection(
         output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, **options)
         skip = None if output.skip is None else output.skip.flatten(0, 1)
         return output._replace(out=output.out.flatten(0, 1), skip=skip)
-    if connection.returns_sum and neuron is None:  # the sum is the output
-        connection, return_skip = connection_of("ADD"), True
     if pool is not None or pool_before:
         check_pool(pool, pool_before)
-        if not pool_before:
-            return _pooled(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused)
-    if T is None and fused and not pack_spikes and pool is None and not torch.compiler.is_compiling():
+        run = _pooled_before if pool_before else _pooled_after
+        return run(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused)
+    if connection.returns_sum and neuron is None:  # the sum is the output
+        connection, return_skip = connection_of("ADD"), True
+    if T is None and fused and not pack_spikes and not torch.compiler.is_compiling():
         refused = output = None
         try:
             output = quick.train(z_seq, bn, neuron, shortcut, connection, return_skip)
@@ -173,35 +175,51 @@ def norm_neuron_connection(
             raise refused.args[0]
         if output is not None:
             return output
-    check_arguments(z_seq, bn, neuron, shortcut, connection, T, pool)
+    check_arguments(z_seq, bn, neuron, shortcut, connection, T)
     norm = None if isinstance(bn, nn.Identity) else bn
-    window = planned = None
-    if fused and (pool is None or (window := window_for(pool, z_seq)) is not None):
+    planned = None
+    if fused:
         planned = plan(z_seq, norm, neuron, connection, T=T, return_skip=return_skip, pack_spikes=pack_spikes)
     if planned is None:
-        return _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip, pool)
-    return by_op(z_seq, shortcut, planned, window)
+        return _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip)
+    return by_op(z_seq, shortcut, planned)
 
 
-def _pooled(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused) -> native.Output:
+def _pooled_after(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused) -> native.Output:
     """:func:`norm_neuron_connection` with a pooled output: in one op, or in two."""
     check_arguments(z_seq, bn, neuron, shortcut, connection, T)
+    check_images(z_seq, T)
     norm, planned = None if isinstance(bn, nn.Identity) else bn, None
-    window = window_for(pool, z_seq) if fused and T is None and z_seq.dim() == 5 else None
-    if (
-        window is not None
-        and neuron is not None
-        and not connection.returns_sum
-        and (norm is None or group_of(norm) is None)
-    ):
+    window = window_for(pool, z_seq) if fused and T is None and neuron is not None else None
+    if window is not None and not connection.returns_sum and (norm is None or group_of(norm) is None):
         planned = plan(z_seq, norm, neuron, connection)
     if planned is None:
+        check_windows(pool, z_seq)
         output = norm_neuron_connection(z_seq, bn, neuron, shortcut, connection, T=T, fused=fused)
         out = pool_images(pool, output.out) if fused else over_images(pool, output.out)
     else:
         output = by_pooled_op(z_seq, shortcut, planned, window)
         out = output.out
     return output._replace(out=out, skip=out if return_skip else output.skip, bits=None)
+
+
+def _pooled_before(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool, fused) -> native.Output:
+    """:func:`norm_neuron_connection` of a pooled y: in one op, or norm, pooling and the rest one after the other."""
+    check_arguments(z_seq, bn, neuron, shortcut, connection, T, pool)
+    check_images(z_seq, T)
+    norm = None if isinstance(bn, nn.Identity) else bn
+    window, planned = window_for(pool, z_seq) if fused else None, None
+    if window is not None:
+        planned = plan(z_seq, norm, neuron, connection, T=T, return_skip=return_skip)
+    if planned is not None:
+        return by_op(z_seq, shortcut, planned, window)
+    check_windows(pool, z_seq)
+    if norm is not None:
+        y = norm_neuron_connection(z_seq, norm, None, None, NOT_CONNECTED, T=T, fused=fused).out
+    else:
+        y = z_seq if T is None else z_seq.unsqueeze(0).expand(T, *z_seq.shape)
+    y = pool_images(pool, y) if fused else over_images(pool, y)
+    return norm_neuron_connection(y, None, neuron, shortcut, connection, return_skip=return_skip, fused=fused)
 
 
 def by_pooled_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window) -> native.Output:
@@ -276,7 +294,7 @@ def by_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: Window 
     return _with_state(output, planned)
 
 
-def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip, pool=None) -> native.Output:
+def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip) -> native.Output:
     if norm is not None and not isinstance(norm, nn.SyncBatchNorm) and group_of(norm) is not None:
         raise RuntimeError(
             "this batch norm shares its statistics with other processes, which only the fused op can do, but the op "
@@ -291,8 +309,6 @@ def _by_modules(z_seq, norm, neuron, shortcut, connection, T, return_skip, pool=
     else:
         y = normalise(z_seq)
         y = y.unsqueeze(0).expand(T, *y.shape)
-    if pool is not None:
-        y = over_images(pool, y)
     if connection.before:
         y = y + shortcut
     out = connection.after_neuron(y if neuron is None else over_steps(neuron, y), shortcut)
@@ -347,10 +363,14 @@ def check_arguments(z_seq, bn, neuron, shortcut, connection, T, pool=None) -> No
         return
     if not isinstance(shortcut, Tensor):
         raise TypeError(f"shortcut must be a tensor (connect_f is {connection.f!r}), got {type(shortcut).__name__}")
-    shape = shape if pool is None else pooled_shape(pool, shape)
-    expected = shape if T is None else torch.Size((T, *shape))
+    if pool is not None:
+        shape = pooled_shape(pool, shape)
+    if shape is None:  # only after a call of the module it is known
+        return
+    expected = torch.Size(shape if T is None else (T, *shape))
     if shortcut.shape != expected:
         raise ValueError(f"shortcut must have the shape of out, {list(expected)}, got {list(shortcut.shape)}")
+    checks.check_floating("shortcut", shortcut)
     if shortcut.dtype != z_seq.dtype:
         raise TypeError(f"shortcut must have the dtype of z_seq, {z_seq.dtype}, got {shortcut.dtype}")
     if shortcut.device != z_seq.device:

@@ -14,6 +14,11 @@ class _Connected:
 
     _connection: Connection
 
+    def __setstate__(self, state):
+        super().__setstate__({"pool_before": False} | state)
+        if "pool" not in self.__dict__ and "pool" not in self._modules:  # pickled before there was pooling
+            self.pool = None
+
     @property
     def connect_f(self) -> str | None:
         """The connection with the shortcut: None, ``"ADD"``, ``"AND"`` or ``"IAND"``. An assignment is checked."""

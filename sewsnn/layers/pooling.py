@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sewsnn.layers.norm import Normalisation, OneCall
-from sewsnn.layers.plan import must_be_called
+from sewsnn.layers.plan import may_skip_calls, must_be_called
 from sewsnn.ops import max_pool as native
 from sewsnn.ops.max_pool import Window
 
@@ -26,9 +26,16 @@ def check_pool(pool, before: bool) -> None:
         raise TypeError("pool must return a tensor: its return_indices must be False")
 
 
+def check_images(z_seq: Tensor, T: int | None) -> None:
+    """Raises ValueError unless z_seq has the dimensions of a sequence of images; with T, of a still image."""
+    if z_seq.dim() != (5 if T is None else 4):
+        wanted = "[T, N, C, H, W]" if T is None else "a still image [N, C, H, W]"
+        raise ValueError(f"with pool, z_seq must be {wanted}, got shape {list(z_seq.shape)}")
+
+
 def window_of(pool: nn.Module) -> Window | None:
     """The windows of a max pooling; None: the ops have no such windows, or the module must be called."""
-    if type(pool) is not nn.MaxPool2d or must_be_called(pool):
+    if type(pool) is not nn.MaxPool2d or must_be_called(pool) or not may_skip_calls(None, None):
         return None
     if pool.return_indices or pool.ceil_mode or pool.dilation not in (1, (1, 1), [1, 1]):
         return None
@@ -60,9 +67,22 @@ def over_images(pool: nn.Module, x: Tensor) -> Tensor:
     return pool(x) if x.dim() <= 4 else pool(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
 
 
-def pooled_shape(pool: nn.Module, shape: torch.Size) -> torch.Size:
-    """The shape of the pooled result of ``[..., C, H, W]``."""
-    return over_images(pool, torch.empty(shape, device="meta")).shape
+def pooled_shape(pool: nn.Module, shape: torch.Size) -> torch.Size | None:
+    """The shape of the pooled result of ``[..., C, H, W]``; None: only a call of the module knows."""
+    if type(pool) is not nn.MaxPool2d:
+        return None
+    settings = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+    return (*shape[:-2], *nn.functional.max_pool2d(torch.empty(1, *shape[-2:], device="meta"), *settings).shape[1:])
+
+
+def check_windows(pool: nn.Module, z: Tensor) -> None:
+    """Raises ValueError if z has no window, before anything has changed."""
+    if type(pool) is not nn.MaxPool2d or torch.compiler.is_compiling():
+        return
+    try:
+        pooled_shape(pool, z.shape)
+    except RuntimeError as error:
+        raise ValueError(f"z_seq has no window of {pool}, got shape {list(z.shape)}: {error}") from None
 
 
 def pooled_input(z: Tensor, n: Normalisation, window: Window) -> tuple[Tensor, Normalisation]:

@@ -155,17 +155,18 @@ def zero_init(model: nn.Module) -> None:
                 nn.init.ones_(module.last_bn.bias)
 
 
-def run_blocks(modules: list[nn.Module], s: Output, pool: nn.MaxPool2d | None = None) -> Output:
+def run_blocks(modules: list[nn.Module], s: Output, pool: nn.Module | None = None) -> Output:
     """Runs the modules one after the other, and passes ``skip`` from block to block where no hook needs the call.
 
-    ``pool``: the max pooling after the last module, which runs with its last op where that is possible.
+    ``pool``: the pooling after the last module, which runs with its last op where that is possible.
     """
     pooled = pool is None
+    fits = isinstance(pool, nn.MaxPool2d) and not pool.return_indices  # somebody may have put another module there
     for i, module in enumerate(modules):
         last = i + 1 == len(modules)
         if isinstance(module, Block) and type(module).forward is Block.forward and not must_be_called(module):
-            s = module.run(s, return_skip=not last, pool=pool if last else None)
-            pooled = pooled or last
+            s = module.run(s, return_skip=not last, pool=pool if last and fits else None)
+            pooled = pooled or (last and fits)
         else:
             s = one_reader(module(s.out))
     return s if pooled else one_reader(over_time(pool, s.out))

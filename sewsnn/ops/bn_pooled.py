@@ -131,7 +131,14 @@ def _backward_fake(grad_out, positions, z, shortcut, statistics, weight, bias, l
     tensors = (z, shortcut, statistics, weight, bias, leak, checkpoints)
     flags = (training, need_shortcut, need_leak)
     grad_z, grad_shortcut, _, *channels = backward_fake(grad_out, None, *tensors, (*given, *flags))
-    return grad_z, torch.empty_like(grad_z) if need_dense else grad_shortcut, *channels
+    if need_dense:
+        grad_shortcut = torch.empty_like(grad_z)
+    elif grad_shortcut is None:
+        grad_shortcut = z.new_empty(0)
+    grad_weight, grad_bias, grad_leak = channels
+    if grad_leak is None:
+        grad_leak = grad_bias.new_empty(0)
+    return grad_z, grad_shortcut, grad_weight, grad_bias, grad_leak
 
 
 if NATIVE_ERROR is None:

@@ -7,16 +7,18 @@ int64 per window.
 BN(min z) = max BN(z) where it is. The norm, the neuron and their backward then work on the pooled tensor.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sewsnn.ops.bn import Running
 from sewsnn.ops.bn_gradients import OPS, below_autograd
 from sewsnn.ops.checks import DTYPES
-from sewsnn.ops.load import NATIVE_ERROR
+from sewsnn.ops.load import NATIVE_DEVICES, NATIVE_ERROR, cuda_problem
 from sewsnn.ops.neuron import called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.shapes import check_operands
@@ -55,13 +57,26 @@ def _one_of(value) -> int | None:
 
 def runs(x: Tensor, window: Window) -> bool:
     """Returns whether the ops can pool x, ``[..., C, H, W]``, here and now."""
-    if NATIVE_ERROR is not None or type(x) is not Tensor or x.device.type not in ("cpu", "cuda"):
+    if type(x) is not Tensor or not _runs_on(x.device):
         return False
     if x.layout != torch.strided or x.dtype not in DTYPES or x.dim() < 3 or x.numel() == 0:
         return False
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or x._is_zerotensor():
         return False
+    if forward_ad._current_level >= 0 or math.prod(x.shape[-3:]) >= 1 << 31:  # the kernels count an image with 32 bits
+        return False
     return min(x.shape[-2:]) + 2 * window.padding >= window.kernel
+
+
+_devices: dict[torch.device, bool] = {}  # whether the compiled kernels run there
+
+
+def _runs_on(device: torch.device) -> bool:
+    found = _devices.get(device)
+    if found is None:
+        known = NATIVE_ERROR is None and device.type in NATIVE_DEVICES
+        found = _devices[device] = known and (device.type == "cpu" or cuda_problem(device.index) is None)
+    return found
 
 
 def max_pool(x: Tensor, window: Window) -> Tensor:

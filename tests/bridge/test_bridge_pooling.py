@@ -7,7 +7,7 @@ import pytest
 import torch
 from blocks import BLOCKS, C, lif
 from sj_cases import assert_same_step, converted, current, step
-from spikingjelly.activation_based import layer
+from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sewsnn.convert import from_spikingjelly
@@ -174,3 +174,53 @@ def test_checkpointing_and_compile():
     compiled = torch.compile(pool, backend="aot_eager", fullgraph=True)
     assert torch.equal(torch.autograd.grad(compiled(x).sin().sum(), x)[0], expected)
     torch.testing.assert_close(torch.func.grad(lambda x: pool(x).sin().sum())(x.detach()), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("part", ["pool", "bn and pool", "conv, bn and pool"])
+def test_checkpointed_parts(part, use_reentrant):
+    """A function of some of the modules is repeated in backward; the neuron stands outside."""
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.pool = nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C), nn.MaxPool2d(2)
+            self.sn = lif()
+
+        def forward(self, x):
+            y = x.flatten(0, 1)
+            parts = [self.conv, self.bn, self.pool]
+            number = part.count(",") + part.count("and") + 1
+            for module in parts[: 3 - number]:
+                y = module(y)
+            y = checkpoint(nn.Sequential(*parts[3 - number :]), y, use_reentrant=use_reentrant)
+            return self.sn(y.unflatten(0, x.shape[:2]))
+
+    net = Net().double()
+    after, _ = converted(net)
+    x = current(*SHAPE, dtype=torch.float64)
+    for _ in range(5):
+        results = []
+        for model in (after, net):  # by backward(): torch's reentrant checkpoints have no autograd.grad
+            leaf = x.clone().requires_grad_()
+            model.zero_grad()
+            out = model(leaf)
+            (out * current(*out.shape, dtype=torch.float64, seed=3)).sum().backward()
+            results.append([out, leaf.grad, *(p.grad for p in model.parameters()), *model.buffers()])
+            functional.reset_net(model)
+        for actual, expected in zip(*results, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_forward_mode_derivatives_and_scripts():
+    _, (after, _) = pooling_net(), converted(pooling_net())
+    pool, x = after[2][0], current(2, C, 6, 6)
+    for leaf in (x, x.clone().requires_grad_()):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(leaf, torch.ones_like(x))
+            assert torch.equal(torch.autograd.forward_ad.unpack_dual(pool(dual)).tangent, torch.ones(2, C, 3, 3))
+    for module in (pool, nn.Sequential(pool)):
+        assert torch.equal(torch.jit.script(module)(x), pool(x))
+    assert isinstance(pool, Pooling)
+    assert torch.equal(torch.jit.trace(pool, x)(x), pool(x))
