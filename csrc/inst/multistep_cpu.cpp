@@ -25,7 +25,7 @@ extern const CpuMaxPoolKernels SEWSNN_NAMED(MaxPoolKernels);
 #define SEWSNN_STRING_(x) #x
 #define SEWSNN_STRING(x) SEWSNN_STRING_(x)
 extern const CpuKernels SEWSNN_NAMED(Kernels) = {
-    SEWSNN_STRING(SEWSNN_ISA), kBlock, forward, backward, &SEWSNN_NAMED(BnKernels), &SEWSNN_NAMED(PoolKernels),
+    SEWSNN_STRING(SEWSNN_ISA),    kBlock, forward, backward, &SEWSNN_NAMED(BnKernels), &SEWSNN_NAMED(PoolKernels),
     &SEWSNN_NAMED(MaxPoolKernels)};
 
 }  // namespace sewsnn
