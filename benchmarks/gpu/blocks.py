@@ -4,7 +4,8 @@
 
 Passes (single ops, channels_last): statistics reads z; write reads z and the shortcut and writes out; reduce reads z
 and the gradient; apply reads both and writes the gradient of z. That is 1 + 3 + 2 + 3 accesses per element: 18 bytes in
-half precision, two of them for the shortcut. Whole: forward + backward in training, with sewsnn's op, with
+half precision, two of them for the shortcut. With max pooling 2x2 of the output ("pooled") or of z ("pool_statistics",
+"unpool"): POOLED below counts the accesses. Whole: forward + backward in training, with sewsnn's op, with
 nn.BatchNorm2d + sewsnn's neuron + add, and with torch.compile of batch norm + a loop over time-steps + add.
 """
 
@@ -25,15 +26,26 @@ from sewsnn.ops.spec import NeuronSpec
 from sewsnn.surrogate import ATan
 
 ACCESSES = {"statistics": 1, "write": 3, "reduce": 2, "apply": 3}
+#: with max pooling 2x2 (csrc/core/max_pool_params.h): numbers per element, numbers per window, bytes per window
+POOLED = {
+    "pool_statistics": (1, 1, 1),
+    "pooled_write": (1, 1, 1),
+    "pooled_backward": (3, 2, 2),
+    "unpool": (2, 1, 1),
+}
+WINDOW = (2, 2, 0)
 OPTIONS = native.Options(1e-5, native.ADD, 0, NeuronSpec("IF", ATan()))
 
 
 def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
     """Returns the calls of one round of a pass, and the bytes that each call moves."""
     ops = torch.ops.sewsnn
-    bytes_per_call = ACCESSES[what] * dtype.itemsize * torch.Size(shape).numel()
+    small = torch.Size([*shape[:-2], shape[-2] // 2, shape[-1] // 2])
+    elements, windows, positions_bytes = POOLED.get(what) or (ACCESSES[what], 0, 0)
+    bytes_per_call = dtype.itemsize * (elements * torch.Size(shape).numel() + windows * small.numel())
+    bytes_per_call += positions_bytes * small.numel()
     weight, bias = torch.ones(shape[2], device=device), torch.zeros(shape[2], device=device)
-    none = torch.empty(0, device=device)
+    none, flags = torch.empty(0, device=device), (True, False, False, False)
     backward = OPTIONS._replace(connect=native.NONE)
     calls = []
     for _ in range(clock.rotations(bytes_per_call, device)):
@@ -42,6 +54,8 @@ def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
         norm = (statistics, weight, bias, None)
         sums = torch.zeros(2, shape[2], device=device)
         count = z.numel() / shape[2]
+        pooled, positions = ops.max_pool(z, None, *WINDOW, True) if what in POOLED else (None, None)
+        affine = torch.zeros(3, shape[2], device=device)
         calls.append(
             {
                 "statistics": lambda z=z: ops.bn_statistics(z, 0, False),
@@ -50,6 +64,18 @@ def pass_calls(what, dtype, shape, device) -> tuple[list, int]:
                 ),
                 "reduce": lambda z=z, g=grad, n=norm: ops.bn_neuron_reduce(
                     g, None, z, None, *n, none, *backward.arguments, False
+                ),
+                "pool_statistics": lambda z=z, w=weight: ops.max_pool_statistics(
+                    z, w, None, None, None, (0.0, *WINDOW, True)
+                ),
+                "pooled_write": lambda z=z, n=norm: ops.bn_neuron_pooled(
+                    z, None, *n, *backward.arguments, 0, True, *WINDOW, True
+                ),
+                "pooled_backward": lambda z=z, g=pooled, p=positions, n=norm: ops.bn_neuron_pooled_backward(
+                    g, p, z, None, *n, none, (*backward.numbers, *WINDOW, *flags)
+                ),
+                "unpool": lambda z=z, g=pooled, p=positions, a=affine: ops.max_pool_backward(
+                    g, p, z, a, *shape[-2:], *WINDOW
                 ),
                 "apply": lambda z=z, g=grad, n=norm, s=sums, c=count: ops.bn_neuron_apply(
                     g, z, None, *n, none, s, c, *backward.arguments, False
@@ -83,7 +109,7 @@ def measure(arguments, rows: Rows) -> None:
     shapes = {place: shape for place, shape in arguments.shapes.items() if len(shape) == 5 and shape[0] == 4}
     for (place, shape), dtype in itertools.product(shapes.items(), DTYPES):
         about = {"dtype": dtype, "place": place, "shape": shape, "T": shape[0]}
-        for what in ACCESSES:
+        for what in (*ACCESSES, *POOLED):
             if rows.has(f"block_{what}", "native", dtype, place):
                 continue
             calls, moved = pass_calls(what, DTYPES[dtype], shape, device)

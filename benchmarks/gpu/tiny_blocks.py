@@ -1,4 +1,5 @@
-"""Runs every kernel of batch norm + neuron + connection and of the stem once, on shapes for compute-sanitizer.
+"""Runs every kernel of batch norm + neuron + connection, of max pooling and of the stem once, on shapes for
+compute-sanitizer.
 
     python -m benchmarks.gpu.tiny_blocks [--device cuda|cpu] [--every N] [--large]
 
@@ -74,6 +75,24 @@ def stem(shape, kind, T, dtype, device, channels_last, training):
     return out.detach(), None, [*grads, bn.running_mean, bn.running_var]
 
 
+def pooled(shape, kind, connection, window, before, dtype, device, channels_last, training):
+    """A block with max pooling before or after the neuron."""
+    z, *_ = operands(shape, dtype, device, channels_last)
+    bn, node = modules(shape[2], kind, dtype, device, training)
+    with torch.no_grad():
+        bn.weight[::2] *= -1
+    if isinstance(node, neuron.LIFNode):
+        node.store_v = False
+    pool = nn.MaxPool2d(*window)
+    size = [*shape[:2], *pool(torch.empty(shape[2:], device="meta")).shape] if before else shape
+    shortcut = operands(size, dtype, device, channels_last)[1].requires_grad_() if connection else None
+    settings = {"connect_f": connection, "pool": pool, "pool_before": before}
+    out = layers.bn_neuron(z.requires_grad_(), bn, node, shortcut, **settings).out
+    grad = torch.linspace(-1, 1, out.numel(), device=device, dtype=torch.float64).view(out.shape).to(dtype)
+    inputs = [t for t in (z, shortcut, *bn.parameters(), *node.parameters()) if t is not None]
+    return out.detach(), None, [*torch.autograd.grad(out, inputs, grad), bn.running_mean, bn.running_var]
+
+
 def differs(call) -> str | None:
     """Returns how the results of the device differ from those of the CPU, or None. ``call(device, training)`` computes
     them."""
@@ -117,6 +136,13 @@ def cases():
                 continue
             case = f"{kind}, {connection}, {dtype}, {shape}, channels_last={last}"
             yield case, lambda d, t, a=(shape, kind, connection, dtype), last=last: block(*a, d, last, t)
+        for i, (window, before, kind) in enumerate(
+            itertools.product(((3, 2, 1), (2, 2, 0)), (False, True), ("if", "lif3", "plif"))
+        ):
+            connection, big = (None, "ADD")[i % 2], (T, 2, size[0], 7, 6)
+            case = f"pooled {window}, before={before}, {kind}, {connection}, {dtype}, {big}, channels_last={last}"
+            about = (big, kind, connection, window, before, dtype)
+            yield case, lambda d, t, a=about, last=last: pooled(*a, d, last, t)
         if T == 17:
             continue
         for kind in ("if", "lif3", "plif"):
@@ -130,6 +156,8 @@ def large() -> None:
     for dtype, (C, H) in itertools.product((torch.float32, torch.bfloat16), ((64, 56), (512, 7))):
         for connection in (None, "ADD", "AND"):
             block((4, 32, C, H, H), "if", connection, dtype, "cuda", True, True)
+        for before in (False, True):
+            pooled((4, 32, C, H, H), "if", None, (2, 2, 0), before, dtype, "cuda", True, True)
     stem((4, 32, 64, 112, 112), "if", 4, torch.bfloat16, "cuda", True, True)
     torch.cuda.synchronize()
 
