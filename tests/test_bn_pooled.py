@@ -408,6 +408,8 @@ def test_the_sum_is_not_pooled():
         for fused in (True, False):
             output = bn_neuron(z, norm(4), node, shortcut, **options, fused=fused)
             assert output.out.shape == (3, 2, 4, 3, 3) and output.skip.shape == z.shape
+            before = bn_neuron(z, norm(4), node, shortcut[..., :3, :3], **options, pool_before=True, fused=fused)
+            assert before.out.shape == before.skip.shape == (3, 2, 4, 3, 3)
 
 
 @pytest.mark.parametrize("before", (False, True))

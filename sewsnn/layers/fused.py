@@ -207,6 +207,8 @@ def _pooled_before(z_seq, bn, neuron, shortcut, connection, T, return_skip, pool
     """:func:`norm_neuron_connection` of a pooled y: in one op, or norm, pooling and the rest one after the other."""
     check_arguments(z_seq, bn, neuron, shortcut, connection, T, pool)
     check_images(z_seq, T)
+    if connection.returns_sum and neuron is None:  # the sum is the output
+        connection, return_skip = connection_of("ADD"), True
     norm = None if isinstance(bn, nn.Identity) else bn
     window, planned = window_for(pool, z_seq) if fused else None, None
     if window is not None:
