@@ -171,10 +171,10 @@ def required_of_pooling(row):
         stores[pack] += 1
         stores[N] += 1
         scalars[state] += N  # the weight
-        if kernel == "max_pool_statistics_kernel":  # the rest is that of bn_statistics_kernel
+        if kernel == "max_pool_statistics_kernel":  # the rest is that of bn_statistics_kernel, with all its loops
             scalars[storage] += 2
             single[state] += 1 + 4 + 2 * AHEAD
-            scalars[state] += 7 * AHEAD
+            scalars[state] += 2 * 7 * AHEAD
             scalars[8] += 1
             single[8] += 1
             second_stage(state, scalars, single)
@@ -345,7 +345,7 @@ def test_occupancy(rows):
     - with batch norm: statistics 1024 (all its blocks run at once), forward 512; backward 512 with K = 4 (float:
       384), 384 with K = 8 and 256 with K = 16. Reduce with a shortcut: 128 fewer up to 256.
     - with a pooled output: forward 512; reduce 256, apply 256, and 128 more with K = 4;
-    - max pooling: 896, with statistics 512;
+    - max pooling: 768, with statistics 512;
     - stem: forward 896, backward 512 and 384 (apply in bfloat16 always 384); for doubles 768 and 256.
     """
 
@@ -362,7 +362,7 @@ def test_occupancy(rows):
         elif row["kernel"].startswith("bn_pooled_"):
             needed = 3 if row["K"] == 4 else 2
         elif row["kernel"].startswith("max_pool_"):
-            needed = 7
+            needed = 6
         elif row["kernel"] == "pool_forward_kernel":
             needed = 6 if row["Storage"] == "double" else 7
         elif row["kernel"] in ("pool_reduce_kernel", "pool_apply_kernel"):
