@@ -91,12 +91,12 @@ __global__ void __launch_bounds__(kPoolThreads, N == 8 ? 2 : 4)
     }
   }
   const int64_t to = place.offset(p, rows, columns, int(place.row), int(place.column));
-  store_global(reinterpret_cast<Pack<Storage, N>*>(static_cast<Storage*>(p.out) + to), store_<Storage>(best));
+  Cursor<Storage, N>(p.out, 0, 0, to).store(store_<Storage>(best));
   if (!p.positions) return;
   Pack<uint8_t, N> positions;
   SEWSNN_UNROLL
   for (int j = 0; j < N; ++j) positions.at[j] = uint8_t(where[j]);
-  store_global(reinterpret_cast<Pack<uint8_t, N>*>(p.positions + to), positions);
+  Cursor<uint8_t, N>(p.positions, 0, 0, to).store(positions);
 }
 
 // The gradients of N numbers from the windows that they lie in, in the order of the windows. If the compiler knows the
@@ -110,9 +110,8 @@ __device__ __forceinline__ Pack<State<Storage>, N> gather_windows(const MaxPoolB
   Pack<S, N> sum = fill_pack<S, N>(S(0));
   const auto add = [&](int y, int x, bool exists) {
     const int64_t from = exists ? place.offset(p, height, width, y, x) : 0;
-    const auto grads = load_global_if(
-        exists, reinterpret_cast<const Pack<Storage, N>*>(static_cast<const Storage*>(p.grad_out) + from));
-    const auto positions = load_global_if(exists, reinterpret_cast<const Pack<uint8_t, N>*>(p.positions + from));
+    const auto grads = Cursor<Storage, N>({p.grad_out, 0, 1}, 0, from).load_if(exists);
+    const auto positions = Cursor<uint8_t, N>({p.positions, 0, 1}, 0, from).load_if(exists);
     const int code =
         (int(place.row) + w.padding() - w.stride() * y) * w.kernel() + int(place.column) + w.padding() - w.stride() * x;
     SEWSNN_UNROLL
@@ -147,7 +146,7 @@ __global__ void __launch_bounds__(kPoolThreads, 4)
   if (!place.exists) return;
   const int64_t here = place.offset(p, p.height, p.width, int(place.row), int(place.column));
   Pack<Storage, N> x = {};
-  if (p.affine) x = load_global(reinterpret_cast<const Pack<Storage, N>*>(static_cast<const Storage*>(p.x) + here));
+  if (p.affine) x = Cursor<Storage, N>({p.x, 0, 1}, 0, here).load();
   Pack<S, N> grad = gather_windows<Storage>(p, W(p.window), place);
   if (p.affine) {
     SEWSNN_UNROLL
@@ -157,7 +156,7 @@ __global__ void __launch_bounds__(kPoolThreads, 4)
       grad.at[j] += load_global(numbers) + load_global(numbers + p.channels) * (load_(x.at[j]) - mean);
     }
   }
-  store_global(reinterpret_cast<Pack<Storage, N>*>(static_cast<Storage*>(p.grad_x) + here), store_<Storage>(grad));
+  Cursor<Storage, N>(p.grad_x, 0, 0, here).store(store_<Storage>(grad));
 }
 
 SEWSNN_END

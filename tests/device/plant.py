@@ -11,8 +11,8 @@ FAULTS = {
     "no device guard": ("cuda.cpp", "guard_(device_of(x))", "guard_(0)"),
     "a workspace that is too small": (
         "bn_cuda.cpp",
-        "call.partials = empty((need.bytes + 7) / 8",
-        "call.partials = empty((need.bytes + 7) / 16",
+        "set_workspace(call, need, 1, gpu.stream)",
+        "set_workspace(call, {need.bytes / 2, need.counters}, 1, gpu.stream)",
     ),
     "a gradient that is not widened": ("neuron_cuda.cpp", "    widen(call.grad_s, p.T);\n", ""),
     "the default stream": (
@@ -22,8 +22,8 @@ FAULTS = {
     ),
     "a temporary freed early": (
         "bn_cuda.cpp",
-        "  call.params.partials = data(call.partials);\n",
-        "  call.params.partials = data(call.partials);\n  call.partials.reset();\n",
+        "  gpu.check(cuda_bn_statistics(p, gpu.stream));",
+        "  call.partials.reset();\n  gpu.check(cuda_bn_statistics(p, gpu.stream));",
     ),
 }
 

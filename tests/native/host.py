@@ -45,7 +45,7 @@ def kernels(path: Path, family: str = "") -> set[str]:
     text = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
     # Names like sewsnn::generic::forward_kernel<...>; names that are local to a function begin with _ZZ.
     names = {name for name in (line.split()[-1] for line in text.splitlines()) if re.match(r"_ZN\w*?_kernelI", name)}
-    found = {name: re.search(r"\d(bn|pool)_\w*kernelI", name) for name in names}
+    found = {name: re.search(r"\d(bn_pooled|bn|max_pool|pool)_\w*kernelI", name) for name in names}
     return {name for name, match in found.items() if (match.group(1) if match else "") == family}
 
 

@@ -1,8 +1,10 @@
 """The CUDA kernels of batch norm + neuron + connection with a pooled output, on the host: the same bits as neuron and
 pooling one after the other, without the bytes between them."""
 
+import itertools
 from types import SimpleNamespace
 
+import host
 import pytest
 import torch
 from bn_host import Block
@@ -69,6 +71,17 @@ def test_same_as_one_after_the_other(window, channels_last):
 def test_other_windows(window):
     for i, connect in enumerate((None, "add", "iand")):
         compare(Block(connect=connect, channels_last=i != 1), DTYPES[i], (4, 2, 8, 7, 9), window, seed=i)
+
+
+def test_every_kernel_is_compared():
+    """Compares every instance that the library can launch with the separate kernels."""
+    launched = set()
+    for dtype, connect, T, C, usual in itertools.product(DTYPES, (None, "add"), (4, 5), (8, 3), (True, False)):
+        kernels = compare(Block(connect=connect, detach_reset=usual), dtype, (T, 2, C, 4, 4), (2, 2, 0))
+        reports = [report for name, report in kernels.reports.items() if name.startswith("pooled_")]
+        launched |= {kernel for report in reports for kernel, _, _ in report["launches"]}
+    every = host.kernels(host.library(), "bn_pooled")
+    assert launched == every and len(every) == 42
 
 
 @pytest.mark.parametrize("connect", (None, "add"))

@@ -1,9 +1,11 @@
 """The kernels of max pooling, CPU and CUDA, compared with torch's."""
 
+import itertools
+
 import pytest
 import torch
 from cases import EPS, current
-from host import module
+from host import kernels, library, module
 from max_pool_host import ANY, USUAL, Pool, out_size
 from torch.nn.functional import max_pool2d
 
@@ -40,13 +42,13 @@ def fits(shape, window):
 def test_like_torch(window, channels_last):
     """Values and positions are torch's, of several equal numbers the first; gradients differ only by rounding."""
     tried = 0
-    for kernels in kinds():
+    for isa in kinds():
         for i, shape in enumerate(SHAPES):
             if not fits(shape, window):
                 continue
             dtype = DTYPES[(i + tried) % 4]
             x = images(shape, dtype, seed=i, equal=i % 2 == 0)
-            pool = Pool(kernels, window, channels_last, schedule=i, offset=i % 2)
+            pool = Pool(isa, window, channels_last, schedule=i, offset=i % 2)
             out, positions = pool.forward(x)
             leaf = x.double().requires_grad_()
             expected, indices = max_pool2d(leaf, *window, return_indices=True)
@@ -67,12 +69,12 @@ def test_weights_and_the_gradient_of_mean_and_variance(window, channels_last):
     """A negative weight pools by the minimum; a weight of 0 takes the first number in the image. Backward adds
     a + b (x - mean) for each channel."""
     shape = (2, 8, 9, 6)
-    for i, kernels in enumerate((*kinds(), *kinds())):
+    for i, isa in enumerate((*kinds(), *kinds())):
         dtype = DTYPES[i % 4]
         state = state_dtype(dtype)
         x = images(shape, dtype, seed=i, equal=True)
         weight = torch.tensor([1, -1, 0, 2.5, -0.25, 0, 1e-30, -3], dtype=state)
-        pool = Pool(kernels, window, channels_last)
+        pool = Pool(isa, window, channels_last)
         out, positions = pool.forward(x, weight)
         sign = weight.double().sign().view(-1, 1, 1)
         pooled, indices = max_pool2d(x.double() * sign, *window, return_indices=True)
@@ -95,9 +97,9 @@ def test_not_a_number(channels_last):
     x = images((1, 8, 7, 8), torch.float32)
     x[:, ::2, 2, 3:5] = x[:, 1, 0, 0] = x[:, 3, 6, 7] = float("nan")
     x[:, 4, 4:6], x[:, 5] = float("inf"), float("-inf")
-    for kernels in kinds():
+    for isa in kinds():
         for window in (*USUAL, (3, 1, 1)):
-            out, positions = Pool(kernels, window, channels_last).forward(x)
+            out, positions = Pool(isa, window, channels_last).forward(x)
             expected, indices = max_pool2d(x, *window, return_indices=True)
             assert torch.equal(out.nan_to_num(77), expected.nan_to_num(77))
             assert torch.equal(indices_of(positions, x.shape, window), indices)
@@ -108,9 +110,9 @@ def test_all_kernels_give_the_same_bits(window):
     for dtype in DTYPES:
         x, results = images((2, 24, 11, 10), dtype), []
         affine = torch.randn(3, 24, generator=torch.Generator().manual_seed(1)).to(state_dtype(dtype))
-        for kernels in kinds():
+        for isa in kinds():
             for last in (False, True):
-                pool = Pool(kernels, window, last)
+                pool = Pool(isa, window, last)
                 out, positions = pool.forward(x)
                 grad = pool.backward(images(out.shape, dtype, 3), positions, x.shape, x, affine)
                 results.append((out, positions, grad))
@@ -139,6 +141,22 @@ def test_statistics_in_the_same_pass(window, channels_last):
         unbiased = statistics[1] * (n / (n - 1))
         torch.testing.assert_close(running["mean"], 0.9 + 0.1 * statistics[0], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(running["var"], 1.8 + 0.1 * unbiased, rtol=1e-6, atol=1e-6)
+
+
+def test_every_kernel_is_compared():
+    """Compares every instance that the library can launch with torch."""
+    launched = set()
+    for dtype, window, channels in itertools.product(DTYPES, (*USUAL, ANY[0]), (8, 3)):
+        pool, x = Pool("cuda", window, True), images((2, channels, 7, 6), dtype)
+        out, positions = pool.forward(x)
+        pool.backward(out, positions, x.shape)
+        expected, indices = max_pool2d(x.double(), *window, return_indices=True)
+        assert torch.equal(out.double(), expected) and torch.equal(indices_of(positions, x.shape, window), indices)
+        if window in USUAL:
+            assert torch.equal(pool.with_statistics(x)[0], out)
+        launched |= {kernel for report in pool.reports.values() for kernel, _, _ in report["launches"]}
+    every = kernels(library(), "max_pool")
+    assert launched == every and len(every) == 50
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
