@@ -452,3 +452,13 @@ def test_networks_with_another_pooling():
             net.layer1.pool = other
             results.append(net(x))
         torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("before", (False, True))
+def test_a_change_of_running_statistics_is_noticed(before):
+    """A graph that has saved the running statistics cannot be differentiated after a training step has changed them."""
+    bn, factor = norm(4), torch.ones(4, requires_grad=True)
+    saved = (bn.running_var * factor).sum()
+    bn_neuron(current((3, 2, 4, 6, 6)), bn, neuron.IFNode(), pool=nn.MaxPool2d(2), pool_before=before)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        saved.backward()

@@ -36,13 +36,11 @@ class Pooling:
     def _window(self, x: Tensor) -> native.Window | None:
         """The windows, if the op can stand for this call; else None."""
         over_time = getattr(self, "step_mode", "s") == "m"
-        if type(x) is not Tensor or x.dim() != (5 if over_time else 4) or self.return_indices or self.ceil_mode:
-            return None
-        if self.dilation not in (1, (1, 1), [1, 1]) or torch._C._len_torch_function_stack():
+        if type(x) is not Tensor or x.dim() != (5 if over_time else 4) or torch._C._len_torch_function_stack():
             return None
         if torch._C._get_tracing_state() is not None or operators_are_observed() or not may_skip_calls(None, None):
             return None
-        window = native.Window.of(self.kernel_size, self.stride, self.padding)
+        window = native.Window.of_module(self)
         return window if window is not None and native.runs(x, window) and same_order(x) else None
 
     def __reduce_ex__(self, protocol):

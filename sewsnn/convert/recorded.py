@@ -172,12 +172,10 @@ def _sum_in_place(func, args, kwargs):
 
 @_of_open
 def _pooled(x, func, args, kwargs):
-    named = dict(zip(_POOL_ARGUMENTS, args, strict=False)) | kwargs
-    plain_pool = named.get("dilation", 1) in (1, (1, 1), [1, 1]) and not named.get("ceil_mode", False)
-    window = Window.of(named.get("kernel_size"), named.get("stride"), named.get("padding", 0))
+    window = Window.of(*args, **kwargs)
     if x.shortcut is not None or x.still is not None or x.statistics is not None or x.axis != x.z.dim() - 3:
         return NotImplemented
-    if window is None or not plain_pool or not runs(x.z, window):
+    if window is None or not runs(x.z, window):
         return NotImplemented
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return NotImplemented  # activation checkpointing must find the same operations again
@@ -188,9 +186,6 @@ def _pooled(x, func, args, kwargs):
     z, n = pooled_input(x.z, n, window)
     like = func(x.like if x.source.watched else _meta(x.like), *args, **kwargs)
     return Deferred.of(x.source, (*x.steps, (func, args, kwargs)), z, x.axis, like, statistics=n.statistics)
-
-
-_POOL_ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
 def _dropout(func, args, kwargs):

@@ -229,6 +229,7 @@ def by_pooled_op(z_seq: Tensor, shortcut: Tensor | None, planned: Plan, window: 
     if planned.one_call is not None:
         weight, bias, running = planned.one_call
         n = Normalisation(native.take_statistics(z_seq, running, 0), weight, bias, planned.norm.eps, True)
+        native.note_change(running)
     else:
         n = normalisation(planned.norm, z_seq, 0)
     output = bn_neuron_pooled(

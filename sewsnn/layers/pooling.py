@@ -37,9 +37,7 @@ def window_of(pool: nn.Module) -> Window | None:
     """The windows of a max pooling; None: the ops have no such windows, or the module must be called."""
     if type(pool) is not nn.MaxPool2d or must_be_called(pool) or not may_skip_calls(None, None):
         return None
-    if pool.return_indices or pool.ceil_mode or pool.dilation not in (1, (1, 1), [1, 1]):
-        return None
-    return Window.of(pool.kernel_size, pool.stride, pool.padding)
+    return Window.of_module(pool)
 
 
 def window_for(pool: nn.Module, x: Tensor) -> Window | None:

@@ -230,9 +230,16 @@ def _train(z, shortcut, weight, bias, leak, running, numbers, v_mode, needs_grad
             results = OPS["bn_neuron_train"](z, shortcut, weight, bias, leak, mean, var, tracked, numbers)
     except Exception as error:
         raise Refused(error) from None
-    if mean is not None:  # a backward that has saved them must notice the change
+    if mean is not None:  # note_change(), without the cost of a call
         _increment_version((mean, var) if tracked is None else (mean, var, tracked))
     return results
+
+
+def note_change(running: Running | None) -> None:
+    """Lets autograd notice that an op has changed the running statistics, for a backward that has saved them."""
+    if running is not None:
+        mean, var, tracked, _ = running
+        _increment_version((mean, var) if tracked is None else (mean, var, tracked))
 
 
 def unpack_spikes(bits: Tensor, sizes, strides, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from sewsnn.ops.bn import Running
+from sewsnn.ops.bn import Running, note_change
 from sewsnn.ops.bn_gradients import OPS, below_autograd
 from sewsnn.ops.checks import DTYPES
 from sewsnn.ops.load import NATIVE_DEVICES, NATIVE_ERROR, cuda_problem
@@ -38,14 +38,22 @@ class Window(NamedTuple):
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
     @staticmethod
-    def of(kernel_size, stride, padding) -> "Window | None":
+    def of(kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False) -> "Window | None":
         """The window that the arguments of ``torch.nn.MaxPool2d`` describe; None: the ops have no such window."""
+        if ceil_mode or return_indices or _one_of(dilation) != 1:
+            return None
         kernel, padding = _one_of(kernel_size), _one_of(padding)
         step = kernel if stride is None or stride == [] else _one_of(stride)
         if kernel is None or step is None or padding is None:
             return None
         fits = 1 <= kernel <= MOST_KERNEL and 1 <= step <= 1 << 30 and 0 <= 2 * padding <= kernel
         return Window(kernel, step, padding) if fits else None
+
+    @staticmethod
+    def of_module(pool: torch.nn.MaxPool2d) -> "Window | None":
+        """The window of a module; None: the ops have no such window."""
+        settings = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices
+        return Window.of(*settings)
 
 
 def _one_of(value) -> int | None:
@@ -137,8 +145,7 @@ def _pool_with_statistics(z, weight, running, window, need_positions):
     mean, var, tracked, momentum = running or (None, None, None, 0.0)
     with torch._C._AutoDispatchBelowAutograd():
         results = OPS["max_pool_statistics"](z, weight, mean, var, tracked, (momentum, *window, need_positions))
-    if mean is not None:  # a backward that has saved them must notice the change
-        torch._C._increment_version((mean, var) if tracked is None else (mean, var, tracked))
+    note_change(running)
     return results
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sewsnn.ops.bn_gradients import below_autograd, sums_of_all
 from sewsnn.ops.load import NATIVE_ERROR
+from sewsnn.ops.max_pool import like_images
 from sewsnn.ops.neuron import CHUNK, called_directly, no_double_backward, no_forward_mode
 from sewsnn.ops.reference import state_dtype
 from sewsnn.ops.registry import BY_NUMBER, KINDS
@@ -115,19 +116,6 @@ def _backward(ctx, grad_out):
 # ---- shapes and strides without data
 
 
-def _is_channels_last(z: Tensor) -> bool:
-    """Returns whether z is channels_last and not contiguous. csrc/ops/stem.cpp decides the same."""
-    return not z.is_contiguous() and z.is_contiguous(memory_format=torch.channels_last)
-
-
-def _like(z: Tensor, sizes: list[int]) -> Tensor:
-    """An empty dense tensor ``[..., C, H, W]`` in the memory order of z."""
-    if not _is_channels_last(z):
-        return z.new_empty(sizes)
-    *outer, c, h, w = sizes
-    return z.new_empty([*outer, h, w, c]).movedim(-1, -3)
-
-
 def _check_kind(arguments: tuple) -> None:
     info = BY_NUMBER.get(arguments[0])
     if info is not None and not info.in_stem:
@@ -139,7 +127,7 @@ def _forward_fake(z, statistics, weight, bias, leak, eps, T, *rest):
     _check_kind(rest[:COUNT])
     check_operands(z, statistics, weight, bias, leak, T=T)
     n, c, h, w = z.shape
-    return _like(z, [T, n, c, (h + 1) // 2, (w + 1) // 2])
+    return like_images(z, [T, n, c, (h + 1) // 2, (w + 1) // 2], z.dtype)
 
 
 def _reduce_fake(grad_out, z, statistics, weight, bias, leak, eps, T, *rest):
@@ -154,7 +142,7 @@ def _reduce_fake(grad_out, z, statistics, weight, bias, leak, eps, T, *rest):
 def _apply_fake(grad_out, z, statistics, weight, bias, leak, sums, count, eps, T, *neuron):
     _check_kind(neuron)
     check_operands(z, grad_out, statistics, weight, bias, leak, sums)
-    return _like(z, list(z.shape))
+    return like_images(z, z.shape, z.dtype)
 
 
 if NATIVE_ERROR is None:
