@@ -98,7 +98,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise UserError(f"cannot write {path}: {os.strerror(errno.ELOOP)}")
-    _check_replaceable(path)
+    check_replaceable(path)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     watched = None
     try:
@@ -116,7 +116,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
             os.unlink(temporary)
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Raises UserError if ``path`` exists and is not a regular file: renaming would replace it."""
     try:
         mode = os.stat(path).st_mode
@@ -138,7 +138,7 @@ def check_output(path: Path, begins: bytes) -> None:
     Raises:
         UserError: the folder does not exist or cannot be written to, or an existing file begins with other bytes.
     """
-    _check_replaceable(path)
+    check_replaceable(path)
     try:
         with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
             pass

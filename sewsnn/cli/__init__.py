@@ -3,14 +3,14 @@
 import os
 import sys
 
-from sewsnn.cli import checkpoints, data, evaluate, export, info, models, train
+from sewsnn.cli import analyze, checkpoints, data, evaluate, export, info, models, train
 from sewsnn.cli.words import Parser, parse_overrides
 from sewsnn.errors import UserError, out_of_memory, short
 from sewsnn.progress import let_go_of_lost, tell
 
 __all__ = ["main", "parse_overrides"]
 
-_COMMANDS = (train, evaluate, data, models, checkpoints, export, info)
+_COMMANDS = (train, evaluate, analyze, data, models, checkpoints, export, info)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from sewsnn.train.schema import (
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _PATHS = ("output", "data.root", "model.weights")
+_MOST_ENTRIES = 64  # of a list of the section analysis
 _LONGEST_NAME, _LONGEST_PATH = (
     255,
     4000,
@@ -62,6 +63,7 @@ def check(config: Config) -> None:
             "false or off"
         )
     _check_lr(config)
+    _check_analysis(config)
 
 
 def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -163,3 +165,23 @@ def _check_lr(config: Config) -> None:
             f"optimizer.weight_decay ({optimizer.weight_decay:g}) times the learning rate ({largest:g}) must be at "
             f"most {LARGEST:g}"
         )
+
+
+def _check_analysis(config: Config) -> None:
+    analysis = config.analysis
+    for name, rate in dataclasses.asdict(analysis.learning_rates).items():
+        if not 0 <= rate <= LARGEST:
+            raise ConfigError(f"analysis.learning_rates.{name} must be a number of at least 0, got {short(rate)}")
+    for key, values, least in (("sweep", analysis.sweep, 0), ("depths", analysis.depths, 1)):
+        if not values or len(values) > _MOST_ENTRIES:
+            raise ConfigError(f"analysis.{key} must have 1 to {_MOST_ENTRIES} entries, got {len(values)}")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"analysis.{key} must not repeat an entry, got {short(values)}")
+        for i, value in enumerate(values):
+            if not (least <= value <= LARGEST and value):
+                raise ConfigError(f"analysis.{key}[{i}] must be a number above 0, got {short(value)}")
+    if not 1 <= len(analysis.settings) <= _MOST_ENTRIES:
+        raise ConfigError(f"analysis.settings must have 1 to {_MOST_ENTRIES} entries, got {len(analysis.settings)}")
+    for i, pair in enumerate(analysis.settings):
+        if len(pair) != 2 or not all(0 < value <= LARGEST for value in pair):
+            raise ConfigError(f"analysis.settings[{i}] must be [V_th, alpha], two numbers above 0, got {short(pair)}")

@@ -154,6 +154,8 @@ class TrainConfig:
     - ``checkpoint_steps``: number of steps between two checkpoints within an epoch; 0: save only after each epoch.
     - ``keep``: keep the checkpoints of this many last epochs as separate files; 0: none.
     - ``log_steps``: number of steps between two points in TensorBoard.
+    - ``monitor``: record the firing rates and the gradient norm of each block in every training step
+      (:mod:`sewsnn.analysis.monitor`).
     """
 
     epochs: int = 10
@@ -170,7 +172,51 @@ class TrainConfig:
     checkpoint_steps: int = 0
     keep: int = 0
     log_steps: int = 50
+    monitor: bool = False
     threads: int = 0
+
+
+@dataclass
+class LearningRates:
+    """The learning rates of ``sewsnn analyze functions`` and ``rtd``, one for each kind of network.
+
+    The defaults are those of Table S2 in the supplement, for 192 epochs on DVS128 Gesture.
+
+    Attributes:
+        ADD: SEW network with ADD.
+        AND: SEW network with AND.
+        IAND: SEW network with IAND.
+        Spiking: Spiking ResNet.
+        Plain: plain network.
+    """
+
+    ADD: float = 0.001
+    AND: float = 0.03
+    IAND: float = 0.063
+    Spiking: float = 0.1
+    Plain: float = 0.005
+
+
+@dataclass
+class AnalysisConfig:
+    """The settings of ``sewsnn analyze``; training does not read them.
+
+    - ``seeds``: number of seeds of each result; the first is ``seed``, the others follow it.
+    - ``jobs``: training runs at once; 0: one per processor, on CUDA one per GPU.
+    - ``batches``: number of batches that are measured; 0: all test batches, and 1 training batch for gradients.
+    - ``sweep``: factors of ``optimizer.lr`` that ``surrogates`` tries for each cell of its table.
+    - ``learning_rates``: for ``functions`` and ``rtd``.
+    - ``depths``: depths of the ResNets whose gradients are measured.
+    - ``settings``: pairs of V_th and alpha for which gradients are measured.
+    """
+
+    seeds: int = 3
+    jobs: int = 0
+    batches: int = 0
+    sweep: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0])
+    learning_rates: LearningRates = field(default_factory=LearningRates)
+    depths: list[int] = field(default_factory=lambda: [18, 34, 50, 101, 152])
+    settings: list[list[float]] = field(default_factory=lambda: [[1.0, 2.0], [0.5, 2.0], [1.0, 3.0]])
 
 
 @dataclass
@@ -202,6 +248,7 @@ class Config:
         schedule: the learning rate schedule.
         loss: the loss.
         train: epochs, device, precision, checkpoints and logs.
+        analysis: settings of ``sewsnn analyze``.
         published: the published result to compare with.
     """
 
@@ -214,6 +261,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     published: PublishedConfig = field(default_factory=PublishedConfig)
 
     def to_dict(self) -> dict[str, Any]:
@@ -259,6 +307,9 @@ AT_LEAST = {
     "train.keep": 0,
     "train.log_steps": 1,
     "train.threads": 0,
+    "analysis.seeds": 1,
+    "analysis.jobs": 0,
+    "analysis.batches": 0,
     "seed": 0,
 }
 # Larger values cannot work: they exceed any memory, or the range of the integers or of float32.
@@ -289,6 +340,9 @@ AT_MOST = {
     "train.keep": 10**6,
     "train.log_steps": 2**31 - 1,
     "train.threads": 1024,
+    "analysis.seeds": 1000,
+    "analysis.jobs": 1024,
+    "analysis.batches": 2**31 - 1,
 }
 MOST_STAGES, MOST_BLOCKS, MOST_WIDTH = 16, 1024, 2**16  # model.blocks, model.widths and their entries
 LARGEST = 1e30  # limit of any other number: float32 ends at 3e38, and products must fit
@@ -302,4 +356,6 @@ FREE = {
     "train.keep",
     "train.log_steps",
     *(f"published.{field}" for field in ("test_accuracy", "last_test_accuracy", "source")),
+    *(f"analysis.{field.name}" for field in dataclasses.fields(AnalysisConfig)),
+    *(f"analysis.learning_rates.{field.name}" for field in dataclasses.fields(LearningRates)),
 }
