@@ -11,6 +11,7 @@ from torch import nn
 from sewsnn import models, neuron
 from sewsnn.errors import CheckpointError
 from sewsnn.models.dialects import dialects
+from sewsnn.models.sew_resnet import FREE_SIZE
 from sewsnn.train import checkpoint
 
 NEURONS = {"IF": (neuron.IFNode, IF), "PLIF": (neuron.ParametricLIFNode, PLIF)}
@@ -141,7 +142,7 @@ def test_every_dialect_round_trips(name, tmp_path):
             assert torch.equal(fresh(x), expected)
 
 
-@pytest.mark.parametrize("name", [name for name in models.list_models() if name != "sew_resnet"])
+@pytest.mark.parametrize("name", [name for name in models.list_models() if name not in FREE_SIZE])
 def test_names_are_one_to_one(name):
     with torch.device("meta"):
         model = models.create_model(name, neuron=neuron.ParametricLIFNode)

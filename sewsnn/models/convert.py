@@ -20,6 +20,7 @@ from sewsnn.models.checkpoint import (
 )
 from sewsnn.models.dialects import detect
 from sewsnn.models.registry import create_model, list_models
+from sewsnn.models.sew_resnet import FREE_SIZE
 from sewsnn.models.weights import Weights, is_dense, read_weights
 from sewsnn.neuron import IFNode, ParametricLIFNode
 
@@ -110,8 +111,10 @@ def network_of(weights: Weights, name: str | None, device: str = "meta", **more)
     settings: dict[str, Any] = {"neuron": ParametricLIFNode if any(key.endswith(".w") for key in state) else IFNode}
     if "connect_f" in weights.settings:
         settings["connect_f"] = weights.settings["connect_f"]
-    if name == "sew_resnet":
+    if name in FREE_SIZE:
         settings |= _sizes(weights)
+    elif name == said:  # a network that was trained with other sizes than the published ones
+        settings |= _other_sizes(weights)
     try:
         with torch.device("meta"):
             _, names = detect(create_model(name, **settings), state)
@@ -137,6 +140,17 @@ def ends_of(names: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, int
     if isinstance(last, Tensor) and is_dense(last) and last.dim() == 2:
         found["num_classes"] = last.shape[0]
     return found
+
+
+def _other_sizes(weights: Weights) -> dict[str, list[int]]:
+    """``blocks`` and ``widths`` of the configuration in a file, if it has them."""
+    of_model = (weights.config or {}).get("model")
+    found = {key: of_model.get(key) for key in ("blocks", "widths")} if isinstance(of_model, dict) else {}
+    return {
+        key: value
+        for key, value in found.items()
+        if value and isinstance(value, list) and len(value) <= 16 and all(type(n) is int and 0 < n < 2**16 for n in value)
+    }
 
 
 def _sizes(weights: Weights) -> dict[str, Any]:

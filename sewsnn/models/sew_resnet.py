@@ -28,6 +28,9 @@ from sewsnn.models.network import (
 from sewsnn.models.registry import register_model
 from sewsnn.ops.bn import Output
 
+#: the networks whose blocks and widths are arguments
+FREE_SIZE = ("sew_resnet", "spiking_resnet", "plain_resnet")
+
 _STEMS = {"imagenet": 7, "small": 3}
 
 
@@ -190,9 +193,12 @@ for _residual in _NAMES:
         _published(f"{_residual}_resnet{_depth}", _block, _blocks, _residual)
 
 
-@register_model
-def sew_resnet(blocks: Sequence[int], widths: Sequence[int], bottleneck: bool = False, **kwargs) -> SEWResNet:
-    """A SEW ResNet of any size.
+def _any_size(name: str, residual: str):
+    def build(blocks: Sequence[int], widths: Sequence[int], bottleneck: bool = False, **kwargs) -> SEWResNet:
+        return SEWResNet(Bottleneck if bottleneck else BasicBlock, blocks, widths, **({"residual": residual} | kwargs))
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""{_NAMES[residual]} of any size.
 
     Args:
         blocks: number of blocks of each stage.
@@ -207,4 +213,8 @@ def sew_resnet(blocks: Sequence[int], widths: Sequence[int], bottleneck: bool = 
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
     """
-    return SEWResNet(Bottleneck if bottleneck else BasicBlock, blocks, widths, **kwargs)
+    return register_model(build)
+
+
+for _name in FREE_SIZE:
+    _any_size(_name, _name.removesuffix("_resnet"))

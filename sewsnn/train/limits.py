@@ -9,6 +9,7 @@ from typing import Any
 
 from sewsnn.errors import ConfigError, short, unknown
 from sewsnn.models import list_models
+from sewsnn.models.sew_resnet import FREE_SIZE
 from sewsnn.train.schedule import factor
 from sewsnn.train.schema import (
     AT_LEAST,
@@ -128,10 +129,13 @@ def _check_model(config: Config) -> None:
         for i, value in enumerate(entries):
             if not 1 <= value <= most:
                 raise ConfigError(f"model.{key}[{i}] must be from 1 to {most}, got {short(value)}")
-    if (model.name == "sew_resnet") != bool(model.blocks or model.widths):
+    given = bool(model.blocks or model.widths)
+    if model.name in FREE_SIZE and not given:
+        raise ConfigError(f"model.blocks and model.widths must be set for model.name: {model.name}")
+    if given and model.name not in FREE_SIZE and not model.name.endswith("_net"):
         raise ConfigError(
-            "model.blocks and model.widths must be set for model.name: sew_resnet and for no other model; model.name "
-            f"is {model.name}"
+            f"model.blocks and model.widths can be set for {', '.join(FREE_SIZE)} and the networks *_net only; the "
+            f"name {model.name} stands for a size"
         )
     if len(model.blocks) != len(model.widths):
         raise ConfigError(

@@ -1,0 +1,142 @@
+"""The networks that the paper compares, as changes of one configuration, and what several seeds of each reached."""
+
+import copy
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from sewsnn.errors import ConfigError
+from sewsnn.experiments.sweep import Cell, Outcome
+from sewsnn.models import list_models
+from sewsnn.train import build
+from sewsnn.train.config import Config, PublishedConfig, check
+from sewsnn.train.schema import AnalysisConfig
+
+#: the networks of Table S2: the three SEW connections, Spiking ResNet and the plain network
+KINDS = ("ADD", "AND", "IAND", "Spiking", "Plain")
+RESIDUALS = ("sew", "spiking", "plain")
+
+
+def form_of(name: str, residual: str) -> str:
+    """Returns the name of the SEW, Spiking or plain form of a network.
+
+    Args:
+        name: a network whose name begins with ``sew_``, ``spiking_`` or ``plain_``.
+        residual: ``"sew"``, ``"spiking"`` or ``"plain"``.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    first, _, rest = name.partition("_")
+    found = f"{residual}_{rest}"
+    if first not in RESIDUALS or found not in list_models():
+        has = sorted(
+            {n.partition("_")[2] for n in list_models() if f"{residual}_{n.partition('_')[2]}" in list_models()}
+        )
+        raise ConfigError(
+            f"model.name: there is no {residual} form of {name}; there is one of {', '.join(f'sew_{n}' for n in has)}"
+        )
+    return found
+
+
+def of_kind(config: Config, kind: str) -> Config:
+    """Returns a copy of the configuration for one of :data:`KINDS`, with its learning rate."""
+    found = copied(config)
+    residual = {"Spiking": "spiking", "Plain": "plain"}.get(kind, "sew")
+    found.model.name = form_of(config.model.name, residual)
+    found.model.connect_f = kind if residual == "sew" else "ADD"
+    found.optimizer.lr = getattr(config.analysis.learning_rates, kind)
+    return found
+
+
+def copied(config: Config) -> Config:
+    """Returns a copy of the configuration for a run of a sweep: the published result does not belong to it."""
+    found = copy.deepcopy(config)
+    found.published, found.analysis = PublishedConfig(), AnalysisConfig()
+    return found
+
+
+def with_seeds(name: str, config: Config, seeds: int) -> list[Cell]:
+    """Returns a cell for each seed from ``config.seed`` on; its name ends in the seed."""
+    cells = []
+    for i in range(seeds):
+        found = copy.deepcopy(config)
+        found.seed += i
+        cells.append(Cell(f"{name}-{found.seed}", found))
+    return cells
+
+
+def check_cells(cells: Iterable[Cell]) -> None:
+    """Checks every configuration, and that data and networks can be built, before any run starts.
+
+    Raises:
+        UserError: a setting or a file is wrong; the message names it.
+    """
+    data, built = {}, set()
+    for cell in cells:
+        check(cell.config)
+        key = str(cell.config.to_dict()["data"] | {"T": cell.config.model.T})
+        if key not in data:
+            data[key] = build.build_data(cell.config)
+        model = str(cell.config.to_dict()["model"])
+        if model not in built:
+            built.add(model)
+            build.build_model(cell.config, data[key])
+
+
+class Spread(NamedTuple):
+    """Mean and spread of a number over seeds.
+
+    Attributes:
+        values: the numbers, one per seed.
+        diverged: number of further seeds whose run diverged.
+    """
+
+    values: tuple[float, ...]
+    diverged: int
+
+    @property
+    def mean(self) -> float:
+        """The mean; NaN if every run diverged."""
+        return statistics.fmean(self.values) if self.values else float("nan")
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of a sample; 0 for one value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def percent(self) -> str:
+        """``82.6 ± 0.4 %`` for shares in [0, 1], with the number of runs that diverged."""
+        lost = f" ({self.diverged} of {self.diverged + len(self.values)} runs diverged)" if self.diverged else ""
+        return f"{100 * self.mean:.1f} ± {100 * self.deviation:.1f} %{lost}" if self.values else "diverged"
+
+
+def spread(outcomes: Sequence[Outcome], name: str = "test_accuracy") -> Spread:
+    """Returns mean and spread of a number of the last epoch over the runs that did not diverge.
+
+    Args:
+        outcomes: runs that differ in their seed.
+        name: a key of :attr:`Outcome.history`, or ``best`` for the test accuracy of the best epoch.
+    """
+    kept = [o for o in outcomes if not o.diverged]
+    values = tuple(o.best if name == "best" else o.history[-1][name] for o in kept)
+    return Spread(values, len(outcomes) - len(kept))
+
+
+def order(low: Spread, high: Spread) -> bool | None:
+    """Returns whether ``high`` is above ``low``: True or False if their means differ by more than the larger standard
+    error of the difference, None if the seeds do not decide it, as one seed never does. A diverged result is below
+    every other."""
+    if not low.values or not high.values:
+        return None if low.values == high.values else bool(high.values)
+    if len(low.values) == 1 or len(high.values) == 1:
+        return None
+    error = (low.deviation**2 / len(low.values) + high.deviation**2 / len(high.values)) ** 0.5
+    difference = high.mean - low.mean
+    return None if abs(difference) <= error else difference > 0
+
+
+def seeds_in_words(config: Config) -> str:
+    """``3 seeds (2020 to 2022)``."""
+    n = config.analysis.seeds
+    return f"{n} seeds ({config.seed} to {config.seed + n - 1})" if n > 1 else f"1 seed ({config.seed})"
