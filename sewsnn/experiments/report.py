@@ -95,7 +95,7 @@ class Report:
         """
         for form in ("png", "svg"):
             self._files[f"{self.name}-{name}.{form}"] = rendered(figure, form)
-        alt = caption.partition(".")[0].replace("[", "(").replace("]", ")")
+        alt = caption.partition(". ")[0].replace("[", "(").replace("]", ")")
         self._parts.append(f"![{alt}]({self.name}-{name}.png)\n\n*{caption}*")
 
     def table(self, name: str, columns: dict[str, str], rows: Sequence[dict]) -> None:
