@@ -54,7 +54,9 @@ def run(
     opened = open_networks(source, overrides, weights)[0]
     names = _names(opened.model, layers)
     x, label = _sample(opened, sample)
-    what = f"test sample {sample} of {opened.config.data.name}, {_class(opened, label)}"
+    data = opened.config.data
+    made = ", generated" if data.generated else ""
+    what = f"test sample {sample} of {data.name}{made}, {_class(opened, label)}"
     about = [f"network: {opened.config.model.name}, T = {opened.config.model.T}", f"data: {what}"]
     with Report("membrane", "Membrane potentials and spikes over time", output, about) as report:
         if opened.trained:

@@ -166,7 +166,7 @@ def _channels(axis, places: list[Place]) -> None:
     stride = _stride(channels[-1] + 1, 7)
     marks = range(0, channels[-1] + 1, stride)
     axis.set_yticks([bisect_left(channels, channel) for channel in marks], list(map(str, marks)))
-    axis.set_ylabel("neurons, by channel")
+    axis.set_ylabel("channel of the neuron")
 
 
 def _steps(axis, T: int, first: int) -> None:
