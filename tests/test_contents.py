@@ -71,7 +71,7 @@ WRONG = {
     **{
         f"no {key}": (drop(key), rf"{key} must be present|its format is not|version")
         for key in CONTENTS
-        if key != "data"
+        if key not in ("data", "monitor")
     },
     **{f"{key} a number": (put(-1.5, key), rf"{key} must be|its format is not|version") for key in CONTENTS},
     **{f"{key} a text": (put("x\n" * 99, key), rf"{key} must be|its format is not|version") for key in CONTENTS},

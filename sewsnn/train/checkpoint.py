@@ -9,6 +9,7 @@ A file is a dictionary with these keys:
 - ``data``: the number of samples and a checksum of the class names (files of older versions have none)
 - ``world``: number of processes; ``running``: sums of the epoch so far
 - ``history`` (metrics) and ``firing_rates``: one row per epoch; ``seconds``: training time so far
+- ``monitor``: ``sums`` of the epoch so far and ``history``, one row per epoch; None without ``train.monitor``
 
 The permutation of the data and the learning rate are not stored: they follow from the seed, the epoch and the step.
 """

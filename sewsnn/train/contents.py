@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sewsnn.analysis.monitor import MEASURES
 from sewsnn.errors import CheckpointError, UserError, short
 from sewsnn.models.weights import is_dense
 from sewsnn.train.config import check, from_dict
@@ -151,13 +152,14 @@ CONTENTS = {
     },
     "history": [_COLUMN],
     "firing_rates": [Named(NUMBER)],
+    "monitor": OrNone({"sums": [[NUMBER]], "history": [Named(dict.fromkeys(MEASURES, OrNone(NUMBER)))]}),
     "seconds": AMOUNT,
 }
 
 
 def check_contents(content: dict[str, Any], path: Path) -> None:
     """Checks the content of a file against :data:`CONTENTS`, and its numbers against each other. Files of older
-    versions without ``data`` get ``data = None``.
+    versions without ``data`` or ``monitor`` get None there.
 
     Args:
         content: the content of the file.
@@ -167,7 +169,8 @@ def check_contents(content: dict[str, Any], path: Path) -> None:
         CheckpointError: a key is missing or unknown, or a value is invalid; the message names the file, the key and
             what was expected.
     """
-    content.setdefault("data", None)
+    for key in ("data", "monitor"):
+        content.setdefault(key, None)
     for where, expected, value in _differences(CONTENTS, content, ""):
         raise CheckpointError(f"{path} is not a valid checkpoint: {where} must be {expected}, got {short(value)}")
     for where, expected, value in _contradictions(content):
@@ -221,6 +224,9 @@ def _contradictions(content: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     yield "running.top1", min(running["top1"], running["top5"]), running["top1"]
     yield "running.top5", min(running["top5"], running["samples"]), running["top5"]
     yield "whether there is an average", bool(config.train.ema), content["average"] is not None
+    yield "whether there is a monitor", config.train.monitor, content["monitor"] is not None
+    if content["monitor"] is not None:
+        yield "the length of monitor.history", epoch, len(content["monitor"]["history"])
 
 
 def check_fit(saved: dict[str, Any], model: nn.Module, average: nn.Module | None, optimizer) -> None:

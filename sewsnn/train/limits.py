@@ -63,6 +63,11 @@ def check(config: Config) -> None:
             f"train.cuda_graph: true and train.compile: {config.train.compile} exclude each other; set one of them to "
             "false or off"
         )
+    if config.train.monitor and (config.train.cuda_graph or config.train.compile != "off"):
+        other = "cuda_graph: true" if config.train.cuda_graph else f"compile: {config.train.compile}"
+        raise ConfigError(
+            f"train.monitor: true and train.{other} exclude each other: the monitor needs the call of every block"
+        )
     _check_lr(config)
     _check_analysis(config)
 

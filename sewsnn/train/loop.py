@@ -1,5 +1,6 @@
 """The training loop: :func:`train`."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ class Trainer:
         source: the data set.
         history: one dictionary of metrics per epoch.
         rates: the firing rates of the layers, one dictionary per epoch.
+        blocks: firing rates and gradient norms of the blocks, one dictionary per epoch, with ``train.monitor``.
         epoch: the next epoch to run, from 0.
         step: the next step of that epoch, from 0.
 
@@ -88,6 +90,8 @@ class Trainer:
         self.epoch, self.step = 0, 0
         self.history: list[dict] = []
         self.rates: list[dict[str, float]] = []
+        self.monitor = self.stepper.monitor
+        self.blocks: list[dict[str, dict[str, float | None]]] = []
         self.sums = Sums(self.device)
         self.seconds = 0.0
         self._since = time.perf_counter()
@@ -132,7 +136,7 @@ class Trainer:
                     self._train_epoch(board)
                     row = self._finish_epoch()
                     if board:
-                        board.add(row, self.rates[-1])
+                        board.add(row, self.rates[-1], self.blocks[-1] if self.blocks else {})
                         self._write_metrics()
                     self.save()
                     if self.processes.is_first:
@@ -167,7 +171,8 @@ class Trainer:
             self.source.train_batches(self.epoch, self.step), self.device, self.source.to_float, settings.channels_last
         )
         title = f"epoch {self.epoch + 1}/{settings.epochs}"
-        with Progress(title, steps, done=self.step, quiet=not self.processes.is_first) as bar:
+        bar = Progress(title, steps, done=self.step, quiet=not self.processes.is_first)
+        with bar, self.monitor or contextlib.nullcontext():
             for x, y in batches:
                 first = self.step - self.step % settings.accumulate
                 lr = self._set_lr(self.step)
@@ -270,6 +275,9 @@ class Trainer:
         }
         self.history.append(row)
         self.rates.append(self._firing_rates() if self.processes.is_first else {})
+        if self.monitor is not None:
+            self.blocks.append(self.monitor.row(self.processes.sum(self.monitor.sums)))
+            self.monitor.start()
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums(self.device)
         return row
 
@@ -353,6 +361,8 @@ class Trainer:
     def _write_metrics(self) -> None:
         metrics.write_csv(self.folder / "metrics.csv", self.history)
         metrics.write_firing_rates(self.folder / "firing_rates.csv", self.history, self.rates)
+        if self.blocks:
+            metrics.write_blocks(self.folder / "blocks.csv", self.history, self.blocks)
 
     def _say(self, text) -> None:
         if self.processes.is_first:

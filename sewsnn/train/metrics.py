@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sewsnn.analysis.monitor import MEASURES
 from sewsnn.errors import UserError
 from sewsnn.files import cannot_read, read_regular, write_text
 
@@ -61,6 +62,17 @@ def write_firing_rates(path: Path, history: list[dict], rates: list[dict[str, fl
     rows = [{"epoch": row["epoch"], **of_layers} for row, of_layers in zip(history, rates, strict=True)]
     if rows:
         write_csv(path, rows, tuple(rows[0]))
+
+
+def write_blocks(path: Path, history: list[dict], blocks: list[dict[str, dict[str, float | None]]]) -> None:
+    """Writes ``blocks.csv``: one row per epoch and block; :meth:`sewsnn.analysis.monitor.Monitor.row` has the columns
+    after ``epoch`` and ``block``."""
+    rows = [
+        {"epoch": row["epoch"], "block": name, **values}
+        for row, of_blocks in zip(history, blocks, strict=True)
+        for name, values in of_blocks.items()
+    ]
+    write_csv(path, rows, ("epoch", "block", *MEASURES))
 
 
 def write_corrupt(path: Path, found: set[str]) -> set[str]:
@@ -120,7 +132,7 @@ class TensorBoard:
         except OSError as error:
             raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
 
-    def add(self, row: dict, rates: dict[str, float]) -> None:
+    def add(self, row: dict, rates: dict[str, float], blocks: dict[str, dict[str, float | None]]) -> None:
         """Adds the metrics of an epoch."""
         with self._writing():
             for name in COLUMNS[1:]:
@@ -130,6 +142,10 @@ class TensorBoard:
                     self._writer.add_scalar(tag, row[name], row["epoch"])
             for layer, rate in rates.items():
                 self._writer.add_scalar(f"firing_rate/{layer}", rate, row["epoch"])
+            for block, values in blocks.items():
+                for name, value in values.items():
+                    if value is not None:
+                        self._writer.add_scalar(f"blocks/{block}/{name}", value, row["epoch"])
             self._writer.flush()
 
     def add_step(self, values: dict[str, float], step: int) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from sewsnn.data.source import identity, other_data
@@ -97,6 +98,9 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
     """Returns the state of the run, as :func:`sewsnn.train.checkpoint.save` takes it. All processes must call this."""
     stepper, processes = trainer.stepper, trainer.processes
     running = trainer.sums.values(processes)
+    watched = None
+    if trainer.monitor is not None:
+        watched = {"sums": processes.sum(trainer.monitor.sums).tolist(), "history": trainer.blocks}
     optimizer = trainer.optimizer.state_dict()
     for group in optimizer["param_groups"]:
         group["lr"] = float(group["lr"])  # with CUDA graphs it is a tensor
@@ -115,6 +119,7 @@ def collect(trainer: "Trainer") -> dict[str, Any]:
         "running": running,
         "history": trainer.history,
         "firing_rates": trainer.rates,
+        "monitor": watched,
         "seconds": trainer.elapsed(),
     }
 
@@ -163,6 +168,8 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
     trainer.sums = Sums(trainer.device, saved["running"] if processes.is_first else None)
     trainer.sums.seconds, trainer.sums.waited = saved["running"]["seconds"], saved["running"]["waited"]
     trainer.history, trainer.rates, trainer.seconds = saved["history"], saved["firing_rates"], saved["seconds"]
+    if trainer.monitor is not None:
+        _restore_monitor(trainer, saved["monitor"], path)
     words = [trainer.message] if trainer.message else []
     words.append(f"resumed at epoch {trainer.epoch + 1}, step {trainer.step}")
     if not same_world:
@@ -178,3 +185,14 @@ def restore(trainer: "Trainer", saved: dict[str, Any]) -> None:
             + (f"; {again} samples of this epoch are repeated" if again else "")
         )
     trainer.message = "\n".join(words)
+
+
+def _restore_monitor(trainer: "Trainer", saved: dict[str, Any], path: Path) -> None:
+    """Restores the sums of the monitor, which only rank 0 continues with, and its history."""
+    sums = trainer.monitor.sums
+    shape = [len(row) for row in saved["sums"]]
+    if shape != [sums.shape[1]] * len(sums):
+        raise CheckpointError(f"{path} does not fit the network: monitor.sums must be {list(sums.shape)} numbers")
+    if trainer.processes.is_first:
+        sums.copy_(torch.tensor(saved["sums"], dtype=sums.dtype))
+    trainer.blocks = saved["history"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sewsnn.analysis.monitor import Monitor
 from sewsnn.data import random_temporal_delete
 from sewsnn.data.source import seed_of
 from sewsnn.errors import UserError, out_of_memory
@@ -44,6 +45,7 @@ class Step:
     Attributes:
         scaler: scales the loss in fp16 (Micikevicius et al., ICLR 2018).
         average: the moving average of the weights, or None.
+        monitor: sums the firing rates and gradient norms of the blocks (``train.monitor``), or None.
     """
 
     def __init__(
@@ -68,6 +70,10 @@ class Step:
         if self._keeps_gradients and self._graphs:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
+        self.monitor: Monitor | None = None
+        if settings.monitor:
+            self.monitor = Monitor(model)
+            self._one = torch.ones((), device=self.device)
         self.graphed: graph.GraphedStep | None = None
         if recorder := graph.recorder(config, self.device, processes.world):
             self.graphed = graph.GraphedStep(self._train, model, self.average, optimizer, self.scaler, recorder)
@@ -124,6 +130,8 @@ class Step:
         waiting = self.processes.world > 1 and not last
         with self._wrapped.no_sync() if waiting else contextlib.nullcontext():
             logits, loss = self._forward(self._network, x, target)
+            if self.monitor is not None:
+                self.monitor.scale = self.scaler.scale(self._one) / group
             self.scaler.scale(loss / group).backward()
         sums.add(loss.detach(), logits.detach(), y, step)
         if last:
