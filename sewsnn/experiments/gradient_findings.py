@@ -131,8 +131,9 @@ def _add_flat(report: Report, identity: Sequence[Pass], default: Sequence[Pass])
         evidence = "no stage has two identity blocks to compare."
         if ratios:
             evidence = (
-                f"the greatest norm of a stage exceeds its least by at most {max(ratios) - 1:.1e} of it, over all "
-                "settings and seeds."
+                f"for all settings and seeds they are equal to {max(ratios) - 1:.1e} of the norm."
+                if max(ratios) > 1
+                else "for all settings and seeds they are the same number."
             )
         report.find(
             f"In {identity[0].model} with zero_init_residual the norm is the same at all blocks of a stage (equation "
@@ -167,8 +168,8 @@ def _add_comparison(report: Report, spiking: Sequence[Pass], sew: Sequence[Pass]
             f"The norm changes less from the last block to the first in {sew[0].model} than in {spiking[0].model} for "
             f"{setting.words()}.",
             None if any(math.isnan(ratio) for pair in pairs for ratio in pair) else all(closer),
-            f"so it is for {sum(closer)} of {len(pairs)} pairs of networks with the same seed and initialisation. The "
-            f"norm at the first block divided by that at the last is {'; '.join(ratios)}.",
+            f"that is so for {sum(closer)} of {len(pairs)} pairs of networks with the same seed and initialisation. "
+            f"The norm at the first block divided by that at the last is {'; '.join(ratios)}.",
         )
 
 
@@ -196,7 +197,7 @@ def _add_prediction(report: Report, passes: Sequence[Pass], T: int) -> None:
             "whether a neuron fired. --model.T 1 shows the second alone."
         )
     report.find(
-        f"Equation S4 gives the norms within the stages of Spiking ResNets to {_FITS:.0%}, for T = {T}.",
+        f"Equation S4 gives the norms within the stages of Spiking networks to {_FITS:.0%}, for T = {T}.",
         worst[0] <= _FITS,
         f"the largest relative difference is {percent(worst[0])} of the measured norm ({worst[1]}). {reason}",
     )

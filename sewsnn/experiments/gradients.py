@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sewsnn.analysis.blocks import blocks_of, last_neuron
 from sewsnn.analysis.gradients import BlockGradient, gradient_norms, predicted_norms
-from sewsnn.errors import ConfigError, short
+from sewsnn.errors import ConfigError, one_line, short
 from sewsnn.experiments.forms import RESIDUALS, seeds_in_words
 from sewsnn.experiments.gradient_figures import Pass, Setting, add_blocks, add_depths
 from sewsnn.experiments.gradient_findings import add_findings
@@ -194,7 +194,10 @@ def _measure(config: Config, networks: list[_Network], given: Opened | None) -> 
                 opened = given._replace(data=data) if given else fresh(of_seed, data)
                 if batches is None:  # the same for all networks
                     batches = list(train_batches(opened, max(config.analysis.batches, 1)))
-                found = [gradient_norms(opened.model, x, y) for x, y in batches]
+                try:
+                    found = [gradient_norms(opened.model, x, y) for x, y in batches]
+                except ValueError as error:  # images that are too small for the network
+                    raise ConfigError(f"model.name: {of_seed.model.name}: {one_line(error)}") from None
                 merged, predicted = _mean(found)
                 passes.append(
                     Pass(
