@@ -10,7 +10,7 @@ seed: 2020
 output: null
 data: {name: digits, root: null, batch_size: 64, workers: 0, shift: 0, flip: false, T_train: 0, drop_last: false,
   generated: 0, image_size: 224, test_size: 0, resize: 256, scale_min: 0.08, augment: none, erase: 0.0,
-  loader: torchvision, on_corrupt: stop, split_by: number, frame_us: 0, split: paper}
+  loader: torchvision, on_corrupt: stop, split_by: number, frame_us: 0, frame_size: 0, split: paper}
 model: {name: sew_resnet18, T: 4, connect_f: ADD, blocks: [], widths: [], stem: null, stem_kernel: null,
   zero_init_residual: false, pack_spikes: false, last_neuron: null, weights: null,
   neuron: {type: IF, tau: 2.0, decay_input: true, v_threshold: 1.0, v_reset: 0.0, detach_reset: true, surrogate: ATan,

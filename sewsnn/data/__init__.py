@@ -7,6 +7,7 @@ from sewsnn.data.dvs_gesture import open_dvs128_gesture
 from sewsnn.data.events import integrate_events
 from sewsnn.data.generated import SHAPES, Generated
 from sewsnn.data.imagenet import open_imagenet
+from sewsnn.data.moving_digits import open_moving_digits
 from sewsnn.data.source import DataSource, Options
 from sewsnn.data.temporal import random_temporal_delete
 from sewsnn.data.tonic import from_tonic
@@ -20,6 +21,7 @@ _SOURCES = {
     "digits": open_digits,
     "dvs128_gesture": open_dvs128_gesture,
     "imagenet": open_imagenet,
+    "moving_digits": open_moving_digits,
 }
 
 

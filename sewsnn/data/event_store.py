@@ -156,11 +156,13 @@ def check_kinds(values, kinds) -> None:
 
 
 class EventSamples:
-    """The samples of one split as int16 frames ``[T, 2, 128, 128]``; see :func:`sewsnn.data.integrate_events`."""
+    """The samples of one split as int16 frames ``[T, 2, H, W]`` with ``H = W = frame_size``; see
+    :func:`sewsnn.data.integrate_events`. A frame pixel counts the events of ``(128 / frame_size)^2`` sensor pixels."""
 
     def __init__(self, folder: Path, samples: list[Sample], options: Options):
         self.folder, self.samples = folder, samples
         self.T, self.split_by, self.frame_us = options.T, options.split_by, options.frame_us
+        self.size = frame_pixels(options)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -168,8 +170,11 @@ class EventSamples:
     def load(self, index: int, seed: int | None) -> tuple[Tensor, int]:
         sample = self.samples[index]
         records = read_sample(self.folder, sample)
+        if self.size < SIZE:
+            width = SIZE // self.size
+            records = Events(records["t"], records["x"] // width, records["y"] // width, records["p"])
         try:
-            frames = integrate_events(records, self.T, self.split_by, SIZE, SIZE, frame_us=self.frame_us)
+            frames = integrate_events(records, self.T, self.split_by, self.size, self.size, frame_us=self.frame_us)
         except ValueError as error:  # the index was made by another program
             raise DataError(f"{self.folder / sample.file}: {error}", str(self.folder / sample.file)) from None
         return narrow(frames, str(self.folder / sample.file)), sample.label
@@ -198,9 +203,10 @@ def open_prepared(name: str, options: Options, classes: int, parts: Collection[s
 
     Raises:
         DataError: the folder is missing, unfinished, damaged or holds another data set; the message says what to do.
-        ValueError: ``split_by`` and ``frame_us`` do not match.
+        ValueError: ``split_by`` and ``frame_us`` do not match, or ``frame_size`` is not a divisor of 128.
     """
     check_frames(options)
+    frame_pixels(options)
     command = f"sewsnn data prepare {name} --root ORIGINAL --output PREPARED"
     if options.root is None:
         raise DataError(f"data.root must name the folder of the prepared files. Create it with {command!r}")
@@ -241,6 +247,18 @@ def check_frames(options: Options) -> None:
             "data.frame_us (microseconds per frame) must be set if, and only if, data.split_by is duration; got "
             f"data.frame_us {options.frame_us} and data.split_by {options.split_by!r}"
         )
+
+
+def frame_pixels(options: Options) -> int:
+    """Returns the width and height of the frames in pixels. Raises ValueError unless ``frame_size`` is 0 or a divisor
+    of the sensor's 128."""
+    size = options.frame_size or SIZE
+    if size < 1 or SIZE % size:
+        raise ValueError(
+            f"data.frame_size must be 0 (all {SIZE} pixels) or a divisor of {SIZE}: 1, 2, 4, 8, 16, 32, 64 or {SIZE}; "
+            f"got {size}"
+        )
+    return size
 
 
 def open_samples(

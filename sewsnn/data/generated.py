@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from sewsnn.data.event_store import frame_pixels
 from sewsnn.data.loading import check_sizes
 from sewsnn.data.source import Options
 
@@ -27,6 +28,7 @@ SHAPES = {
     "cifar10": Shape((3, 32, 32), 10, False),
     "dvs128_gesture": Shape((2, 128, 128), 11, True),
     "cifar10_dvs": Shape((2, 128, 128), 10, True),
+    "moving_digits": Shape((2, 128, 128), 10, True),
 }
 
 
@@ -41,6 +43,8 @@ class Generated:
     normalised = None
 
     def __init__(self, shape: Shape, options: Options):
+        if shape.sequences:
+            shape = shape._replace(size=(shape.size[0], *[frame_pixels(options)] * 2))
         self.shape, self.options = shape, options
         self.num_classes, self.in_channels, self.sequences = shape.num_classes, shape.size[0], shape.sequences
         self.train_samples = options.generated

@@ -40,6 +40,8 @@ class Options:
         split_by: event data: ``"number"`` (default), ``"time"`` or ``"duration"``; see
             :func:`sewsnn.data.integrate_events`.
         frame_us: event data: microseconds per frame with ``split_by="duration"``; 0 (default) otherwise.
+        frame_size: event data: width and height of the frames in pixels, a divisor of the sensor's 128; a frame pixel
+            counts the events of ``(128 / frame_size)^2`` sensor pixels. 0 (default): 128.
         split: event data: which samples form the test set; ``"paper"`` (default) is the split of the SEW ResNet paper.
 
     Raises:
@@ -67,12 +69,13 @@ class Options:
     on_corrupt: str = "stop"
     split_by: str = "number"
     frame_us: int = 0
+    frame_size: int = 0
     split: str = "paper"
 
     def __post_init__(self):
         leasts = {"batch_size": 1, "T": 1, "world": 1, "image_size": 1, "resize": 1}
         leasts |= dict.fromkeys(
-            ("rank", "workers", "shift", "generated", "test_size", "scale_min", "erase", "frame_us"), 0
+            ("rank", "workers", "shift", "generated", "test_size", "scale_min", "erase", "frame_us", "frame_size"), 0
         )
         for name, least in leasts.items():
             if getattr(self, name) < least:

@@ -34,6 +34,7 @@ class DataConfig:
     on_corrupt: Literal["stop", "skip"] = "stop"
     split_by: Literal["number", "time", "duration"] = "number"
     frame_us: int = 0
+    frame_size: int = 0
     split: str = "paper"
 
 
@@ -286,6 +287,7 @@ AT_LEAST = {
     "data.scale_min": 0,
     "data.erase": 0,
     "data.frame_us": 0,
+    "data.frame_size": 0,
     "model.T": 1,
     "optimizer.lr": 0,
     "optimizer.momentum": 0,
@@ -325,6 +327,7 @@ AT_MOST = {
     "data.scale_min": 1,
     "data.erase": 1,
     "data.frame_us": 2**32,  # the longest prepared recording in microseconds
+    "data.frame_size": 128,  # the width and height of the sensor in pixels
     "model.T": 2**16,
     "optimizer.momentum": 1,
     "schedule.step_size": 2**31 - 1,
