@@ -1,7 +1,7 @@
 """Handwritten digits that move in front of a simulated event sensor: event data that needs no download.
 
-The first run that opens the data set generates it in less than half a minute: recordings (AEDAT 3.1) in the original layout
-of DVS128 Gesture, which the reader of that data set then prepares. The generated folder has
+The first run that opens the data set generates it in less than half a minute: recordings (AEDAT 3.1) in the original
+layout of DVS128 Gesture, which the reader of that data set then prepares. The generated folder has
 
 - ``moving_digits.txt``: the version of the data set. It is written first and marks the folder as one of this module.
 - ``DvsGesture/userNN_led.aedat``, ``userNN_led_labels.csv``, ``trials_to_train.txt`` and ``trials_to_test.txt``. Each
@@ -228,7 +228,8 @@ def _recording(digits: list[tuple[int, np.ndarray]], number: int) -> tuple[bytes
 
 def _motion(random: np.random.RandomState) -> Motion:
     """Draws how a digit moves; nothing depends on its class. With these ranges a PooledNet of 5 stages with 16 channels
-    (PLIF, AdamW with lr 0.01, T = 8, 32 x 32 pixels) reached 83 % after 8 of 16 epochs and 92 % at the end, in one run."""
+    (PLIF, AdamW with lr 0.01, T = 8, 32 x 32 pixels) reached 83 % after 8 of 16 epochs and 92 % at the end, in one
+    run."""
     x, y, reach, phase, direction, pitch, noise = random.random_sample(7)
     return Motion(
         x=SIZE / 2 + 8 * (x - 0.5),
