@@ -65,6 +65,7 @@ def _add_direction(report: Report, passes: Sequence[Pass]) -> None:
         claim, sign, why = "shrink", -1, f"{'a' if a < 1 else 'b'} < 1, the other is 1"
     else:
         return
+    _add_row(report, passes, claim, sign)
     ratios = [p.ratio for p in passes]
     holds = None if any(map(math.isnan, ratios)) else all(sign * math.log(ratio) > 0 for ratio in ratios)
     state = "with zero_init_residual" if passes[0].zero_init else "as initialised by default"
@@ -83,6 +84,24 @@ def _add_direction(report: Report, passes: Sequence[Pass]) -> None:
         f"{b:.3g}; {why}).",
         holds,
         evidence,
+    )
+
+
+def _add_row(report: Report, passes: Sequence[Pass], claim: str, sign: int) -> None:
+    """Whether the norm decays or grows over the longest row of identity blocks, which is what equation S4 describes."""
+    longest = [
+        max(_rows_of(p), key=lambda row: p.blocks.index(row[1]) - p.blocks.index(row[0]), default=None) for p in passes
+    ]
+    if None in longest:
+        return
+    ratios = [quotient(first.norm, last.norm_output) for first, last in longest]
+    blocks = passes[0].blocks
+    k = blocks.index(longest[0][1]) - blocks.index(longest[0][0]) + 1
+    report.find(
+        f"Over the longest row of identity blocks of {passes[0].model} ({k} blocks), gradients {claim} towards the "
+        f"input for {passes[0].setting.words()} (equation S4).",
+        None if any(map(math.isnan, ratios)) else all(sign * math.log(ratio) > 0 for ratio in ratios),
+        f"||dL/dS|| at its start is {_range(ratios)} times ||dL/dO|| at its end.",
     )
 
 

@@ -278,9 +278,9 @@ def _add_energy(report: Report, measured: Mapping[str, Rates]) -> None:
     report.say(
         f"All numbers are per image over all time-steps. Energy = {MAC_PJ} pJ x MACs on real values + {AC_PJ} pJ x "
         "synaptic operations: 32-bit floating-point arithmetic at 45 nm, without memory access (M. Horowitz, "
-        "Computing's energy problem, ISSCC 2014). A synaptic operation is one addition, for one "
-        "spike and one neuron that reads it. energy / ANN compares it with the same network run once on real values; a number below 1 needs a low rate and "
-        "a small T."
+        "Computing's energy problem, ISSCC 2014). A synaptic operation is one addition, for one spike and one neuron "
+        "that reads it. energy / ANN compares it with the same network run once on real values; a number below 1 needs "
+        "a low rate and a small T."
     )
     columns = {
         "network": "the network",

@@ -146,11 +146,11 @@ def _other_sizes(weights: Weights) -> dict[str, list[int]]:
     """``blocks`` and ``widths`` of the configuration in a file, if it has them."""
     of_model = (weights.config or {}).get("model")
     found = {key: of_model.get(key) for key in ("blocks", "widths")} if isinstance(of_model, dict) else {}
-    return {
-        key: value
-        for key, value in found.items()
-        if value and isinstance(value, list) and len(value) <= 16 and all(type(n) is int and 0 < n < 2**16 for n in value)
-    }
+
+    def is_sizes(value: Any) -> bool:
+        return isinstance(value, list) and 0 < len(value) <= 16 and all(type(n) is int and 0 < n < 2**16 for n in value)
+
+    return {key: value for key, value in found.items() if is_sizes(value)}
 
 
 def _sizes(weights: Weights) -> dict[str, Any]:
