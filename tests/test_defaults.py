@@ -20,7 +20,10 @@ schedule: {name: cosine, every: epoch, step_size: 64, gamma: 0.1, final: 0.0, wa
 loss: {name: ce, label_smoothing: 0.0, tet_lambda: 0.05, tet_target: 1.0, mixup: 0.0, cutmix: 0.0}
 train: {epochs: 10, device: auto, amp: 'off', test_amp: 'off', channels_last: false, compile: 'off', cuda_graph: false,
   accumulate: 1, ema: 0.0, sync_bn: false, deterministic: false, checkpoint_steps: 0, keep: 0,
-  log_steps: 50, threads: 0}
+  log_steps: 50, threads: 0, monitor: false}
+analysis: {seeds: 3, jobs: 0, batches: 0, sweep: [0.1, 0.3, 1.0],
+  learning_rates: {ADD: 0.001, AND: 0.03, IAND: 0.063, Spiking: 0.1, Plain: 0.005}, depths: [18, 34, 50, 101, 152],
+  settings: [[1.0, 2.0], [0.5, 2.0], [1.0, 3.0]]}
 published: {test_accuracy: null, last_test_accuracy: null, source: ''}
 """
 

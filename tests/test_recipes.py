@@ -15,7 +15,7 @@ from sewsnn.train import build
 from sewsnn.train.config import load_config
 
 ROOT = Path(__file__).parent.parent / "configs"
-RECIPES = [path for path in sorted(ROOT.rglob("*.yaml")) if path.parent != ROOT]
+RECIPES = [path for path in sorted(ROOT.rglob("*.yaml")) if path.parent.name not in ("configs", "analysis")]
 
 
 def of(folder: str):

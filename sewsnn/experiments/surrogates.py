@@ -86,6 +86,7 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
             "mean ± standard deviation over the seeds. The learning rate was chosen on the test set, as it seems to "
             "have been in the paper, so these accuracies are slightly too high."
         )
+        _say_edges(report, best, groups)
         _draw_sweep(report, groups, config)
         _tables(report, groups)
         _findings(report, best, groups)
@@ -125,6 +126,22 @@ def _best(groups: Mapping[tuple[str, float], Sequence[Outcome]]) -> dict[str, Se
 
     labels = dict.fromkeys(label for label, _ in groups)
     return {label: groups[max((key for key in groups if key[0] == label), key=merit)] for label in labels}
+
+
+def _say_edges(report: Report, best: Mapping[str, Sequence[Outcome]], groups) -> None:
+    """Names the rows whose best learning rate has no neighbour on one side, so that a better one may lie outside."""
+    edges = {f: f([rate for _, rate in groups]) for f in (min, max)}
+    named = {
+        f: ", ".join(label for label, outcomes in best.items() if outcomes[0].config.optimizer.lr == edge)
+        for f, edge in edges.items()
+    }
+    if edges[min] < edges[max]:
+        for f, word, side in ((min, "smallest", "smaller"), (max, "largest", "larger")):
+            if named[f]:
+                report.say(
+                    f"The {word} learning rate that was tried, {edges[f]:g}, is the best one of: {named[f]}. A {side} "
+                    "one may be better still (`analysis.sweep`)."
+                )
 
 
 def _draw_surrogates(report: Report) -> None:

@@ -181,7 +181,7 @@ class _Pool:
                 bar.update(sum(self.epochs.values()) - bar.n)
                 if signals.received:
                     self._stop()
-                    raise Interrupted(f"stopped by {signals.name}; {len(self.cells)} runs saved in {self.logs.parent}")
+                    raise Interrupted(f"stopped by {signals.name}; the runs in {self.logs.parent} are saved")
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[None]:
