@@ -123,15 +123,22 @@ def spread(outcomes: Sequence[Outcome], name: str = "test_accuracy") -> Spread:
     return Spread(values, len(outcomes) - len(kept))
 
 
+#: what :func:`order` does, for a report
+ORDER = (
+    "how results are compared: by their means over the seeds; undecided if these differ by less than twice the "
+    "standard error of the difference, or if there is one seed"
+)
+
+
 def order(low: Spread, high: Spread) -> bool | None:
-    """Returns whether ``high`` is above ``low``: True or False if their means differ by more than the larger standard
+    """Returns whether ``high`` is above ``low``: True or False if their means differ by more than twice the standard
     error of the difference, None if the seeds do not decide it, as one seed never does. A diverged result is below
     every other."""
     if not low.values or not high.values:
         return None if low.values == high.values else bool(high.values)
     if len(low.values) == 1 or len(high.values) == 1:
         return None
-    error = (low.deviation**2 / len(low.values) + high.deviation**2 / len(high.values)) ** 0.5
+    error = 2 * (low.deviation**2 / len(low.values) + high.deviation**2 / len(high.values)) ** 0.5
     difference = high.mean - low.mean
     return None if abs(difference) <= error else difference > 0
 

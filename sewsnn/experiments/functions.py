@@ -47,7 +47,8 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
     forms.check_cells(flat)
     about = [
         f"network: {config.model.name} and its forms, T = {config.model.T}; data: {config.data.name}; "
-        f"{config.train.epochs} epochs, {forms.seeds_in_words(config)}"
+        f"{config.train.epochs} epochs, {forms.seeds_in_words(config)}",
+        forms.ORDER,
     ]
     with Report("functions", "ADD, AND, IAND, Spiking and Plain (Table S2)", output, about) as report:
         outcomes = iter(run_cells(flat, output / "runs" / "functions", config.analysis.jobs))

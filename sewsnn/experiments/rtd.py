@@ -53,7 +53,8 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
     forms.check_cells(flat)
     about = [
         f"network: {config.model.name} and its forms; data: {config.data.name}; T = {T}, T_train = {T_train} with RTD; "
-        f"{config.train.epochs} epochs, {forms.seeds_in_words(config)}"
+        f"{config.train.epochs} epochs, {forms.seeds_in_words(config)}",
+        forms.ORDER,
     ]
     with Report("rtd", "Random temporal delete (Fig. S1)", output, about) as report:
         outcomes = iter(run_cells(flat, output / "runs" / "rtd", config.analysis.jobs))
