@@ -38,11 +38,14 @@ class _Lossy:
 
 
 class Bar(tqdm):
-    """A ``tqdm`` bar on stderr, which may be missing or broken. ``quiet=True`` shows nothing."""
+    """A ``tqdm`` bar on stderr, which may be missing or broken. ``quiet=True`` or the environment variable
+    ``TQDM_DISABLE`` shows nothing."""
 
     def __init__(self, *, quiet: bool = False, **options):
         stream = sys.stderr and _Lossy(sys.stderr)
-        super().__init__(file=stream, disable=quiet or stream is None, **options)
+        super().__init__(
+            file=stream, disable=quiet or stream is None or bool(os.environ.get("TQDM_DISABLE")), **options
+        )
 
     @staticmethod
     def status_printer(file):

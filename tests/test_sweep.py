@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -10,14 +11,17 @@ import sys
 import time
 
 import pytest
-from runs import CONFIG, MEASURED, PROCESS, ROOT
+import torch
 from thorough import THOROUGH
 
+from runs import CONFIG, MEASURED, PROCESS, ROOT
 from sewsnn.cli import main
 from sewsnn.errors import UserError
-from sewsnn.experiments import forms
+from sewsnn.experiments import forms, surrogates, sweep
 from sewsnn.experiments.sweep import Cell, run_cells
-from sewsnn.train.config import load_config
+from sewsnn.train import build
+from sewsnn.train.config import differences, load_config
+from sewsnn.train.schema import FREE
 
 SMALL = {"blocks": "[1]", "widths": "[4]", "T": "2", "epochs": "2", "batch_size": "128", "train.threads": "1"}
 WORDS = [word for key, value in SMALL.items() for word in (f"--{key}", value)]
@@ -59,6 +63,107 @@ def test_a_run_that_diverges_is_an_outcome(tmp_path):
         found = forms.spread([wild, fine])
         assert found.diverged == 1 and found.values == (fine.accuracy,) and "1 of 2 runs diverged" in found.percent()
         assert forms.order(forms.spread([wild]), forms.spread([fine, fine])) is True
+
+
+def test_order_of_results():
+    """Welch's t-test at 5 %. If some runs of a network diverged and others did not, nothing is decided."""
+
+    def spread(*values, diverged=0):
+        return forms.Spread(values, diverged)
+
+    low, high, lost = spread(0.1, 0.11, 0.12), spread(0.2, 0.21, 0.22), spread(diverged=3)
+    assert forms.order(low, high) is True and forms.order(high, low) is False
+    assert forms.order(spread(0.1, 0.2, 0.3), spread(0.15, 0.25, 0.35)) is None
+    assert forms.order(spread(0.9, 0.901, 0.902), spread(0.95, 0.951, diverged=1)) is None
+    assert forms.order(lost, low) is True and forms.order(low, lost) is False and forms.order(lost, lost) is None
+    assert forms.order(spread(0.1), spread(0.2)) is None and forms.order(spread(diverged=1), spread(0.2)) is None
+    assert forms.order(spread(0.1, 0.1), spread(0.1, 0.1)) is None
+    assert forms.order(spread(0.1, 0.1), spread(0.2, 0.2)) is True
+    assert high.percent() == "21.0 ± 1.0 %" and spread(0.5).percent() == "50.0 %" and lost.percent() == "diverged"
+    assert spread(0.5, 0.7, diverged=1).words() == "0.6000 ± 0.1414 (1 of 3 runs diverged)"
+
+
+def test_kinds_are_those_of_the_recipes():
+    """The cells of functions on DVS128 Gesture are the five recipes of Tables S1 and S2."""
+    config = load_config(ROOT / "configs" / "dvs128_gesture" / "sew_add.yaml")
+    recipes = {"ADD": "sew_add", "AND": "sew_and", "IAND": "sew_iand", "Spiking": "spiking", "Plain": "plain"}
+    for kind, recipe in recipes.items():
+        expected = load_config(ROOT / "configs" / "dvs128_gesture" / f"{recipe}.yaml")
+        changed = set(differences(forms.of_kind(config, kind).to_dict(), expected.to_dict())) - FREE
+        assert changed <= ({"model.connect_f"} if kind in ("Spiking", "Plain") else set()), (kind, changed)
+    spiking = load_config(ROOT / "configs" / "imagenet" / "spiking_resnet18.yaml")
+    assert forms.of_kind(spiking, "Spiking").model.zero_init_residual
+    assert not forms.of_kind(spiking, "ADD").model.zero_init_residual
+
+
+def test_workers_use_the_modules_of_their_parent(tmp_path, monkeypatch):
+    """Not a folder sewsnn in the working directory, which python -m would prefer."""
+    (tmp_path / "sewsnn").mkdir()
+    (tmp_path / "sewsnn" / "__init__.py").write_text("raise SystemExit('the wrong sewsnn')\n")
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    (found,) = run_cells(cells(a=0.1), tmp_path / "sweep", jobs=1)
+    assert found.accuracy > 0
+    log = (tmp_path / "sweep" / "logs" / "a.log").read_text()
+    assert "epoch" in log and "\r" not in log, "a log holds lines, no progress bars"
+
+
+def test_worker_of_a_parent_that_has_ended_trains_nothing(tmp_path):
+    """Also if the parent ends before the worker has started up."""
+    run = {"name": "a", "config": cells(a=0.1)[0].config.to_dict() | {"output": str(tmp_path / "a")}}
+    line = json.dumps(run | {"log": str(tmp_path / "a.log")})
+    code = (
+        "import subprocess, sys, os; from sewsnn.experiments import worker; "
+        "child = subprocess.Popen(worker.command(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL); "
+        f"child.stdin.write({line!r}.encode() + b'\\n'); child.stdin.flush(); print(child.pid, flush=True); os._exit(0)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **PROCESS).stdout
+    end = time.monotonic() + 60
+    while is_there(int(out)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not is_there(int(out)) and not (tmp_path / "a").exists()
+
+
+def test_damaged_metrics_are_named(tmp_path):
+    run_cells(cells(a=0.1), tmp_path, jobs=1)
+    path = tmp_path / "a" / "metrics.csv"
+    first = b"".join(path.read_bytes().splitlines(keepends=True)[:2])
+    for damaged in (first, b"\xff\xfe\x00", b"epoch,lr\n0,1\n", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a/metrics.csv is missing, damaged or incomplete; remove .*a to train"):
+            run_cells(cells(a=0.1), tmp_path, jobs=1)
+
+
+def test_finished_runs_on_other_data_are_refused(tmp_path):
+    for root in ("one", "two"):
+        (tmp_path / root).mkdir()
+    (cell,) = cells(a=0.1)
+    cell.config.data.root = str(tmp_path / "one")
+    run_cells([cell], tmp_path / "sweep", jobs=1)
+    cell.config.data.root = str(tmp_path / "two" / ".." / "one")
+    cell.config.train.threads = 2
+    run_cells([cell], tmp_path / "sweep", jobs=1)
+    cell.config.data.root = str(tmp_path / "two")
+    with pytest.raises(UserError, match=r"holds a finished run on the data in .*one, not in .*two"):
+        run_cells([cell], tmp_path / "sweep", jobs=1)
+    with pytest.raises(UserError, match="have the same name"):
+        run_cells([cell, cell], tmp_path / "sweep", jobs=1)
+
+
+@pytest.mark.parametrize(
+    "device, gpus, threads, jobs, expected",
+    [("cpu", 8, 1, 0, 4), ("cpu", 0, 3, 0, 1), ("auto", 8, 1, 0, 8), ("cuda", 2, 1, 0, 2), ("cuda:1", 8, 1, 0, 1),
+     ("cpu", 0, 9, 0, 1), ("cuda:1", 8, 1, 3, 3), ("auto", 0, 2, 0, 2)],
+)  # fmt: skip
+def test_number_of_jobs(device, gpus, threads, jobs, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(sweep, "processors", lambda: 4)
+    some = cells(**{f"c{i}": 0.1 + i / 100 for i in range(9)})
+    for cell in some:
+        cell.config.train.device, cell.config.train.threads = device, threads
+    some = [sweep._placed(cell, tmp_path) for cell in some]
+    assert sweep._Pool(some, some, tmp_path, jobs).jobs == expected
 
 
 def test_a_run_that_fails_stops_the_sweep(tmp_path):
@@ -221,6 +326,20 @@ def test_rtd(tmp_path):
     with_rtd, without = (load_config(runs / f"SEW-{w}-RTD-2020" / "config.yaml") for w in ("with", "without"))
     assert (with_rtd.data.T_train, without.data.T_train) == (3, 0)
     assert dataclasses.replace(with_rtd.data, T_train=0) == without.data
+
+
+@pytest.mark.parametrize("name", ["digits", "moving_digits"])
+def test_configurations_of_analyses_fit_every_network(name):
+    """All that sewsnn analyze would train with a file in configs/analysis can be built and takes a batch."""
+    words = {} if name == "digits" else {"data.generated": "4"}
+    config = load_config(ROOT / "configs" / "analysis" / f"{name}.yaml", {"batch_size": "2"} | words)
+    cells = [Cell(kind, forms.of_kind(config, kind)) for kind in forms.KINDS if name != "digits"]
+    cells += [Cell(label, one) for label, one in surrogates._variants(config).items() if name == "digits"]
+    forms.check_cells(cells)
+    for cell in cells:
+        data = build.build_data(cell.config)
+        x, _ = next(iter(data.train_batches(0)))
+        assert build.build_model(cell.config, data)(data.to_float(x)).shape == (2, 10)
 
 
 def one_line(capsys, *words):

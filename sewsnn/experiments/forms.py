@@ -39,9 +39,20 @@ def form_of(name: str, residual: str) -> str:
     return found
 
 
+def kind_of(config: Config) -> str:
+    """Returns the one of :data:`KINDS` that a configuration describes."""
+    residual = config.model.name.partition("_")[0]
+    return {"spiking": "Spiking", "plain": "Plain"}.get(residual, config.model.connect_f)
+
+
 def of_kind(config: Config, kind: str) -> Config:
-    """Returns a copy of the configuration for one of :data:`KINDS`, with its learning rate."""
+    """Returns a copy of the configuration for one of :data:`KINDS`, with its learning rate.
+
+    ``zero_init_residual`` is kept only for the kind that the configuration describes: it has another effect in each of
+    the others, and can silence them. The published runs differ in it, too.
+    """
     found = copied(config)
+    found.model.zero_init_residual &= kind == kind_of(config)
     residual = {"Spiking": "spiking", "Plain": "plain"}.get(kind, "sew")
     found.model.name = form_of(config.model.name, residual)
     found.model.connect_f = kind if residual == "sew" else "ADD"
@@ -75,6 +86,7 @@ def check_cells(cells: Iterable[Cell]) -> None:
     data, built = {}, set()
     for cell in cells:
         check(cell.config)
+        build.choose_device(cell.config.train.device)
         key = str(cell.config.to_dict()["data"] | {"T": cell.config.model.T})
         if key not in data:
             data[key] = build.build_data(cell.config)
@@ -106,9 +118,17 @@ class Spread(NamedTuple):
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def percent(self) -> str:
-        """``82.6 ± 0.4 %`` for shares in [0, 1], with the number of runs that diverged."""
+        """``82.6 ± 0.4 %`` for shares in [0, 1]; see :meth:`words`."""
+        return self.words(100, ".1f", " %")
+
+    def words(self, factor: float = 1, form: str = ".4f", unit: str = "") -> str:
+        """``0.5123 ± 0.0042``: mean and standard deviation times ``factor``, with the number of runs that diverged.
+        One value has no deviation."""
+        if not self.values:
+            return "diverged"
+        spread = f" ± {factor * self.deviation:{form}}" if len(self.values) > 1 else ""
         lost = f" ({self.diverged} of {self.diverged + len(self.values)} runs diverged)" if self.diverged else ""
-        return f"{100 * self.mean:.1f} ± {100 * self.deviation:.1f} %{lost}" if self.values else "diverged"
+        return f"{factor * self.mean:{form}}{spread}{unit}{lost}"
 
 
 def spread(outcomes: Sequence[Outcome], name: str = "test_accuracy") -> Spread:
@@ -125,22 +145,36 @@ def spread(outcomes: Sequence[Outcome], name: str = "test_accuracy") -> Spread:
 
 #: what :func:`order` does, for a report
 ORDER = (
-    "how results are compared: by their means over the seeds; undecided if these differ by less than twice the "
-    "standard error of the difference, or if there is one seed"
+    "how results are compared: by Welch's t-test over the seeds at 5 %; undecided if it finds no difference, if there "
+    "is one seed, or if some runs of a network diverged and others did not"
 )
 
 
 def order(low: Spread, high: Spread) -> bool | None:
-    """Returns whether ``high`` is above ``low``: True or False if their means differ by more than twice the standard
-    error of the difference, None if the seeds do not decide it, as one seed never does. A diverged result is below
-    every other."""
-    if not low.values or not high.values:
-        return None if low.values == high.values else bool(high.values)
-    if len(low.values) == 1 or len(high.values) == 1:
+    """Returns whether ``high`` is above ``low``: True or False if Welch's t-test finds a difference of the means at the
+    level 0.05, else None. A network whose runs all diverged is below every other; if only some did, or if there is one
+    seed, the result is None."""
+    if min(len(found.values) + found.diverged for found in (low, high)) < 2:
         return None
-    error = 2 * (low.deviation**2 / len(low.values) + high.deviation**2 / len(high.values)) ** 0.5
-    difference = high.mean - low.mean
-    return None if abs(difference) <= error else difference > 0
+    if any(found.values and found.diverged for found in (low, high)) or not (low.values or high.values):
+        return None
+    if not low.values or not high.values:
+        return bool(high.values)
+    if low.deviation == high.deviation == 0:
+        return None if high.mean == low.mean else high.mean > low.mean
+    from scipy.stats import ttest_ind
+
+    return high.mean > low.mean if ttest_ind(low.values, high.values, equal_var=False).pvalue < 0.05 else None
+
+
+def data_in_words(config: Config) -> str:
+    """``data: digits``, and whether the samples are generated."""
+    return f"data: {config.data.name}" + (", generated samples" if config.data.generated else "")
+
+
+def why_undecided(config: Config) -> str:
+    """Why accuracies decide nothing: the samples are generated. Else an empty text."""
+    return "the samples are generated, so accuracies have no meaning." if config.data.generated else ""
 
 
 def seeds_in_words(config: Config) -> str:

@@ -46,11 +46,12 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
     flat = [cell for of_kind in cells.values() for cell in of_kind]
     forms.check_cells(flat)
     about = [
-        f"network: {config.model.name} and its forms, T = {config.model.T}; data: {config.data.name}; "
+        f"network: {config.model.name} and its forms, T = {config.model.T}; {forms.data_in_words(config)}; "
         f"{config.train.epochs} epochs, {forms.seeds_in_words(config)}",
         forms.ORDER,
     ]
     with Report("functions", "ADD, AND, IAND, Spiking and Plain (Table S2)", output, about) as report:
+        report.undecided = forms.why_undecided(config)
         outcomes = iter(run_cells(flat, output / "runs" / "functions", config.analysis.jobs))
         groups = {kind: [next(outcomes) for _ in of_kind] for kind, of_kind in cells.items()}
         _accuracies(report, groups)
@@ -69,7 +70,7 @@ def _accuracies(report: Report, groups) -> None:
             "Training and test over the epochs. Lines: mean over seeds; bands: from the least to the largest value.",
         )
     trained.accuracy_table(report, groups, _PUBLISHED)
-    report.say("Accuracies are mean ± standard deviation over the seeds. The published ones are of 192 epochs.")
+    report.say("The published accuracies are of 192 epochs.")
     rows = [
         row
         for kind, outcomes in groups.items()

@@ -67,29 +67,31 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
     for label, one in _variants(config).items():
         for factor in config.analysis.sweep:
             tried = copy.deepcopy(one)
-            tried.optimizer.lr = config.optimizer.lr * factor
+            tried.optimizer.lr = float(f"{config.optimizer.lr * factor:.6g}")
             cells[label, tried.optimizer.lr] = forms.with_seeds(_folder(label, tried), tried, config.analysis.seeds)
     flat = [cell for group in cells.values() for cell in group]
     forms.check_cells(flat)
     rates = ", ".join(f"{config.optimizer.lr * factor:g}" for factor in config.analysis.sweep)
     about = [
-        f"network: {config.model.name} (ADD) and its Spiking form, T = {config.model.T}; data: {config.data.name}; "
-        f"{config.train.epochs} epochs, {forms.seeds_in_words(config)}; learning rates {rates}",
+        f"network: {config.model.name} (ADD) and its Spiking form, T = {config.model.T}; "
+        f"{forms.data_in_words(config)}; {config.train.epochs} epochs, {forms.seeds_in_words(config)}; learning "
+        f"rates {rates}",
         forms.ORDER,
     ]
     with Report("surrogates", "Surrogate gradients (Table S3, A.5)", output, about) as report:
+        report.undecided = forms.why_undecided(config)
         outcomes = iter(run_cells(flat, output / "runs" / "surrogates", config.analysis.jobs))
         groups = {key: [next(outcomes) for _ in group] for key, group in cells.items()}
         _draw_surrogates(report)
         best = _best(groups)
         trained.accuracy_table(report, best, _PUBLISHED)
         report.say(
-            "Each row has the learning rate with the highest mean test accuracy after the last epoch. Accuracies are "
-            "mean ± standard deviation over the seeds. The learning rate was chosen on the test set, as it seems to "
-            "have been in the paper, so these accuracies are slightly too high."
+            "Each row has the learning rate with the fewest runs that diverged and, among these, the highest mean test "
+            "accuracy after the last epoch. It was chosen on the test set, as it seems to have been in the paper, so "
+            "these accuracies are slightly too high."
         )
-        _say_edges(report, best, groups)
         chance = 1 / max(2, build.build_data(config).num_classes)
+        _say_edges(report, best, groups, chance)
         _draw_sweep(report, groups, chance)
         _tables(report, groups)
         _findings(report, best, chance)
@@ -131,11 +133,13 @@ def _best(groups: Mapping[tuple[str, float], Sequence[Outcome]]) -> dict[str, Se
     return {label: groups[max((key for key in groups if key[0] == label), key=merit)] for label in labels}
 
 
-def _say_edges(report: Report, best: Mapping[str, Sequence[Outcome]], groups) -> None:
-    """Names the rows whose best learning rate has no neighbour on one side, so that a better one may lie outside."""
+def _say_edges(report: Report, best: Mapping[str, Sequence[Outcome]], groups, chance: float) -> None:
+    """Names the rows whose best learning rate has no neighbour on one side, so that a better one may lie outside; rows
+    that learnt nothing at any rate excepted."""
     edges = {f: f([rate for _, rate in groups]) for f in (min, max)}
+    learnt = {label: outcomes for label, outcomes in best.items() if not _is_chance(forms.spread(outcomes), chance)}
     named = {
-        f: ", ".join(label for label, outcomes in best.items() if outcomes[0].config.optimizer.lr == edge)
+        f: ", ".join(label for label, outcomes in learnt.items() if outcomes[0].config.optimizer.lr == edge)
         for f, edge in edges.items()
     }
     if edges[min] < edges[max]:
@@ -145,6 +149,11 @@ def _say_edges(report: Report, best: Mapping[str, Sequence[Outcome]], groups) ->
                     f"The {word} learning rate that was tried, {edges[f]:g}, is the best one of: {named[f]}. A {side} "
                     "one may be better still (`analysis.sweep`)."
                 )
+
+
+def _is_chance(found: forms.Spread, chance: float) -> bool:
+    """Returns whether no run reached 1.5 times the accuracy of guessing."""
+    return all(value < 1.5 * chance for value in found.values)
 
 
 def _draw_surrogates(report: Report) -> None:
@@ -186,7 +195,12 @@ def _draw_sweep(report: Report, groups, chance: float) -> None:
                     capsize=2,
                     **mark.line(label=label.removeprefix(f"{title}, ").replace(UNIT, "unit gradients (A.5)")),
                 )
-            panel.axhline(100 * chance, color="0.4", linewidth=0.6, linestyle=":", label="chance")
+                for rate, one in there:
+                    if one.diverged:
+                        panel.plot(
+                            rate, 100 * one.mean, mark.marker, color=mark.color, markerfacecolor="white", zorder=5
+                        )
+            panel.axhline(100 * chance, color="0.4", linewidth=0.6, linestyle=":", label="1 / classes")
             panel.set_ylim(0, 102)
             panel.set_xscale("log")
             panel.set_xlabel("learning rate")
@@ -196,8 +210,9 @@ def _draw_sweep(report: Report, groups, chance: float) -> None:
         report.figure(
             "sweep",
             figure,
-            "Test accuracy after the last epoch against the learning rate: mean and standard deviation over the seeds. "
-            "A point is missing where every run diverged. Dotted line: one class for every sample.",
+            "Test accuracy after the last epoch against the learning rate: mean and standard deviation over the runs "
+            "that did not diverge. A point is hollow where some runs diverged, and missing where all did. Dotted line: "
+            "1 / number of classes.",
         )
 
 
@@ -237,7 +252,8 @@ def _findings(report: Report, best, chance: float) -> None:
     unit, usual = found[f"Spiking, {UNIT}"], found["Spiking, ArcTan"]
     report.find(
         "The Spiking network whose last neurons have gradients of 1 at 0 and 1 does not converge (A.5).",
-        not unit.values or unit.mean < 1.5 * chance,
-        f"it reaches {unit.percent()}, with ArcTan everywhere {usual.percent()}. The paper's statement is about "
-        "ImageNet; small networks on small data may converge.",
+        None if len(usual.values) < 2 or usual.mean < 3 * chance else _is_chance(unit, chance),
+        f"its test accuracy is {unit.percent()}, with ArcTan everywhere {usual.percent()}. Counted as not converged: "
+        f"no run reaches {150 * chance:.0f} %, 1.5 times the accuracy of guessing, while ArcTan reaches twice that. "
+        "The paper's statement is about ImageNet.",
     )

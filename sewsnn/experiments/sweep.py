@@ -13,7 +13,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sewsnn.errors import UserError, one_line
+from sewsnn.experiments import worker as workers
 from sewsnn.experiments.worker import DIVERGED
 from sewsnn.files import exists, make_folder, read_regular, text_of
 from sewsnn.locking import FolderLock
@@ -84,7 +84,8 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int = 0) -> list[Outcom
     Args:
         cells: the runs, with names that differ.
         folder: the folder of the sweep; the runs are in it.
-        jobs: runs at once; 0 (default): one per processor that this process may use, on CUDA one per GPU.
+        jobs: runs at once; 0 (default): as many as the processors that this process may use hold with
+            ``train.threads`` threads each; on CUDA one per GPU.
 
     Returns:
         One :class:`Outcome` per cell, in the order of ``cells``.
@@ -95,6 +96,8 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int = 0) -> list[Outcom
         Interrupted: SIGINT or SIGTERM arrived; all runs are saved.
     """
     cells = [_placed(cell, folder) for cell in cells]
+    if len({cell.name for cell in cells}) < len(cells):
+        raise UserError(f"two runs of the sweep in {folder} have the same name; their settings are too close")
     with FolderLock(folder, "trained in"):
         open_cells = [cell for cell in cells if not _is_finished(cell)]
         if open_cells:
@@ -123,24 +126,37 @@ def _is_finished(cell: Cell) -> bool:
     folder = cell.config.folder
     if not exists(folder / "config.yaml"):
         return False
-    changed = differences(load_config(folder / "config.yaml").to_dict(), cell.config.to_dict())
-    if changed := [key for key in changed if key not in FREE]:
+    before = load_config(folder / "config.yaml")
+    finished = exists(folder / RESULT) or exists(folder / DIVERGED)
+    free = FREE | {"train.threads"} if finished else FREE
+    changed = differences(before.to_dict(), cell.config.to_dict())
+    if found := [key for key in changed if key not in free]:
         raise UserError(
-            f"{folder} holds a run with other settings ({', '.join(changed)}); choose another --output, or remove it"
+            f"{folder} holds a run with other settings ({', '.join(found)}); choose another --output, or remove it"
         )
-    return exists(folder / RESULT) or exists(folder / DIVERGED)
+    old, new = before.data.root, cell.config.data.root  # a run that continues compares the data themselves
+    if finished and old != new and (old is None or new is None or os.path.realpath(old) != os.path.realpath(new)):
+        raise UserError(
+            f"{folder} holds a finished run on the data in {old}, not in {new}; choose another --output, or give the "
+            "same --data.root"
+        )
+    return finished
 
 
 def _outcome(cell: Cell) -> Outcome:
     folder, diverged = cell.config.folder, ""
     if exists(folder / DIVERGED):
-        diverged = one_line(text_of(read_regular(folder / DIVERGED)))
-    history = []
-    if exists(folder / "metrics.csv"):
-        rows = csv.DictReader(text_of(read_regular(folder / "metrics.csv")).splitlines())
-        history = [{key: float(row[key]) for key in _NUMBERS} for row in rows]
-    if not history and not diverged:
-        raise UserError(f"{folder / 'metrics.csv'} is missing or empty; remove {folder} to train this run again")
+        diverged = one_line(read_regular(folder / DIVERGED).decode(errors="replace")) or "diverged"
+    history, path = [], folder / "metrics.csv"
+    try:
+        if exists(path):
+            rows = csv.DictReader(text_of(read_regular(path)).splitlines())
+            history = [{key: float(row[key]) for key in _NUMBERS} for row in rows]
+        complete = bool(diverged) or len(history) == cell.config.train.epochs
+    except (ValueError, TypeError, KeyError, csv.Error):  # ValueError: also bytes that are no text
+        complete = False
+    if not complete:
+        raise UserError(f"{path} is missing, damaged or incomplete; remove {folder} to train this run again")
     return Outcome(cell.name, cell.config, folder, history, diverged)
 
 
@@ -155,9 +171,11 @@ class _Pool:
     def __init__(self, cells: list[Cell], waiting: list[Cell], folder: Path, jobs: int):
         self.cells, self.waiting, self.logs = cells, list(waiting), folder / "logs"
         make_folder(self.logs)
-        gpus = 0 if _on_cpu(cells[0].config) else torch.cuda.device_count()
-        self.gpus = gpus if cells[0].config.train.device in ("auto", "cuda") else 0
-        self.jobs = min(jobs or gpus or processors(), len(waiting))
+        settings = cells[0].config.train
+        on_cpu = _on_cpu(cells[0].config)
+        self.gpus = torch.cuda.device_count() if settings.device in ("auto", "cuda") and not on_cpu else 0
+        each = max(1, processors() // settings.threads) if on_cpu else self.gpus or 1  # cuda:N: one run on this GPU
+        self.jobs = min(jobs or each, len(waiting))
         self.started: list[subprocess.Popen] = []
         self.running: dict[subprocess.Popen, Cell] = {}
         self.epochs = {cell.name: _epochs_done(cell) for cell in cells}
@@ -195,6 +213,8 @@ class _Pool:
 
     def _start(self, number: int) -> None:
         environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of torchrun: a worker has no other processes
+            environment.pop(name, None)
         if self.gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             own = number % self.gpus
@@ -202,7 +222,7 @@ class _Pool:
         if self.cells[0].config.train.threads:
             environment["OMP_NUM_THREADS"] = str(self.cells[0].config.train.threads)
         worker = subprocess.Popen(
-            [sys.executable, "-m", "sewsnn.experiments.worker"],
+            workers.command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

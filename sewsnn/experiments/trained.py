@@ -11,9 +11,9 @@ from sewsnn.experiments.sweep import Outcome
 EPOCH_COLUMNS = {
     "epoch": "number of the epoch, from 1",
     "lr": "learning rate at the end of the epoch",
-    "train_loss": "cross entropy over the training samples of the epoch, while the weights change",
+    "train_loss": "loss over the training samples of the epoch, while the weights change",
     "train_accuracy": "accuracy over the training samples of the epoch, in [0, 1]",
-    "test_loss": "cross entropy on the test set after the epoch",
+    "test_loss": "loss on the test set after the epoch",
     "test_accuracy": "accuracy on the test set after the epoch, in [0, 1]",
     "diverged": "1: the run stopped at an infinite or NaN loss or gradient after this epoch, else 0",
 }
@@ -38,7 +38,8 @@ def epoch_rows(outcome: Outcome, **labels) -> list[dict]:
 
 
 def draw_curves(axes, groups: Mapping[str, Sequence[Outcome]], measure: str, marks=MARKS) -> None:
-    """Draws the mean over seeds of a measure against the epoch, with a band from the least to the largest value.
+    """Draws the mean of a measure over the seeds against the epoch, with a band from the least to the largest value.
+    A run that diverged is drawn as far as it came.
 
     Args:
         axes: the panel.
@@ -71,13 +72,27 @@ def accuracy_table(report: Report, groups: Mapping[str, Sequence[Outcome]], publ
         groups: label -> runs that differ in their seed.
         published: label -> the published accuracy, with its data set.
     """
-    rows = []
+    rows, generated = [], False
     for label, outcomes in groups.items():
+        generated |= outcomes[0].config.data.generated > 0
         rate = f"{outcomes[0].config.optimizer.lr:g}"
         train, last, best = (spread(outcomes, name) for name in ("train_accuracy", "test_accuracy", "best"))
-        rows.append((label, rate, train.percent(), last.percent(), best.percent(), published.get(label, "")))
+        rows.append(
+            (
+                label,
+                rate,
+                train.percent(),
+                last.percent(),
+                best.percent(),
+                "" if generated else published.get(label, ""),
+            )
+        )
     head = ("network", "learning rate", "training accuracy", "test accuracy, last epoch", "best epoch", "published")
     report.show(head, rows)
+    report.say(
+        "Accuracies are mean ± standard deviation over the seeds."
+        + (" **The samples are generated, so these accuracies have no meaning.**" if generated else "")
+    )
 
 
 def in_words(label: str, found: Spread) -> str:

@@ -1,8 +1,8 @@
-"""A process that trains the runs of a sweep, one after the other: ``python -m sewsnn.experiments.worker``.
+"""A process that trains the runs of a sweep, one after the other (:func:`command`).
 
 :mod:`sewsnn.experiments.sweep` starts it. Each line on stdin is a run, ``{"name", "config", "log"}`` in JSON; each line
 on stdout is its outcome, ``{"name", "outcome", "message"}``. What the training prints goes to the file ``log``. The
-process exits when stdin ends, or soon after its parent has ended.
+process exits when stdin ends. If its parent ends, it saves the run and exits.
 """
 
 import json
@@ -17,13 +17,28 @@ from pathlib import Path
 DIVERGED = "diverged.txt"  #: the file in the folder of a run whose loss or gradient became infinite or NaN
 
 
-def main() -> None:
-    """Trains every run that stdin names."""
+_SAVING = 60.0  # seconds that a run has to save itself after the parent has ended
+
+
+def command() -> list[str]:
+    """Returns the command that starts a worker of this process: with this Python and these folders of modules, not
+    those of the working directory."""
+    code = (
+        "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+        "from sewsnn.experiments.worker import main; main(int(sys.argv[2]))"
+    )
+    folders = [os.path.abspath(folder) for folder in sys.path]
+    return [sys.executable, "-c", code, json.dumps(folders), str(os.getpid())]
+
+
+def main(parent: int) -> None:
+    """Trains every run that stdin names, as long as the process ``parent`` is this process's parent."""
     answers = os.fdopen(os.dup(1), "w")
-    parent = os.getppid()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     for line in sys.stdin:
+        if os.getppid() != parent:
+            break
         run = json.loads(line)
         log = os.open(run["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         for stream in (1, 2):
@@ -64,8 +79,6 @@ def _train(content: dict) -> tuple[str, str]:
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)  # a run that trains saves and stops
+    time.sleep(_SAVING)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()
