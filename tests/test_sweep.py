@@ -328,18 +328,19 @@ def test_rtd(tmp_path):
     assert dataclasses.replace(with_rtd.data, T_train=0) == without.data
 
 
-@pytest.mark.parametrize("name", ["digits", "moving_digits"])
-def test_configurations_of_analyses_fit_every_network(name):
+@pytest.mark.parametrize("verb", ["functions", "rtd", "surrogates"])
+def test_configurations_of_analyses_fit_every_network(verb):
     """All that sewsnn analyze would train with a file in configs/analysis can be built and takes a batch."""
-    words = {} if name == "digits" else {"data.generated": "4"}
-    config = load_config(ROOT / "configs" / "analysis" / f"{name}.yaml", {"batch_size": "2"} | words)
-    cells = [Cell(kind, forms.of_kind(config, kind)) for kind in forms.KINDS if name != "digits"]
-    cells += [Cell(label, one) for label, one in surrogates._variants(config).items() if name == "digits"]
-    forms.check_cells(cells)
-    for cell in cells:
-        data = build.build_data(cell.config)
+    words = {} if verb == "surrogates" else {"data.generated": "4"}
+    config = load_config(ROOT / "configs" / "analysis" / f"{verb}.yaml", {"batch_size": "2"} | words)
+    variants = (
+        surrogates._variants(config) if verb == "surrogates" else {k: forms.of_kind(config, k) for k in forms.KINDS}
+    )
+    forms.check_cells([Cell(label, one) for label, one in variants.items()])
+    for one in variants.values():
+        data = build.build_data(one)
         x, _ = next(iter(data.train_batches(0)))
-        assert build.build_model(cell.config, data)(data.to_float(x)).shape == (2, 10)
+        assert build.build_model(one, data)(data.to_float(x)).shape == (2, 10)
 
 
 def one_line(capsys, *words):

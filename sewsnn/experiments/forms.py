@@ -162,9 +162,10 @@ def order(low: Spread, high: Spread) -> bool | None:
         return bool(high.values)
     if low.deviation == high.deviation == 0:
         return None if high.mean == low.mean else high.mean > low.mean
-    from scipy.stats import ttest_ind
+    from scipy.stats import ttest_ind_from_stats
 
-    return high.mean > low.mean if ttest_ind(low.values, high.values, equal_var=False).pvalue < 0.05 else None
+    of_both = (number for one in (low, high) for number in (one.mean, one.deviation, len(one.values)))
+    return high.mean > low.mean if ttest_ind_from_stats(*of_both, equal_var=False).pvalue < 0.05 else None
 
 
 def data_in_words(config: Config) -> str:

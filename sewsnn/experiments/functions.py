@@ -6,7 +6,8 @@ from pathlib import Path
 from sewsnn.experiments import forms, trained
 from sewsnn.experiments.drawing import PAGE, drawing
 from sewsnn.experiments.forms import KINDS
-from sewsnn.experiments.rates import add_block_rates, measure_rates
+from sewsnn.experiments.rate_figures import CONNECTIONS, add_block_rates
+from sewsnn.experiments.rates import measure_rates
 from sewsnn.experiments.report import Report
 from sewsnn.experiments.sources import open_networks
 from sewsnn.experiments.sweep import run_cells
@@ -89,12 +90,13 @@ def _accuracies(report: Report, groups) -> None:
 
 
 def _rates(report: Report, groups) -> None:
-    """Fig. S2: the rates of the first seed of each SEW network that did not diverge."""
+    """Fig. S2: the rates of the SEW networks whose training did not diverge."""
     measured = {}
-    kinds = [kind for kind in ("ADD", "AND", "IAND") if not groups[kind][0].diverged]
-    for kind in kinds:
-        (opened,) = open_networks([str(groups[kind][0].folder)], {}, None)
-        measured[kind] = measure_rates(opened, f"firing rates of {kind}")
+    for kind in CONNECTIONS:
+        for o in groups[kind]:
+            if not o.diverged:
+                (opened,) = open_networks([str(o.folder)], {}, None)
+                measured.setdefault(kind, []).append(measure_rates(opened, f"firing rates of {o.name}"))
     if measured:
-        report.say(f"Firing rates of the trained SEW networks, from the checkpoint `{NAME}` of the first seed:")
-        add_block_rates(report, measured)
+        report.say(f"Firing rates of the trained SEW networks, from the checkpoints `{NAME}`:")
+        add_block_rates(report, measured, compare=True)

@@ -95,9 +95,9 @@ def _draw(report: Report, groups) -> None:
             of_form = {side: groups[form, side] for side in _SIDES}
             for panel, measure in zip(row, trained.MEASURES, strict=True):
                 trained.draw_curves(panel, of_form, measure, marks)
-                if row is not axes[-1]:
-                    panel.set_xlabel("")
             row[0].set_title(f"{form} network", loc="left")
+        for panel in axes[:-1].flat:
+            panel.set_xlabel("")  # the last row has it
         axes[0, 0].legend()
         report.figure(
             "curves",
