@@ -170,6 +170,16 @@ def test_copies_that_do_not_fit_on_the_disk(tmp_path, monkeypatch):
     assert content(tmp_path) == before
 
 
+def test_an_earlier_file_that_is_a_link_stays_one(tmp_path, monkeypatch):
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / "r-data.csv").symlink_to("target")
+    failing(monkeypatch, "replace", 4)
+    with pytest.raises(UserError, match=r"^cannot write .*r\.md: No space"):
+        filled(tmp_path).write()
+    assert names(tmp_path) == ["r-data.csv", "target"]
+    assert (tmp_path / "r-data.csv").is_symlink() and (tmp_path / "r-data.csv").read_text() == "kept"
+
+
 LIMITED = """
 import resource, sys
 from sewsnn.cli import main

@@ -114,7 +114,7 @@ class Report:
             rows: one dictionary per line; a missing key or None gives an empty field.
         """
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(columns), lineterminator="\n", extrasaction="raise")
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         self._files[f"{self.name}-{name}.csv"] = text.getvalue().encode(errors="backslashreplace")
