@@ -12,9 +12,9 @@ import time
 
 import pytest
 import torch
+from runs import CONFIG, MEASURED, PROCESS, ROOT
 from thorough import THOROUGH
 
-from runs import CONFIG, MEASURED, PROCESS, ROOT
 from sewsnn.cli import main
 from sewsnn.errors import UserError
 from sewsnn.experiments import forms, surrogates, sweep
