@@ -73,6 +73,13 @@ def test_data():
     assert x_seq.shape[0] == 10 and x_seq.shape[2:] == (2, 34, 34) and x_seq.is_floating_point()
 
 
+def test_paper():
+    names = run("paper.md")
+    assert len(names["rates"]) == len(names["norms"]) == 10 and set(names["layers"]) == {"layer1.sn"}
+    stage = names["norms"][:2]
+    assert stage[0].norm == stage[1].norm == names["predicted"][0], "SEW identity blocks pass the gradient on unchanged"
+
+
 def test_neurons():
     names = run("neurons.md")
     assert names["s_seq"].shape == (8, 2, 16) and names["node"].v is None
@@ -89,5 +96,5 @@ def test_extending(monkeypatch):
 
 
 def test_no_page_is_left_out():
-    run_here = {"blocks.md", "checkpoints.md", "data.md", "export.md", "extending.md", "neurons.md"}
+    run_here = {"blocks.md", "checkpoints.md", "data.md", "export.md", "extending.md", "neurons.md", "paper.md"}
     assert set(PAGES) == {*run_here, *ELSEWHERE}

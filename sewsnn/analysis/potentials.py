@@ -87,8 +87,8 @@ def record(model: nn.Module, x: Tensor, layers: Iterable[str]) -> dict[str, Reco
 
     Example:
         >>> net = sewsnn.models.create_model("sew_cifar10_net")
-        >>> found = record(net, torch.rand(2, 3, 32, 32), ["stages.0.sn"])
-        >>> found["stages.0.sn"].h_seq.shape[:2]
+        >>> found = record(net, torch.rand(2, 3, 32, 32), ["layer1.sn"])
+        >>> found["layer1.sn"].h_seq.shape[:2]
         torch.Size([4, 2])
     """
     if isinstance(layers, str):
