@@ -363,7 +363,15 @@ def test_fresh_networks_with_every_connection(tmp_path):
     assert o["IAND"][0] + o["AND"][0] == pytest.approx(s, rel=1e-15)
     lowest = sum(o["AND"][i] <= min(o["ADD"][i], o["IAND"][i]) for i in range(3))
     answer = "Holds" if lowest == 3 else "**Does not hold**"
-    assert f"lowest firing rates (A.3). {answer}: mean rate of O^l over the blocks: ADD {fmean(o['ADD']):.4g}, " in text
+    a_l = {name: [float(row["A"]) for row in rows(out, "blocks") if row["network"] == name] for name in o}
+    higher = [str(i + 1) for i in range(3) if a_l["AND"][i] > min(a_l["ADD"][i], a_l["IAND"][i])]
+    where = f"; in block {', '.join(higher)} another network has a lower rate." if higher else "."
+    means = ", ".join(f"{name} {fmean(of_blocks):.4g}" for name, of_blocks in a_l.items())
+    of_a = "**Does not hold**" if higher else "Holds"
+    assert f"lowest rates of A^l (A.3, Fig. S2a). {of_a}: mean rate over the blocks: {means}{where}" in text
+    assert (
+        f"lowest rates of O^l (A.3, Fig. S2b). {answer}: mean rate over the blocks: ADD {fmean(o['ADD']):.4g}, " in text
+    )
     between = sum(o["AND"]) <= sum(o["IAND"]) <= sum(o["ADD"])
     assert f"between those of AND and ADD. {'Holds' if between else '**Does not hold**'}" in text
     ends = ", ".join(f"{name} {of_blocks[-1]:.4g}" for name, of_blocks in o.items())
@@ -406,7 +414,10 @@ def test_several_runs_are_named(tmp_path, trained, monkeypatch):
     other = run_at(trained, tmp_path / "run-spiking", name="spiking_resnet")
     assert analyze([*runs, other], tmp_path / "out") == 0
     assert networks_in(tmp_path / "out") == ["run-IAND", "run-ADD", "run-AND", "run-spiking"]
-    assert "network: sew_resnet, spiking_resnet, T = 2;" in check_report(tmp_path / "out")
+    assert (
+        "network: sew_resnet (blocks [1], widths [4]), spiking_resnet (blocks [1], widths [4]), T = 2;"
+        in check_report(tmp_path / "out")
+    )
     same_name = run_at(trained, tmp_path / "deeper" / "run-ADD", connect_f="ADD")
     assert analyze([runs[1], same_name], tmp_path / "out") == 0
     assert networks_in(tmp_path / "out") == [str(runs[1]), str(same_name)]
@@ -421,7 +432,7 @@ def test_connections_are_compared_only_if_the_rest_is_the_same(tmp_path, trained
     assert analyze(runs, tmp_path / "out") == 0
     text = check_report(tmp_path / "out")
     assert networks_in(tmp_path / "out") == ["ADD", "AND", "IAND"] and "What is seen" not in text
-    assert "network: sew_resnet, T = 2, 3; data" in text
+    assert "network: sew_resnet (blocks [1], widths [4]), T = 2, 3; data" in text
 
 
 NAMES = [
@@ -485,9 +496,9 @@ def test_statements_must_hold_for_every_seed(tmp_path):
     }
     report = Report("r", "Rates", tmp_path)
     add_block_rates(report, measured, compare=True)
-    assert [found.holds for found in report.findings] == [True, True, False]
-    assert report.findings[2].evidence.startswith("so it is for 1 of 2 seeds; ")
-    assert "ADD 0.575, AND 0.05, IAND 0.525" in report.findings[2].evidence
+    assert [found.holds for found in report.findings] == [True, True, True, False]
+    assert report.findings[3].evidence.startswith("so it is for 1 of 2 seeds; ")
+    assert "ADD 0.575, AND 0.05, IAND 0.525" in report.findings[3].evidence
     assert "rate of O^l in the last block: ADD 0.65, AND 0, IAND 0.6; AND has 0.1 in block 1 of 2" in str(
         report.findings
     )

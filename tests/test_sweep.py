@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from thorough import THOROUGH
 from sewsnn.cli import main
 from sewsnn.errors import UserError
 from sewsnn.experiments import forms, surrogates, sweep
+from sewsnn.experiments.report import Report
 from sewsnn.experiments.sweep import Cell, run_cells
 from sewsnn.train import build
 from sewsnn.train.config import differences, load_config
@@ -62,7 +62,7 @@ def test_a_run_that_diverges_is_an_outcome(tmp_path):
         assert "not finite" in wild.diverged and wild.accuracy is None and fine.accuracy > 0
         found = forms.spread([wild, fine])
         assert found.diverged == 1 and found.values == (fine.accuracy,) and "1 of 2 runs diverged" in found.percent()
-        assert forms.order(forms.spread([wild]), forms.spread([fine, fine])) is True
+        assert forms.order(forms.spread([wild, wild]), forms.spread([fine, fine])) is True
 
 
 def test_order_of_results():
@@ -244,7 +244,7 @@ def whole(tmp_path_factory):
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
-    process = started(tmp_path / "sweep")
+    process = started(tmp_path / "sweep", "--epochs", "500")
     runs = tmp_path / "sweep" / "runs" / "functions"
     wait_until(lambda: list(runs.glob("*/config.yaml")), process)
     other = started(tmp_path / "sweep")
@@ -255,7 +255,7 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path):
 
 
 def test_killed_worker_names_its_run(tmp_path):
-    process = started(tmp_path / "sweep")
+    process = started(tmp_path / "sweep", "--epochs", "500")
     runs = tmp_path / "sweep" / "runs" / "functions"
     wait_until(lambda: list(runs.glob("*/config.yaml")), process)
     os.kill(workers_of(process)[0], signal.SIGKILL)
@@ -304,11 +304,39 @@ def test_surrogates(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 * 2 and {row["learning_rate"] for row in rows} == {"0.025", "0.05"}
     assert "82.63 % (CIFAR-10)" in text
-    assert re.search("The (smallest|largest) learning rate that was tried, 0.0(25|5), is the best one of: ", text)
     runs = tmp_path / "runs" / "surrogates"
     unit = load_config(runs / "Spiking-unit-lr0.05-2020" / "config.yaml").model
     assert (unit.last_neuron.v_threshold, unit.last_neuron.surrogate) == (0.5, "UnitATan")
     assert (unit.neuron.v_threshold, unit.neuron.surrogate, unit.name) == (1.0, "ATan", "spiking_resnet")
+
+
+def test_learning_rates_at_the_edge_are_named(tmp_path):
+    """Not those of a row that is at chance everywhere, nor if there is one rate."""
+
+    def outcome(rate, accuracy):
+        row = {"test_accuracy": accuracy}
+        return sweep.Outcome("a", load_config(CONFIG, {"lr": str(rate)}), tmp_path, [row], "")
+
+    def said(*rates):
+        groups = {
+            (row, rate): [outcome(rate, a)] for row, of in accuracies.items() for rate, a in of.items() if rate in rates
+        }
+        report = Report("r", "", tmp_path)
+        surrogates._say_edges(report, surrogates._best(groups), groups, chance=0.1)
+        return report.text()
+
+    accuracies = {
+        "low": {0.1: 0.9, 0.2: 0.8, 0.3: 0.7},
+        "middle": {0.1: 0.8, 0.2: 0.9, 0.3: 0.8},
+        "high": {0.1: 0.7, 0.2: 0.8, 0.3: 0.9},
+        "guess": {0.1: 0.14, 0.2: 0.1, 0.3: 0.1},
+    }
+    text = said(0.1, 0.2, 0.3)
+    assert (
+        "The smallest learning rate that was tried, 0.1, is the best one of: low. A smaller one may be better" in text
+    )
+    assert "The largest learning rate that was tried, 0.3, is the best one of: high. A larger one may be better" in text
+    assert "learning rate" not in said(0.2)
 
 
 EVENTS = ROOT / "configs" / "dvs128_gesture" / "sew_add.yaml"

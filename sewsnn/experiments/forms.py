@@ -168,6 +168,12 @@ def order(low: Spread, high: Spread) -> bool | None:
     return high.mean > low.mean if ttest_ind_from_stats(*of_both, equal_var=False).pvalue < 0.05 else None
 
 
+def network_in_words(config: Config) -> str:
+    """The name of the network and, if the configuration gives them, its blocks and channels."""
+    model = config.model
+    return model.name + (f" (blocks {model.blocks}, widths {model.widths})" if model.blocks else "")
+
+
 def data_in_words(config: Config) -> str:
     """``data: digits``, and whether the samples are generated."""
     return f"data: {config.data.name}" + (", generated samples" if config.data.generated else "")

@@ -47,8 +47,8 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
     flat = [cell for of_kind in cells.values() for cell in of_kind]
     forms.check_cells(flat)
     about = [
-        f"network: {config.model.name} and its forms, T = {config.model.T}; {forms.data_in_words(config)}; "
-        f"{config.train.epochs} epochs, {forms.seeds_in_words(config)}",
+        f"network: {forms.network_in_words(config)} and its forms, T = {config.model.T}; "
+        f"{forms.data_in_words(config)}; {config.train.epochs} epochs, {forms.seeds_in_words(config)}",
         forms.ORDER,
     ]
     with Report("functions", "ADD, AND, IAND, Spiking and Plain (Table S2)", output, about) as report:
@@ -64,7 +64,7 @@ def _accuracies(report: Report, groups) -> None:
     with drawing(1, 3, width=PAGE, height=2.0) as (figure, axes):
         for panel, measure in zip(axes[0], trained.MEASURES, strict=True):
             trained.draw_curves(panel, groups, measure)
-        axes[0, 0].legend()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(groups))
         report.figure(
             "curves",
             figure,

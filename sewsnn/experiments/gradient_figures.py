@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sewsnn.analysis.gradients import BlockGradient
-from sewsnn.experiments.drawing import COLUMN, MARKS, drawing
+from sewsnn.experiments.drawing import COLUMN, MARKS, PAGE, drawing
 from sewsnn.experiments.report import Report
 
 _PANELS = 3  # in a row
@@ -110,11 +110,11 @@ def _labels(passes: Sequence[Pass]) -> list[str]:
     return list(dict.fromkeys(p.label for p in passes))
 
 
-def _grid(count: int):
-    """The context of a figure of one column with ``count`` panels side by side that share their axes."""
+def _grid(count: int, width: float, sharey: bool):
+    """The context of a figure with ``count`` panels side by side that share their horizontal axis."""
     columns = min(count, _PANELS)
     rows = math.ceil(count / columns)
-    return drawing(rows, columns, width=COLUMN, height=1.3 + 1.3 * rows, sharex=True, sharey=True)
+    return drawing(rows, columns, width=width, height=1.3 + 1.3 * rows, sharex=True, sharey=sharey)
 
 
 def _finish(figure, axes, settings: Sequence[Setting], label_x: str, label_y: str) -> None:
@@ -153,7 +153,7 @@ def add_blocks(report: Report, name: str, passes: Sequence[Pass]) -> None:
     """
     settings, labels = settings_of(passes), _labels(passes)
     foreseen = any(value is not None for p in passes for value in p.predicted)
-    with _grid(len(settings)) as (figure, axes):
+    with _grid(len(settings), PAGE, sharey=False) as (figure, axes):
         for panel, setting in zip(axes.flat, settings, strict=False):
             for label, mark in zip(labels, MARKS, strict=False):
                 of_seeds = [p for p in passes if p.setting == setting and p.label == label]
@@ -166,10 +166,10 @@ def add_blocks(report: Report, name: str, passes: Sequence[Pass]) -> None:
                 spreads = [Spread.of(values) for values in zip(*relative, strict=True)]
                 if foreseen:
                     means = [s.mean for s in spreads]
-                    panel.plot(index, means, color="black", ls=":", lw=1.0, zorder=3, label=_PREDICTION)
+                    panel.plot(index, means, color="black", ls=":", lw=1.3, zorder=3, label=_PREDICTION)
                 for i, block in enumerate(of_seeds[0].blocks):
                     if block.downsample:
-                        panel.axvline(i + 1, color="0.5", ls=(0, (1, 2)), lw=0.7, zorder=0, label=_DOWNSAMPLE)
+                        panel.axvline(i + 1, color="0.5", ls="-", lw=0.4, zorder=0, label=_DOWNSAMPLE)
             panel.locator_params(axis="x", nbins=4, integer=True)
         _finish(figure, axes, settings, "block $l$", r"$\|\partial L/\partial S^l\|$ / that of the last block")
         report.figure(name, figure, _caption_of_blocks(name, passes, foreseen))
@@ -190,7 +190,7 @@ def _caption_of_blocks(name: str, passes: Sequence[Pass], foreseen: bool) -> str
         f"V_th) and b = Theta'(0 - V_th) are the factors of equation S2.{_seeds_in_words(passes)}"
     )
     if any(block.downsample for p in passes for block in p.blocks):
-        caption += " Vertical dotted lines mark the blocks with downsample."
+        caption += " Vertical grey lines mark the blocks with downsample. Each panel has its own scale."
     if foreseen:
         caption += (
             " Black dotted curves: equation S4 (SEW: equation 9) from the norm of the gradient that was measured "
@@ -214,7 +214,7 @@ def add_depths(report: Report, passes: Sequence[Pass]) -> None:
     settings, depths = settings_of(passes), sorted({p.depth for p in passes})
     lines = [(label, zero_init) for zero_init in (True, False) for label in _labels(passes)]
     rows = []
-    with _grid(len(settings)) as (figure, axes):
+    with _grid(len(settings), COLUMN, sharey=True) as (figure, axes):
         for panel, setting in zip(axes.flat, settings, strict=False):
             for (label, zero_init), mark in zip(lines, MARKS, strict=False):
                 spreads = [
@@ -235,9 +235,11 @@ def add_depths(report: Report, passes: Sequence[Pass]) -> None:
         report.figure(
             "depths",
             figure,
-            "||dL/dS^1|| of the first block divided by that of the last block against the depth of the network (no "
-            "unit, logarithmic): below 1 the gradient shrinks on its way to the input, above 1 it grows. identity: "
-            f"with zero_init_residual; default: without.{_seeds_in_words(passes)}",
+            "||dL/dS^l|| at the first block divided by ||dL/dS^l|| at the last block, against the depth of the network "
+            "(no unit, logarithmic; depths at even distances): below 1 the gradient shrinks on its way to the input, "
+            f"above 1 it grows. zero init: with zero_init_residual; default: without.{_seeds_in_words(passes)}",
         )
-    report.say("||dL/dS^1|| of the first block divided by that of the last block (geometric mean over the seeds):")
+    report.say(
+        "||dL/dS^l|| at the first block divided by ||dL/dS^l|| at the last block, geometric mean over the seeds:"
+    )
     report.show(["setting", "network", *map(str, depths)], rows)

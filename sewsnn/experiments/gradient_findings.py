@@ -75,7 +75,8 @@ def _add_direction(report: Report, passes: Sequence[Pass]) -> None:
     if not math.isnan(inside.mean):
         evidence += (
             f" Within a row of identity blocks, ||dL/dS|| at its start is {inside.low:.3g} to {inside.high:.3g} times "
-            "||dL/dO|| at its end; what lies between the rows (downsample, pooling) does the rest."
+            "||dL/dO|| at its end; what lies between the rows (downsample blocks; in event networks also poolings) "
+            "does the rest."
         )
     if holds is False:
         evidence += " " + _why_not(passes, sign)

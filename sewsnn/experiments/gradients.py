@@ -114,7 +114,7 @@ def _about(config: Config, networks: list[_Network], given: Opened | None) -> li
     if config.model.last_neuron:
         lines.append("model.last_neuron is not used: all layers have the same neuron")
     if config.model.blocks and "_resnet" in config.model.name:
-        lines.append("model.blocks and model.widths are not used: the networks have the sizes of Table S1")
+        lines.append("model.blocks and model.widths are not used: each network has the published size of its depth")
     return lines
 
 

@@ -57,8 +57,10 @@ def add_block_rates(report: Report, measured: Mapping[str, Sequence[Rates]], com
                 _draw(axes[0, 0], [[block.A for block in one.blocks] for one in found], mark, _label(name))
             _draw(axes[0, 1], [[block.O for block in one.blocks] for one in found], mark, _label(name))
         for panel, letter in zip(axes[0], ("A", "O"), strict=True):
-            panel.set_xlabel("block l")
+            panel.set_xlabel("block $l$")
             panel.set_ylabel(f"rate of ${letter}^l$ / spikes per\nneuron and time-step")
+            if letter == "O":
+                panel.set_yscale("symlog", linthresh=SILENT)
             panel.set_ylim(bottom=0)
             panel.xaxis.get_major_locator().set_params(integer=True)
             if panel.lines:
@@ -70,7 +72,8 @@ def add_block_rates(report: Report, measured: Mapping[str, Sequence[Rates]], com
             "blocks",
             figure,
             "Firing rates per block. Left: A^l, the spikes of the last neuron of the branch. Right: O^l, the output of "
-            "the block before a pooling, which ADD can raise above 1. Means over the test samples."
+            "the block before a pooling, which ADD can raise above 1; this axis is logarithmic above "
+            f"{SILENT} and linear below. Means over the test samples."
             + (bands if any(len(found) > 1 for found in measured.values()) else ""),
         )
     rows = [
@@ -104,32 +107,45 @@ def _label(name: str) -> str:
 def _compare(report: Report, measured: Mapping[str, Sequence[Rates]]) -> None:
     """The statements of A.3 about ADD, AND and IAND. Each must hold for every seed."""
     O = {name: [[b.O for b in one.blocks] for one in measured[name]] for name in CONNECTIONS}  # noqa: E741
+    A = {name: [[b.A for b in one.blocks] for one in measured[name]] for name in CONNECTIONS}
     if not any(rate for runs in O.values() for rates in runs for rate in rates):
         report.say("No neuron in the blocks of these networks fires, so that their rates cannot be compared.")
         return
-    tried = list(zip(*(O[name] for name in CONNECTIONS), strict=False))
 
-    def check(claim: str, holds, evidence: str) -> None:
-        answers = [holds(*one) for one in tried]
+    def check(claim: str, rates: Mapping[str, Sequence[Sequence[float]]], holds, evidence: str) -> None:
+        answers = [holds(*one) for one in zip(*(rates[name] for name in CONNECTIONS), strict=False)]
         seeds = f"so it is for {sum(answers)} of {len(answers)} seeds; " if len(answers) > 1 else ""
         report.find(claim, all(answers), seeds + evidence)
 
-    def words(value) -> str:
-        return ", ".join(f"{name} {fmean(map(value, O[name])):.4g}" for name in CONNECTIONS)
+    def lowest(add, and_, iand) -> bool:
+        return all(a <= min(b, c) for a, b, c in zip(and_, add, iand, strict=True))
 
-    check(
-        "The blocks of the AND network have the lowest firing rates (A.3).",
-        lambda add, and_, iand: all(a <= min(b, c) for a, b, c in zip(and_, add, iand, strict=True)),
-        f"mean rate of O^l over the blocks: {words(fmean)}.",
-    )
+    def words(rates, value) -> str:
+        return ", ".join(f"{name} {fmean(map(value, rates[name])):.4g}" for name in CONNECTIONS)
+
+    for name, rates, panel in (("A^l", A, "a"), ("O^l", O, "b")):
+        blocks = [
+            i + 1
+            for i in range(len(O["AND"][0]))
+            if any(a[i] > min(b[i], c[i]) for b, a, c in zip(*(rates[k] for k in CONNECTIONS), strict=False))
+        ]
+        where = f"; in block {', '.join(map(str, blocks))} another network has a lower rate" if blocks else ""
+        check(
+            f"The blocks of the AND network have the lowest rates of {name} (A.3, Fig. S2{panel}).",
+            rates,
+            lowest,
+            f"mean rate over the blocks: {words(rates, fmean)}{where}.",
+        )
     check(
         "The AND network becomes silent in its last blocks (silence problem).",
+        O,
         lambda add, and_, iand: and_[-1] < 0.1 * min(add[-1], iand[-1]) or and_[-1] < SILENT,
-        f"rate of O^l in the last block: {words(lambda rates: rates[-1])}; AND has "
+        f"rate of O^l in the last block: {words(O, lambda rates: rates[-1])}; AND has "
         f"{fmean(rates[0] for rates in O['AND']):.4g} in block 1 of {len(O['AND'][0])}.",
     )
     check(
-        "The rates of the IAND network are between those of AND and ADD.",
+        "The mean rate of O^l of the IAND network is between those of AND and ADD.",
+        O,
         lambda add, and_, iand: fmean(and_) <= fmean(iand) <= fmean(add),
-        f"mean rate of O^l over the blocks: {words(fmean)}.",
+        f"mean rate over the blocks: {words(O, fmean)}.",
     )

@@ -8,7 +8,7 @@ from sewsnn.analysis.calibration import calibrate
 from sewsnn.analysis.firing import firing_rates
 from sewsnn.analysis.operations import AC_PJ, MAC_PJ, count_operations
 from sewsnn.errors import UserError
-from sewsnn.experiments.forms import copied
+from sewsnn.experiments.forms import copied, network_in_words
 from sewsnn.experiments.rate_figures import CONNECTIONS, SILENT, Rates, add_block_rates
 from sewsnn.experiments.report import Report, escaped
 from sewsnn.experiments.sources import (
@@ -55,7 +55,7 @@ def run(
     opened = _opened(source, overrides, weights)
     random = f"random; batch norm has the statistics of {_CALIBRATED} training batches"
     about = [
-        f"network: {each(o.config.model.name for o in opened)}, T = {each(o.config.model.T for o in opened)}; "
+        f"network: {each(network_in_words(o.config) for o in opened)}, T = {each(o.config.model.T for o in opened)}; "
         f"data: {each(map(data_in_words, opened))}",
         f"weights: {weights_in_words(source, opened, weights) or random}",
     ]

@@ -29,7 +29,7 @@ SURROGATES = {
     "Rectangular": Surrogate("Rectangular", 1.0),
     "Constant 1": Surrogate("Constant", 1.0),
 }
-UNIT = "ArcTan, last neuron with gradients of 1 (A.5)"
+UNIT = "unit gradients (A.5)"
 _PUBLISHED = {
     "SEW, ArcTan": "82.63 % (CIFAR-10)",
     "SEW, Rectangular": "82.56 % (CIFAR-10)",
@@ -73,7 +73,7 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
     forms.check_cells(flat)
     rates = ", ".join(f"{config.optimizer.lr * factor:g}" for factor in config.analysis.sweep)
     about = [
-        f"network: {config.model.name} (ADD) and its Spiking form, T = {config.model.T}; "
+        f"network: {forms.network_in_words(config)} (ADD) and its Spiking form, T = {config.model.T}; "
         f"{forms.data_in_words(config)}; {config.train.epochs} epochs, {forms.seeds_in_words(config)}; learning "
         f"rates {rates}",
         forms.ORDER,
@@ -159,7 +159,7 @@ def _is_chance(found: forms.Spread, chance: float) -> bool:
 def _draw_surrogates(report: Report) -> None:
     x = torch.linspace(-2, 2, 801, dtype=torch.float64)
     shown = {name: getattr(surrogate, s.name)(s.parameter) for name, s in SURROGATES.items()}
-    shown["unit gradients (A.5)"] = surrogate.UnitATan()
+    shown[UNIT] = surrogate.UnitATan()
     with drawing(1, 2, width=PAGE, height=2.2) as (figure, axes):
         for (name, function), mark in zip(shown.items(), MARKS, strict=False):
             for panel, values in zip(axes[0], (function.primitive(x), function.gradient(x)), strict=True):
@@ -193,7 +193,7 @@ def _draw_sweep(report: Report, groups, chance: float) -> None:
                     [100 * one.mean for _, one in there],
                     [100 * one.deviation for _, one in there],
                     capsize=2,
-                    **mark.line(label=label.removeprefix(f"{title}, ").replace(UNIT, "unit gradients (A.5)")),
+                    **mark.line(label=label.removeprefix(f"{title}, ")),
                 )
                 for rate, one in there:
                     if one.diverged:
