@@ -19,6 +19,7 @@ from sewsnn.errors import UserError
 from sewsnn.experiments import forms, surrogates, sweep
 from sewsnn.experiments.report import Report
 from sewsnn.experiments.sweep import Cell, run_cells
+from sewsnn.models import create_model, save_checkpoint
 from sewsnn.train import build
 from sewsnn.train.config import differences, load_config
 from sewsnn.train.schema import FREE
@@ -394,6 +395,12 @@ def test_bad_input(tmp_path, capsys):
     for key in ("ADD", "Plain"):
         words = ("analyze", "functions", CONFIG, "--output", out, f"--analysis.learning_rates.{key}", "-1")
         assert f"analysis.learning_rates.{key}" in one_line(capsys, *words)
+    words = ("analyze", "surrogates", CONFIG, "--output", out, "--model.weights", tmp_path / "nothing.pt")
+    assert "there is no checkpoint" in one_line(capsys, *words)
+    net = create_model("sew_resnet18", num_classes=10)
+    save_checkpoint(net, tmp_path / "other.pt")
+    words = ("analyze", "functions", CONFIG, "--output", out, "--model.weights", tmp_path / "other.pt")
+    assert "other.pt" in one_line(capsys, *words)
     assert not out.exists()
     (tmp_path / "file").write_text("kept")
     assert "file" in one_line(capsys, "analyze", "functions", CONFIG, "--output", tmp_path / "file")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sewsnn.errors import ConfigError
 from sewsnn.experiments.sweep import Cell, Outcome
-from sewsnn.models import list_models
+from sewsnn.models import list_models, load_checkpoint
 from sewsnn.train import build
 from sewsnn.train.config import Config, PublishedConfig, check
 from sewsnn.train.schema import AnalysisConfig
@@ -78,7 +78,7 @@ def with_seeds(name: str, config: Config, seeds: int) -> list[Cell]:
 
 
 def check_cells(cells: Iterable[Cell]) -> None:
-    """Checks every configuration, and that data and networks can be built, before any run starts.
+    """Checks every configuration, and that data, networks and initial weights can be used, before any run starts.
 
     Raises:
         UserError: a setting or a file is wrong; the message names it.
@@ -93,7 +93,9 @@ def check_cells(cells: Iterable[Cell]) -> None:
         model = str(cell.config.to_dict()["model"])
         if model not in built:
             built.add(model)
-            build.build_model(cell.config, data[key])
+            network = build.build_model(cell.config, data[key])
+            if cell.config.model.weights:
+                load_checkpoint(network, cell.config.model.weights)
 
 
 class Spread(NamedTuple):
