@@ -627,7 +627,8 @@ def test_an_error_keeps_an_earlier_report(tmp_path, capsys, trained):
 
 
 MEASURES = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts commands in the background with it ignored
 from sewsnn.cli import main
 from sewsnn.experiments import rates
 def measure(*words):
