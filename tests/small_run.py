@@ -13,7 +13,7 @@ WORDS += ["--ema", "0.9", "--keep", "2", "--checkpoint_steps", "0"]
 
 
 @contextlib.contextmanager
-def _same_threads():
+def same_threads():
     """Restores the number of threads, because runs set it."""
     threads = torch.get_num_threads()
     yield
@@ -21,7 +21,7 @@ def _same_threads():
 
 
 def make(folder):
-    with _same_threads():
+    with same_threads():
         assert main(["train", str(CONFIG), "--output", str(folder), *WORDS]) == 0
     return folder
 
@@ -29,7 +29,7 @@ def make(folder):
 def resume(folder, how, capsys):
     """Runs ``--resume`` or ``--resume=auto`` and returns status, output and errors."""
     capsys.readouterr()
-    with _same_threads():
+    with same_threads():
         status = main(["train", str(CONFIG), "--output", str(folder), *WORDS, how])
     return status, *capsys.readouterr()
 
@@ -37,7 +37,7 @@ def resume(folder, how, capsys):
 def error_of(words, capsys):
     """Returns the one line of error with which a command ends."""
     capsys.readouterr()
-    with _same_threads():
+    with same_threads():
         assert main([str(word) for word in words]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("sewsnn: error: ") and "Traceback" not in err, err

@@ -303,6 +303,9 @@ def test_wrong_input_is_one_line_and_leaves_no_files(tmp_path, capsys, monkeypat
     too_small = ["--model.name", "sew_cifar10_net", "--blocks", "[]", "--widths", "[]", "--stem", "null"]
     assert main([str(w) for w in analyze(CONFIG, tmp_path / "out", *too_small)]) == 1
     err = capsys.readouterr().err
-    assert "sewsnn: error: model.name: spiking_cifar10_net: x must be at least 32 x 32" in err and "Trace" not in err
+    assert (
+        "sewsnn: error: spiking_cifar10_net cannot run on the data digits: x must be at least 32 x 32" in err
+        and "Trace" not in err
+    )
     assert "none.yaml" in error_of(analyze(tmp_path / "none.yaml", tmp_path / "out"), capsys)
     assert not (tmp_path / "out").exists()

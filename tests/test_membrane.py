@@ -217,7 +217,7 @@ def test_calibrate_leaves_the_statistics_on_an_error():
 
 
 def analyze(source, output, *words):
-    with small_run._same_threads():
+    with small_run.same_threads():
         return main(["analyze", "membrane", str(source), "--output", str(output), *words])
 
 
@@ -279,7 +279,7 @@ def test_numbers_of_the_command(tmp_path, trained):
             if index in drawn:
                 assert ((name[0], index, int(row["t"])) in raster) == bool(s)
     text = (tmp_path / "membrane.md").read_text()
-    assert f"weights: of {trained}; the network answers class" in text
+    assert f"weights: of `{trained}`; the network answers class" in text
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".md"}
     assert analyze(trained, tmp_path, "--layers", "sn1,layer1.0.sn1", "--neurons", "5", "--sample", "359") == 0
     assert all((tmp_path / name).read_bytes() == data for name, data in before.items())  # the same in every run

@@ -22,7 +22,7 @@ def test_files_of_a_report_are_there(name):
     linked = {link for link in re.findall(r"\]\(([^)#]+)\)", analyses.report(name)) if "://" not in link}
     assert linked == {path.name for path in analyses.REPORTS.glob(f"{name}-*")}
     command = re.search(r"^- command: `sewsnn analyze (\w+) ", analyses.report(name), re.MULTILINE)
-    assert command[1] == name and "generated_data" not in analyses.report(name)
+    assert command[1] == name and ", generated" not in analyses.report(name)
 
 
 def rows(name):

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sewsnn.errors import UserError
@@ -77,6 +77,22 @@ def drawing(rows: int = 1, columns: int = 1, *, width: float = COLUMN, height: f
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def line_with_band(panel, x: Sequence[float], middle: Sequence[float], low: Sequence[float], high: Sequence[float],
+                   mark: Mark, **line) -> None:  # fmt: skip
+    """Draws a line, and a band of its colour from ``low`` to ``high`` if they differ anywhere.
+
+    Args:
+        panel: the axes.
+        x: positions.
+        middle, low, high: values at each position, for example mean, least and greatest over the seeds; NaN: none.
+        mark: how the line is drawn.
+        line: further arguments of ``axes.plot``, such as ``label``.
+    """
+    panel.plot(x, middle, **mark.line(**line))
+    if any(a < b for a, b in zip(low, high, strict=True)):
+        panel.fill_between(x, low, high, color=mark.color, alpha=0.2, linewidth=0)
 
 
 def rendered(figure, form: str) -> bytes:

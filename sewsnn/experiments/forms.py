@@ -177,13 +177,13 @@ def network_in_words(config: Config) -> str:
 
 
 def data_in_words(config: Config) -> str:
-    """``data: digits``, and whether the samples are generated."""
-    return f"data: {config.data.name}" + (", generated samples" if config.data.generated else "")
+    """``digits``, and whether the samples are generated."""
+    return config.data.name + (", generated" if config.data.generated else "")
 
 
 def why_undecided(config: Config) -> str:
     """Why accuracies decide nothing: the samples are generated. Else an empty text."""
-    return "the samples are generated, so accuracies have no meaning." if config.data.generated else ""
+    return "The samples are generated, so accuracies have no meaning." if config.data.generated else ""
 
 
 def seeds_in_words(config: Config) -> str:

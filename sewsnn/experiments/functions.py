@@ -6,21 +6,13 @@ from pathlib import Path
 from sewsnn.experiments import forms, trained
 from sewsnn.experiments.drawing import PAGE, drawing
 from sewsnn.experiments.forms import KINDS
-from sewsnn.experiments.rate_figures import CONNECTIONS, add_block_rates
-from sewsnn.experiments.rates import measure_rates
+from sewsnn.experiments.rate_figures import CONNECTIONS, Run, add_block_rates
+from sewsnn.experiments.rates import measure_blocks
 from sewsnn.experiments.report import Report
 from sewsnn.experiments.sources import open_networks
 from sewsnn.experiments.sweep import run_cells
 from sewsnn.train.checkpoint import NAME
 from sewsnn.train.config import load_config
-
-_PUBLISHED = {  # DVS Gesture, in percent; docs/models.md has the sources
-    "ADD": "97.92 % (DVS Gesture)",
-    "AND": "70.49 % (DVS Gesture)",
-    "IAND": "95.49 % (DVS Gesture)",
-    "Spiking": "90.97 % (DVS Gesture, reported by others)",
-    "Plain": "91.67 % (DVS Gesture, uncertain)",
-}
 
 
 def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str = "") -> Path:
@@ -48,7 +40,7 @@ def run(source: str, overrides: Mapping[str, str], output: Path, *, command: str
     forms.check_cells(flat)
     about = [
         f"network: {forms.network_in_words(config)} and its forms, T = {config.model.T}; "
-        f"{forms.data_in_words(config)}; {config.train.epochs} epochs, {forms.seeds_in_words(config)}",
+        f"data: {forms.data_in_words(config)}; {config.train.epochs} epochs, {forms.seeds_in_words(config)}",
         forms.ORDER,
     ]
     with Report("functions", "ADD, AND, IAND, Spiking and Plain (Table S2)", output, about) as report:
@@ -70,7 +62,9 @@ def _accuracies(report: Report, groups) -> None:
             figure,
             "Training and test over the epochs. Lines: mean over seeds; bands: from the least to the largest value.",
         )
-    trained.accuracy_table(report, groups, _PUBLISHED)
+    known = {kind: trained.published_in_words("sew_7b_net", connect_f=kind) for kind in CONNECTIONS}
+    known |= {kind: trained.published_in_words(f"{kind.lower()}_7b_net") for kind in ("Spiking", "Plain")}
+    trained.accuracy_table(report, groups, known)
     report.say("The published accuracies are of 192 epochs.")
     rows = [
         row
@@ -96,7 +90,8 @@ def _rates(report: Report, groups) -> None:
         for o in groups[kind]:
             if not o.diverged:
                 (opened,) = open_networks([str(o.folder)], {}, None)
-                measured.setdefault(kind, []).append(measure_rates(opened, f"firing rates of {o.name}"))
+                blocks = measure_blocks(opened, f"firing rates of {o.name}")
+                measured.setdefault(kind, []).append(Run(o.config.seed, blocks))
     if measured:
         report.say(f"Firing rates of the trained SEW networks, from the checkpoints `{NAME}`:")
         add_block_rates(report, measured, compare=True)

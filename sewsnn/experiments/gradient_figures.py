@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sewsnn.analysis.gradients import BlockGradient
-from sewsnn.experiments.drawing import COLUMN, MARKS, PAGE, drawing
+from sewsnn.experiments.drawing import COLUMN, MARKS, PAGE, drawing, line_with_band
 from sewsnn.experiments.report import Report
 
 _PANELS = 3  # in a row
@@ -138,9 +138,7 @@ def _finish(figure, axes, settings: Sequence[Setting], label_x: str, label_y: st
 
 
 def _line(panel, x: Sequence[float], spreads: Sequence[Spread], mark, label: str, **more) -> None:
-    panel.plot(x, [s.mean for s in spreads], **mark.line(label=label, **more))
-    if any(s.low < s.high for s in spreads):
-        panel.fill_between(x, [s.low for s in spreads], [s.high for s in spreads], color=mark.color, alpha=0.25, lw=0)
+    line_with_band(panel, x, *zip(*spreads, strict=True), mark, label=label, **more)
 
 
 def add_blocks(report: Report, name: str, passes: Sequence[Pass]) -> None:

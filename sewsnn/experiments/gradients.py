@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from sewsnn.analysis.blocks import blocks_of, last_neuron
 from sewsnn.analysis.gradients import BlockGradient, gradient_norms, predicted_norms
-from sewsnn.errors import ConfigError, one_line, short
-from sewsnn.experiments.forms import RESIDUALS, seeds_in_words
+from sewsnn.errors import ConfigError, short
+from sewsnn.experiments.forms import RESIDUALS, data_in_words, seeds_in_words
 from sewsnn.experiments.gradient_figures import Pass, Setting, add_blocks, add_depths
 from sewsnn.experiments.gradient_findings import add_findings
 from sewsnn.experiments.report import Report
-from sewsnn.experiments.sources import Opened, fresh, open_networks, train_batches
+from sewsnn.experiments.sources import Opened, as_user_error, fresh, open_networks, train_batches
 from sewsnn.files import is_folder
 from sewsnn.models import list_models
 from sewsnn.progress import Bar
@@ -99,7 +99,7 @@ def _about(config: Config, networks: list[_Network], given: Opened | None) -> li
     lines = [
         f"network{'s' if len(names) > 1 else ''}: {', '.join(names)}; T = {config.model.T}, {neuron.type} neurons",
         f"loss: cross entropy of the mean logits, for {max(config.analysis.batches, 1)} training batch(es) of "
-        f"{config.data.batch_size} samples of {config.data.name}, in training mode (batch statistics) and float32",
+        f"{config.data.batch_size} samples of {data_in_words(config)}, in training mode (batch statistics) and float32",
     ]
     if given:
         lines.append(
@@ -194,10 +194,8 @@ def _measure(config: Config, networks: list[_Network], given: Opened | None) -> 
                 opened = given._replace(data=data) if given else fresh(of_seed, data)
                 if batches is None:  # the same for all networks
                     batches = list(train_batches(opened, max(config.analysis.batches, 1)))
-                try:
+                with as_user_error(opened):
                     found = [gradient_norms(opened.model, x, y) for x, y in batches]
-                except ValueError as error:  # images that are too small for the network
-                    raise ConfigError(f"model.name: {of_seed.model.name}: {one_line(error)}") from None
                 merged, predicted = _mean(found)
                 passes.append(
                     Pass(

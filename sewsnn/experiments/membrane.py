@@ -6,19 +6,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sewsnn.analysis.calibration import calibrate
 from sewsnn.analysis.potentials import check_layers, neuron_layers, record
 from sewsnn.analysis.watching import evaluating
 from sewsnn.data.source import identity
 from sewsnn.errors import UserError
+from sewsnn.experiments.forms import data_in_words, network_in_words
 from sewsnn.experiments.report import Report, percent
-from sewsnn.experiments.sources import Opened, open_networks, train_batches
+from sewsnn.experiments.sources import Opened, as_user_error, calibrated, open_networks, weights_in_words
 from sewsnn.experiments.traces import Layer, Place, draw_potentials, draw_raster
-from sewsnn.files import is_folder
 from sewsnn.train.prefetch import Prefetch
 
 _LAYERS = 4  # layers that are drawn by default
-_CALIBRATED = 8  # training batches that give the statistics of a fresh network
 
 
 def run(
@@ -54,18 +52,16 @@ def run(
     opened = open_networks(source, overrides, weights)[0]
     names = _names(opened.model, layers)
     x, label = _sample(opened, sample)
-    data = opened.config.data
-    made = ", generated" if data.generated else ""
-    what = f"test sample {sample} of {data.name}{made}, {_class(opened, label)}"
-    about = [f"network: {opened.config.model.name}, T = {opened.config.model.T}", f"data: {what}"]
+    what = f"test sample {sample} of {data_in_words(opened.config)}, {_class(opened, label)}"
+    origin = weights_in_words(source, [opened], weights)
+    about = [f"network: {network_in_words(opened.config)}, T = {opened.config.model.T}", f"data: {what}"]
     with Report("membrane", "Membrane potentials and spikes over time", output, about) as report:
-        if opened.trained:
-            file = weights or (source if is_folder(Path(source)) else opened.config.model.weights)
-            report.about.append(f"weights: of {file}; {_answer(opened, x, label)}")
-        else:
-            calibrate(opened.model, (batch for batch, _ in train_batches(opened, _CALIBRATED)))
-            report.about.append(f"weights: random; batch norm has the statistics of {_CALIBRATED} training batches")
-        recordings = record(opened.model, x, names)
+        if not opened.trained:
+            calibrated(opened)
+        with as_user_error(opened):
+            recordings = record(opened.model, x, names)
+        answer = f"; {_answer(opened, x, label)}" if opened.trained else ""
+        report.about.append(f"weights: {origin}{answer}")
         found = [Layer(name, recordings[name]) for name in names]
         if not any(layer.steps.any() for layer in found):
             raise UserError(

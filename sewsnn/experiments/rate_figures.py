@@ -5,11 +5,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from sewsnn.analysis.blocks import BlockRate
-from sewsnn.analysis.operations import Operations
 from sewsnn.errors import one_line
-from sewsnn.experiments.drawing import MARKS, PAGE, drawing
+from sewsnn.experiments.drawing import MARKS, PAGE, drawing, line_with_band
 from sewsnn.experiments.report import Report
-from sewsnn.experiments.sources import Opened
 
 CONNECTIONS = ("ADD", "AND", "IAND")
 SILENT = 0.001  # a layer with a lower rate is named
@@ -25,23 +23,14 @@ _COLUMNS = {
 }
 
 
-class Rates(NamedTuple):
-    """The rates of one network.
+class Run(NamedTuple):
+    """The block rates of one network: those of one seed."""
 
-    Attributes:
-        opened: the network.
-        blocks: the rates of each block.
-        layers: module name -> spikes per neuron and time-step, for every neuron layer.
-        operations: parameters, MACs and synaptic operations.
-    """
-
-    opened: Opened
+    seed: int
     blocks: list[BlockRate]
-    layers: dict[str, float]
-    operations: Operations
 
 
-def add_block_rates(report: Report, measured: Mapping[str, Sequence[Rates]], compare: bool) -> None:
+def add_block_rates(report: Report, measured: Mapping[str, Sequence[Run]], compare: bool) -> None:
     """Adds Fig. S2, its data and what is seen in it.
 
     Args:
@@ -77,7 +66,7 @@ def add_block_rates(report: Report, measured: Mapping[str, Sequence[Rates]], com
             + (bands if any(len(found) > 1 for found in measured.values()) else ""),
         )
     rows = [
-        {"network": name, "seed": one.opened.config.seed, "block": i + 1, "name": block.name, "S": block.S,
+        {"network": name, "seed": one.seed, "block": i + 1, "name": block.name, "S": block.S,
          "A": block.A, "O": block.O, "active": block.active}
         for name, found in measured.items()
         for one in found
@@ -91,11 +80,9 @@ def add_block_rates(report: Report, measured: Mapping[str, Sequence[Rates]], com
 def _draw(panel, rates: Sequence[Sequence[float]], mark, label: str) -> None:
     """Draws the mean over the runs, and a band from the least to the largest value."""
     of_block = list(zip(*rates, strict=True))
-    index = range(1, len(of_block) + 1)
-    panel.plot(index, list(map(fmean, of_block)), **mark.line(label=label, markevery=max(1, len(of_block) // 12)))
-    if len(rates) > 1:
-        lows, highs = list(map(min, of_block)), list(map(max, of_block))
-        panel.fill_between(index, lows, highs, color=mark.color, alpha=0.15, linewidth=0)
+    values = ([f(block) for block in of_block] for f in (fmean, min, max))
+    every = max(1, len(of_block) // 12)
+    line_with_band(panel, range(1, len(of_block) + 1), *values, mark, label=label, markevery=every)
 
 
 def _label(name: str) -> str:
@@ -104,7 +91,7 @@ def _label(name: str) -> str:
     return f" {label}" if label.startswith("_") else label
 
 
-def _compare(report: Report, measured: Mapping[str, Sequence[Rates]]) -> None:
+def _compare(report: Report, measured: Mapping[str, Sequence[Run]]) -> None:
     """The statements of A.3 about ADD, AND and IAND. Each must hold for every seed."""
     O = {name: [[b.O for b in one.blocks] for one in measured[name]] for name in CONNECTIONS}  # noqa: E741
     A = {name: [[b.A for b in one.blocks] for one in measured[name]] for name in CONNECTIONS}

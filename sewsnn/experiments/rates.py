@@ -1,34 +1,50 @@
 """``sewsnn analyze rates``: firing rates of A^l and O^l in each block (Fig. S2), synaptic operations and energy."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from sewsnn.analysis.blocks import block_rates, blocks_of
-from sewsnn.analysis.calibration import calibrate
+from torch import Tensor
+
+from sewsnn.analysis.blocks import BlockRate, block_rates, blocks_of
 from sewsnn.analysis.firing import firing_rates
-from sewsnn.analysis.operations import AC_PJ, MAC_PJ, count_operations
+from sewsnn.analysis.operations import AC_PJ, MAC_PJ, Operations, count_operations
 from sewsnn.errors import UserError
 from sewsnn.experiments.forms import copied, network_in_words
-from sewsnn.experiments.rate_figures import CONNECTIONS, SILENT, Rates, add_block_rates
+from sewsnn.experiments.rate_figures import CONNECTIONS, SILENT, Run, add_block_rates
 from sewsnn.experiments.report import Report, escaped
 from sewsnn.experiments.sources import (
     Opened,
     as_user_error,
-    data_in_words,
+    calibrated,
     differ_in_connection,
     each,
     fresh,
     open_networks,
     test_batches,
+    test_data_in_words,
     test_steps,
-    train_batches,
     weights_in_words,
 )
 from sewsnn.progress import watched
 from sewsnn.train.step import autocast
 
 SATURATED = 0.95  # a layer with a higher rate is named
-_CALIBRATED = 8  # training batches that give the statistics of a fresh network
+
+
+class Rates(NamedTuple):
+    """The rates of one network.
+
+    Attributes:
+        blocks: the rates of each block.
+        layers: module name -> spikes per neuron and time-step, for every neuron layer.
+        operations: parameters, MACs and synaptic operations.
+    """
+
+    blocks: list[BlockRate]
+    layers: dict[str, float]
+    operations: Operations
 
 
 def run(
@@ -53,23 +69,23 @@ def run(
     Source: supplement, A.3 and Fig. S2.
     """
     opened = _opened(source, overrides, weights)
-    random = f"random; batch norm has the statistics of {_CALIBRATED} training batches"
     about = [
         f"network: {each(network_in_words(o.config) for o in opened)}, T = {each(o.config.model.T for o in opened)}; "
-        f"data: {each(map(data_in_words, opened))}",
-        f"weights: {weights_in_words(source, opened, weights) or random}",
+        f"data: {each(map(test_data_in_words, opened))}",
+        f"weights: {weights_in_words(source, opened, weights)}",
     ]
     with Report("rates", "Firing rates of the blocks (Fig. S2)", output, about) as report:
-        measured = {one.name: measure_rates(one, one.name) for one in opened}
+        measured = {one.name: _measure(one) for one in opened}
         if not any(rate for found in measured.values() for rate in found.layers.values()):
             raise UserError(
-                f"no neuron of {', '.join(measured)} fires (data: {each(map(data_in_words, opened))}), so there are "
-                "no rates to compare; train the network first, or check its thresholds and weights"
+                f"no neuron of {', '.join(measured)} fires (data: {each(map(test_data_in_words, opened))}), so there "
+                "are no rates to compare; train the network first, or check its thresholds and weights"
             )
         left_out = {path for one in opened for path in one.data.corrupt}
         if left_out:
             report.about.append(f"left out as damaged: {len(left_out)} samples")
-        add_block_rates(report, {name: [found] for name, found in measured.items()}, differ_in_connection(opened))
+        runs = {one.name: [Run(one.config.seed, measured[one.name].blocks)] for one in opened}
+        add_block_rates(report, runs, compare=differ_in_connection(opened))
         _add_layers(report, measured)
         _add_energy(report, measured)
         return report.write(command)
@@ -84,38 +100,42 @@ def _opened(source: Sequence[str], overrides: Mapping[str, str], weights: str | 
     if first.trained:
         return opened
     if not first.config.model.name.startswith("sew_"):
-        return [_calibrated(first)]
+        return [calibrated(first)]
     found = []
     for connect_f in CONNECTIONS:
         config = copied(first.config)
         config.analysis, config.model.connect_f = first.config.analysis, connect_f
-        found.append(_calibrated(fresh(config, first.data))._replace(name=connect_f))
+        found.append(calibrated(fresh(config, first.data))._replace(name=connect_f))
     return found
 
 
-def _calibrated(opened: Opened) -> Opened:
-    with as_user_error(opened):
-        calibrate(opened.model, (x for x, _ in train_batches(opened, _CALIBRATED)))
-    return opened
-
-
-def measure_rates(opened: Opened, title: str) -> Rates:
-    """Measures the rates of a network on its test batches, with a progress bar.
+def measure_blocks(opened: Opened, title: str) -> list[BlockRate]:
+    """Measures the rates of the blocks of a network on its test batches, with a progress bar.
 
     Args:
         opened: the network.
         title: its name in the progress bar.
     """
+    with _measuring(opened):
+        return block_rates(opened.model, _watched(opened, f"{title}, blocks"))
+
+
+def _measure(opened: Opened) -> Rates:
+    blocks = measure_blocks(opened, opened.name)
+    with _measuring(opened):
+        layers = firing_rates(opened.model, _watched(opened, f"{opened.name}, layers"))
+        return Rates(blocks, layers, count_operations(opened.model, _watched(opened, f"{opened.name}, operations")))
+
+
+@contextlib.contextmanager
+def _measuring(opened: Opened) -> Iterator[None]:
     device = next(opened.model.parameters()).device
-
-    def batches(what):
-        return (x for x, _ in watched(test_batches(opened), f"{title}, {what}", test_steps(opened)))
-
     with as_user_error(opened), autocast(device, opened.config.train.test_amp):
-        blocks = block_rates(opened.model, batches("blocks"))
-        layers = firing_rates(opened.model, batches("layers"))
-        operations = count_operations(opened.model, batches("operations"))
-    return Rates(opened, blocks, layers, operations)
+        yield
+
+
+def _watched(opened: Opened, title: str) -> Iterator[Tensor]:
+    return (x for x, _ in watched(test_batches(opened), title, test_steps(opened)))
 
 
 def _add_layers(report: Report, measured: Mapping[str, Rates]) -> None:

@@ -127,7 +127,7 @@ class Report:
     def find(self, claim: str, holds: bool | None, evidence: str) -> None:
         """Adds a finding; see :class:`Finding`."""
         if self.undecided:
-            holds, evidence = None, f"{self.undecided} ({evidence.rstrip('.')})"
+            holds, evidence = None, f"{evidence} {self.undecided}"
         self.findings.append(Finding(claim, holds, evidence))
 
     def text(self, command: str = "") -> str:

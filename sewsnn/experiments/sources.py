@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from sewsnn.analysis.calibration import calibrate
 from sewsnn.data import DataSource
 from sewsnn.errors import DataError, UserError, one_line
+from sewsnn.experiments.forms import data_in_words
 from sewsnn.experiments.report import code, printable
 from sewsnn.files import is_folder
 from sewsnn.train import build
@@ -20,6 +22,8 @@ from sewsnn.train.config import Config, load_config
 from sewsnn.train.finished import open_run
 from sewsnn.train.nonfinite import bad_entries
 from sewsnn.train.prefetch import Prefetch
+
+_CALIBRATED = 8  # training batches that give the statistics of a network with random weights
 
 
 class Opened(NamedTuple):
@@ -185,17 +189,24 @@ def each(values: Iterable) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
-def data_in_words(opened: Opened) -> str:
+def test_data_in_words(opened: Opened) -> str:
     """Returns which test samples :func:`test_batches` yields."""
-    steps, every, data = test_steps(opened), opened.data.test_steps, opened.config.data
+    steps, every = test_steps(opened), opened.data.test_steps
     part = f"{steps} of {every} batches of the " if steps < every else ""
-    return f"{part}test set of {data.name}{', generated' if data.generated else ''}"
+    return f"{part}test set of {data_in_words(opened.config)}"
+
+
+def calibrated(opened: Opened) -> Opened:
+    """Gives the batch norms of a network with random weights the statistics of some training batches."""
+    with as_user_error(opened):
+        calibrate(opened.model, (x for x, _ in train_batches(opened, _CALIBRATED)))
+    return opened
 
 
 def weights_in_words(sources: str | Sequence[str], opened: Sequence[Opened], weights: str | None) -> str:
-    """Returns where the weights of :func:`open_networks` come from; an empty text for random weights."""
+    """Returns where the weights of :func:`open_networks` come from; random ones are :func:`calibrated`."""
     if not opened[0].trained:
-        return ""
+        return f"random; batch norm has the statistics of {_CALIBRATED} training batches"
     sources = [sources] if isinstance(sources, str) else sources
     files = sources if is_folder(sources[0]) else [opened[0].config.model.weights]
     return f"of {each(code(str(file)) for file in ([weights] if weights else files))}"

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sewsnn.errors import UserError, one_line
-from sewsnn.experiments import worker as workers
-from sewsnn.experiments.worker import DIVERGED
+from sewsnn.experiments.worker import DIVERGED, command
 from sewsnn.files import exists, make_folder, read_regular, text_of
 from sewsnn.locking import FolderLock
 from sewsnn.progress import Bar, say
@@ -222,7 +221,7 @@ class _Pool:
         if self.cells[0].config.train.threads:
             environment["OMP_NUM_THREADS"] = str(self.cells[0].config.train.threads)
         worker = subprocess.Popen(
-            workers.command(),
+            command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from sewsnn.experiments.drawing import MARKS
+from sewsnn.experiments.drawing import MARKS, line_with_band
 from sewsnn.experiments.forms import Spread, spread
 from sewsnn.experiments.report import Report
 from sewsnn.experiments.sweep import Outcome
+from sewsnn.models.published import published
 
 EPOCH_COLUMNS = {
     "epoch": "number of the epoch, from 1",
@@ -57,42 +58,39 @@ def draw_curves(axes, groups: Mapping[str, Sequence[Outcome]], measure: str, mar
         means = [sum(values) / len(values) for values in by_epoch.values()]
         lows, highs = ([f(values) for values in by_epoch.values()] for f in (min, max))
         every = max(1, len(epochs) // 8)
-        axes.plot(epochs, means, **mark.line(label=label, markevery=every))
-        axes.fill_between(epochs, lows, highs, color=mark.color, alpha=0.15, linewidth=0)
+        line_with_band(axes, epochs, means, lows, highs, mark, label=label, markevery=every)
     axes.set_xlabel("epoch")
     axes.set_ylabel(MEASURES[measure])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def accuracy_table(report: Report, groups: Mapping[str, Sequence[Outcome]], published: Mapping[str, str]) -> None:
+def accuracy_table(report: Report, groups: Mapping[str, Sequence[Outcome]], known: Mapping[str, str]) -> None:
     """Adds a table of the accuracies of the last and the best epoch, beside the published ones.
 
     Args:
-        report: the report.
+        report: the report. If its accuracies have no meaning (``report.undecided``), it shows no published ones.
         groups: label -> runs that differ in their seed.
-        published: label -> the published accuracy, with its data set.
+        known: label -> the published accuracy in words (:func:`published_in_words`); a label may be missing.
     """
-    rows, generated = [], False
+    rows = []
     for label, outcomes in groups.items():
-        generated |= outcomes[0].config.data.generated > 0
         rate = f"{outcomes[0].config.optimizer.lr:g}"
-        train, last, best = (spread(outcomes, name) for name in ("train_accuracy", "test_accuracy", "best"))
-        rows.append(
-            (
-                label,
-                rate,
-                train.percent(),
-                last.percent(),
-                best.percent(),
-                "" if generated else published.get(label, ""),
-            )
-        )
+        found = (spread(outcomes, name).percent() for name in ("train_accuracy", "test_accuracy", "best"))
+        rows.append((label, rate, *found, "" if report.undecided else known.get(label, "")))
     head = ("network", "learning rate", "training accuracy", "test accuracy, last epoch", "best epoch", "published")
     report.show(head, rows)
-    report.say(
-        "Accuracies are mean ± standard deviation over the seeds."
-        + (" **The samples are generated, so these accuracies have no meaning.**" if generated else "")
-    )
+    report.say(f"Accuracies are mean ± standard deviation over the seeds. {report.undecided}".rstrip())
+
+
+def published_in_words(name: str, **settings) -> str:
+    """``97.92 % (DVS Gesture)``: the one published result of a network with these settings. Second-hand numbers say so.
+
+    Args:
+        name, settings: as for :func:`sewsnn.models.published.published`.
+    """
+    (result,) = published(name, **settings)
+    note = f", {result.source}" if result.source.startswith("reported by others") else ""
+    return f"{result.accuracy:.2f} % ({result.data}{note})"
 
 
 def in_words(label: str, found: Spread) -> str:
